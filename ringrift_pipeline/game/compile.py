@@ -2,9 +2,10 @@
 
 numba keeps its own cache per source file and misses a change in a *callee* that lives in
 another file. We therefore give the cache a folder whose name is a hash of every source file
-that may contain a kernel, of the compiler's version and of the processor: any edit, anywhere,
-leads to a fresh folder. The folder lies in the user's cache directory, outside any data root;
-set ``RINGRIFT_KERNEL_CACHE`` to put it elsewhere.
+that a kernel can reach, of the compiler's version and of the processor: any edit, anywhere,
+leads to a fresh folder. A kernel of one room can reach its own room and those above it, so an
+edit in ``search`` does not compile the rules again. The folder lies in the user's cache
+directory, outside any data root; set ``RINGRIFT_KERNEL_CACHE`` to put it elsewhere.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import numba
 import platformdirs
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-#: Rooms that hold kernels; every Python file in them is part of the key.
-KERNEL_ROOMS = ("game", "network", "search", "selfplay", "evaluation")
+#: Rooms that hold kernels, top down; a kernel reaches its own room and those before it.
+KERNEL_ROOMS = ("game", "network", "search", "selfplay", "training", "evaluation")
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -36,54 +37,62 @@ def _processor() -> str:
 
 
 @functools.cache
-def source_hash() -> str:
-    """Hex digest over all kernel sources, the compiler and the processor (24 characters)."""
+def source_hash(room: str = KERNEL_ROOMS[-1]) -> str:
+    """Hex digest (24 characters) over all kernel sources that ``room`` can reach.
+
+    The compiler's version and the processor are part of it. Tests and notebooks, which are no
+    room, count as reaching every room.
+    """
     digest = hashlib.sha256()
-    for room in KERNEL_ROOMS:
-        for path in sorted((_PACKAGE / room).rglob("*.py")):
+    reach = KERNEL_ROOMS[: KERNEL_ROOMS.index(room) + 1] if room in KERNEL_ROOMS else KERNEL_ROOMS
+    for name in reach:
+        for path in sorted((_PACKAGE / name).rglob("*.py")):
             digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\0".encode())
             digest.update(path.read_bytes())
     digest.update(f"{numba.__version__}:{sys.version_info[:3]}:{_processor()}".encode())
     return digest.hexdigest()[:24]
 
 
-def cache_folder() -> Path:
-    """Folder that holds the compiled kernels of exactly these sources."""
+def cache_folder(room: str = KERNEL_ROOMS[-1]) -> Path:
+    """Folder that holds the compiled kernels of exactly the sources that ``room`` can reach."""
     root = os.environ.get("RINGRIFT_KERNEL_CACHE")
     base = Path(root) if root else Path(platformdirs.user_cache_dir("ringrift_pipeline"))
-    return base / "kernels" / source_hash()
+    return base / "kernels" / f"{room}-{source_hash(room)}"
 
 
-def _use_cache_folder() -> None:
-    folder = cache_folder()
+def _compile(function: _F, **options: Any) -> _F:
+    parts = function.__module__.split(".")
+    room = parts[1] if parts[0] == _PACKAGE.name and len(parts) > 1 else ""
+    folder = cache_folder(room if room in KERNEL_ROOMS else "any")
     folder.mkdir(parents=True, exist_ok=True)
+    before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
-
-
-_use_cache_folder()
+    try:
+        compiled = numba.njit(
+            cache=True, nogil=True, error_model="numpy", boundscheck=False, **options
+        )(function)
+    finally:
+        numba.config.CACHE_DIR = before  # type: ignore[attr-defined]
+    return compiled  # type: ignore[no-any-return]
 
 
 def kernel(function: _F) -> _F:
     """Compile ``function`` on first use: no Python objects, no GIL, cached on disk."""
-    compiled = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)(function)
-    return compiled  # type: ignore[no-any-return]
+    return _compile(function)
 
 
 def inline_kernel(function: _F) -> _F:
     """Like :func:`kernel`, for tiny leaf functions that every caller should swallow."""
-    compiled = numba.njit(
-        cache=True, nogil=True, error_model="numpy", boundscheck=False, forceinline=True
-    )(function)
-    return compiled  # type: ignore[no-any-return]
+    return _compile(function, forceinline=True)
 
 
 @contextmanager
-def announced(what: str, marker: str) -> Iterator[None]:
+def announced(what: str, room: str, marker: str) -> Iterator[None]:
     """Say once, on standard error, that ``what`` is being compiled and how long it took.
 
-    ``marker`` names the piece of the cache: when it was filled before, nothing is said.
+    ``marker`` names the piece of the room's cache: when it was filled before, nothing is said.
     """
-    done = cache_folder() / f"{marker}.ready"
+    done = cache_folder(room) / f"{marker}.ready"
     if done.exists():
         yield
         return

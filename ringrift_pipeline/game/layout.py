@@ -85,8 +85,9 @@ REASON_NAMES = (
     "last_player_standing_R172",
     "stalemate_ladder:territory_control",
     "stalemate_ladder:ring_elimination",
-    "stalemate_ladder:markers",
-    "stalemate_ladder:last_actor",
+    # The reference engine calls the two lowest rungs by one name; traces carry it.
+    "stalemate_ladder:last_player_standing",
+    "stalemate_ladder:last_player_standing",
 )
 
 # --- move kinds ------------------------------------------------------------------------------

@@ -68,8 +68,8 @@ class State:
     __slots__ = ("_legal", "_row", "rules")
 
     def __init__(self, rules: Rules, row: np.ndarray) -> None:
-        row.setflags(write=False)
         self.rules = rules
+        # Never written after this; left writable because the kernels are compiled for that.
         self._row = row
         self._legal: list[Move] | None = None
 
@@ -104,8 +104,10 @@ class State:
 
     @property
     def array(self) -> np.ndarray:
-        """The int64 (S,) row underneath, read-only."""
-        return self._row
+        """The int64 (S,) row underneath, as a read-only view."""
+        view = self._row.view()
+        view.setflags(write=False)
+        return view
 
     @property
     def current_player(self) -> int | None:
@@ -136,7 +138,7 @@ class State:
         """Every legal move, in a fixed order; empty only when the game is over."""
         if self._legal is None:
             buffer = np.empty(self.rules.max_moves, dtype=np.int64)
-            with announced("the rules", "rules"):
+            with announced("the rules", "game", "legal_moves"):
                 n = legal_moves(self.rules.constants, self._row, buffer)
             self._legal = [Move(self.rules, self._row, int(code)) for code in buffer[:n]]
         return list(self._legal)
@@ -249,7 +251,7 @@ def new_game(config: str, swap_rule: bool = False) -> State:
     if swap_rule and rules.players != 2:
         raise ValueError(f"the pie rule is for two players, {config} has {rules.players}")
     row = np.zeros(rules.state_size, dtype=np.int64)
-    with announced("the rules", "start"):
+    with announced("the first position", "game", "initial_state"):
         initial_state(rules.constants, row, int(swap_rule))
     return State(rules, row)
 

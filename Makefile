@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine: `make loop` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= square8_2p
+GENERATIONS ?= 2
+PRESET ?= smoke
+WORKERS ?= 2
+
+.PHONY: help setup loop ui test lint bench clean
+
+help:
+	@echo "make loop   play, train, evaluate and gate $(GENERATIONS) generations of $(CONFIG) ($(PRESET))"
+	@echo "make ui     open the Dagster UI on what the loop made"
+	@echo "make test   lint, types and the whole test suite"
+	@echo "make bench  every benchmark, quick form"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+loop: setup
+	@$(BIN)/ringrift loop --config $(CONFIG) --generations $(GENERATIONS) --preset $(PRESET)
+
+ui: setup
+	@$(BIN)/ringrift ui
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+# The kernels are compiled once, before the workers of the test run would each do it.
+test: lint
+	@$(BIN)/python -m ringrift_pipeline.search.warm_up
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+bench: setup
+	@for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,167 @@
+"""What a set of forecasts says about calibration, as numbers and as a picture."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ringrift_pipeline.enhancements.calibration_measures import (
+    Forecasts,
+    game_draws,
+    interval,
+    reliability,
+)
+
+__all__ = ["calibration_report", "draw_reliability"]
+
+
+def _bins(forecasts: Forecasts, bins: int) -> list[dict[str, float | int]]:
+    table = reliability(forecasts, bins)
+    return [
+        {
+            "bin": i,
+            "count": int(table.count[i]),
+            "games": int(table.games[i]),
+            "prediction": float(table.prediction[i]),
+            "outcome": float(table.outcome[i]),
+            "standard_error": float(table.standard_error[i]),
+        }
+        for i in range(table.count.size)
+    ]
+
+
+def _summary(
+    forecasts: Forecasts, bins: int, bootstrap: int, confidence: float, seed: int
+) -> dict[str, Any]:
+    table = reliability(forecasts, bins)
+    plain = table.error(debias=False)
+    brier_sum, count = forecasts.by_game(forecasts.brier())
+    loss_sum, _ = forecasts.by_game(forecasts.log_loss())
+    draws = game_draws(forecasts.num_games, bootstrap, [seed, forecasts.num_games])
+    errors, null = table.resampled(draws)
+    rows = draws @ count
+    return {
+        "positions": int(forecasts.predictions.shape[0]),
+        "games": forecasts.num_games,
+        "calibration_error": table.error(),
+        "calibration_error_interval": interval(errors, confidence),
+        "calibration_error_plain": plain,
+        "squared_calibration_error": table.squared_error(),
+        # share of calibrated predictors that would have read at least as badly
+        "p_value": float((1 + (null >= plain).sum()) / (1 + bootstrap)),
+        "brier": float(brier_sum.sum() / count.sum()),
+        "brier_interval": interval((draws @ brier_sum) / rows, confidence),
+        "log_loss": float(loss_sum.sum() / count.sum()),
+        "log_loss_interval": interval((draws @ loss_sum) / rows, confidence),
+        "mean_prediction": forecasts.predictions.mean(axis=0).tolist(),
+        "mean_outcome": forecasts.outcomes.mean(axis=0).tolist(),
+    }
+
+
+def calibration_report(
+    predictions: Any,
+    outcomes: Any,
+    games: Any | None = None,
+    phases: Any | None = None,
+    *,
+    bins: int = 15,
+    bootstrap: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure how well predictions are calibrated. Everything in it can be written as JSON.
+
+    Args:
+        predictions: (n,) probability of one event or (n, seats) probabilities of winning.
+        outcomes: same shape; shares of the win.
+        games: (n,) game ids: evidence is counted and resampled by game.
+        phases: (n,) phase names, for reliability by phase.
+        bins: equal-mass bins.
+        bootstrap: replicates, at least 20, each of whole games.
+        confidence: of the intervals.
+        seed: of the bootstrap.
+
+    Returns:
+        ``calibration_error`` (debiased mean absolute gap), ``calibration_error_interval``,
+        ``calibration_error_plain`` (as commonly reported, biased upwards),
+        ``squared_calibration_error`` (debiased), ``p_value`` of being calibrated, ``brier`` and
+        ``log_loss`` (nats; both sums over seats, means over positions) with ``…_interval``,
+        ``positions``, ``games``, ``bins`` (list of records), and ``by_phase`` and ``by_seat``:
+        the same numbers and bins for each phase name and each column "0", "1", ….
+
+    Raises:
+        ValueError: for bad input, as `Forecasts.check` says.
+    """
+    if bootstrap < 20:
+        raise ValueError(f"bootstrap must be at least 20, got {bootstrap}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    forecasts = Forecasts.check(predictions, outcomes, games, phases)
+
+    def measured(part: Forecasts) -> dict[str, Any]:
+        numbers = _summary(part, bins, bootstrap, confidence, seed)
+        return numbers | {"bins": _bins(part, bins)}
+
+    report = measured(forecasts) | {"confidence": confidence, "by_phase": {}, "by_seat": {}}
+    if forecasts.phases is not None:
+        for name in np.unique(forecasts.phases):
+            report["by_phase"][str(name)] = measured(forecasts.select(forecasts.phases == name))
+    seats = forecasts.predictions.shape[1]
+    if seats > 1:
+        every = np.ones(forecasts.predictions.shape[0], dtype=bool)
+        for seat in range(seats):
+            report["by_seat"][str(seat)] = measured(forecasts.select(every, seat))
+    return report
+
+
+def draw_reliability(reports: Mapping[str, Mapping[str, Any]], path: str | Path) -> Path:
+    """Draw a reliability diagram as PNG, one line a report, with 2 standard errors a bin.
+
+    Args:
+        reports: label -> what `calibration_report` returned, for instance before and after.
+        path: file to write; replaced in one step.
+
+    Returns:
+        The path.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if not reports:
+        raise ValueError("there is no report to draw")
+    figure = Figure(figsize=(5.2, 6.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
+    top.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="calibrated")
+    for number, (label, report) in enumerate(reports.items()):
+        bins = report["bins"]
+        x = np.array([row["prediction"] for row in bins])
+        y = np.array([row["outcome"] for row in bins])
+        error = 2 * np.array([row["standard_error"] for row in bins])
+        low, high = report["calibration_error_interval"]
+        text = f"{label}: error {report['calibration_error']:.3f} [{low:.3f}, {high:.3f}]"
+        bars = np.stack([np.minimum(error, y), np.minimum(error, 1 - y)])
+        top.errorbar(
+            x, y, bars, color=f"C{number}", marker="o", markersize=4, capsize=2, label=text
+        )
+        mass = np.array([row["count"] for row in bins]) / sum(row["count"] for row in bins)
+        bottom.vlines(x, 0, mass, color=f"C{number}", linewidth=3, alpha=0.6)
+    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of the win", title="Value head reliability")
+    top.legend(loc="upper left", fontsize=8)
+    bottom.set(xlabel="predicted probability of winning", ylabel="mass")
+    bottom.set_ylim(bottom=0)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    return path

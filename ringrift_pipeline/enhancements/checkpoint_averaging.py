@@ -1,0 +1,333 @@
+"""Averages of a model's weights: exponential over training, or the mean of the last k.
+
+The exponential average (EMA) states its decay in samples, not in steps, so it means the same at
+any batch size, and warms up by itself. The mean of checkpoints reads them tensor by tensor from
+safetensors files and holds one copy of the model, however many there are.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ringrift_pipeline.enhancements.argument_checks import check_keys, check_number, check_whole
+from ringrift_pipeline.enhancements.checkpoint_files import (
+    CheckpointReader,
+    average_checkpoints,
+    check_match,
+    mean_of_checkpoints,
+    widened,
+    write_checkpoint,
+)
+
+
+class CheckpointAverager:
+    """Exponential average by :meth:`update`, and mean of the last k by :meth:`add_checkpoint`.
+
+    The two are independent; :meth:`get_averaged_state_dict` gives the exponential average once
+    there is one, or the one asked for.
+
+    **EMA**: after a step on ``b`` samples, ``average = d * average + (1 - d) * weights`` with
+    ``d = 0.5 ** (b / h)`` and ``h = min(half_life_samples, warmup_fraction * samples_seen)``; the
+    first update copies. It is kept in float32 (float64 for float64) by torch's ``AveragedModel``,
+    so bfloat16 weights do not swallow small changes; integer and boolean buffers are the newest.
+
+    **Mean**: kept on disk unless ``keep_on_disk=False``, which holds k copies in memory instead.
+
+    Args:
+        num_checkpoints: k, at least 1.
+        checkpoint_dir: folder of the k files; None makes a temporary one.
+        keep_on_disk: whether the k checkpoints are files.
+        half_life_samples: samples after which a weight's share in the EMA has halved.
+        warmup_fraction: bound of the half-life as a share of the samples seen, in (0, 1].
+        device: where the EMA lives; None: where the model is.
+
+    Raises:
+        ValueError: an argument out of range, by name.
+    """
+
+    def __init__(
+        self,
+        num_checkpoints: int = 5,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        keep_on_disk: bool = True,
+        *,
+        half_life_samples: float = 25_000.0,
+        warmup_fraction: float = 0.1,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.num_checkpoints = check_whole("num_checkpoints", num_checkpoints, 1)
+        self.half_life_samples = check_number(
+            "half_life_samples", half_life_samples, 0.0, above=True
+        )
+        self.warmup_fraction = check_number(
+            "warmup_fraction", warmup_fraction, 0.0, 1.0, above=True
+        )
+        self.keep_on_disk = bool(keep_on_disk)
+        self.checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir is not None else None
+        self.device = torch.device(device) if device is not None else None
+        self.samples_seen = 0
+        self._own_dir: Path | None = None
+        self._window: list[Path | dict[str, Tensor]] = []
+        self._ema: AveragedModel | None = None
+        self._dtypes: dict[str, torch.dtype] = {}  # of the model's own state, by name
+        self._decay = 0.0
+        self._pending: dict[str, Any] | None = None  # loaded before there was a model
+
+    # The exponential average.
+
+    def decay(self, num_samples: int) -> float:
+        """Share of the old average that the next update on ``num_samples`` samples keeps."""
+        seen = self.samples_seen + num_samples
+        half_life = min(self.half_life_samples, self.warmup_fraction * seen)
+        return 0.5 ** (num_samples / half_life)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, num_samples: int = 1) -> None:
+        """Take the model's weights into the EMA, after an optimizer step.
+
+        Args:
+            model: always the same architecture; compiled and data-parallel wrappers are seen
+                through. Its weights should be finite, which is not checked here.
+            num_samples: samples of that step, at least 1.
+
+        Raises:
+            ValueError: ``num_samples``, or a model that does not fit the average; no change.
+        """
+        samples = check_whole("num_samples", num_samples, 1)
+        inner = _unwrap(model)
+        if self._ema is None:
+            self._start(inner)
+        ema = self._ema
+        assert ema is not None
+        if [p.shape for p in ema.module.parameters()] != [p.shape for p in inner.parameters()]:
+            raise ValueError("model does not have the parameters of the averaged one")
+        self._decay = self.decay(samples)
+        ema.update_parameters(cast(nn.Module, _Widened(inner)))
+        self.samples_seen += samples
+
+    def _start(self, model: nn.Module) -> None:
+        dtypes = {name: value.dtype for name, value in _tensors(model.state_dict()).items()}
+        ema = AveragedModel(model, device=self.device, multi_avg_fn=self._blend, use_buffers=True)
+        ema.module.requires_grad_(False).eval()
+        for tensor in (*ema.module.parameters(), *ema.module.buffers()):
+            tensor.data = widened(tensor.data)
+        if self._pending is not None:
+            _load_exactly(ema.module, self._pending["tensors"])
+            ema.n_averaged.fill_(self._pending["updates"])
+            dtypes = self._pending["dtypes"]
+            self._pending = None
+        self._ema, self._dtypes = ema, dtypes
+
+    def _blend(self, average: Any, current: Any, _: Any) -> None:
+        """AveragedModel's callback: one list a device and dtype."""
+        if average[0].is_floating_point() or average[0].is_complex():
+            torch._foreach_lerp_(average, current, 1.0 - self._decay)
+        else:
+            torch._foreach_copy_(average, current)
+
+    @property
+    def num_updates(self) -> int:
+        """EMA updates so far."""
+        if self._ema is not None:
+            return int(self._ema.n_averaged)
+        return self._pending["updates"] if self._pending else 0
+
+    @property
+    def averaged_model(self) -> nn.Module | None:
+        """The EMA as a module in eval mode, float32, updated in place; None before an update."""
+        return None if self._ema is None else self._ema.module
+
+    # The mean of the last k.
+
+    def add_checkpoint(self, state_dict: Mapping[str, Any], epoch: int | None = None) -> None:
+        """Take a model's ``state_dict`` into the window; the oldest beyond k is dropped.
+
+        Args:
+            state_dict: name -> tensor.
+            epoch: only for the file's name; files never replace one another.
+
+        Raises:
+            ValueError: a tensor that is not finite, or names and shapes that differ from those in
+                the window; no change.
+        """
+        tensors = _tensors(state_dict)
+        if not tensors:
+            raise ValueError("state_dict holds no tensors")
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"state_dict[{name!r}] is not finite")
+        if self._window:
+            shapes = CheckpointReader(self._window[-1]).shapes()
+            check_match(shapes, {name: tuple(t.shape) for name, t in tensors.items()})
+        if self.keep_on_disk:
+            label = "checkpoint" if epoch is None else f"epoch{check_whole('epoch', epoch, 0):06d}"
+            path = self._folder() / f"{label}-{uuid.uuid4().hex}.safetensors"
+            write_checkpoint(path, tensors)
+            self._window.append(path)
+        else:
+            self._window.append({k: v.detach().clone() for k, v in tensors.items()})
+        while len(self._window) > self.num_checkpoints:
+            self._drop(self._window.pop(0))
+
+    @property
+    def num_stored(self) -> int:
+        """Checkpoints in the window, at most k."""
+        return len(self._window)
+
+    def cleanup(self) -> None:
+        """Forget the window and remove its files (and the folder, if it was temporary)."""
+        for entry in self._window:
+            self._drop(entry)
+        self._window = []
+        if self._own_dir is not None:
+            shutil.rmtree(self._own_dir, ignore_errors=True)
+            self._own_dir = None
+
+    def get_averaged_state_dict(
+        self, kind: Literal["ema", "mean"] | None = None
+    ) -> dict[str, Tensor]:
+        """A fresh state dict of averaged weights, in the model's own dtypes.
+
+        Args:
+            kind: ``ema``, ``mean``, or None for the EMA if there is one and else the mean.
+
+        Raises:
+            ValueError: there is nothing of that kind yet.
+        """
+        if kind not in (None, "ema", "mean"):
+            raise ValueError(f"kind must be 'ema', 'mean' or None, got {kind!r}")
+        if kind == "ema" or (kind is None and self.num_updates):
+            if not self.num_updates:
+                raise ValueError("no exponential average yet: call update() first")
+            tensors, dtypes = self._ema_tensors()
+            return {name: t.clone().to(dtypes.get(name, t.dtype)) for name, t in tensors.items()}
+        if not self._window:
+            raise ValueError("nothing to average yet: call update() or add_checkpoint() first")
+        return mean_of_checkpoints(self._window)
+
+    def _ema_tensors(self) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
+        if self._ema is not None:
+            return _tensors(self._ema.module.state_dict()), self._dtypes
+        assert self._pending is not None
+        return self._pending["tensors"], self._pending["dtypes"]
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """``ema``: name -> float32 tensor (a copy); the rest plain values.
+
+        A window on disk is in it by its files' names, which :meth:`load_state_dict` must find.
+        """
+        ema: dict[str, Tensor] = {}
+        dtypes: dict[str, torch.dtype] = {}
+        if self.num_updates:
+            tensors, dtypes = self._ema_tensors()
+            ema = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        window = [entry if isinstance(entry, dict) else str(entry) for entry in self._window]
+        return {
+            "ema": ema,
+            "dtypes": {name: str(d).removeprefix("torch.") for name, d in dtypes.items()},
+            "updates": self.num_updates,
+            "samples_seen": self.samples_seen,
+            "window": window,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a :meth:`state_dict`; works before the first :meth:`update` as well.
+
+        Raises:
+            ValueError: something missing, a file of the window gone, or tensors that do not fit
+                the model; no change.
+        """
+        check_keys(state_dict, self.state_dict(), "CheckpointAverager")
+        updates = check_whole("updates", state_dict["updates"], 0)
+        seen = check_whole("samples_seen", state_dict["samples_seen"], 0)
+        window: list[Path | dict[str, Tensor]] = []
+        for entry in state_dict["window"]:
+            if isinstance(entry, Mapping):
+                window.append({name: tensor.clone() for name, tensor in entry.items()})
+            elif Path(entry).is_file():
+                window.append(Path(entry))
+            else:
+                raise ValueError(f"window: checkpoint file {entry} is gone")
+        tensors = {name: tensor.detach().clone() for name, tensor in state_dict["ema"].items()}
+        dtypes = {name: getattr(torch, d) for name, d in state_dict["dtypes"].items()}
+        if updates and not tensors:
+            raise ValueError("ema is empty although updates is not 0")
+        if self._ema is not None and updates:
+            _load_exactly(self._ema.module, tensors)
+            self._ema.n_averaged.fill_(updates)
+            self._dtypes = dtypes
+        else:
+            self._ema = None
+            pending = {"tensors": tensors, "dtypes": dtypes, "updates": updates}
+            self._pending = pending if updates else None
+        self.samples_seen, self._window = seen, window
+
+    def _folder(self) -> Path:
+        if self.checkpoint_dir is not None:
+            self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            return self.checkpoint_dir
+        if self._own_dir is None:
+            self._own_dir = Path(tempfile.mkdtemp(prefix="checkpoint-average-"))
+        return self._own_dir
+
+    @staticmethod
+    def _drop(entry: Path | dict[str, Tensor]) -> None:
+        if isinstance(entry, Path):
+            entry.unlink(missing_ok=True)
+
+
+class _Widened:
+    """A model whose low-precision tensors read as float32, as ``AveragedModel`` needs them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def parameters(self) -> Iterator[Tensor]:
+        return (widened(parameter.detach()) for parameter in self._model.parameters())
+
+    def buffers(self) -> Iterator[Tensor]:
+        return (widened(buffer.detach()) for buffer in self._model.buffers())
+
+
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, without what ``get_extra_state`` may have put there."""
+    return {name: value for name, value in state_dict.items() if isinstance(value, Tensor)}
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """The model inside of ``torch.compile``'s and data-parallel wrappers."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def _load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = _tensors(module.state_dict())
+    check_match(
+        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        "ema",
+    )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+__all__ = ["CheckpointAverager", "average_checkpoints"]

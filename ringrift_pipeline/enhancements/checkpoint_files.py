@@ -1,0 +1,190 @@
+"""Checkpoint files read tensor by tensor, and their mean with the memory of one copy."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+MODEL_FILE = "model.safetensors"
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def average_checkpoints(
+    checkpoint_paths: Sequence[str | os.PathLike[str]],
+    device: str | torch.device | None = None,
+) -> dict[str, Tensor]:
+    """Mean of the weights in several safetensors files, in their own dtypes.
+
+    One tensor of one file is read at a time; integer and boolean tensors are the last file's.
+
+    Args:
+        checkpoint_paths: files, or folders that hold a ``model.safetensors``.
+        device: where the result goes; None: CPU.
+
+    Raises:
+        ValueError: no paths, a file that is missing or not safetensors, or names and shapes that
+            differ between files, all by path.
+    """
+    if not checkpoint_paths:
+        raise ValueError("checkpoint_paths is empty")
+    files = [Path(path) for path in checkpoint_paths]
+    return mean_of_checkpoints([f / MODEL_FILE if f.is_dir() else f for f in files], device)
+
+
+class CheckpointReader:
+    """The tensors of one checkpoint, from memory or from a file, one at a time.
+
+    A file's tensors are read, not mapped: mapped pages would count as memory, file after file.
+    """
+
+    def __init__(self, entry: Path | dict[str, Tensor]) -> None:
+        self._tensors = entry if isinstance(entry, dict) else None
+        self.label = "checkpoint in memory" if isinstance(entry, dict) else str(entry)
+        self._data_start = 0
+        self._header: dict[str, Any] = {}
+        if isinstance(entry, dict):
+            return
+        if not entry.is_file():
+            raise ValueError(f"checkpoint {entry} does not exist")
+        try:
+            with safe_open(str(entry), framework="pt", device="cpu"):
+                pass  # checks the header, its offsets and the file's length
+        except SafetensorError as error:
+            raise ValueError(f"checkpoint {entry} is not a safetensors file: {error}") from error
+        with entry.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            self._header = json.loads(handle.read(length))
+        self._header.pop("__metadata__", None)
+        self._data_start = 8 + length
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name."""
+        if self._tensors is not None:
+            return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+        return {name: tuple(entry["shape"]) for name, entry in self._header.items()}
+
+    def read(self, name: str) -> Tensor:
+        """The tensor itself from memory, a fresh one from a file."""
+        if self._tensors is not None:
+            return self._tensors[name]
+        entry = self._header[name]
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:  # an exotic type: let the library map it
+            with safe_open(self.label, framework="pt", device="cpu") as source:
+                return source.get_tensor(name)
+        start, end = entry["data_offsets"]
+        raw = torch.empty(end - start, dtype=torch.uint8)
+        with open(self.label, "rb", buffering=0) as handle:
+            handle.seek(self._data_start + start)
+            view, done = raw.numpy().data, 0
+            while done < len(view):
+                count = handle.readinto(view[done:])
+                if not count:
+                    raise ValueError(f"checkpoint {self.label} ends within {name}")
+                done += count
+        return raw.view(dtype).reshape(entry["shape"])
+
+
+@torch.no_grad()
+def mean_of_checkpoints(
+    entries: Sequence[Path | dict[str, Tensor]],
+    device: str | torch.device | None = None,
+    weights: Sequence[float] | None = None,
+) -> dict[str, Tensor]:
+    """Mean of the checkpoints, tensor by tensor, summed in float32 (float64 for float64).
+
+    Args:
+        entries: files, or state dicts in memory.
+        device: where the result goes; None: where the tensors are.
+        weights: one an entry, summing to 1; None: equal.
+
+    Returns:
+        Tensors in their own dtypes; integer and boolean ones are the last entry's.
+    """
+    readers = [CheckpointReader(entry) for entry in entries]
+    shapes = readers[0].shapes()
+    for reader in readers[1:]:
+        check_match(shapes, reader.shapes(), reader.label)
+    shares = [1.0] * len(readers) if weights is None else list(weights)
+    averaged: dict[str, Tensor] = {}
+    for name in shapes:
+        newest = readers[-1].read(name)
+        if newest.is_floating_point() or newest.is_complex():
+            total = widened(newest) * shares[-1]
+            for reader, share in zip(readers[:-1], shares[:-1], strict=True):
+                total.add_(reader.read(name).to(total.device), alpha=share)
+            value = (total.div_(len(readers)) if weights is None else total).to(newest.dtype)
+        else:
+            value = newest.clone()
+        averaged[name] = value if device is None else value.to(device)
+    return averaged
+
+
+def check_match(
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    label: str = "state_dict",
+) -> None:
+    if expected.keys() != found.keys():
+        odd = sorted(expected.keys() ^ found.keys())
+        raise ValueError(f"{label}: tensors not in all checkpoints: {', '.join(odd[:5])}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ValueError(f"{label}: {name} has shape {found[name]}, the others {shape}")
+
+
+def widened(tensor: Tensor) -> Tensor:
+    low = tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64)
+    return tensor.float() if low else tensor
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Safetensors to a temporary name, fsync, rename."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != value.nbytes:
+            value = value.clone()  # tied weights and views: safetensors wants one tensor each
+        seen.add(storage.data_ptr())
+        plain[name] = value
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(plain, str(temporary))
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+__all__ = [
+    "MODEL_FILE",
+    "CheckpointReader",
+    "average_checkpoints",
+    "check_match",
+    "mean_of_checkpoints",
+    "widened",
+    "write_checkpoint",
+]

@@ -1,0 +1,450 @@
+"""The groups of :class:`~ringrift_pipeline.enhancements.training_config.TrainingConfig`.
+
+One frozen pydantic model a group. Every field has a description with its unit and its bounds;
+numbers are strict (no ``True`` for an int, no ``"3"`` for a 3) and finite. The groups know
+nothing of presets, files or environments: that is ``training_config``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+def nearest_name(name: str, valid: list[str]) -> str | None:
+    """The valid name that ``name`` most probably stands for, or None.
+
+    A dotted name is compared whole and by its last part, so ``batch_siz`` finds
+    ``training.batch_size``.
+    """
+    folded = {candidate.lower(): candidate for candidate in valid}
+    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
+    if close:
+        return folded[close[0]]
+    leaves: dict[str, str] = {}
+    for candidate in valid:
+        leaves.setdefault(candidate.rsplit(".", 1)[-1].lower(), candidate)
+    close = difflib.get_close_matches(name.rsplit(".", 1)[-1].lower(), list(leaves), 1, 0.6)
+    return leaves[close[0]] if close else None
+
+
+class ConfigGroup(BaseModel):
+    """Base of all groups: immutable, validated, unknown keys refused with the nearest name."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=False,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    valid = list(cls.model_fields)
+                    near = nearest_name(str(key), valid)
+                    hint = f"did you mean {near!r}?" if near else f"valid: {', '.join(valid)}"
+                    raise ValueError(f"unknown setting {key!r}; {hint}")
+        return data
+
+
+class SelfplayConfig(ConfigGroup):
+    """How games are played to make training data."""
+
+    games: int = Field(default=512, ge=1, description="Games a generation.")
+    games_per_shard: int = Field(default=64, ge=1, description="Games in one shard file.")
+    parallel_games: int = Field(
+        default=64,
+        ge=1,
+        description="Games whose search leaves are evaluated together in one batch.",
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="Worker processes; 0 means one a core. Does not change the result.",
+    )
+    full_search_fraction: float = Field(
+        default=0.25,
+        gt=0.0,
+        le=1.0,
+        description="Share of decisions searched in full; only these train the policy.",
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=10.0,
+        description="Softmax temperature of sampled moves (1 = as searched).",
+    )
+    temperature_plies: int = Field(
+        default=30,
+        ge=0,
+        description="Decisions of a game sampled from the policy before greedy play.",
+    )
+    generation0_temperature: float = Field(
+        default=1.0,
+        gt=0.0,
+        description="Softmax temperature of generation 0, in units of the heuristic's score.",
+    )
+    max_plies: int = Field(
+        default=0, ge=0, description="Plies after which a game is cut; 0 = never."
+    )
+
+
+class SearchConfig(ConfigGroup):
+    """Gumbel search (Danihelka et al. 2022, "Policy improvement by planning with Gumbel")."""
+
+    simulations: int = Field(
+        default=64, ge=1, description="Simulations of a full search, a decision."
+    )
+    cheap_simulations: int = Field(default=16, ge=1, description="Simulations of a cheap search.")
+    max_considered: int = Field(
+        default=16, ge=2, description="Root actions that sequential halving starts with."
+    )
+    c_visit: float = Field(
+        default=50.0, ge=0.0, description="Visit offset of the value scale, visits."
+    )
+    c_scale: float = Field(default=1.0, gt=0.0, description="Factor of the value scale, no unit.")
+    gumbel_scale: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="Scale of the root's Gumbel noise; 0 searches without noise.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SearchConfig:
+        if self.cheap_simulations > self.simulations:
+            raise ValueError(
+                f"cheap_simulations ({self.cheap_simulations}) must not exceed "
+                f"simulations ({self.simulations})"
+            )
+        return self
+
+
+class NetworkSettings(ConfigGroup):
+    """Size of the convolutional network."""
+
+    blocks: int = Field(default=6, ge=1, le=64, description="Residual blocks.")
+    channels: int = Field(default=64, ge=4, le=1024, description="Channels of the trunk.")
+    value_channels: int = Field(
+        default=32, ge=1, le=1024, description="Channels of the value head."
+    )
+
+
+class TrainingLoopConfig(ConfigGroup):
+    """One generation's training run."""
+
+    batch_size: int = Field(default=256, ge=1, description="Rows of one forward pass.")
+    epochs: float = Field(
+        default=4.0,
+        gt=0.0,
+        description="Passes over the window; steps = ceil(epochs * rows / effective batch).",
+    )
+    max_steps: int = Field(default=0, ge=0, description="Cap on optimizer steps; 0 = no cap.")
+    holdout_fraction: float = Field(
+        default=0.1, gt=0.0, lt=0.9, description="Share of games held out, by the hash of their id."
+    )
+    window_generations: int = Field(
+        default=8,
+        ge=1,
+        description="Generations of selfplay in the training window, the own included.",
+    )
+    policy_weight: float = Field(default=1.0, ge=0.0, description="Factor of the policy loss.")
+    value_weight: float = Field(default=1.0, ge=0.0, description="Factor of the value loss.")
+    sample_reuse_limit: float = Field(
+        default=8.0, gt=0.0, description="Most visits of a row within one training run."
+    )
+    checkpoint_every: int = Field(
+        default=200, ge=1, description="Optimizer steps between checkpoints."
+    )
+    early_stopping_patience: int = Field(
+        default=5,
+        ge=0,
+        description="Validations without a better loss after which training stops; 0 = never.",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Arithmetic of the forward pass; auto: bfloat16 on CUDA, else float32.",
+    )
+    threads: int = Field(
+        default=2,
+        ge=1,
+        le=1024,
+        description="CPU threads of torch; fixed here, so that the result is the same anywhere.",
+    )
+
+
+class OptimizerConfig(ConfigGroup):
+    """AdamW (Loshchilov & Hutter 2019)."""
+
+    learning_rate: float = Field(
+        default=2e-3, gt=0.0, le=1.0, description="Peak learning rate a step."
+    )
+    weight_decay: float = Field(default=1e-4, ge=0.0, le=1.0, description="Decoupled weight decay.")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999),
+        strict=False,
+        description="Decay of the two moments a step, in [0, 1).",
+    )
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> OptimizerConfig:
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        return self
+
+
+class GradientsConfig(ConfigGroup):
+    """Accumulation and clipping of gradients."""
+
+    accumulation_steps: int = Field(
+        default=1, ge=1, description="Batches whose gradients make one optimizer step."
+    )
+    clip_mode: Literal["parameter", "agc", "global"] = Field(
+        default="parameter",
+        description="parameter: each tensor against its own moving average; agc: unit-wise "
+        "against the weight's norm (Brock et al. 2021); global: percentile of the total norm.",
+    )
+    clip_percentile: float = Field(
+        default=90.0,
+        gt=0.0,
+        le=100.0,
+        description="Percentile of past total norms in mode global, %.",
+    )
+    clip_history: int = Field(
+        default=100, ge=2, description="Steps that the moving average or the percentile looks back."
+    )
+    clip_factor: float = Field(
+        default=2.0,
+        gt=0.0,
+        description="Mode parameter: multiple of its average norm a tensor may have.",
+    )
+    agc_ratio: float = Field(
+        default=0.01,
+        gt=0.0,
+        description="Mode agc: largest gradient norm as a share of the weight norm.",
+    )
+    initial_max_norm: float = Field(
+        default=1.0, gt=0.0, description="Threshold before there is any history, gradient norm."
+    )
+    min_clip: float = Field(default=0.1, gt=0.0, description="Least threshold, gradient norm.")
+    max_clip: float = Field(default=10.0, gt=0.0, description="Greatest threshold, gradient norm.")
+    max_grad_norm: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Fixed bound of the total norm on top of the above; 0 = none.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GradientsConfig:
+        if self.min_clip > self.max_clip:
+            raise ValueError(
+                f"min_clip ({self.min_clip}) must not exceed max_clip ({self.max_clip})"
+            )
+        return self
+
+
+class ScheduleConfig(ConfigGroup):
+    """Learning rate over a training run."""
+
+    name: Literal["warm_restarts", "adaptive", "constant"] = Field(
+        default="warm_restarts",
+        description="warm_restarts: cosine with restarts (Loshchilov & Hutter 2017); adaptive: "
+        "cut on a plateau of the validation loss; constant: after warm-up the peak rate.",
+    )
+    warmup_steps: int = Field(default=20, ge=0, description="Optimizer steps of linear warm-up.")
+    min_lr_fraction: float = Field(
+        default=0.05, ge=0.0, le=1.0, description="Least rate as a share of the peak rate."
+    )
+    T_0: int = Field(
+        default=0,
+        ge=0,
+        description="Optimizer steps of the first cosine; 0 = the run's steps after warm-up.",
+    )
+    T_mult: int = Field(
+        default=1, ge=1, description="Factor by which each cosine is longer than the last."
+    )
+    plateau_patience: int = Field(
+        default=3,
+        ge=1,
+        description="adaptive: validations without progress before the rate is cut.",
+    )
+    plateau_factor: float = Field(
+        default=0.5, gt=0.0, lt=1.0, description="adaptive: factor of the rate at a plateau."
+    )
+
+
+class QualityConfig(ConfigGroup):
+    """Scoring of games and sampling by their score."""
+
+    enabled: bool = Field(
+        default=True, description="Sample training rows by the quality of their game."
+    )
+    length_weight: float = Field(default=1.0, ge=0.0, description="Weight of the game's length.")
+    balance_weight: float = Field(
+        default=1.0, ge=0.0, description="Weight of how open the game was."
+    )
+    diversity_weight: float = Field(
+        default=1.0, ge=0.0, description="Weight of search-policy entropy."
+    )
+    decisiveness_weight: float = Field(
+        default=1.0, ge=0.0, description="Weight of a clear outcome."
+    )
+    freshness_weight: float = Field(
+        default=1.0, ge=0.0, description="Weight of the game's freshness."
+    )
+    surprise_weight: float = Field(
+        default=1.0, ge=0.0, description="Weight of the search's surprise."
+    )
+    freshness_half_life_hours: float = Field(
+        default=24.0, gt=0.0, description="Age at which freshness is one half, hours."
+    )
+    temperature: float = Field(
+        default=1.0, gt=0.0, description="Sampling temperature; larger is closer to uniform."
+    )
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> QualityConfig:
+        weights = [v for k, v in self.__dict__.items() if k.endswith("_weight")]
+        if sum(weights) <= 0.0:
+            raise ValueError("at least one *_weight of quality must be above 0")
+        return self
+
+
+class MiningConfig(ConfigGroup):
+    """Hard examples in training batches."""
+
+    enabled: bool = Field(default=True, description="Mix hard examples into training batches.")
+    buffer_size: int = Field(default=10_000, ge=1, description="Samples tracked.")
+    hard_fraction: float = Field(
+        default=0.3, ge=0.0, le=1.0, description="Share of a batch drawn from the hard examples."
+    )
+    loss_threshold_percentile: float = Field(
+        default=80.0,
+        ge=0.0,
+        le=100.0,
+        description="Percentile of hardness above which a sample is hard, %.",
+    )
+    uncertainty_weight: float = Field(
+        default=0.3, ge=0.0, description="Factor of the model's uncertainty in hardness."
+    )
+    surprise_weight: float = Field(
+        default=0.5, ge=0.0, description="Factor of the search's surprise (nats) in hardness."
+    )
+    decay_rate: float = Field(
+        default=0.5,
+        gt=0.0,
+        le=1.0,
+        description="Factor left of an untouched hardness after a buffer of samples was seen.",
+    )
+    min_samples_before_mining: int = Field(
+        default=1_000, ge=0, description="Samples seen before hard examples are mixed in."
+    )
+    max_times_sampled: int = Field(
+        default=10, ge=1, description="Cap on how often one sample is drawn as a hard example."
+    )
+    max_game_share: float = Field(
+        default=0.1,
+        gt=0.0,
+        le=1.0,
+        description="Most of a batch's hard examples from one game, share.",
+    )
+
+
+class AveragingConfig(ConfigGroup):
+    """Exponential moving average of the weights: the candidate model."""
+
+    decay_half_life_samples: float = Field(
+        default=25_000.0,
+        gt=0.0,
+        description="Samples trained after which a weight's share in the average has halved.",
+    )
+    warmup_fraction: float = Field(
+        default=0.1,
+        gt=0.0,
+        le=1.0,
+        description="Warm-up: the half-life is at most this share of the samples seen so far.",
+    )
+
+
+class EnsembleConfig(ConfigGroup):
+    """Ensemble of the newest EMA models."""
+
+    members: int = Field(
+        default=3, ge=1, le=64, description="Models in the ensemble, newest first."
+    )
+
+
+class CalibrationConfig(ConfigGroup):
+    """Calibration of the value head; the unit of evidence is the game."""
+
+    bins: int = Field(
+        default=15, ge=2, le=1000, description="Equal-mass bins of the reliability data."
+    )
+    bootstrap: int = Field(default=200, ge=10, description="Bootstrap resamples over games.")
+    deviation_threshold: float = Field(
+        default=0.05,
+        gt=0.0,
+        le=1.0,
+        description="Calibration error above which to recalibrate, share.",
+    )
+    min_games: int = Field(
+        default=10, ge=2, description="Held-out games below which nothing is fitted."
+    )
+
+
+class EvaluationConfig(ConfigGroup):
+    """Matches, ratings and the promotion gate."""
+
+    games: int = Field(default=200, ge=2, description="Games against each opponent, seats rotated.")
+    simulations: int = Field(
+        default=64, ge=1, description="Simulations a decision in evaluation games."
+    )
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1.0, description="Confidence of every reported interval."
+    )
+    elo0: float = Field(default=0.0, description="Null hypothesis of the sequential test, Elo.")
+    elo1: float = Field(default=35.0, description="Alternative of the sequential test, Elo.")
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of promoting at elo0.")
+    beta: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of refusing at elo1.")
+    max_games: int = Field(
+        default=600, ge=2, description="Games after which the sequential test ends."
+    )
+    opponents: tuple[str, ...] = Field(
+        default=("random", "heuristic", "champion"),
+        strict=False,
+        min_length=1,
+        description="Players met: random, heuristic, rollout, champion, generation:NNNN.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EvaluationConfig:
+        if self.elo0 >= self.elo1:
+            raise ValueError(f"elo0 ({self.elo0}) must be below elo1 ({self.elo1})")
+        return self
+
+
+class StabilityConfig(ConfigGroup):
+    """What counts as a spike of the loss, what as a divergence."""
+
+    spike_factor: float = Field(
+        default=3.0,
+        gt=1.0,
+        description="A loss above this multiple of the running median is a spike and skipped.",
+    )
+    window: int = Field(default=50, ge=5, description="Steps of the running median of the loss.")
+    divergence_patience: int = Field(
+        default=5, ge=1, description="Spikes in a row that make a divergence, which rolls back."
+    )
+    lr_backoff: float = Field(
+        default=0.5, gt=0.0, lt=1.0, description="Factor of the learning rate after a rollback."
+    )
+    max_rollbacks: int = Field(default=3, ge=0, description="Rollbacks after which training stops.")
+    snapshot_every: int = Field(
+        default=50, ge=1, description="Good steps between snapshots of the last good state."
+    )

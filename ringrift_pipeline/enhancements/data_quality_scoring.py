@@ -1,0 +1,459 @@
+"""Quality of self-play games, and sampling in proportion to it.
+
+`DataQualityScorer` turns facts about a game into six terms and a total, all in [0, 1]:
+
+===============  ==================================================================================
+length           1 at the optimal length, 1/2 at the least and greatest acceptable one; a Gaussian
+                 in log length on either side, so it has no jumps and reaches every length
+balance          how even the contest was: spread of the seats' ratings, or, where ratings are not
+                 known, Simpson evenness of the seats' mean search value
+diversity        mean entropy of the search policy, nats, over ``max_entropy``
+decisiveness     from ``draw_penalty`` for a win shared by all seats to ``decisive_bonus`` for one
+                 winner, over the larger of the two
+freshness        2 ** (-age / half-life)
+surprise         mean KL(search policy || prior), nats: 1 - 2 ** (-surprise / surprise_scale)
+===============  ==================================================================================
+
+A term that is not known counts 1/2. The total is the weighted mean of the terms.
+
+`QualityWeightedSampler` (in `weighted_sampling`) draws in proportion to it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from ringrift_pipeline.enhancements.argument_checks import check_number
+from ringrift_pipeline.enhancements.weighted_sampling import QualityWeightedSampler, score_weights
+
+__all__ = ["DataQualityScorer", "GameQualityScore", "QualityWeightedSampler"]
+
+TERMS = ("length", "balance", "diversity", "decisiveness", "freshness", "surprise")
+_UNKNOWN = 0.5
+# share of the total that each term gets of what freshness leaves over
+_SHARES = {"length": 0.2, "balance": 0.2, "diversity": 0.2, "decisiveness": 0.2, "surprise": 0.2}
+
+
+@dataclass(frozen=True)
+class GameQualityScore:
+    """Scores of one game, each in [0, 1]; ``elo_score`` is the balance term."""
+
+    game_id: str
+    total_score: float
+    length_score: float
+    elo_score: float
+    diversity_score: float
+    decisive_score: float
+    freshness_score: float = 1.0
+    surprise_score: float = _UNKNOWN
+
+    @property
+    def balance_score(self) -> float:
+        """The balance term under its own name."""
+        return self.elo_score
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary of all fields."""
+        return asdict(self)
+
+
+def _seats(name: str, values: Sequence[float], low: float = -math.inf) -> list[float]:
+    if not 2 <= len(values) <= 4:
+        raise ValueError(f"{name} must have one number for each of 2 to 4 seats, got {values!r}")
+    return [check_number(f"{name}[{seat}]", value, low) for seat, value in enumerate(values)]
+
+
+class DataQualityScorer:
+    """Scores games for their worth as training data.
+
+    Args:
+        min_game_length: plies at which the length term has fallen to 1/2, below the optimum.
+        max_game_length: plies at which it has fallen to 1/2, above the optimum.
+        optimal_game_length: plies at which it is 1.
+        max_elo_diff: rating spread between seats at which the balance term is 0.
+        decisive_bonus: worth of a game with one winner.
+        draw_penalty: worth of a game whose win is shared by all seats. Only the ratio to
+            ``decisive_bonus`` counts; scores stay in [0, 1].
+        freshness_decay_hours: half-life of freshness, hours (24 h old scores exactly 1/2 of new).
+        freshness_weight: weight of freshness in the total; the other terms share the rest.
+        weights: weight of each term by name, in place of the shares above; any positive scale.
+        max_entropy: search-policy entropy, nats, from which diversity is 1.
+        surprise_scale: surprise, nats, at which the surprise term is 1/2.
+
+    Raises:
+        ValueError: for an argument out of range.
+    """
+
+    def __init__(
+        self,
+        min_game_length: int = 20,
+        max_game_length: int = 500,
+        optimal_game_length: int = 100,
+        max_elo_diff: float = 400.0,
+        decisive_bonus: float = 1.2,
+        draw_penalty: float = 0.8,
+        freshness_decay_hours: float = 24.0,
+        freshness_weight: float = 0.2,
+        *,
+        weights: Mapping[str, float] | None = None,
+        max_entropy: float = 3.0,
+        surprise_scale: float = 0.5,
+    ) -> None:
+        self.min_game_length = check_number("min_game_length", min_game_length, 0.0, above=True)
+        self.max_game_length = check_number("max_game_length", max_game_length, 0.0, above=True)
+        self.optimal_game_length = check_number(
+            "optimal_game_length", optimal_game_length, 0.0, above=True
+        )
+        if not self.min_game_length < self.optimal_game_length < self.max_game_length:
+            raise ValueError(
+                "lengths must satisfy min_game_length < optimal_game_length < max_game_length, "
+                f"got {min_game_length}, {optimal_game_length}, {max_game_length}"
+            )
+        self.max_elo_diff = check_number("max_elo_diff", max_elo_diff, 0.0, above=True)
+        self.decisive_bonus = check_number("decisive_bonus", decisive_bonus, 0.0)
+        self.draw_penalty = check_number("draw_penalty", draw_penalty, 0.0)
+        if self.decisive_bonus + self.draw_penalty == 0:
+            raise ValueError("decisive_bonus and draw_penalty must not both be 0")
+        self.freshness_decay_hours = check_number(
+            "freshness_decay_hours", freshness_decay_hours, 0.0, above=True
+        )
+        self.freshness_weight = check_number("freshness_weight", freshness_weight, 0.0, 1.0)
+        self.max_entropy = check_number("max_entropy", max_entropy, 0.0, above=True)
+        self.surprise_scale = check_number("surprise_scale", surprise_scale, 0.0, above=True)
+        if weights is None:
+            rest = 1.0 - self.freshness_weight
+            weights = {name: share * rest for name, share in _SHARES.items()}
+            weights["freshness"] = self.freshness_weight
+        unknown = sorted(set(weights) - set(TERMS))
+        if unknown:
+            raise ValueError(
+                f"unknown term {unknown[0]!r} in weights; terms are {', '.join(TERMS)}"
+            )
+        checked = {
+            name: check_number(f"weights[{name}]", weights.get(name, 0.0), 0.0) for name in TERMS
+        }
+        total = sum(checked.values())
+        if total <= 0:
+            raise ValueError("weights must not all be 0")
+        self.weights = {name: weight / total for name, weight in checked.items()}
+
+    @classmethod
+    def for_lengths(
+        cls, lengths: Sequence[int] | np.ndarray | pl.Series, **arguments: Any
+    ) -> DataQualityScorer:
+        """A scorer whose lengths fit a board: 5%, 50% and 95% quantiles of `lengths` (plies).
+
+        Boards differ tenfold in game length, so fixed bounds would score the board.
+        """
+        values = np.asarray(lengths, dtype=np.float64)
+        if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
+            raise ValueError("lengths must be a non-empty list of finite game lengths")
+        low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+        middle = max(float(middle), 1.0)
+        return cls(
+            min_game_length=min(float(low), 0.9 * middle) or 0.1 * middle,  # type: ignore[arg-type]
+            max_game_length=max(float(high), 1.1 * middle),  # type: ignore[arg-type]
+            optimal_game_length=middle,  # type: ignore[arg-type]
+            **arguments,
+        )
+
+    # -- one game ---------------------------------------------------------------------------
+
+    def compute_freshness_score(
+        self, game_timestamp: float | None = None, current_time: float | None = None
+    ) -> float:
+        """2 ** (-age / half-life); 1 for a time in the future, 1/2 where the time is not known.
+
+        Args:
+            game_timestamp: Unix time at which the game ended, seconds.
+            current_time: Unix time that ages count from, seconds; default now.
+        """
+        if game_timestamp is None:
+            return _UNKNOWN
+        now = time.time() if current_time is None else check_number("current_time", current_time)
+        age_hours = max(0.0, now - check_number("game_timestamp", game_timestamp)) / 3600.0
+        return 2.0 ** (-age_hours / self.freshness_decay_hours)
+
+    def score_game(
+        self,
+        game_id: str,
+        game_length: int,
+        winner: int | None = None,
+        elo_p1: float | None = None,
+        elo_p2: float | None = None,
+        move_entropy: float | None = None,
+        game_timestamp: float | None = None,
+        pre_computed_quality: float | None = None,
+        *,
+        players: int = 2,
+        elos: Sequence[float] | None = None,
+        outcome: Sequence[float] | None = None,
+        mean_values: Sequence[float] | None = None,
+        surprise: float | None = None,
+        current_time: float | None = None,
+    ) -> GameQualityScore:
+        """Score one game. For many games use `score_frame`, which gives the same numbers.
+
+        Args:
+            game_id: any name.
+            game_length: plies, >= 0.
+            winner: seat from 1 of the only winner; None or 0 for a draw.
+            elo_p1: rating of seat 1, where seats are two.
+            elo_p2: rating of seat 2.
+            move_entropy: mean entropy of the search policy over the game's decisions, nats.
+            game_timestamp: Unix time of the game, seconds.
+            pre_computed_quality: quality in [0, 1] that replaces all terms but freshness.
+            players: number of seats, 2 to 4, where no per-seat argument tells.
+            elos: rating of every seat, in place of elo_p1 and elo_p2.
+            outcome: share of the win of every seat, in place of `winner`.
+            mean_values: mean search value of every seat (probabilities of winning).
+            surprise: mean KL(search policy || prior), nats.
+            current_time: Unix time that age counts from; default now.
+
+        Raises:
+            ValueError: for a value out of range or not finite.
+        """
+        if players not in (2, 3, 4):
+            raise ValueError(f"players must be 2, 3 or 4, got {players!r}")
+        length = self._length(check_number("game_length", game_length, 0.0))
+        if elos is None and elo_p1 is not None and elo_p2 is not None:
+            elos = (elo_p1, elo_p2)
+        balance = _UNKNOWN
+        if elos is not None:
+            ratings = _seats("elos", elos)
+            balance = max(0.0, 1.0 - (max(ratings) - min(ratings)) / self.max_elo_diff)
+        elif mean_values is not None:
+            values = _seats("mean_values", mean_values, 0.0)
+            balance = self._evenness(values)
+        diversity = _UNKNOWN
+        if move_entropy is not None:
+            diversity = min(1.0, check_number("move_entropy", move_entropy, 0.0) / self.max_entropy)
+        if outcome is not None:
+            shares = _seats("outcome", outcome, 0.0)
+            if sum(shares) <= 0:
+                raise ValueError(f"outcome must have a positive share, got {outcome!r}")
+            even = 1.0 / len(shares)
+            clear = max(0.0, (max(shares) / sum(shares) - even) / (1.0 - even))
+        else:
+            seat = check_number("winner", winner or 0, 0, players)
+            clear = 1.0 if seat > 0 else 0.0
+        decisive = self.draw_penalty + (self.decisive_bonus - self.draw_penalty) * clear
+        decisive /= max(self.decisive_bonus, self.draw_penalty)
+        freshness = self.compute_freshness_score(game_timestamp, current_time)
+        surprised = _UNKNOWN
+        if surprise is not None:
+            surprised = 1.0 - 2.0 ** (
+                -check_number("surprise", surprise, 0.0) / self.surprise_scale
+            )
+        w = self.weights
+        if pre_computed_quality is None:
+            total = (
+                w["length"] * length
+                + w["balance"] * balance
+                + w["diversity"] * diversity
+                + w["decisiveness"] * decisive
+                + w["freshness"] * freshness
+                + w["surprise"] * surprised
+            )
+        else:
+            quality = check_number("pre_computed_quality", pre_computed_quality, 0.0, 1.0)
+            total = (1.0 - w["freshness"]) * quality + w["freshness"] * freshness
+        return GameQualityScore(
+            game_id=str(game_id),
+            total_score=min(1.0, max(0.0, total)),
+            length_score=length,
+            elo_score=balance,
+            diversity_score=diversity,
+            decisive_score=decisive,
+            freshness_score=freshness,
+            surprise_score=surprised,
+        )
+
+    def _length(self, plies: float) -> float:
+        if plies <= 0:
+            return 0.0
+        optimum = self.optimal_game_length
+        bound = self.min_game_length if plies < optimum else self.max_game_length
+        return 2.0 ** -((math.log(plies / optimum) / math.log(bound / optimum)) ** 2)
+
+    @staticmethod
+    def _evenness(values: list[float]) -> float:
+        total = sum(values)
+        if total <= 0:
+            raise ValueError(f"mean_values must have a positive entry, got {values!r}")
+        concentration = sum((value / total) ** 2 for value in values)
+        return min(1.0, max(0.0, (1.0 - concentration) / (1.0 - 1.0 / len(values))))
+
+    # -- many games -------------------------------------------------------------------------
+
+    def expression(self, columns: Sequence[str], current_time: float) -> pl.Expr:
+        """All scores as one polars expression: a struct of ``<term>_score`` and ``total_score``.
+
+        Args:
+            columns: the columns that the frame has. Read are ``length`` (plies; required),
+                ``winner`` (seat from 1; 0 or null for a draw) or ``outcome`` (list of the seats'
+                shares of the win), ``elos`` and ``mean_values`` (lists over seats),
+                ``policy_entropy`` (nats), ``surprise`` (nats), ``timestamp`` (Unix seconds).
+                A column that is missing, or a null in it, counts as not known.
+            current_time: Unix time that ages count from, seconds (a plan's time stamp, never
+                the clock: the same plan must give the same scores).
+        """
+        have = set(columns)
+        if "length" not in have:
+            raise ValueError(f"the frame needs a column 'length' (plies), it has {sorted(have)}")
+        now = check_number("current_time", current_time)
+
+        plies = pl.col("length").cast(pl.Float64)
+        relative = (plies.clip(lower_bound=1e-300) / self.optimal_game_length).log()
+        low = math.log(self.min_game_length / self.optimal_game_length)
+        high = math.log(self.max_game_length / self.optimal_game_length)
+        scaled = relative / pl.when(relative < 0).then(low).otherwise(high)
+        length = pl.when(plies <= 0).then(0.0).otherwise((-math.log(2.0) * scaled.pow(2)).exp())
+
+        balance = pl.lit(None, dtype=pl.Float64)
+        if "mean_values" in have:
+            values = pl.col("mean_values").cast(pl.List(pl.Float64))
+            squares = values.list.eval(pl.element().pow(2)).list.sum() / values.list.sum().pow(2)
+            balance = ((1.0 - squares) / (1.0 - 1.0 / values.list.len())).clip(0.0, 1.0)
+        if "elos" in have:
+            elos = pl.col("elos").cast(pl.List(pl.Float64))
+            spread = elos.list.max() - elos.list.min()
+            rated = (1.0 - spread / self.max_elo_diff).clip(lower_bound=0.0)
+            balance = pl.coalesce(rated, balance)
+
+        unknown = pl.lit(None, dtype=pl.Float64)
+        diversity = surprise = freshness = unknown
+        if "policy_entropy" in have:
+            entropy = pl.col("policy_entropy").cast(pl.Float64)
+            diversity = (entropy / self.max_entropy).clip(0.0, 1.0)
+        if "surprise" in have:
+            nats = pl.col("surprise").cast(pl.Float64)
+            surprise = 1.0 - (-math.log(2.0) / self.surprise_scale * nats).exp()
+        if "timestamp" in have:
+            age = (now - pl.col("timestamp").cast(pl.Float64)).clip(lower_bound=0.0) / 3600.0
+            freshness = (-math.log(2.0) / self.freshness_decay_hours * age).exp()
+
+        clear = pl.lit(0.0)
+        if "outcome" in have:
+            shares = pl.col("outcome").cast(pl.List(pl.Float64))
+            even = 1.0 / shares.list.len()
+            clear = ((shares.list.max() / shares.list.sum() - even) / (1.0 - even)).clip(0.0, 1.0)
+        elif "winner" in have:
+            clear = (pl.col("winner").fill_null(0) > 0).cast(pl.Float64)
+        best = max(self.decisive_bonus, self.draw_penalty)
+        decisive = (self.draw_penalty + (self.decisive_bonus - self.draw_penalty) * clear) / best
+
+        terms = {
+            "length": length,
+            "balance": balance,
+            "diversity": diversity,
+            "decisiveness": decisive,
+            "freshness": freshness,
+            "surprise": surprise,
+        }
+        known = {name: term.fill_null(_UNKNOWN) for name, term in terms.items()}
+        total = pl.lit(0.0)
+        for name, term in known.items():
+            total = total + self.weights[name] * term
+        return pl.struct(
+            *[term.alias(f"{name}_score") for name, term in known.items()],
+            total.clip(0.0, 1.0).alias("total_score"),
+        ).alias("quality")
+
+    def score_frame(self, games: pl.DataFrame, current_time: float) -> pl.DataFrame:
+        """`games` with the columns ``<term>_score`` and ``total_score`` (float64) added.
+
+        Args:
+            games: one row a game, columns as `expression` reads them.
+            current_time: Unix time that ages count from, seconds.
+
+        Raises:
+            ValueError: naming the column and the first row that is out of range.
+        """
+        scores = self.expression(games.columns, current_time)
+        self._check_frame(games)
+        # an empty list.eval cannot infer its type, so lengths of zero rows go the same way
+        return games.with_columns(scores).unnest("quality")
+
+    @staticmethod
+    def _check_frame(games: pl.DataFrame) -> None:
+        have = set(games.columns)
+        numbers = ("length", "policy_entropy", "surprise", "timestamp", "winner")
+        finite: list[str] = [name for name in numbers if name in have]
+        lists: list[str] = [name for name in ("outcome", "elos", "mean_values") if name in have]
+        bad: list[pl.Expr] = []
+        for name in finite:
+            value = pl.col(name).cast(pl.Float64)
+            wrong = ~value.is_finite()
+            if name == "winner":
+                wrong = wrong | (value < 0) | (value > 4)
+            elif name != "timestamp":
+                wrong = wrong | (value < 0)
+            if name == "length":
+                wrong = wrong | value.is_null()
+            bad.append(wrong.fill_null(False).alias(name))
+        for name in lists:
+            value = pl.col(name).cast(pl.List(pl.Float64))
+            wrong = ~value.list.len().is_between(2, 4)
+            wrong = wrong | ~value.list.eval(pl.element().is_finite().fill_null(False)).list.all()
+            if name != "elos":
+                wrong = wrong | (value.list.min() < 0) | (value.list.sum() <= 0)
+            bad.append(wrong.fill_null(False).alias(name))
+        if not games.height:
+            return
+        checks = games.select(bad)
+        for name in checks.columns:
+            if checks[name].any():
+                row = int(checks[name].arg_max() or 0)
+                raise ValueError(
+                    f"column {name!r} is out of range in row {row}: {games[name][row]!r} "
+                    "(lengths, entropies, surprises, shares and values are finite and >= 0; "
+                    "lists have 2 to 4 seats; winner is 0 to 4)"
+                )
+
+    def compute_sample_weights(
+        self,
+        scores: Sequence[GameQualityScore] | np.ndarray | torch.Tensor | pl.Series,
+        temperature: float = 1.0,
+    ) -> np.ndarray:
+        """Sampling weights, float64, summing to 1: score ** (1 / temperature), normalised.
+
+        A game twice as good is drawn twice as often at temperature 1, four times at 1/2; a large
+        temperature makes all equal. Scores below 0.01 count as 0.01, so that every game can be
+        drawn and importance corrections stay finite.
+
+        Raises:
+            ValueError: for scores outside [0, 1] or not finite, or a temperature not > 0.
+        """
+        return score_weights(scores, temperature)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The constructor's arguments, for a checkpoint."""
+        names = (
+            "min_game_length",
+            "max_game_length",
+            "optimal_game_length",
+            "max_elo_diff",
+            "decisive_bonus",
+            "draw_penalty",
+            "freshness_decay_hours",
+            "freshness_weight",
+            "max_entropy",
+            "surprise_scale",
+        )
+        return {name: getattr(self, name) for name in names} | {"weights": dict(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the arguments that `state_dict` gave."""
+        try:
+            self.__init__(**dict(state))  # type: ignore[misc]
+        except TypeError as error:
+            raise ValueError(f"not a DataQualityScorer state: {error}") from None

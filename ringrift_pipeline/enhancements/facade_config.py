@@ -1,0 +1,231 @@
+"""Which enhancements a training run uses, and how: the facade's configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+from ringrift_pipeline.enhancements.config_groups import ScheduleConfig
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+ValueForm = Literal["auto", "scalar", "logits", "probabilities", "wdl"]
+ClippingMode = Literal["parameter", "agc", "global"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacadeConfig:
+    """Settings of ``TrainingEnhancementsFacade``, each enhancement with its switch.
+
+    Raises:
+        ValueError: a setting out of range, by name.
+    """
+
+    # the loss
+    policy_weight: float = 1.0
+    value_weight: float = 1.0
+    value_kind: ValueForm = "auto"
+    validate_targets: bool | None = None  # None: on the CPU, where it costs no synchronisation
+
+    # gradients
+    gradient_accumulation_steps: int = 1
+    enable_gradient_clipping: bool = True
+    clip_mode: ClippingMode = "parameter"
+    clip_percentile: float = 90.0
+    clip_history: int = 100
+    clip_factor: float = 2.0
+    agc_ratio: float = 0.01
+    initial_max_norm: float = 1.0
+    min_clip: float = 0.1
+    max_clip: float = 10.0
+    max_grad_norm: float = 0.0  # bound of the total norm after that; 0: none
+
+    # learning rate; without a schedule the optimizer's own rate stays
+    schedule: ScheduleConfig | None = None
+    total_steps: int = 0  # optimizer steps of the run, which a schedule needs
+    enable_curriculum_lr: bool = False
+    curriculum_lr_min_scale: float = 0.8
+    curriculum_lr_max_scale: float = 1.2
+    curriculum_warmup_fraction: float = 0.1
+
+    # quality of the data: weights by set_quality_scores
+    enable_quality_scoring: bool = True
+    quality_temperature: float = 1.0
+
+    # hard examples: need batches with ``indices``
+    enable_hard_mining: bool = True
+    hard_fraction: float = 0.3
+    hard_buffer_size: int = 10_000
+    hard_min_samples_before_mining: int = 1_000
+    hard_base_weight: float = 1.0
+    hard_upweight: float = 2.0  # weight in the loss; as hard_base_weight: only for drawn batches
+    hard_loss_threshold_percentile: float = 80.0
+    hard_uncertainty_weight: float = 0.3
+    hard_surprise_weight: float = 0.5
+    hard_decay_rate: float = 0.99  # left after hard_buffer_size samples
+    hard_max_times_sampled: int = 10
+    hard_max_game_share: float = 1.0
+
+    # each sample's loss
+    track_per_sample_loss: bool = True
+    loss_tracker_max_samples: int = 10_000
+    loss_tracker_history_epochs: int = 3
+
+    # averaged weights
+    enable_averaging: bool = True
+    averaging_half_life_samples: float = 25_000.0
+    averaging_warmup_fraction: float = 0.1
+    averaging_interval: int = 4  # optimizer steps; the decay counts samples all the same
+
+    # anomalies
+    enable_anomaly_detection: bool = True
+    spike_factor: float = 3.0
+    anomaly_window: int = 50  # steps
+    divergence_patience: int = 5  # bad steps in a row
+    lr_backoff: float = 0.5  # factor of the rate after a divergence
+    max_rollbacks: int = 3
+    snapshot_every: int = 50  # good steps
+
+    # stopping
+    early_stopping_patience: int = 0  # validations without a better loss; 0: never
+    early_stopping_min_delta: float = 0.0
+
+    precision: Precision = "auto"  # auto: bfloat16 on CUDA that has it, else float32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("precision", get_args(Precision)),
+            ("value_kind", get_args(ValueForm)),
+            ("clip_mode", get_args(ClippingMode)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field.name} must be finite, got {value}")
+            low, high, open_low = _BOUNDS.get(field.name, (-math.inf, math.inf, False))
+            if field.name in _BOUNDS:
+                whole = field.type == "int"
+                if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                    raise ValueError(
+                        f"{field.name} must be a {'whole ' if whole else ''}number, got {value!r}"
+                    )
+                if value < low or value > high or (open_low and value == low):
+                    raise ValueError(
+                        f"{field.name} must be {'above' if open_low else 'at least'} {low}"
+                        + (f" and at most {high}" if high < math.inf else "")
+                        + f", got {value}"
+                    )
+            elif field.type == "bool" and not isinstance(value, bool):
+                raise ValueError(f"{field.name} must be True or False, got {value!r}")
+        if self.schedule is not None and self.total_steps < 1:
+            raise ValueError(
+                "a schedule needs total_steps, the optimizer steps of the run (at least 1)"
+            )
+        if self.min_clip > self.max_clip:
+            raise ValueError(f"min_clip ({self.min_clip}) must not exceed max_clip")
+
+    @classmethod
+    def from_training_config(cls, config: TrainingConfig, total_steps: int) -> FacadeConfig:
+        """The facade that a ``TrainingConfig`` asks for.
+
+        Mining there means drawing batches, so mined samples get no extra weight in the loss.
+
+        Args:
+            config: the run's configuration.
+            total_steps: optimizer steps of the run, at least 1, for the schedule.
+        """
+        training, gradients, mining = config.training, config.gradients, config.mining
+        return cls(
+            policy_weight=training.policy_weight,
+            value_weight=training.value_weight,
+            gradient_accumulation_steps=gradients.accumulation_steps,
+            clip_mode=gradients.clip_mode,
+            clip_percentile=gradients.clip_percentile,
+            clip_history=gradients.clip_history,
+            clip_factor=gradients.clip_factor,
+            agc_ratio=gradients.agc_ratio,
+            initial_max_norm=gradients.initial_max_norm,
+            min_clip=gradients.min_clip,
+            max_clip=gradients.max_clip,
+            max_grad_norm=gradients.max_grad_norm,
+            schedule=config.schedule,
+            total_steps=total_steps,
+            enable_quality_scoring=config.quality.enabled,
+            quality_temperature=config.quality.temperature,
+            enable_hard_mining=mining.enabled,
+            hard_fraction=mining.hard_fraction,
+            hard_buffer_size=mining.buffer_size,
+            hard_min_samples_before_mining=mining.min_samples_before_mining,
+            hard_upweight=1.0,
+            hard_loss_threshold_percentile=mining.loss_threshold_percentile,
+            hard_uncertainty_weight=mining.uncertainty_weight,
+            hard_surprise_weight=mining.surprise_weight,
+            hard_decay_rate=mining.decay_rate,
+            hard_max_times_sampled=mining.max_times_sampled,
+            hard_max_game_share=mining.max_game_share,
+            averaging_half_life_samples=config.averaging.decay_half_life_samples,
+            averaging_warmup_fraction=config.averaging.warmup_fraction,
+            spike_factor=config.stability.spike_factor,
+            anomaly_window=config.stability.window,
+            divergence_patience=config.stability.divergence_patience,
+            lr_backoff=config.stability.lr_backoff,
+            max_rollbacks=config.stability.max_rollbacks,
+            snapshot_every=config.stability.snapshot_every,
+            early_stopping_patience=training.early_stopping_patience,
+            precision=training.precision,
+            seed=config.seed,
+        )
+
+
+# name: least, greatest, whether the least itself is excluded
+_BOUNDS: dict[str, tuple[float, float, bool]] = {
+    "policy_weight": (0, math.inf, False),
+    "value_weight": (0, math.inf, False),
+    "gradient_accumulation_steps": (1, math.inf, False),
+    "clip_percentile": (0, 100, True),
+    "clip_history": (1, math.inf, False),
+    "clip_factor": (0, math.inf, True),
+    "agc_ratio": (0, math.inf, True),
+    "initial_max_norm": (0, math.inf, True),
+    "min_clip": (0, math.inf, True),
+    "max_clip": (0, math.inf, True),
+    "max_grad_norm": (0, math.inf, False),
+    "total_steps": (0, math.inf, False),
+    "curriculum_lr_min_scale": (0, math.inf, True),
+    "curriculum_lr_max_scale": (0, math.inf, True),
+    "curriculum_warmup_fraction": (0, 1, False),
+    "quality_temperature": (0, math.inf, True),
+    "hard_fraction": (0, 1, False),
+    "hard_buffer_size": (1, math.inf, False),
+    "hard_min_samples_before_mining": (0, math.inf, False),
+    "hard_base_weight": (0, math.inf, True),
+    "hard_upweight": (0, math.inf, True),
+    "hard_loss_threshold_percentile": (0, 100, False),
+    "hard_uncertainty_weight": (0, math.inf, False),
+    "hard_surprise_weight": (0, math.inf, False),
+    "hard_decay_rate": (0, 1, True),
+    "hard_max_times_sampled": (1, math.inf, False),
+    "hard_max_game_share": (0, 1, True),
+    "loss_tracker_max_samples": (1, math.inf, False),
+    "loss_tracker_history_epochs": (1, math.inf, False),
+    "averaging_half_life_samples": (0, math.inf, True),
+    "averaging_warmup_fraction": (0, 1, True),
+    "averaging_interval": (1, math.inf, False),
+    "spike_factor": (1, math.inf, True),
+    "anomaly_window": (5, math.inf, False),
+    "divergence_patience": (1, math.inf, False),
+    "lr_backoff": (0, 1, True),
+    "max_rollbacks": (0, math.inf, False),
+    "snapshot_every": (1, math.inf, False),
+    "early_stopping_patience": (0, math.inf, False),
+    "early_stopping_min_delta": (0, math.inf, False),
+    "seed": (0, math.inf, False),
+}
+
+__all__ = ["FacadeConfig"]

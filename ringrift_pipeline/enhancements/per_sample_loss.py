@@ -1,0 +1,436 @@
+"""One loss a sample, and a record of how each sample's loss went.
+
+``compute_per_sample_loss`` gives the differentiable loss of every sample of a batch; its policy and
+value parts come from ``loss_parts``.
+
+``PerSampleLossTracker`` keeps the losses of a bounded number of samples, each with a short history
+and its learning curve (learned early, learned late, forgotten, never learned; after Toneva et al.
+2019, "An empirical study of example forgetting", arXiv:1812.05159).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ringrift_pipeline.enhancements.loss_parts import LossParts, ValueKind, compute_loss_parts
+from ringrift_pipeline.enhancements.sample_slots import SampleSlots, as_floats, as_indices
+
+Reduction = Literal["none", "mean", "sum"]
+LearningCurve = Literal["unseen", "unknown", "never_learned", "forgotten", "early", "late"]
+CURVES: tuple[LearningCurve, ...] = ("never_learned", "forgotten", "early", "late")
+
+
+def compute_per_sample_loss(
+    policy_logits: Tensor,
+    policy_targets: Tensor,
+    value_pred: Tensor,
+    value_targets: Tensor,
+    policy_weight: float = 1.0,
+    reduction: Reduction = "none",
+    *,
+    value_weight: float = 1.0,
+    legal_mask: Tensor | None = None,
+    value_kind: ValueKind = "auto",
+    validate: bool | None = None,
+) -> Tensor:
+    """The total loss of :func:`compute_loss_parts`: (B,), or a scalar for ``mean`` and ``sum``."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
+    total = compute_loss_parts(
+        policy_logits,
+        policy_targets,
+        value_pred,
+        value_targets,
+        policy_weight,
+        value_weight=value_weight,
+        legal_mask=legal_mask,
+        value_kind=value_kind,
+        validate=validate,
+    ).total
+    if reduction == "mean":
+        return total.mean()
+    return total.sum() if reduction == "sum" else total
+
+
+@dataclass(frozen=True)
+class PerSampleLossRecord:
+    """The newest losses of one sample; ``policy_loss`` and ``value_loss`` NaN if not recorded."""
+
+    sample_idx: int
+    loss: float
+    policy_loss: float
+    value_loss: float
+    epoch: int
+    batch_idx: int
+
+
+# one row a tracked sample: name, dtype, value of a sample never seen
+_COLUMNS: tuple[tuple[str, Any, float], ...] = (
+    ("loss", np.float64, math.nan),
+    ("policy", np.float64, math.nan),
+    ("value", np.float64, math.nan),
+    ("epoch", np.int64, -1),
+    ("batch", np.int64, -1),
+    ("stamp", np.int64, -1),  # when last seen, counted in touches of any sample
+    ("in_epoch", np.bool_, 0),  # recorded since reset_epoch
+    ("entries", np.int64, 0),  # history entries ever written
+    ("first_epoch", np.int64, -1),
+    ("learned_epoch", np.int64, -1),  # first epoch with a loss at or below the threshold
+    ("learned", np.bool_, 0),
+    ("forgettings", np.int64, 0),
+)
+
+
+class PerSampleLossTracker:
+    """Losses of up to ``max_samples`` samples; the least recently seen is dropped for a new one.
+
+    Every array has one row a slot; recording a batch of B costs O(B). A sample counts as learned
+    while its loss is at or below ``learned_loss``.
+
+    Args:
+        max_samples: samples tracked, at least 1.
+        history_epochs: epochs of history kept a sample (one loss an epoch, the newest).
+        percentile_hard: percentile of the current losses reported as the threshold of "hard".
+        learned_loss: loss at or below which a sample is learned. None: half of the mean loss of
+            the first epoch recorded, fixed when that epoch ends.
+        early_epochs: a sample first learned within this many epochs of being first seen, and
+            not forgotten since, was learned early.
+    """
+
+    def __init__(
+        self,
+        max_samples: int = 10_000,
+        history_epochs: int = 3,
+        percentile_hard: float = 90.0,
+        *,
+        learned_loss: float | None = None,
+        early_epochs: int = 2,
+    ) -> None:
+        if max_samples < 1 or history_epochs < 1 or early_epochs < 1:
+            raise ValueError(
+                "max_samples, history_epochs and early_epochs must be at least 1, "
+                f"got {max_samples}, {history_epochs}, {early_epochs}"
+            )
+        if not 0.0 <= percentile_hard <= 100.0:
+            raise ValueError(f"percentile_hard must be in [0, 100], got {percentile_hard}")
+        if learned_loss is not None and not math.isfinite(learned_loss):
+            raise ValueError(f"learned_loss must be finite, got {learned_loss}")
+        self.max_samples = int(max_samples)
+        self.history_epochs = int(history_epochs)
+        self.percentile_hard = float(percentile_hard)
+        self.early_epochs = int(early_epochs)
+        self._given_learned_loss = learned_loss
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every sample."""
+        self._slots = SampleSlots(self.max_samples)
+        self._table = {
+            name: np.full(self.max_samples, empty, dtype=dtype) for name, dtype, empty in _COLUMNS
+        }
+        shape = (self.max_samples, self.history_epochs)
+        self._history_epoch = np.full(shape, -1, dtype=np.int64)
+        self._history_loss = np.full(shape, math.nan, dtype=np.float64)
+        self._queue = np.zeros((2, 4 * self.max_samples), dtype=np.int64)  # slot; stamp when queued
+        self._head = self._tail = 0
+        self._touches = 0
+        self._total_samples = 0
+        self._skipped = 0
+        self._first_epoch: int | None = None
+        self._learned_loss = self._given_learned_loss
+
+    @property
+    def learned_loss(self) -> float | None:
+        """Threshold of "learned"; None until the first epoch has ended."""
+        return self._learned_loss
+
+    def record_batch(
+        self,
+        batch_indices: Sequence[int] | np.ndarray | Tensor,
+        losses: Sequence[float] | np.ndarray | Tensor,
+        epoch: int,
+        batch_idx: int = 0,
+        *,
+        policy_losses: Sequence[float] | np.ndarray | Tensor | None = None,
+        value_losses: Sequence[float] | np.ndarray | Tensor | None = None,
+    ) -> int:
+        """Record the losses (B,) of the data-set rows ``batch_indices`` (B,).
+
+        A loss that is not finite is skipped and counted in ``get_statistics``. Of an index that
+        occurs more than once the last loss counts.
+
+        Returns:
+            The number of losses recorded.
+
+        Raises:
+            ValueError: lengths that differ, indices that are negative or not whole.
+        """
+        indices = as_indices(batch_indices, "batch_indices")
+        loss = as_floats(losses, indices.size, "losses")
+        absent = np.full(indices.size, math.nan)
+        policy = (
+            absent
+            if policy_losses is None
+            else as_floats(policy_losses, indices.size, "policy_losses")
+        )
+        value = (
+            absent
+            if value_losses is None
+            else as_floats(value_losses, indices.size, "value_losses")
+        )
+        finite = np.isfinite(loss)
+        recorded = int(np.count_nonzero(finite))
+        self._skipped += indices.size - recorded
+        if recorded == 0:
+            return 0
+        if recorded < indices.size:
+            indices, loss, policy, value = (a[finite] for a in (indices, loss, policy, value))
+        self._total_samples += recorded
+        epoch = int(epoch)
+        if self._first_epoch is None:
+            self._first_epoch = epoch
+        elif epoch != self._first_epoch and self._learned_loss is None:
+            self._fix_learned_loss()
+
+        # distinct indices, the last of each, in order of that last occurrence
+        _, last = np.unique(indices[::-1], return_index=True)
+        last = np.sort(indices.size - 1 - last)[-self.max_samples :]
+        indices, loss, policy, value = (a[last] for a in (indices, loss, policy, value))
+        slots = self._claim(indices)
+
+        table = self._table
+        table["loss"][slots] = loss
+        table["policy"][slots] = policy
+        table["value"][slots] = value
+        table["batch"][slots] = int(batch_idx)
+        table["in_epoch"][slots] = True
+        new_epoch = table["epoch"][slots] != epoch
+        table["epoch"][slots] = epoch
+        table["entries"][slots] += new_epoch
+        unseen = table["first_epoch"][slots] < 0
+        table["first_epoch"][slots[unseen]] = epoch
+        column = (table["entries"][slots] - 1) % self.history_epochs
+        self._history_epoch[slots, column] = epoch
+        self._history_loss[slots, column] = loss
+        if self._learned_loss is not None:
+            self._mark_learned(slots, loss, np.full(slots.size, epoch))
+        return recorded
+
+    def _claim(self, indices: np.ndarray) -> np.ndarray:
+        """Slots of distinct indices: those held are touched, others take the place of the oldest."""
+        slots = self._slots.lookup(indices)
+        new = slots < 0
+        self._touch(slots[~new])
+        missing = int(np.count_nonzero(new)) - self._slots.room
+        if missing > 0:
+            self._evict(missing)
+        fresh = self._slots.assign(indices[new])
+        for name, _, empty in _COLUMNS:
+            self._table[name][fresh] = empty
+        self._history_epoch[fresh] = -1
+        self._touch(fresh)
+        slots[new] = fresh
+        return slots
+
+    def _touch(self, slots: np.ndarray) -> None:
+        """Mark as seen now: queue (slot, stamp); older entries of the slot are stale from now on."""
+        if slots.size > self._queue.shape[1] - self._tail:
+            live = self._queue[:, self._head : self._tail]
+            live = live[:, self._table["stamp"][live[0]] == live[1]]
+            self._queue[:, : live.shape[1]] = live
+            self._head, self._tail = 0, live.shape[1]
+        stamps = self._touches + np.arange(slots.size)
+        self._table["stamp"][slots] = stamps
+        self._queue[0, self._tail : self._tail + slots.size] = slots
+        self._queue[1, self._tail : self._tail + slots.size] = stamps
+        self._tail += slots.size
+        self._touches += slots.size
+
+    def _evict(self, number: int) -> None:
+        while number > 0:
+            entries = self._queue[:, self._head : min(self._head + number, self._tail)]
+            live = entries[0, self._table["stamp"][entries[0]] == entries[1]]
+            self._head += entries.shape[1]
+            self._table["stamp"][live] = -1
+            self._slots.release(live)
+            number -= live.size
+
+    def _fix_learned_loss(self) -> None:
+        """The first epoch has ended: set the threshold, and see who was learned in it."""
+        used = self._slots.used()
+        if used.size == 0:
+            return
+        self._learned_loss = 0.5 * float(self._table["loss"][used].mean())
+        self._mark_learned(used, self._table["loss"][used], self._table["epoch"][used])
+
+    def _mark_learned(self, slots: np.ndarray, loss: np.ndarray, epoch: np.ndarray) -> None:
+        table = self._table
+        before, now = table["learned"][slots], loss <= self._learned_loss
+        table["forgettings"][slots] += before & ~now
+        first = now & (table["learned_epoch"][slots] < 0)
+        table["learned_epoch"][slots[first]] = epoch[first]
+        table["learned"][slots] = now
+
+    def get_statistics(self) -> dict[str, float]:
+        """Statistics of the losses recorded since ``reset_epoch``, and counts since the start.
+
+        Keys: ``mean_loss``, ``std_loss``, ``min_loss``, ``max_loss``, ``mean_policy_loss``,
+        ``mean_value_loss`` (NaN if never recorded), ``percentile_threshold``, ``total_samples``,
+        ``tracked_samples``, ``current_samples``, ``skipped_non_finite``.
+        """
+        used = self._slots.used()
+        current = used[self._table["in_epoch"][used]]
+        loss = self._table["loss"][current]
+        if loss.size == 0:
+            loss = np.zeros(1)
+        return {
+            "mean_loss": float(loss.mean()),
+            "std_loss": float(loss.std()),
+            "min_loss": float(loss.min()),
+            "max_loss": float(loss.max()),
+            "mean_policy_loss": _mean_known(self._table["policy"][current]),
+            "mean_value_loss": _mean_known(self._table["value"][current]),
+            "percentile_threshold": float(np.percentile(loss, self.percentile_hard)),
+            "total_samples": self._total_samples,
+            "tracked_samples": self._slots.count,
+            "current_samples": int(current.size),
+            "skipped_non_finite": self._skipped,
+        }
+
+    def get_hardest_samples(self, n: int = 100) -> list[tuple[int, float]]:
+        """The ``n`` samples of the current epoch with the highest loss: (index, loss), descending."""
+        if n < 0:
+            raise ValueError(f"n must not be negative, got {n}")
+        used = self._slots.used()
+        current = used[self._table["in_epoch"][used]]
+        loss, indices = self._table["loss"][current], self._slots.index_of[current]
+        order = np.lexsort((indices, -loss))[:n]
+        return list(zip(indices[order].tolist(), loss[order].tolist(), strict=True))
+
+    def get_sample_history(self, sample_idx: int) -> list[tuple[int, float]]:
+        """(epoch, loss) of a sample, oldest first, at most ``history_epochs``; O(history)."""
+        slot = self._slot(sample_idx)
+        if slot < 0:
+            return []
+        entries = int(self._table["entries"][slot])
+        columns = np.arange(max(0, entries - self.history_epochs), entries) % self.history_epochs
+        epochs = self._history_epoch[slot, columns].tolist()
+        return list(zip(epochs, self._history_loss[slot, columns].tolist(), strict=True))
+
+    def get_record(self, sample_idx: int) -> PerSampleLossRecord | None:
+        """The newest record of a sample, or None when it is not tracked."""
+        slot = self._slot(sample_idx)
+        if slot < 0:
+            return None
+        row = {name: self._table[name][slot].item() for name in self._table}
+        return PerSampleLossRecord(
+            int(sample_idx), row["loss"], row["policy"], row["value"], row["epoch"], row["batch"]
+        )
+
+    def get_learning_curve(self, sample_idx: int) -> LearningCurve:
+        """How a sample was learned.
+
+        ``unseen`` (not tracked), ``unknown`` (the first epoch has not ended), ``never_learned``,
+        ``forgotten`` (learned once, not now), ``early`` or ``late`` (learned now).
+        """
+        if self._slot(sample_idx) < 0:
+            return "unseen"
+        if self._learned_loss is None:
+            return "unknown"
+        return CURVES[int(self._curve(np.array([self._slot(sample_idx)]))[0])]
+
+    def learning_curves(self) -> dict[LearningCurve, np.ndarray]:
+        """Data-set indices (int64, ascending) of the tracked samples by learning curve."""
+        used = self._slots.used()
+        indices = self._slots.index_of[used]
+        if self._learned_loss is None:
+            return {"unknown": np.sort(indices)}
+        curve = self._curve(used)
+        return {name: np.sort(indices[curve == code]) for code, name in enumerate(CURVES)}
+
+    def _curve(self, slots: np.ndarray) -> np.ndarray:
+        """Position in ``CURVES`` of each slot."""
+        learned = self._table["learned"][slots]
+        epoch = self._table["learned_epoch"][slots]
+        delay = epoch - self._table["first_epoch"][slots]
+        early = (delay < self.early_epochs) & (self._table["forgettings"][slots] == 0)
+        return np.where(learned, np.where(early, 2, 3), np.where(epoch >= 0, 1, 0))
+
+    def get_forgetting_count(self, sample_idx: int) -> int:
+        """How often a sample went from learned to not learned; 0 when not tracked."""
+        slot = self._slot(sample_idx)
+        return 0 if slot < 0 else int(self._table["forgettings"][slot])
+
+    def reset_epoch(self) -> None:
+        """Begin an epoch: statistics and hardest samples start anew, history stays."""
+        if self._learned_loss is None:
+            self._fix_learned_loss()
+        self._table["in_epoch"][:] = False
+
+    def _slot(self, sample_idx: int) -> int:
+        return int(self._slots.lookup(as_indices([int(sample_idx)], "sample_idx"))[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything as tensors and plain numbers; size follows the samples tracked."""
+        top = self._slots.high_water
+        return {
+            "slots": self._slots.state_dict(),
+            "table": {k: torch.from_numpy(v[:top].copy()) for k, v in self._table.items()},
+            "history_epoch": torch.from_numpy(self._history_epoch[:top].copy()),
+            "history_loss": torch.from_numpy(self._history_loss[:top].copy()),
+            "queue": torch.from_numpy(self._queue[:, self._head : self._tail].copy()),
+            "touches": self._touches,
+            "total_samples": self._total_samples,
+            "skipped": self._skipped,
+            "first_epoch": self._first_epoch,
+            "learned_loss": self._learned_loss,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`; ``ValueError`` where the sizes differ."""
+        history = np.asarray(state["history_loss"])
+        if history.shape[1] != self.history_epochs:
+            raise ValueError(
+                f"the state has {history.shape[1]} epochs of history, this tracker "
+                f"{self.history_epochs}: construct it with the same history_epochs"
+            )
+        slots = SampleSlots(self.max_samples)
+        slots.load_state_dict(state["slots"])
+        self.reset()
+        self._slots = slots
+        top = slots.high_water
+        for name, column in self._table.items():
+            column[:top] = np.asarray(state["table"][name])
+        self._history_epoch[:top] = np.asarray(state["history_epoch"])
+        self._history_loss[:top] = history
+        queue = np.asarray(state["queue"])
+        self._queue[:, : queue.shape[1]] = queue
+        self._tail = queue.shape[1]
+        self._touches = int(state["touches"])
+        self._total_samples = int(state["total_samples"])
+        self._skipped = int(state["skipped"])
+        self._first_epoch = state["first_epoch"]
+        self._learned_loss = state["learned_loss"]
+
+
+def _mean_known(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+__all__ = [
+    "LearningCurve",
+    "LossParts",
+    "PerSampleLossRecord",
+    "PerSampleLossTracker",
+    "ValueKind",
+    "compute_loss_parts",
+    "compute_per_sample_loss",
+]

@@ -1,0 +1,180 @@
+"""One temperature for a value head, by maximum likelihood, judged on games it did not see."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ringrift_pipeline.enhancements.calibration_measures import Forecasts, game_draws, interval
+from ringrift_pipeline.enhancements.calibration_report import calibration_report
+
+__all__ = ["TemperatureFit", "fit_temperature", "optimal_temperature", "value_probabilities"]
+
+TEMPERATURE_BOUNDS = (0.05, 20.0)
+
+
+def value_probabilities(logits: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Probabilities of winning of a value head at a temperature.
+
+    Args:
+        logits: (n, seats) for a softmax over seats, or (n,) or (n, 1) for a sigmoid.
+
+    Returns:
+        (n, seats), or (n, 1) for one column; the dtype and device of `logits`.
+    """
+    if logits.ndim == 1:
+        logits = logits[:, None]
+    if logits.shape[1] == 1:
+        return torch.sigmoid(logits / temperature)
+    return torch.softmax(logits / temperature, dim=1)
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """Outcome of `fit_temperature`.
+
+    Attributes:
+        temperature: logits are to be divided by it; above 1 the head was too sure.
+        games_fitted, games_judged: number of games on either side of the split.
+        log_loss_before, log_loss_after: on the games judged, nats.
+        log_loss_gain: before - after on the games judged.
+        log_loss_gain_interval: its bootstrap interval over games, at the confidence asked for.
+        helps: the interval of the gain lies above 0.
+        at_bound: the likelihood has no optimum inside `TEMPERATURE_BOUNDS`.
+        before, after: `calibration_report`s of the games judged.
+    """
+
+    temperature: float
+    games_fitted: int
+    games_judged: int
+    log_loss_before: float
+    log_loss_after: float
+    log_loss_gain: float
+    log_loss_gain_interval: tuple[float, float]
+    helps: bool
+    at_bound: bool
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self)
+
+
+def _check_logits(logits: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value logits (n, S) and target shares (n, S), float64, on the device of the logits."""
+    z = torch.as_tensor(logits).detach().to(torch.float64)
+    y = torch.as_tensor(targets).detach().to(z.device)
+    if z.ndim == 1:
+        z = z[:, None]
+    if z.ndim != 2 or z.shape[0] == 0:
+        raise ValueError(f"value logits must be (n,) or (n, seats), got {tuple(z.shape)}")
+    if z.shape[1] > 1 and y.ndim == 1:
+        whole = y.to(torch.int64)
+        if not torch.equal(whole.to(y.dtype), y) or whole.min() < 0 or whole.max() >= z.shape[1]:
+            raise ValueError(f"targets of shape (n,) must be seats from 0 to {z.shape[1] - 1}")
+        y = torch.nn.functional.one_hot(whole, z.shape[1])
+    if y.ndim == 1:
+        y = y[:, None]
+    y = y.to(torch.float64)
+    if y.shape != z.shape:
+        raise ValueError(f"logits have shape {tuple(z.shape)}, targets {tuple(y.shape)}")
+    if not torch.isfinite(z).all():
+        raise ValueError("value logits must be finite")
+    if not ((y >= 0) & (y <= 1)).all():
+        raise ValueError("targets must be shares of the win in [0, 1]")
+    return z, y
+
+
+def optimal_temperature(z: torch.Tensor, y: torch.Tensor) -> tuple[float, bool]:
+    """Maximum-likelihood temperature; whether it is a bound. The loss is convex in 1 / T."""
+
+    def slope(beta: float) -> float:
+        if z.shape[1] == 1:
+            return float(((torch.sigmoid(beta * z) - y) * z).mean())
+        return float(((torch.softmax(beta * z, dim=1) - y) * z).sum(dim=1).mean())
+
+    low, high = (1.0 / bound for bound in reversed(TEMPERATURE_BOUNDS))
+    if slope(low) >= 0.0:
+        return 1.0 / low, True
+    if slope(high) <= 0.0:
+        return 1.0 / high, True
+    from scipy.optimize import brentq
+
+    return 1.0 / float(brentq(slope, low, high, xtol=1e-10)), False
+
+
+def fit_temperature(
+    logits: Any,
+    targets: Any,
+    games: Any | None = None,
+    *,
+    judged_fraction: float = 0.5,
+    bins: int = 15,
+    bootstrap: int = 200,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> TemperatureFit:
+    """Fit one temperature to a value head by maximum likelihood and judge it on other games.
+
+    Args:
+        logits: (n, seats) value logits (softmax over seats), or (n,) or (n, 1) (sigmoid), as the
+            head gives them; a tensor stays on its device.
+        targets: (n, seats) shares of the win, or (n,) winning seats from 0; for one column
+            (n,) outcomes in [0, 1].
+        games: (n,) game ids; without them every row is a game.
+        judged_fraction: share of the games that judge, the others fit.
+        bins, bootstrap, confidence, seed: see `calibration_report`; the seed also splits.
+
+    Raises:
+        ValueError: for bad input, or fewer than two games.
+    """
+    if not 0.0 < judged_fraction < 1.0:
+        raise ValueError(f"judged_fraction must lie in (0, 1), got {judged_fraction}")
+    z, y = _check_logits(logits, targets)
+    ids = np.arange(z.shape[0]) if games is None else np.asarray(games)
+    if ids.shape != (z.shape[0],):
+        raise ValueError(f"games have shape {ids.shape}, need ({z.shape[0]},)")
+    unique, index = np.unique(ids, return_inverse=True)
+    if unique.size < 2:
+        raise ValueError("a temperature needs at least two games: one to fit and one to judge")
+    judges = min(max(round(unique.size * judged_fraction), 1), unique.size - 1)
+    order = np.random.default_rng(np.random.SeedSequence([seed, unique.size]))
+    judging = np.zeros(unique.size, dtype=bool)
+    judging[order.permutation(unique.size)[:judges]] = True
+    judged = torch.from_numpy(judging[index]).to(z.device)
+
+    temperature, at_bound = optimal_temperature(z[~judged], y[~judged])
+    outcomes = y[judged].cpu().numpy()
+    rows = index[judging[index]]
+    options: dict[str, Any] = {
+        "bins": bins,
+        "bootstrap": bootstrap,
+        "confidence": confidence,
+        "seed": seed,
+    }
+    reports, losses = [], []
+    for t in (1.0, temperature):
+        p = value_probabilities(z[judged], t).cpu().numpy()
+        reports.append(calibration_report(p, outcomes, rows, **options))
+        forecasts = Forecasts.check(p, outcomes, rows)
+        losses.append(forecasts.log_loss())
+    gain, count = forecasts.by_game(losses[0] - losses[1])
+    draws = game_draws(forecasts.num_games, bootstrap, [seed, forecasts.num_games])
+    gains = interval((draws @ gain) / (draws @ count), confidence)
+    return TemperatureFit(
+        temperature=temperature,
+        games_fitted=int(unique.size - judges),
+        games_judged=int(judges),
+        log_loss_before=float(losses[0].mean()),
+        log_loss_after=float(losses[1].mean()),
+        log_loss_gain=float(gain.sum() / count.sum()),
+        log_loss_gain_interval=gains,
+        helps=gains[0] > 0.0,
+        at_bound=at_bound,
+        before=reports[0],
+        after=reports[1],
+    )

@@ -1,0 +1,358 @@
+"""One validated, immutable configuration of every hyper-parameter.
+
+Settings are merged field by field, later beats earlier::
+
+    defaults < preset < file (TOML, YAML or JSON) < environment < overrides (command line)
+
+``TrainingConfig.load(preset="smoke", overrides={"training.batch_size": 128})``. An environment
+variable is ``RINGRIFT_<GROUP>__<FIELD>`` (``RINGRIFT_TRAINING__BATCH_SIZE=128``), or
+``RINGRIFT_SEED`` and ``RINGRIFT_DEVICE`` for the two settings without a group. An unknown
+setting is refused with the nearest valid name, a bad value with its bounds and where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from ringrift_pipeline.enhancements.config_groups import (
+    AveragingConfig,
+    CalibrationConfig,
+    ConfigGroup,
+    EnsembleConfig,
+    EvaluationConfig,
+    GradientsConfig,
+    MiningConfig,
+    NetworkSettings,
+    OptimizerConfig,
+    QualityConfig,
+    ScheduleConfig,
+    SearchConfig,
+    SelfplayConfig,
+    StabilityConfig,
+    TrainingLoopConfig,
+    nearest_name,
+)
+
+ENVIRONMENT_PREFIX = "RINGRIFT_"
+
+# Each preset is what differs from the defaults.
+PRESETS: dict[str, dict[str, Any]] = {
+    # two generations in minutes on two cores
+    "smoke": {
+        "selfplay.games": 160,
+        "selfplay.games_per_shard": 40,
+        "selfplay.parallel_games": 40,
+        "selfplay.full_search_fraction": 0.3,
+        "search.simulations": 32,
+        "search.cheap_simulations": 8,
+        "network.blocks": 2,
+        "network.channels": 32,
+        "training.checkpoint_every": 50,
+        "schedule.warmup_steps": 5,
+        "evaluation.games": 48,
+        "evaluation.simulations": 32,
+        "evaluation.max_games": 96,
+    },
+    # a few generations in an hour on two cores
+    "hour": {
+        "selfplay.games": 320,
+        "selfplay.games_per_shard": 40,
+        "selfplay.parallel_games": 40,
+        "search.simulations": 48,
+        "search.cheap_simulations": 12,
+        "network.blocks": 4,
+        "network.channels": 48,
+        "evaluation.games": 96,
+        "evaluation.simulations": 48,
+        "evaluation.max_games": 240,
+    },
+    # a day on a workstation
+    "day": {
+        "selfplay.games": 1024,
+        "search.simulations": 96,
+        "search.cheap_simulations": 16,
+        "network.blocks": 8,
+        "network.channels": 96,
+        "mining.buffer_size": 50_000,
+        "averaging.decay_half_life_samples": 100_000.0,
+        "evaluation.games": 200,
+        "evaluation.simulations": 96,
+    },
+}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: one line that says which, why, and where it came from."""
+
+
+class ConfigField(NamedTuple):
+    """One setting, as a user interface or a command line needs it."""
+
+    name: str  # dotted: "training.batch_size"
+    type: Any  # int, float, bool, str, tuple[float, float], Literal[...]
+    default: Any
+    description: str
+    bounds: dict[str, Any]  # any of ge, gt, le, lt, choices, min_length
+
+
+class TrainingConfig(ConfigGroup):
+    """Every hyper-parameter, grouped. Immutable; build another with :meth:`with_overrides`.
+
+    Raises:
+        ValueError: unknown setting (named with its nearest valid name) or a value out of bounds
+            (pydantic's ``ValidationError`` from the constructor, :class:`ConfigError` elsewhere).
+    """
+
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Root of every random stream.")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto (CUDA where present, else CPU), cpu, cuda, cuda:N or mps.",
+    )
+    selfplay: SelfplayConfig = SelfplayConfig()
+    search: SearchConfig = SearchConfig()
+    network: NetworkSettings = NetworkSettings()
+    training: TrainingLoopConfig = TrainingLoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    gradients: GradientsConfig = GradientsConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    quality: QualityConfig = QualityConfig()
+    mining: MiningConfig = MiningConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    stability: StabilityConfig = StabilityConfig()
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Samples of one optimizer step: batch size times accumulation steps."""
+        return self.training.batch_size * self.gradients.accumulation_steps
+
+    @classmethod
+    def load(
+        cls,
+        preset: str | None = None,
+        file: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> TrainingConfig:
+        """Merge defaults < preset < file < environment < overrides.
+
+        Args:
+            preset: ``smoke``, ``hour`` or ``day``.
+            file: a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file of nested or dotted settings.
+            environ: environment variables; None reads the process's own, ``{}`` none.
+            overrides: dotted name -> value (text is parsed by the field's type), or nested.
+
+        Raises:
+            ConfigError: unknown preset or setting, unreadable file, value out of bounds.
+        """
+        merged: dict[str, tuple[Any, str]] = {}
+        if preset is not None:
+            merged.update(_flatten(_preset(preset), f"preset {preset}"))
+        if file is not None:
+            merged.update(_flatten(_read_file(Path(file)), f"file {file}"))
+        merged.update(_from_environment(os.environ if environ is None else environ))
+        if overrides:
+            merged.update(_flatten(overrides, "command line"))
+        return _build(merged)
+
+    @classmethod
+    def preset(cls, name: Literal["smoke", "hour", "day"]) -> TrainingConfig:
+        """The defaults with one preset's changes; :class:`ConfigError` lists the valid names."""
+        return _build(_flatten(_preset(name), f"preset {name}"))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
+        """The config that :meth:`to_dict` wrote; missing settings take their defaults."""
+        return _build(_flatten(data, "dictionary"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values that JSON can hold (tuples as lists)."""
+        return self.model_dump(mode="json")
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
+        """A validated copy with some settings changed (dotted or nested names)."""
+        merged = _flatten(self.to_dict(), "config")
+        merged.update(_flatten(overrides, "override"))
+        return _build(merged)
+
+    @classmethod
+    def fields(cls) -> list[ConfigField]:
+        """Every setting: dotted name, type, default, description and bounds, in order."""
+        return list(_walk(cls, ""))
+
+
+def _walk(group: type[ConfigGroup], prefix: str) -> Iterator[ConfigField]:
+    hints = typing.get_type_hints(group)
+    for name, info in group.model_fields.items():
+        kind = hints[name]
+        if isinstance(kind, type) and issubclass(kind, ConfigGroup):
+            yield from _walk(kind, f"{prefix}{name}.")
+            continue
+        bounds: dict[str, Any] = {}
+        for constraint in info.metadata:
+            for bound in ("ge", "gt", "le", "lt", "min_length", "pattern"):
+                if getattr(constraint, bound, None) is not None:
+                    bounds[bound] = getattr(constraint, bound)
+        if typing.get_origin(kind) is Literal:
+            bounds["choices"] = list(typing.get_args(kind))
+        default = info.get_default(call_default_factory=True, validated_data={})
+        yield ConfigField(f"{prefix}{name}", kind, default, info.description or "", bounds)
+
+
+_FIELDS: dict[str, ConfigField] = {}
+
+
+def _known() -> dict[str, ConfigField]:
+    if not _FIELDS:
+        _FIELDS.update((field.name, field) for field in _walk(TrainingConfig, ""))
+    return _FIELDS
+
+
+def _preset(name: str) -> dict[str, Any]:
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read config file {path}: {error}") from error
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".toml":
+            data: Any = tomllib.loads(text)
+        elif suffix == ".json":
+            data = json.loads(text)
+        elif suffix in (".yaml", ".yml"):
+            import yaml
+
+            try:
+                data = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(" ".join(str(error).split())) from error
+        else:
+            raise ConfigError(f"config file {path} must end in .toml, .yaml, .yml or .json")
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config file {path} is not valid {suffix[1:]}: {error}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"config file {path} must hold a table of settings, not {data!r:.40}")
+    return data
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """Variables with a double underscore must name a setting; others belong to other programs."""
+    by_variable = {ENVIRONMENT_PREFIX + name.replace(".", "__").upper(): name for name in _known()}
+    found: dict[str, tuple[Any, str]] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        source = f"environment variable {variable}"
+        if variable in by_variable:
+            name = by_variable[variable]
+            found[name] = (_parse(name, text, source), source)
+        elif "__" in variable:
+            near = nearest_name(variable, list(by_variable))
+            hint = f"did you mean {near}?" if near else "no such setting"
+            raise ConfigError(f"unknown environment variable {variable}; {hint}")
+    return found
+
+
+def _flatten(tree: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, tuple[Any, str]]:
+    """Nested or dotted settings -> dotted name -> (value, source); unknown names are refused."""
+    flat: dict[str, tuple[Any, str]] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if name in _known():
+            flat[name] = (_parse(name, value, source), source)
+        elif any(known.startswith(f"{name}.") for known in _known()):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{name} is a group of settings, not {value!r:.40} (from {source})"
+                )
+            flat.update(_flatten(value, source, f"{name}."))
+        else:
+            names = list(_known()) + sorted({k.split(".")[0] for k in _known() if "." in k})
+            near = nearest_name(name, names)
+            hint = f"did you mean {near!r}?" if near else "see TrainingConfig.fields()"
+            raise ConfigError(f"unknown setting {name!r} (from {source}); {hint}")
+    return flat
+
+
+def _parse(name: str, value: Any, source: str) -> Any:
+    """Text to the field's type, as environment and command line bring it; others pass through."""
+    kind = _known()[name].type
+    if not isinstance(value, str) or kind is str or typing.get_origin(kind) is Literal:
+        return value
+    text = value.strip()
+    try:
+        if kind is bool:
+            choices = {"true": True, "yes": True, "on": True, "1": True}
+            choices |= {"false": False, "no": False, "off": False, "0": False}
+            return choices[text.lower()]
+        if kind is int:
+            return int(text)
+        if kind is float:
+            return float(text)
+        if typing.get_origin(kind) is tuple:
+            if text.startswith(("[", "(")):
+                text = text[1:-1]
+            parts = [part.strip().strip("'\"") for part in text.split(",") if part.strip()]
+            element = typing.get_args(kind)[0]
+            return tuple(element(part) for part in parts)
+    except (ValueError, KeyError) as error:
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise ConfigError(
+            f"{name} must be {wanted.get(kind, 'a comma-separated list')}, got {value!r} "
+            f"(from {source})"
+        ) from error
+    raise TypeError(f"setting {name} has a type that text cannot give: {kind}")
+
+
+def _build(flat: Mapping[str, tuple[Any, str]]) -> TrainingConfig:
+    nested: dict[str, Any] = {}
+    for name, (value, _) in flat.items():
+        group, _, field = name.rpartition(".")
+        if group:
+            nested.setdefault(group, {})[field] = value
+        else:
+            nested[field] = value
+    try:
+        return TrainingConfig(**nested)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e, flat) for e in error.errors())) from error
+
+
+def _explain(error: Any, flat: Mapping[str, tuple[Any, str]]) -> str:
+    """One pydantic error as 'training.batch_size: … (got -4, from …)'."""
+    name = ".".join(str(part) for part in error["loc"])
+    while name and name not in _known() and "." in name:
+        name = name.rpartition(".")[0]
+    message = error["msg"].removeprefix("Value error, ")
+    message = message.replace("Input should", "should")
+    if error["type"] == "missing":
+        message = "has too few values"
+    if name in flat:
+        value, source = flat[name]
+        return f"{name} {message} (got {value!r}, from {source})"
+    sources = sorted({s for n, (_, s) in flat.items() if n.startswith(f"{name}.")})
+    return f"{name}: {message}" + (f" (from {', '.join(sources)})" if sources else "")
+
+
+__all__ = ["ENVIRONMENT_PREFIX", "PRESETS", "ConfigError", "ConfigField", "TrainingConfig"]

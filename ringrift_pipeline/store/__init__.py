@@ -1,0 +1,52 @@
+"""Where files live: artefact folders, generation plans, champions, locks and atomic writes.
+
+This room knows nothing of games, numpy or torch. Layout under the data root::
+
+    <root>/<config>/generations/<0007>/plan.json
+    <root>/<config>/generations/<0007>/<kind>/<unique folder>/{files…, manifest.json}
+    <root>/<config>/generations/<0007>/<kind>/current.json      which folder is current
+    <root>/<config>/champion.json, champions.jsonl              the champion and its history
+    <root>/<config>/quarantine/                                 what failed verification, with reasons
+    <root>/<config>/.locks/                                     named locks
+
+POSIX only (Linux, macOS): liveness of writers rests on ``flock``, which the kernel drops with the
+process.
+"""
+
+from ringrift_pipeline.store.artefacts import Draft
+from ringrift_pipeline.store.atomic import (
+    append_jsonl,
+    read_jsonl,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+from ringrift_pipeline.store.champion import Champion
+from ringrift_pipeline.store.errors import (
+    CorruptArtefactError,
+    InvalidNameError,
+    LockedError,
+    MissingArtefactError,
+    SerializationError,
+    StoreError,
+)
+from ringrift_pipeline.store.layout import generation_key
+from ringrift_pipeline.store.manifest import Artefact
+from ringrift_pipeline.store.store import Store
+
+__all__ = [
+    "Artefact",
+    "Champion",
+    "CorruptArtefactError",
+    "Draft",
+    "InvalidNameError",
+    "LockedError",
+    "MissingArtefactError",
+    "SerializationError",
+    "Store",
+    "StoreError",
+    "append_jsonl",
+    "generation_key",
+    "read_jsonl",
+    "write_bytes_atomic",
+    "write_json_atomic",
+]

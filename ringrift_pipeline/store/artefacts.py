@@ -1,0 +1,309 @@
+"""Artefacts in a data root: drafting, landing, reading, quarantine, falling back."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ringrift_pipeline.store.atomic import (
+    ensure_folder,
+    fsync_path,
+    temporary_folder,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
+from ringrift_pipeline.store.layout import MANIFEST, POINTER, Layout, generation_key
+from ringrift_pipeline.store.locks import folder_lock
+from ringrift_pipeline.store.manifest import (
+    Artefact,
+    ManifestMismatch,
+    as_artefact,
+    load_folder,
+    make_manifest,
+    normalize,
+    open_seal,
+    sealed_bytes,
+)
+
+
+class Draft:
+    """An artefact being written; made by `Store.create` and used as a context manager.
+
+    Attributes: ``path`` (temporary folder to write files into, sub-folders allowed), ``metadata``
+    (may be changed until the block ends).
+    """
+
+    def __init__(
+        self, layout: Layout, config: str, generation: int, kind: str, metadata: dict[str, Any]
+    ) -> None:
+        self._layout = layout
+        self._folder = layout.kind(config, generation, kind)
+        self._identity = (config, generation, kind)
+        self.metadata = metadata
+        self._path: Path | None = None
+        self._descriptor = -1
+        self._artefact: Artefact | None = None
+        normalize(metadata, f"metadata of {kind}")  # fail now, not after hours of work
+
+    @property
+    def path(self) -> Path:
+        if self._path is None:
+            raise StoreError("a draft has a folder only inside its `with` block")
+        return self._path
+
+    @property
+    def artefact(self) -> Artefact:
+        """The landed artefact. Raises StoreError before the block has ended well."""
+        if self._artefact is None:
+            raise StoreError("a draft is an artefact only after its `with` block has ended well")
+        return self._artefact
+
+    def __enter__(self) -> Draft:
+        if self._path is not None or self._artefact is not None:
+            raise StoreError("a draft can be entered once only: call `create` again")
+        ensure_folder(self._folder)
+        self._path, self._descriptor = temporary_folder(self._folder)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        temporary, self._path = self.path, None
+        try:
+            if kind is None:
+                self._artefact = self._land(temporary)
+        finally:
+            if temporary.exists():
+                shutil.rmtree(temporary, ignore_errors=True)
+            os.close(self._descriptor)
+
+    def _land(self, temporary: Path) -> Artefact:
+        now = datetime.now(UTC)
+        data, content = make_manifest(
+            temporary, *self._identity, now.isoformat(timespec="microseconds"), self.metadata
+        )
+        for parent, _, files in os.walk(temporary, topdown=False):
+            for name in files:
+                fsync_path(Path(parent) / name)
+            fsync_path(Path(parent))
+        (temporary / MANIFEST).write_bytes(data)
+        fsync_path(temporary / MANIFEST)
+        fsync_path(temporary)
+        final = self._folder / f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}"
+        os.rename(temporary, final)
+        fsync_path(self._folder)
+        artefact = as_artefact(final, content)
+        with folder_lock(self._folder):
+            write_pointer(artefact)
+        return artefact
+
+
+# --- pointers -----------------------------------------------------------------------------------
+
+
+def write_pointer(artefact: Artefact) -> None:
+    """Make `artefact` the current one of its kind. Hold `folder_lock` of the kind's folder."""
+    pointer = {"artefact": artefact.path.name, "digest": artefact.digest}
+    data = sealed_bytes(pointer, POINTER)
+    write_bytes_atomic(artefact.path.parent / POINTER, data)
+
+
+def read_pointer(path: Path) -> tuple[bytes, dict[str, Any]] | None:
+    """Text and content of a pointer; None if there is none. Raises ManifestMismatch."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return data, open_seal(data)
+
+
+def folders(kind_folder: Path) -> list[Path]:
+    """Landed folders of one kind, oldest first (names begin with the time of landing)."""
+    try:
+        entries = list(kind_folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(p for p in entries if not p.name.startswith(".") and p.is_dir())
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def advice(kind: str, config: str, generation: int) -> str:
+    """What makes an artefact of `kind`, as a sentence part."""
+    if kind.startswith("selfplay") or kind == "plan":
+        verb = "selfplay"
+    elif kind == "evaluation":
+        verb = "evaluate"
+    else:
+        verb = "train"
+    return (
+        f"`ringrift {verb} --config {config}` makes it (generation {generation_key(generation)}), "
+        f"and `ringrift loop --config {config}` makes all there is"
+    )
+
+
+def read_current(
+    layout: Layout, config: str, generation: int, kind: str, *, verify: bool
+) -> Artefact | None:
+    """See `Store.current`."""
+    folder = layout.kind(config, generation, kind)
+    pointer_path = folder / POINTER
+    action = (
+        f"fall back with store.last_good({config!r}, {generation}, {kind!r}), or make it anew: "
+        + advice(kind, config, generation)
+    )
+    try:
+        pointer = read_pointer(pointer_path)
+    except ManifestMismatch as error:
+        moved = _drop_pointer(layout, config, pointer_path, None, str(error))
+        raise CorruptArtefactError(pointer_path, str(error), action, moved) from None
+    if pointer is None:
+        return None
+    data, content = pointer
+    path = folder / content["artefact"]
+    try:
+        artefact = load_folder(path, verify=verify)
+        if (artefact.config, artefact.generation, artefact.kind) != (config, generation, kind):
+            raise ManifestMismatch(
+                f"it belongs to {artefact.config} {generation_key(artefact.generation)} "
+                f"{artefact.kind}"
+            )
+        if artefact.digest != content["digest"]:
+            raise ManifestMismatch("its digest is not the one its pointer names")
+    except (ManifestMismatch, FileNotFoundError) as error:
+        reason = str(error) if path.exists() else "the folder that the pointer names is gone"
+        _drop_pointer(layout, config, pointer_path, data, reason)
+        moved = quarantine(layout, config, generation, kind, path, reason)
+        raise CorruptArtefactError(path, reason, action, moved) from None
+    return artefact
+
+
+def _drop_pointer(
+    layout: Layout, config: str, pointer: Path, data: bytes | None, reason: str
+) -> Path | None:
+    """Remove a pointer to something corrupt, unless a writer has moved it on since it was read.
+
+    `data` is its text as read, None for a pointer that is itself corrupt, which is kept in
+    quarantine.
+    """
+    with folder_lock(pointer.parent):
+        try:
+            now = pointer.read_bytes()
+        except FileNotFoundError:
+            return None
+        if data is not None:
+            if now == data:
+                pointer.unlink()
+                fsync_path(pointer.parent)
+            return None
+        try:
+            open_seal(now)
+        except ManifestMismatch:
+            target = _quarantine_name(layout, config, pointer.relative_to(layout.root).parts[2:])
+            os.rename(pointer, target)
+            _note(target, pointer, reason)
+            return target
+        return None
+
+
+def quarantine(
+    layout: Layout, config: str, generation: int, kind: str, path: Path, reason: str
+) -> Path | None:
+    """Move an artefact's folder out of the way and note why beside it.
+
+    Returns its new path, or None if it was gone already (another process was first).
+    """
+    target = _quarantine_name(layout, config, (generation_key(generation), kind, path.name))
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        return None
+    fsync_path(path.parent)
+    _note(target, path, reason)
+    return target
+
+
+def _quarantine_name(layout: Layout, config: str, parts: tuple[str, ...]) -> Path:
+    folder = layout.quarantine(config)
+    ensure_folder(folder)
+    return folder / "-".join([*parts, secrets.token_hex(4)])
+
+
+def _note(target: Path, origin: Path, reason: str) -> None:
+    fsync_path(target.parent)
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    note = {"found_at": str(origin), "reason": reason, "quarantined_at": when}
+    write_json_atomic(target.with_name(target.name + ".reason.json"), note)
+
+
+def open_folder(layout: Layout, path: Path, *, verify: bool) -> Artefact:
+    """See `Store.open`."""
+    try:
+        return load_folder(path, verify=verify)
+    except (ManifestMismatch, FileNotFoundError) as error:
+        reason = str(error)
+    place = _place(layout, path)
+    if place is None:  # not ours to move
+        raise CorruptArtefactError(
+            path, reason, "copy it again from where it came, or name another"
+        )
+    config, generation, kind = place
+    pointer_path = path.parent / POINTER
+    try:
+        pointer = read_pointer(pointer_path)
+    except ManifestMismatch:
+        pointer = None  # `current` reports that one
+    if pointer is not None and pointer[1]["artefact"] == path.name:
+        _drop_pointer(layout, config, pointer_path, pointer[0], reason)
+    moved = quarantine(layout, config, generation, kind, path, reason)
+    action = (
+        f"use another of store.artefacts({config!r}, {generation}, {kind!r}), or make it anew: "
+        + advice(kind, config, generation)
+    )
+    raise CorruptArtefactError(path, reason, action, moved)
+
+
+def _place(layout: Layout, path: Path) -> tuple[str, int, str] | None:
+    """Config, generation and kind of a landed folder inside this data root, by its path."""
+    try:
+        parts = path.relative_to(layout.root).parts
+    except ValueError:
+        return None
+    if len(parts) != 5 or parts[1] != "generations" or not parts[2].isdecimal():
+        return None
+    config, generation, kind = parts[0], int(parts[2]), parts[3]
+    return (config, generation, kind) if generation_key(generation) == parts[2] else None
+
+
+def read_last_good(layout: Layout, config: str, generation: int, kind: str) -> Artefact | None:
+    """See `Store.last_good`."""
+    try:
+        current = read_current(layout, config, generation, kind, verify=True)
+        if current is not None:
+            return current
+    except CorruptArtefactError:
+        pass
+    folder = layout.kind(config, generation, kind)
+    for path in reversed(folders(folder)):
+        try:
+            artefact = load_folder(path, verify=True)
+            if (artefact.config, artefact.generation, artefact.kind) != (config, generation, kind):
+                raise ManifestMismatch("it belongs elsewhere")
+        except (ManifestMismatch, FileNotFoundError) as error:
+            quarantine(layout, config, generation, kind, path, str(error))
+            continue
+        with folder_lock(folder):
+            if not (folder / POINTER).exists():
+                write_pointer(artefact)
+        return artefact
+    return None

@@ -1,0 +1,129 @@
+"""The champion of a config: a pointer, and the history of promotions behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ringrift_pipeline.store.atomic import append_jsonl, read_jsonl, write_bytes_atomic
+from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
+from ringrift_pipeline.store.layout import Layout
+from ringrift_pipeline.store.locks import folder_lock
+from ringrift_pipeline.store.manifest import (
+    Artefact,
+    ManifestMismatch,
+    normalize,
+    open_seal,
+    sealed_bytes,
+)
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A promoted artefact.
+
+    Attributes:
+        config, generation: whose and which.
+        kind: kind of the artefact, ``"ema_model"`` in this pipeline.
+        digest: the artefact's digest, 64 hex digits.
+        path: the artefact's folder; `Store.open` verifies and loads it.
+        promoted_at: ISO 8601 time in UTC.
+        reason: what the gate said (JSON types).
+    """
+
+    config: str
+    generation: int
+    kind: str
+    digest: str
+    path: Path
+    promoted_at: str
+    reason: dict[str, Any] = field(compare=False)
+
+
+def _champion(layout: Layout, record: dict[str, Any]) -> Champion:
+    fields = {name: record[name] for name in Champion.__dataclass_fields__ if name != "path"}
+    return Champion(path=layout.root / record["path"], **fields)
+
+
+def _read(layout: Layout, config: str) -> dict[str, Any] | None:
+    path = layout.champion(config)
+    try:
+        return open_seal(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ManifestMismatch as error:
+        raise CorruptArtefactError(
+            path,
+            str(error),
+            "delete it and promote a generation again; champions.jsonl beside it lists those "
+            "that were promoted",
+        ) from None
+
+
+def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
+    """History of promotions, after adding the one whose writer died before its line landed.
+
+    Hold the config's folder lock.
+    """
+    history = read_jsonl(layout.champions(config))
+    champion = _read(layout, config)
+    if champion is not None and champion not in history[-1:]:
+        append_jsonl(layout.champions(config), champion)
+        history.append(champion)
+    return history
+
+
+def read_champion(layout: Layout, config: str) -> Champion | None:
+    """See `Store.champion`."""
+    record = _read(layout, config)
+    return None if record is None else _champion(layout, record)
+
+
+def read_history(layout: Layout, config: str) -> list[Champion]:
+    """See `Store.champions`."""
+    folder = layout.config(config)
+    if not folder.is_dir():
+        return []
+    with folder_lock(folder):
+        return [_champion(layout, record) for record in _reconcile(layout, config)]
+
+
+def promote(
+    layout: Layout,
+    config: str,
+    generation: int,
+    artefact: Artefact,
+    reason: dict[str, Any],
+    again: bool,
+) -> Champion:
+    """See `Store.promote`; `artefact` has been verified by the caller."""
+    if (artefact.config, artefact.generation) != (config, generation):
+        raise StoreError(
+            f"cannot promote {artefact.path} as generation {generation} of {config}: it is "
+            f"{artefact.kind} of generation {artefact.generation} of {artefact.config}"
+        )
+    if not artefact.path.is_relative_to(layout.root):
+        raise StoreError(f"cannot promote {artefact.path}: it is outside the store {layout.root}")
+    reason = normalize(reason, "reason of the promotion")
+    with folder_lock(layout.config(config)):
+        history = _reconcile(layout, config)
+        champion = _read(layout, config)
+        if champion is not None and (layout.root / champion["path"]).is_dir():
+            identity = (generation, artefact.digest)
+            known = history if not again else history[-1:]
+            if any((past["generation"], past["digest"]) == identity for past in known):
+                return _champion(layout, champion)
+        record = {
+            "config": config,
+            "generation": generation,
+            "kind": artefact.kind,
+            "digest": artefact.digest,
+            "path": artefact.path.relative_to(layout.root).as_posix(),
+            "promoted_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "reason": reason,
+        }
+        write_bytes_atomic(layout.champion(config), sealed_bytes(record, "champion"))
+        append_jsonl(layout.champions(config), record)
+        return _champion(layout, record)

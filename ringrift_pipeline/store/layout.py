@@ -1,0 +1,84 @@
+"""Names that may become path parts, and the paths made of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ringrift_pipeline.store.errors import InvalidNameError
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
+_GENERATION = re.compile(r"[0-9]{4}|[1-9][0-9]{4,}")
+_RESERVED = frozenset({"plan.json"})
+
+MANIFEST = "manifest.json"
+POINTER = "current.json"
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it can be one path part; raise InvalidNameError otherwise.
+
+    Allowed: 1-100 ASCII letters, digits, dots, dashes and underscores, beginning with a letter or
+    digit, not ending in a dot. That leaves no room for separators, ``..`` or hidden names.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
+        raise InvalidNameError(
+            f"{name!r} is no valid {what}: use 1-100 letters, digits, '.', '-' and '_', "
+            "beginning with a letter or digit and not ending with '.'"
+        )
+    return name
+
+
+def generation_key(generation: int) -> str:
+    """The text form of a generation: zero-padded to four digits, ``7 -> "0007"``.
+
+    Raises InvalidNameError for anything but an integer >= 0.
+    """
+    if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
+        raise InvalidNameError(
+            f"{generation!r} is no generation: it must be an integer of at least 0"
+        )
+    return f"{generation:04d}"
+
+
+def parse_generation(key: str) -> int | None:
+    """The generation a folder name stands for, or None if it is not one."""
+    return int(key) if _GENERATION.fullmatch(key) else None
+
+
+class Layout:
+    """Every path of one data root. Makes no folders."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def config(self, config: str) -> Path:
+        return self.root / check_name(config, "config")
+
+    def generations(self, config: str) -> Path:
+        return self.config(config) / "generations"
+
+    def generation(self, config: str, generation: int) -> Path:
+        return self.generations(config) / generation_key(generation)
+
+    def plan(self, config: str, generation: int) -> Path:
+        return self.generation(config, generation) / "plan.json"
+
+    def kind(self, config: str, generation: int, kind: str) -> Path:
+        return self.generation(config, generation) / check_name(kind, "artefact kind")
+
+    def pointer(self, config: str, generation: int, kind: str) -> Path:
+        return self.kind(config, generation, kind) / POINTER
+
+    def champion(self, config: str) -> Path:
+        return self.config(config) / "champion.json"
+
+    def champions(self, config: str) -> Path:
+        return self.config(config) / "champions.jsonl"
+
+    def quarantine(self, config: str) -> Path:
+        return self.config(config) / "quarantine"
+
+    def lock(self, config: str | None, name: str) -> Path:
+        base = self.root if config is None else self.config(config)
+        return base / ".locks" / f"{check_name(name, 'lock name')}.lock"

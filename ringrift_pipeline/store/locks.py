@@ -1,0 +1,95 @@
+"""Locks: named ones that people meet, and brief ones on folders that the store uses inside.
+
+Both are ``flock`` underneath, so the kernel frees them the moment their process dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ringrift_pipeline.store.atomic import ensure_folder, write_json_atomic
+from ringrift_pipeline.store.errors import LockedError
+
+_UNSUPPORTED = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextlib.contextmanager
+def named_lock(path: Path, label: str, timeout: float) -> Iterator[Path]:
+    """Hold the lock file `path`; `label` names it in errors. See `Store.lock`."""
+    from filelock import FileLock, Timeout
+
+    ensure_folder(path.parent)
+    holder_file = path.with_suffix(".holder.json")
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=timeout)
+    except (Timeout, RuntimeError):  # RuntimeError: this very thread holds it, waiting is futile
+        raise LockedError(label, path, _read_holder(holder_file)) from None
+    try:
+        write_json_atomic(holder_file, _describe_self())
+        yield path
+    finally:
+        try:
+            holder_file.unlink(missing_ok=True)
+        finally:
+            lock.release()
+
+
+def _describe_self() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0] or "python").name, *sys.argv[1:]])[:200],
+    }
+
+
+def _read_holder(path: Path) -> dict[str, Any] | None:
+    try:
+        holder = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(holder, dict) or not {"pid", "host", "since", "command"} <= holder.keys():
+        return None
+    if holder["host"] == socket.gethostname() and not _is_running(holder["pid"]):
+        return None  # left by a process that died; the lock has a newer holder
+    return holder
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` exclusively for a few file operations, waiting for whoever has it.
+
+    Guards pointers against a reader that quarantines what they named while a writer moves them on.
+    On file systems without ``flock`` for folders it does nothing; pointer writes stay atomic.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        yield
+    finally:
+        os.close(descriptor)

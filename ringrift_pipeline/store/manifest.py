@@ -1,0 +1,230 @@
+"""Manifests: what is in an artefact's folder, by SHA-256, and the check of a folder against it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ringrift_pipeline.store.atomic import dump_json
+from ringrift_pipeline.store.errors import MissingArtefactError, StoreError
+from ringrift_pipeline.store.layout import MANIFEST
+
+FORMAT = 1
+
+
+class ManifestMismatch(Exception):
+    """Internal: a folder, pointer or sealed file is not what it was when written."""
+
+
+class NewerFormatError(StoreError):
+    """Written by a newer version of the store."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A landed, immutable folder of files.
+
+    Attributes:
+        path: the folder, absolute.
+        config, generation, kind: where it belongs.
+        metadata: what its maker wrote about it (JSON types).
+        digest: 64 hex digits, SHA-256 over config, generation, kind and the files' names, sizes
+            and hashes; metadata and time are not in it, so equal files give equal digests.
+        created: ISO 8601 time in UTC at which it landed.
+        files: name (posix, relative to `path`) -> ``{"size": bytes, "sha256": 64 hex digits}``.
+    """
+
+    path: Path
+    config: str
+    generation: int
+    kind: str
+    metadata: dict[str, Any] = field(compare=False)
+    digest: str
+    created: str
+    files: dict[str, dict[str, Any]] = field(compare=False, repr=False)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.digest))
+
+    def file(self, name: str) -> Path:
+        """Path of one of its files. Raises MissingArtefactError if the manifest has no such name."""
+        if name not in self.files:
+            raise MissingArtefactError(
+                f"file {name!r} of artefact {self.path}", f"it holds: {', '.join(self.files)}"
+            )
+        return self.path / name
+
+    def read_json(self, name: str) -> Any:
+        """The parsed content of one of its JSON files."""
+        return json.loads(self.file(name).read_bytes())
+
+
+# --- sealed JSON --------------------------------------------------------------------------------
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of the compact, key-sorted ASCII JSON of a normalized value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def sealed_bytes(value: dict[str, Any], what: str) -> bytes:
+    """JSON text of `value` plus its own hash under ``"seal"``. Raises SerializationError."""
+    value = normalize(value, what)
+    if "seal" in value:
+        raise StoreError(f"{what} has a key 'seal', which the store keeps for itself: rename it")
+    return dump_json({**value, "seal": _digest(value)}, canonical=True)
+
+
+def open_seal(data: bytes) -> dict[str, Any]:
+    """The dictionary inside `sealed_bytes`. Raises ManifestMismatch if a byte of it changed."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise ManifestMismatch(f"it is not JSON ({error})") from None
+    if not isinstance(value, dict) or "seal" not in value:
+        raise ManifestMismatch("it has no seal")
+    if dump_json_or_none(value) != data:
+        raise ManifestMismatch("its text was changed")
+    seal = value.pop("seal")
+    if seal != _digest(value):
+        raise ManifestMismatch("its content does not match its seal")
+    return value
+
+
+def dump_json_or_none(value: Any) -> bytes | None:
+    """Canonical text of a parsed value, or None where strict JSON has none (a parsed NaN)."""
+    try:
+        return dump_json(value, canonical=True)
+    except StoreError:
+        return None
+
+
+def normalize(value: dict[str, Any], what: str) -> dict[str, Any]:
+    """`value` as it reads back: tuples become lists, keys strings. Raises SerializationError."""
+    if not isinstance(value, dict):
+        raise StoreError(f"{what} must be a dictionary, not a {type(value).__name__}")
+    return json.loads(dump_json(value, what=what))
+
+
+# --- folders ------------------------------------------------------------------------------------
+
+
+def _raise(error: OSError) -> None:
+    raise error  # an unreadable folder is no proof that its files are missing
+
+
+def walk_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name and path of every file below `folder`, sorted by name.
+
+    Raises ManifestMismatch for links, pipes and the like: an artefact is plain files.
+    """
+    entries = []
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        for name in [*folders, *files]:
+            path = Path(parent) / name
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode):
+                entries.append((path.relative_to(folder).as_posix(), path))
+            elif not stat.S_ISDIR(mode):
+                raise ManifestMismatch(f"{path.relative_to(folder)} is no plain file")
+    yield from sorted(entries)
+
+
+def hash_file(path: Path) -> dict[str, Any]:
+    """``{"size": bytes, "sha256": 64 hex digits}`` of a file, read in pieces."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": digest}
+
+
+def make_manifest(
+    folder: Path,
+    config: str,
+    generation: int,
+    kind: str,
+    created: str,
+    metadata: dict[str, Any],
+) -> tuple[bytes, dict[str, Any]]:
+    """Text and content of the manifest of `folder`. Raises StoreError for what cannot be kept."""
+    try:
+        files = {name: hash_file(path) for name, path in walk_files(folder)}
+    except ManifestMismatch as error:
+        raise StoreError(f"artefact {kind} of {config}: {error}; copy it into the folder") from None
+    if MANIFEST in files:
+        raise StoreError(
+            f"artefact {kind} of {config} wrote a {MANIFEST}, which is the store's own: rename it"
+        )
+    identity = {"config": config, "generation": generation, "kind": kind, "files": files}
+    content = {
+        **identity,
+        "format": FORMAT,
+        "created": created,
+        "metadata": normalize(metadata, f"metadata of {kind}"),
+        "digest": _digest(identity),
+    }
+    return sealed_bytes(content, f"manifest of {kind}"), content
+
+
+def as_artefact(path: Path, content: dict[str, Any]) -> Artefact:
+    """The Artefact a manifest's content describes."""
+    return Artefact(
+        path=path,
+        config=content["config"],
+        generation=content["generation"],
+        kind=content["kind"],
+        metadata=content["metadata"],
+        digest=content["digest"],
+        created=content["created"],
+        files=content["files"],
+    )
+
+
+def load_folder(path: Path, *, verify: bool) -> Artefact:
+    """Read the manifest of `path` and, if `verify`, hash every file of the folder against it.
+
+    Raises ManifestMismatch with the first difference, NewerFormatError, OSError.
+    """
+    try:
+        data = (path / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ManifestMismatch(f"it has no {MANIFEST}") from None
+    try:
+        content = open_seal(data)
+    except ManifestMismatch as error:
+        raise ManifestMismatch(f"{MANIFEST}: {error}") from None
+    if content.get("format") != FORMAT:
+        raise NewerFormatError(
+            f"{path} has manifest format {content.get('format')!r}, this version reads {FORMAT}: "
+            "install the version that wrote it"
+        )
+    artefact = as_artefact(path, content)
+    if verify:
+        _compare(path, artefact.files)
+    return artefact
+
+
+def _compare(path: Path, expected: dict[str, dict[str, Any]]) -> None:
+    found = dict(walk_files(path))
+    found.pop(MANIFEST, None)
+    if missing := expected.keys() - found.keys():
+        raise ManifestMismatch(f"missing file {min(missing)!r}")
+    if extra := found.keys() - expected.keys():
+        raise ManifestMismatch(f"file {min(extra)!r} is not in its manifest")
+    for name, file in found.items():
+        try:
+            size = file.stat().st_size
+            if size != expected[name]["size"]:
+                raise ManifestMismatch(
+                    f"{name!r} has {size} bytes instead of {expected[name]['size']}"
+                )
+            if hash_file(file) != expected[name]:
+                raise ManifestMismatch(f"{name!r} has another SHA-256 than when it was written")
+        except FileNotFoundError:
+            raise ManifestMismatch(f"missing file {name!r}") from None

@@ -1,0 +1,249 @@
+"""The store: one object for everything the pipeline keeps on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from ringrift_pipeline.store import artefacts as _artefacts
+from ringrift_pipeline.store import champion as _champion
+from ringrift_pipeline.store.atomic import (
+    TEMPORARY,
+    ensure_folder,
+    remove_abandoned,
+    write_bytes_once,
+)
+from ringrift_pipeline.store.champion import Champion
+from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
+from ringrift_pipeline.store.layout import (
+    MANIFEST,
+    Layout,
+    check_name,
+    generation_key,
+    parse_generation,
+)
+from ringrift_pipeline.store.locks import named_lock
+from ringrift_pipeline.store.manifest import (
+    Artefact,
+    ManifestMismatch,
+    load_folder,
+    normalize,
+    open_seal,
+    sealed_bytes,
+)
+
+
+class Store:
+    """Artefacts, plans, champions and locks under one data root.
+
+    Safe to use from any number of threads and processes at once; holds no open files and pickles.
+    Makes nothing on disk until something is written. Every method that takes names raises
+    InvalidNameError for a config or kind that cannot be a path part or a generation that is no
+    integer of at least 0.
+    """
+
+    generation_key = staticmethod(generation_key)
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Raises StoreError if `root` exists and is not a folder."""
+        self.root = Path(root).expanduser().resolve()
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"{self.root} is a file: name a folder as the data root")
+        self._layout = Layout(self.root)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    # --- artefacts ------------------------------------------------------------------------------
+
+    def create(
+        self,
+        config: str,
+        generation: int,
+        kind: str,
+        metadata: dict[str, Any] | None = None,
+    ) -> _artefacts.Draft:
+        """Begin an artefact; use as ``with store.create(…) as draft``.
+
+        Write files into ``draft.path``. When the block ends well every file is fsynced, the
+        SHA-256 manifest is written last, the folder gets its final unique name and the pointer
+        of the kind is moved to it; then ``draft.artefact`` is the artefact. When the block or the
+        landing raises, nothing is left and the old artefact stays current.
+
+        Raises SerializationError for metadata that strict JSON cannot hold (now and, if changed,
+        when the block ends), StoreError for links and for a file called ``manifest.json``.
+        """
+        return _artefacts.Draft(self._layout, config, generation, kind, dict(metadata or {}))
+
+    def current(
+        self, config: str, generation: int, kind: str, verify: bool = True
+    ) -> Artefact | None:
+        """The current artefact of a kind, or None if there is none.
+
+        With `verify` every file is hashed against the manifest (about 1 GB/s); without, only
+        manifest and pointer are checked. Raises CorruptArtefactError for a mismatch, after the
+        folder was moved to ``<config>/quarantine``; the kind has no current artefact then until
+        one is made or `last_good` falls back.
+        """
+        return _artefacts.read_current(self._layout, config, generation, kind, verify=verify)
+
+    def require(self, config: str, generation: int, kind: str, verify: bool = True) -> Artefact:
+        """`current`, raising MissingArtefactError, which names the command, instead of None."""
+        artefact = self.current(config, generation, kind, verify)
+        if artefact is None:
+            raise MissingArtefactError(
+                f"{kind} of {config} generation {generation_key(generation)} in {self.root}",
+                _artefacts.advice(kind, config, generation),
+            )
+        return artefact
+
+    def last_good(self, config: str, generation: int, kind: str) -> Artefact | None:
+        """The current artefact if it verifies, else the newest that does; None if none does.
+
+        Every corrupt one met on the way is quarantined, and what is returned is current again.
+        """
+        return _artefacts.read_last_good(self._layout, config, generation, kind)
+
+    def open(self, path: str | os.PathLike[str], verify: bool = True) -> Artefact:
+        """The artefact in the folder `path`, of this store or from anywhere else.
+
+        Raises MissingArtefactError if there is no such folder and CorruptArtefactError if it
+        does not match its manifest; only folders of this store are moved to quarantine.
+        """
+        path = Path(path).expanduser().resolve()
+        if not path.is_dir():
+            raise MissingArtefactError(
+                f"artefact folder {path}", f"name a folder that holds a {MANIFEST}"
+            )
+        return _artefacts.open_folder(self._layout, path, verify=verify)
+
+    def artefacts(self, config: str, generation: int, kind: str) -> list[Artefact]:
+        """All landed artefacts of a kind, oldest first, with manifests checked but files unhashed.
+
+        A folder whose manifest is damaged is left out; `last_good` quarantines it.
+        """
+        found = []
+        for path in _artefacts.folders(self._layout.kind(config, generation, kind)):
+            with contextlib.suppress(ManifestMismatch):
+                found.append(load_folder(path, verify=False))
+        return found
+
+    def kinds(self, config: str, generation: int) -> list[str]:
+        """Kinds that have a current artefact in a generation, sorted."""
+        folder = self._layout.generation(config, generation)
+        return sorted(pointer.parent.name for pointer in folder.glob(f"*/{_artefacts.POINTER}"))
+
+    # --- configs, generations, plans ------------------------------------------------------------
+
+    def configs(self) -> list[str]:
+        """Configs that have a generation with a plan, sorted."""
+        plans = self.root.glob("*/generations/*/plan.json")
+        return sorted({plan.relative_to(self.root).parts[0] for plan in plans})
+
+    def generations(self, config: str) -> list[int]:
+        """Generations that have a plan, ascending."""
+        plans = self._layout.generations(config).glob("*/plan.json")
+        numbers = (parse_generation(plan.parent.name) for plan in plans)
+        return sorted(number for number in numbers if number is not None)
+
+    def write_plan(self, config: str, generation: int, plan: dict[str, Any]) -> dict[str, Any]:
+        """Write a generation's plan unless it has one, and return the plan that holds.
+
+        The first of any number of concurrent writers wins; all of them return its plan, as it
+        reads back from JSON (tuples are lists). Raises SerializationError, CorruptArtefactError.
+        """
+        path = self._layout.plan(config, generation)
+        data = sealed_bytes(plan, "plan")
+        if not path.exists():
+            ensure_folder(path.parent)
+            if write_bytes_once(path, data):
+                return normalize(plan, "plan")
+        return self.read_plan(config, generation)
+
+    def read_plan(self, config: str, generation: int) -> dict[str, Any]:
+        """A generation's plan. Raises MissingArtefactError, CorruptArtefactError."""
+        path = self._layout.plan(config, generation)
+        try:
+            return open_seal(path.read_bytes())
+        except FileNotFoundError:
+            raise MissingArtefactError(
+                f"the plan of {config} generation {generation_key(generation)} in {self.root}",
+                _artefacts.advice("plan", config, generation),
+            ) from None
+        except ManifestMismatch as error:
+            raise CorruptArtefactError(
+                path,
+                str(error),
+                f"a plan is never edited; move the folder {path.parent} away and make the "
+                f"generation anew: {_artefacts.advice('plan', config, generation)}",
+            ) from None
+
+    # --- champion -------------------------------------------------------------------------------
+
+    def promote(
+        self,
+        config: str,
+        generation: int,
+        artefact: Artefact,
+        reason: dict[str, Any],
+        again: bool = False,
+    ) -> Champion:
+        """Make `artefact` the champion of `config` and return the champion that holds then.
+
+        Idempotent: a generation and digest that was ever promoted changes nothing, so a late
+        repeat does not dethrone a newer champion (unless that one's folder is gone); `again` goes
+        back to an older one on purpose.
+        The artefact is verified first. A history line that a killed promotion did not get to
+        write is added by the next call. Raises CorruptArtefactError, MissingArtefactError,
+        StoreError for an artefact of another config, generation or store.
+        """
+        self._layout.generation(config, generation)  # refuse bad names before anything else
+        verified = self.open(artefact.path)
+        if verified.digest != artefact.digest:
+            raise StoreError(f"cannot promote {artefact.path}: its digest is not the one given")
+        return _champion.promote(self._layout, config, generation, verified, reason, again)
+
+    def champion(self, config: str) -> Champion | None:
+        """The champion, or None before the first promotion. Raises CorruptArtefactError.
+
+        Its files are not hashed here: `open` its path for that.
+        """
+        return _champion.read_champion(self._layout, config)
+
+    def champions(self, config: str) -> list[Champion]:
+        """History of promotions, oldest first, reconciled with the pointer."""
+        return _champion.read_history(self._layout, config)
+
+    # --- locks and cleaning ---------------------------------------------------------------------
+
+    def lock(
+        self, config: str | None, name: str, timeout: float = 0.0
+    ) -> contextlib.AbstractContextManager[Path]:
+        """A named, exclusive, non-reentrant lock of a config (None: of the whole data root).
+
+        Waits `timeout` seconds (negative: for ever), then raises LockedError saying who holds it.
+        The kernel frees the lock of a process that dies.
+        """
+        path = self._layout.lock(config, name)
+        label = f"{name!r} of {config or self.root}"
+        return named_lock(path, label, timeout)
+
+    def sweep(self, config: str | None = None) -> list[Path]:
+        """Remove temporary files and folders of dead writers and return what was removed.
+
+        Those of living writers are locked by them and stay, whatever their age.
+        """
+        if config is None:
+            places = [self.root, *self.root.glob("*")]
+        else:
+            places = [self._layout.config(check_name(config, "config"))]
+        patterns = ("", "quarantine/", ".locks/", "generations/*/", "generations/*/*/")
+        leftovers = {
+            path
+            for place in places
+            for pattern in patterns
+            for path in place.glob(f"{pattern}{TEMPORARY}*")
+        }
+        return [path for path in sorted(leftovers) if remove_abandoned(path)]

@@ -1,0 +1,385 @@
+"""Quality scores against formulas written here a second time; the sampler against counting."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ringrift_pipeline.enhancements.data_quality_scoring import (
+    DataQualityScorer,
+    GameQualityScore,
+    QualityWeightedSampler,
+)
+
+NOW = 1_700_000_000.0
+HOUR = 3600.0
+
+
+def test_freshness_is_a_true_half_life() -> None:
+    scorer = DataQualityScorer(freshness_decay_hours=24.0)
+    assert scorer.compute_freshness_score(NOW, NOW) == 1.0
+    assert scorer.compute_freshness_score(NOW - 24 * HOUR, NOW) == pytest.approx(0.5, abs=1e-12)
+    assert scorer.compute_freshness_score(NOW - 72 * HOUR, NOW) == pytest.approx(0.125, abs=1e-12)
+    assert scorer.compute_freshness_score(NOW + HOUR, NOW) == 1.0
+    assert scorer.compute_freshness_score(None, NOW) == 0.5
+
+
+def test_length_is_continuous_where_the_reference_jumped() -> None:
+    scorer = DataQualityScorer(min_game_length=20, max_game_length=500, optimal_game_length=100)
+    scores = [scorer.score_game("g", n, current_time=NOW).length_score for n in range(1, 3000)]
+    assert max(abs(np.diff(scores))) < 0.035
+    assert scores[99] == 1.0
+    assert scores[19] == pytest.approx(0.5)
+    assert scores[499] == pytest.approx(0.5)
+    assert abs(scores[500] - scores[499]) < 0.001
+    assert scores == sorted(scores[:100]) + sorted(scores[100:], reverse=True)
+    assert scorer.score_game("g", 0).length_score == 0.0
+
+
+def test_lengths_fit_the_board() -> None:
+    lengths = np.random.default_rng(0).integers(800, 1300, 500)
+    scorer = DataQualityScorer.for_lengths(lengths, freshness_weight=0.0)
+    assert scorer.score_game("g", int(np.median(lengths))).length_score > 0.99
+    with pytest.raises(ValueError, match="lengths"):
+        DataQualityScorer.for_lengths([])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    players=st.integers(2, 4),
+    length=st.integers(0, 100_000),
+    data=st.data(),
+    entropy=st.none() | st.floats(0, 20),
+    surprise=st.none() | st.floats(0, 50),
+    age=st.none() | st.floats(-1e6, 1e9),
+    bonus=st.floats(0.1, 5),
+)
+def test_every_score_lies_in_unit_interval_and_frame_agrees_with_one_game(
+    players: int, length: int, data: st.DataObject, entropy, surprise, age, bonus: float
+) -> None:
+    scorer = DataQualityScorer(decisive_bonus=bonus)
+    elos = data.draw(st.none() | st.lists(st.floats(0, 4000), min_size=players, max_size=players))
+    values = data.draw(st.none() | st.lists(st.floats(0.01, 1), min_size=players, max_size=players))
+    winners = data.draw(st.sets(st.integers(0, players - 1), min_size=1))
+    outcome = [1 / len(winners) if seat in winners else 0.0 for seat in range(players)]
+    stamp = None if age is None else NOW - age
+    one = scorer.score_game(
+        "g",
+        length,
+        elos=elos,
+        outcome=outcome,
+        mean_values=values,
+        move_entropy=entropy,
+        surprise=surprise,
+        game_timestamp=stamp,
+        current_time=NOW,
+    )
+    numbers = {name: value for name, value in one.to_dict().items() if name != "game_id"}
+    assert all(0.0 <= value <= 1.0 for value in numbers.values()), numbers
+    frame = pl.DataFrame(
+        {
+            "length": [length],
+            "elos": [elos],
+            "outcome": [outcome],
+            "mean_values": [values],
+            "policy_entropy": [entropy],
+            "surprise": [surprise],
+            "timestamp": [stamp],
+        },
+        schema={
+            "length": pl.Int64,
+            "elos": pl.List(pl.Float64),
+            "outcome": pl.List(pl.Float64),
+            "mean_values": pl.List(pl.Float64),
+            "policy_entropy": pl.Float64,
+            "surprise": pl.Float64,
+            "timestamp": pl.Float64,
+        },
+    )
+    row = scorer.score_frame(frame, NOW).row(0, named=True)
+    pairs = {
+        "total_score": one.total_score,
+        "length_score": one.length_score,
+        "balance_score": one.balance_score,
+        "diversity_score": one.diversity_score,
+        "decisiveness_score": one.decisive_score,
+        "freshness_score": one.freshness_score,
+        "surprise_score": one.surprise_score,
+    }
+    for name, expected in pairs.items():
+        assert row[name] == pytest.approx(expected, abs=1e-9), name
+
+
+def test_terms_mean_what_they_say() -> None:
+    scorer = DataQualityScorer(max_elo_diff=400)
+
+    def score(**facts) -> GameQualityScore:
+        return scorer.score_game("g", 100, current_time=NOW, **facts)
+
+    assert score(elo_p1=1500, elo_p2=1600).elo_score == pytest.approx(0.75)
+    assert score(elos=[1500, 1500, 1800, 1600]).balance_score == pytest.approx(0.25)
+    assert score(mean_values=[0.25] * 4).balance_score == pytest.approx(1.0)
+    assert score(mean_values=[1.0, 0.0, 0.0]).balance_score == pytest.approx(0.0)
+    assert score(move_entropy=1.5).diversity_score == pytest.approx(0.5)
+    assert score(surprise=0.5).surprise_score == pytest.approx(0.5)
+    assert score(winner=2).decisive_score == 1.0
+    assert score().decisive_score == pytest.approx(0.8 / 1.2)
+    assert score(outcome=[1, 0, 0]).decisive_score == 1.0
+    shared = score(outcome=[0.5, 0.5, 0.0]).decisive_score
+    assert 0.8 / 1.2 < shared < 1.0
+    # everything perfect is exactly 1, where the reference gave more
+    best = score(winner=1, elos=[1, 1], move_entropy=9, surprise=1e9, game_timestamp=NOW)
+    assert best.total_score == pytest.approx(1.0)
+    assert scorer.score_game("g", 100, pre_computed_quality=1.0).total_score <= 1.0
+
+
+def test_weights_by_name() -> None:
+    scorer = DataQualityScorer(weights={"length": 3, "surprise": 1})
+    got = scorer.score_game("g", 100, surprise=0.0).total_score
+    assert got == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="unknown term 'lenght'"):
+        DataQualityScorer(weights={"lenght": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"game_length": -1}, "game_length"),
+        ({"game_length": float("nan")}, "game_length"),
+        ({"winner": 3}, "winner"),
+        ({"winner": -1}, "winner"),
+        ({"move_entropy": -0.1}, "move_entropy"),
+        ({"move_entropy": float("nan")}, "move_entropy"),
+        ({"game_timestamp": float("inf")}, "game_timestamp"),
+        ({"elos": [1500.0]}, "elos"),
+        ({"outcome": [0.0, 0.0]}, "outcome"),
+        ({"pre_computed_quality": 1.1}, "pre_computed_quality"),
+        ({"players": 5}, "players"),
+    ],
+)
+def test_bad_games_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DataQualityScorer().score_game(**{"game_id": "g", "game_length": 100} | arguments)
+
+
+def test_bad_scorers_and_frames_are_refused() -> None:
+    for arguments in (
+        {"min_game_length": 200},
+        {"freshness_decay_hours": 0},
+        {"freshness_weight": 1.5},
+        {"decisive_bonus": -1},
+        {"weights": {"length": 0.0}},
+    ):
+        with pytest.raises(ValueError):
+            DataQualityScorer(**arguments)
+    scorer = DataQualityScorer()
+    with pytest.raises(ValueError, match="'length'"):
+        scorer.score_frame(pl.DataFrame({"winner": [1]}), NOW)
+    with pytest.raises(ValueError, match="'surprise' is out of range in row 1"):
+        scorer.score_frame(pl.DataFrame({"length": [5, 6], "surprise": [0.1, float("nan")]}), NOW)
+    with pytest.raises(ValueError, match="'outcome' is out of range in row 0"):
+        scorer.score_frame(pl.DataFrame({"length": [5], "outcome": [[1.0]]}), NOW)
+    with pytest.raises(ValueError, match="'length' is out of range in row 1"):
+        scorer.score_frame(pl.DataFrame({"length": [5, None]}), NOW)
+
+
+def test_scoring_of_an_empty_frame_and_of_length_alone() -> None:
+    scorer = DataQualityScorer()
+    empty = pl.DataFrame(
+        {"length": [], "outcome": [], "mean_values": []},
+        schema={
+            "length": pl.Int64,
+            "outcome": pl.List(pl.Float32),
+            "mean_values": pl.List(pl.Float32),
+        },
+    )
+    assert scorer.score_frame(empty, NOW).height == 0
+    alone = scorer.score_frame(pl.DataFrame({"length": [100]}), NOW)
+    assert alone["total_score"][0] == pytest.approx(
+        scorer.score_game("g", 100, current_time=NOW).total_score
+    )
+
+
+def test_scorer_state_round_trips() -> None:
+    scorer = DataQualityScorer(optimal_game_length=123, weights={"length": 1, "balance": 3})
+    other = DataQualityScorer()
+    other.load_state_dict(scorer.state_dict())
+    assert other.state_dict() == scorer.state_dict()
+    with pytest.raises(ValueError, match="state"):
+        other.load_state_dict({"nonsense": 1})
+
+
+def test_sample_weights_are_proportional_to_quality() -> None:
+    scorer = DataQualityScorer()
+    weights = scorer.compute_sample_weights(np.array([0.1, 0.2, 0.8]), 1.0)
+    assert weights == pytest.approx(np.array([0.1, 0.2, 0.8]) / 1.1)
+    sharp = scorer.compute_sample_weights(np.array([0.1, 0.2, 0.8]), 0.5)
+    assert sharp[2] / sharp[0] == pytest.approx(64.0)
+    # worst and best are far apart, where the reference reached 2.3
+    wide = scorer.compute_sample_weights(np.array([0.0, 1.0]), 1.0)
+    assert wide[1] / wide[0] == pytest.approx(100.0)
+    assert scorer.compute_sample_weights([0.0, 1.0], 1e9) == pytest.approx([0.5, 0.5])
+    assert scorer.compute_sample_weights([0.0, 0.0]) == pytest.approx([0.5, 0.5])
+    records = [GameQualityScore("a", 0.2, 0, 0, 0, 0), GameQualityScore("b", 0.6, 0, 0, 0, 0)]
+    assert scorer.compute_sample_weights(records) == pytest.approx([0.25, 0.75])
+    assert scorer.compute_sample_weights(torch.tensor([0.25, 0.75])) == pytest.approx([0.25, 0.75])
+    for bad in ([], [1.2], [float("nan")], [[0.5]]):
+        with pytest.raises(ValueError):
+            scorer.compute_sample_weights(np.array(bad, dtype=float))
+    with pytest.raises(ValueError, match="temperature"):
+        scorer.compute_sample_weights([0.5], 0.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=60),
+    st.integers(1, 300),
+    st.floats(0.1, 10),
+    st.integers(0, 2**32),
+)
+def test_every_count_is_within_one_of_its_expectation(
+    scores: list[float], draws: int, temperature: float, seed: int
+) -> None:
+    sampler = QualityWeightedSampler(np.array(scores), draws, temperature=temperature, seed=seed)
+    powered = np.maximum(scores, 0.01) ** (1 / temperature)
+    expected = powered / powered.sum() * draws
+    for epoch in range(2):
+        counts = np.bincount(sampler.draw(epoch), minlength=len(scores))
+        assert counts.sum() == draws == len(sampler)
+        assert (np.abs(counts - expected) < 1 + 1e-9).all()
+
+
+def test_counts_over_epochs_have_the_right_mean() -> None:
+    weights = np.array([0.05, 0.1, 0.25, 0.6, 0.0])
+    sampler = QualityWeightedSampler(None, 7, weights=weights, seed=3)
+    counts = sum(np.bincount(sampler.draw(epoch), minlength=5) for epoch in range(4000)) / 4000
+    assert counts == pytest.approx(7 * weights, abs=0.03)
+
+
+def test_neighbours_are_not_bound_together() -> None:
+    # equal weights, half of the items drawn: a comb over a fixed order has two outcomes only
+    sampler = QualityWeightedSampler(np.full(20, 0.5), 10, seed=0)
+    outcomes = {tuple(sorted(sampler.draw(epoch))) for epoch in range(50)}
+    assert len(outcomes) == 50
+
+
+def test_without_replacement() -> None:
+    scores = np.array([1.0, 1.0, 0.02, 0.02, 0.02, 0.5])
+    sampler = QualityWeightedSampler(scores, 4, replacement=False, seed=1)
+    seen = np.zeros(6)
+    for epoch in range(3000):
+        drawn = sampler.draw(epoch)
+        assert len(set(drawn)) == 4
+        seen += np.bincount(drawn, minlength=6)
+    assert seen / 3000 == pytest.approx(sampler.expected_counts, abs=0.03)
+    assert sampler.expected_counts[:2] == pytest.approx([1, 1])
+    everything = QualityWeightedSampler(scores, replacement=False)
+    assert sorted(everything) == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="without replacement"):
+        QualityWeightedSampler(scores, 7, replacement=False)
+    with pytest.raises(ValueError, match="positive weight"):
+        QualityWeightedSampler(None, 2, False, weights=[1.0, 0.0])
+
+
+def test_same_seed_and_epoch_same_draw() -> None:
+    scores = np.linspace(0.1, 1, 50)
+    one, two = (QualityWeightedSampler(scores, 200, seed=5) for _ in range(2))
+    torch.manual_seed(1)
+    np.random.seed(1)
+    first = list(one)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert list(two) == first == list(one)
+    one.set_epoch(1)
+    assert list(one) != first
+    assert list(QualityWeightedSampler(scores, 200, seed=6)) != first
+    # nearby seeds and epochs do not share streams
+    assert list(QualityWeightedSampler(scores, 200, seed=6)) != list(one)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_ranks_share_one_draw(world_size: int) -> None:
+    scores = np.linspace(0.1, 1, 50)
+    ranks = [
+        QualityWeightedSampler(scores, 100, seed=5, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    parts = [list(sampler) for sampler in ranks]
+    assert len({len(part) for part in parts}) == 1
+    counts = np.bincount(np.concatenate(parts), minlength=50)
+    assert (np.abs(counts - ranks[0].expected_counts) < 1 + 1e-9).all()
+    if 100 % world_size == 0:
+        whole = QualityWeightedSampler(scores, 100, seed=5)
+        assert sorted(whole) == sorted(np.concatenate(parts).tolist())
+
+
+@pytest.mark.slow
+def test_more_items_than_float32_and_multinomial_can_take() -> None:
+    items = 2**24 + 1000
+    weights = np.ones(items)
+    weights[items // 2 :] = 2.0
+    sampler = QualityWeightedSampler(None, 30_000, weights=weights)
+    share = float((sampler.draw() < items // 2).mean())
+    assert share == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_importance_corrections_are_unbiased() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=30)
+    scores = rng.uniform(0.05, 1, 30)
+    for replacement, draws in ((True, 40), (False, 12)):
+        sampler = QualityWeightedSampler(scores, draws, replacement, seed=2)
+        means = []
+        for epoch in range(4000):
+            drawn = sampler.draw(epoch)
+            corrections = sampler.importance_weights(drawn)
+            means.append((corrections * values[drawn]).mean())
+        error = np.std(means) / math.sqrt(len(means))
+        assert np.mean(means) == pytest.approx(values.mean(), abs=4 * error + 1e-12)
+    indices = torch.tensor([3, 4])
+    as_tensor = sampler.importance_weights(indices)
+    assert isinstance(as_tensor, torch.Tensor) and as_tensor.device == indices.device
+    assert sampler.importance_weights(beta=0.0) == pytest.approx(np.ones(30))
+
+
+def test_resuming_inside_an_epoch() -> None:
+    scores = np.linspace(0.1, 1, 50)
+    sampler = QualityWeightedSampler(scores, 100, seed=5)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    state = sampler.state_dict(consumed=40)
+    resumed = QualityWeightedSampler(scores, 100, seed=0)
+    resumed.load_state_dict(state)
+    assert list(resumed) == whole[40:]
+    assert list(resumed) == whole
+    other = QualityWeightedSampler(scores[::-1].copy(), 100)
+    with pytest.raises(ValueError, match="does not fit"):
+        other.load_state_dict(state)
+
+
+def test_loader_takes_it_and_bad_arguments_are_refused() -> None:
+    sampler = QualityWeightedSampler(np.array([0.2, 0.9]), 10)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(torch.arange(2)), batch_size=5, sampler=sampler
+    )
+    assert sum(len(batch[0]) for batch in loader) == 10
+    for arguments in (
+        {"num_samples": 0},
+        {"num_samples": 2.5},
+        {"rank": 2, "world_size": 2},
+        {"seed": -1},
+        {"weights": [1.0]},
+    ):
+        with pytest.raises(ValueError):
+            QualityWeightedSampler(np.array([0.5]), **arguments)
+    with pytest.raises(ValueError, match="either"):
+        QualityWeightedSampler(None)
+    for weights in ([0.0], [-1.0, 2.0], [float("nan")]):
+        with pytest.raises(ValueError, match="weights"):
+            QualityWeightedSampler(None, weights=weights)

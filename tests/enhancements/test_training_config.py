@@ -1,0 +1,199 @@
+"""Precedence, refusals and round trips of the configuration; the package's lazy names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import ringrift_pipeline.enhancements as enhancements
+from ringrift_pipeline.enhancements.training_config import PRESETS, ConfigError, TrainingConfig
+
+NUMBERS = [f for f in TrainingConfig.fields() if f.type in (int, float) and f.bounds]
+
+
+def load(**given: Any) -> TrainingConfig:
+    given.setdefault("environ", {})
+    return TrainingConfig.load(**given)
+
+
+def test_importing_config_and_package_brings_no_heavy_module() -> None:
+    code = (
+        "import sys; import ringrift_pipeline.enhancements as e; e.TrainingConfig.preset('smoke');"
+        "heavy = {'torch', 'numba', 'pandas', 'polars', 'dagster'} & set(sys.modules);"
+        "sys.exit(', '.join(heavy) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_loads_and_unknown_ones_do_not() -> None:
+    for name in enhancements.__all__:
+        assert getattr(enhancements, name).__name__ == name
+    with pytest.raises(AttributeError, match="Nothing"):
+        enhancements.Nothing  # noqa: B018
+    assert set(enhancements.__all__) <= set(dir(enhancements))
+
+
+def test_precedence_each_layer_beats_the_one_before(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[selfplay]\ngames = 11\ngames_per_shard = 12\nparallel_games = 13\n")
+    environ = {"RINGRIFT_SELFPLAY__GAMES_PER_SHARD": "22", "RINGRIFT_SELFPLAY__PARALLEL_GAMES": "3"}
+    config = load(
+        preset="smoke", file=file, environ=environ, overrides={"selfplay.parallel_games": "33"}
+    )
+    assert TrainingConfig().selfplay.full_search_fraction == 0.25  # default
+    assert config.selfplay.full_search_fraction == 0.3  # preset
+    assert config.selfplay.games == 11  # file
+    assert config.selfplay.games_per_shard == 22  # environment
+    assert config.selfplay.parallel_games == 33  # command line
+    assert config.evaluation.opponents == ("random", "heuristic", "champion")
+
+
+def test_process_environment_is_read_unless_another_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RINGRIFT_SEED", "41")
+    monkeypatch.setenv("RINGRIFT_SCHEDULE__T_0", "7")
+    monkeypatch.setenv("RINGRIFT_DATA", "/elsewhere")  # no setting of ours, no business of ours
+    assert TrainingConfig.load().seed == 41
+    assert TrainingConfig.load().schedule.T_0 == 7
+    assert load().seed == 0
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_and_round_trip_through_json(name: Any) -> None:
+    config = TrainingConfig.preset(name)
+    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert config != TrainingConfig()
+    for key, value in PRESETS[name].items():
+        group, field = key.split(".")
+        assert getattr(getattr(config, group), field) == value
+
+
+@pytest.mark.parametrize("suffix", ["toml", "yaml", "yml", "json"])
+def test_file_formats_agree(tmp_path: Path, suffix: str) -> None:
+    text = {
+        "toml": "seed = 3\n[optimizer]\nlearning_rate = 1e-3\nbetas = [0.8, 0.9]\n",
+        "json": '{"seed": 3, "optimizer": {"learning_rate": 1e-3, "betas": [0.8, 0.9]}}',
+    }.get(suffix, "seed: 3\noptimizer:\n  learning_rate: 1e-3\n  betas: [0.8, 0.9]\n")
+    file = tmp_path / f"c.{suffix}"
+    file.write_text(text)
+    config = load(file=file)
+    assert (config.seed, config.optimizer.learning_rate) == (3, 1e-3)
+    assert config.optimizer.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "pattern"),
+    [
+        ({"training.batch_siz": 4}, "training.batch_siz.*did you mean 'training.batch_size'"),
+        ({"batch_size": 4}, "did you mean 'training.batch_size'"),
+        ({"trainig": {"epochs": 1}}, "did you mean 'training'"),
+        ({"training": {"epoch": 1}}, "did you mean 'training.epochs'"),
+        ({"training": 3}, "training is a group"),
+        ({"training.batch_size": -4}, r"training.batch_size .*1 \(got -4, from command line\)"),
+        ({"training.batch_size": "many"}, "training.batch_size must be a whole number"),
+        ({"training.batch_size": 2.5}, "training.batch_size"),
+        ({"training.batch_size": True}, "training.batch_size"),
+        ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate"),
+        ({"optimizer.learning_rate": "inf"}, "optimizer.learning_rate"),
+        ({"optimizer.betas": "0.9"}, "optimizer.betas"),
+        ({"optimizer.betas": "0.9,1.0"}, "betas must be"),
+        ({"gradients.clip_mode": "agcc"}, "gradients.clip_mode"),
+        ({"gradients.min_clip": 50.0}, "min_clip .* must not exceed max_clip"),
+        ({"search.cheap_simulations": 100}, "cheap_simulations .* must not exceed"),
+        ({"evaluation.elo1": -1.0}, "elo0 .* must be below elo1"),
+        ({"evaluation.opponents": ""}, "evaluation.opponents"),
+        ({"quality.enabled": "perhaps"}, "quality.enabled must be true or false"),
+        ({"device": "tpu"}, "device"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(overrides: dict[str, Any], pattern: str) -> None:
+    with pytest.raises(ConfigError, match=pattern) as caught:
+        load(overrides=overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="RINGRIFT_TRAINING__BATCH_SIZE"):
+        load(environ={"RINGRIFT_TRAINING__BATCHSIZE": "4"})
+    with pytest.raises(ConfigError, match="environment variable RINGRIFT_SEED"):
+        load(environ={"RINGRIFT_SEED": "-1"})
+    with pytest.raises(ConfigError, match="smoke, hour, day"):
+        load(preset="smok")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(file=tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("seed = = 3")
+    with pytest.raises(ConfigError, match="not valid toml"):
+        load(file=tmp_path / "bad.toml")
+    (tmp_path / "bad.yaml").write_text("seed: [3")
+    with pytest.raises(ConfigError, match="not valid yaml"):
+        load(file=tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 3")
+    with pytest.raises(ConfigError, match="table of settings"):
+        load(file=tmp_path / "list.yaml")
+    (tmp_path / "config.ini").write_text("")
+    with pytest.raises(ConfigError, match="must end in"):
+        load(file=tmp_path / "config.ini")
+
+
+def test_constructor_refuses_too_and_is_frozen() -> None:
+    with pytest.raises(ValueError, match="did you mean 'seed'"):
+        TrainingConfig(sede=3)  # type: ignore[call-arg]
+    config = TrainingConfig()
+    with pytest.raises(ValidationError):
+        config.seed = 3
+    with pytest.raises(ValidationError):
+        config.training.batch_size = 3
+    assert hash(config) == hash(TrainingConfig())
+
+
+def test_effective_batch_size_and_overrides_copy() -> None:
+    config = TrainingConfig().with_overrides(
+        {"training.batch_size": 96, "gradients": {"accumulation_steps": 4}}
+    )
+    assert config.effective_batch_size == 384
+    assert TrainingConfig().effective_batch_size == 256
+
+
+def test_every_field_is_described_and_its_default_valid() -> None:
+    fields = TrainingConfig.fields()
+    assert len({f.name for f in fields}) == len(fields) > 60
+    for field in fields:
+        assert len(field.description) > 10, field.name
+        assert (
+            field.type in (bool, str)
+            or field.bounds
+            or "lo" in field.name
+            or (field.name == "optimizer.betas")
+        ), f"{field.name} has no bounds"
+        assert load(overrides={field.name: field.default}) == TrainingConfig()
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_bounds_are_enforced_on_both_sides(data: st.DataObject) -> None:
+    field = data.draw(st.sampled_from(NUMBERS))
+    bounds = field.bounds
+    outside = []
+    if "ge" in bounds:
+        outside.append(bounds["ge"] - 1)
+    if "gt" in bounds:
+        outside.append(bounds["gt"])
+    if "le" in bounds:
+        outside.append(bounds["le"] + 1)
+    if "lt" in bounds:
+        outside.append(bounds["lt"])
+    value = field.type(data.draw(st.sampled_from(outside)))
+    with pytest.raises(ConfigError, match=field.name):
+        load(overrides={field.name: value})
+    with pytest.raises(ConfigError, match=field.name):
+        load(overrides={field.name: str(value)})

@@ -1,0 +1,256 @@
+"""Plans and champions."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ringrift_pipeline.store import (
+    Artefact,
+    CorruptArtefactError,
+    MissingArtefactError,
+    SerializationError,
+    Store,
+    StoreError,
+)
+
+CONFIG = "square19_4p"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """Thousands of real fsyncs would take a minute on a busy disk; test_store_crash.py does them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def put(store: Store, generation: int, text: str = "weights") -> Artefact:
+    with store.create(CONFIG, generation, "ema_model") as draft:
+        (draft.path / "model.json").write_text(f"{text} {generation}")
+    return draft.artefact
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+
+def test_the_first_plan_wins(store: Store) -> None:
+    first = store.write_plan(CONFIG, 0, {"seed": 1, "shards": ({"index": 0},), 5: None})
+    assert first == {"seed": 1, "shards": [{"index": 0}], "5": None}
+    assert store.write_plan(CONFIG, 0, {"seed": 2}) == first
+    assert store.read_plan(CONFIG, 0) == first
+    with pytest.raises(MissingArtefactError, match="0001.*ringrift selfplay"):
+        store.read_plan(CONFIG, 1)
+
+
+def test_bad_plans_are_refused(store: Store) -> None:
+    for bad in ({"x": float("inf")}, {"x": {1, 2}}, {("a", "b"): 1}):
+        with pytest.raises(SerializationError):
+            store.write_plan(CONFIG, 0, bad)
+    with pytest.raises(StoreError, match="dictionary"):
+        store.write_plan(CONFIG, 0, [1])  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="seal"):
+        store.write_plan(CONFIG, 0, {"seal": 1})
+    assert store.generations(CONFIG) == []
+
+
+PLANNER = """
+import sys
+from ringrift_pipeline.store import Store
+store = Store(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for generation in range(20):
+    plan = store.write_plan("square19_4p", generation, {"writer": sys.argv[2], "pad": "x" * 20000})
+    print(plan["writer"], len(plan["pad"]), flush=True)
+"""
+
+
+def test_concurrent_planners_agree(store: Store) -> None:
+    planners = [
+        subprocess.Popen(
+            [sys.executable, "-c", PLANNER, str(store.root), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for planner in planners:
+        assert planner.stdout.readline() == "ready\n"
+    for planner in planners:
+        planner.stdin.write("go\n")
+        planner.stdin.flush()
+    seen = [planner.communicate()[0] for planner in planners]
+    assert all(planner.returncode == 0 for planner in planners)
+    assert len(set(seen)) == 1  # every process was told the same winner for every generation
+    stored = [store.read_plan(CONFIG, generation) for generation in range(20)]
+    assert seen[0].splitlines() == [f"{plan['writer']} 20000" for plan in stored]
+    assert not list(store.root.rglob(".ringrift-tmp-*"))
+
+
+def test_plans_without_hard_links(store: Store, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    assert store.write_plan(CONFIG, 0, {"seed": 1}) == {"seed": 1}
+    monkeypatch.setattr("pathlib.Path.exists", lambda self: False)
+    with pytest.MonkeyPatch.context() as patch:  # lost the race: the file appears under the lock
+        patch.setattr("pathlib.Path.exists", lambda self: self.name == "plan.json" and racing.pop())
+        racing = [True, False]
+        assert store.write_plan(CONFIG, 0, {"seed": 2}) == {"seed": 1}
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.integers(0, 10_000), mask=st.integers(1, 255))
+def test_a_changed_plan_is_found(tmp_path_factory, position: int, mask: int) -> None:
+    store = Store(tmp_path_factory.mktemp("plan"))
+    store.write_plan(CONFIG, 0, {"seed": 123456, "window": [{"shard": 0, "digest": "ab"}]})
+    path = store.root / CONFIG / "generations" / "0000" / "plan.json"
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] ^= mask
+    path.write_bytes(content)
+    with pytest.raises(CorruptArtefactError, match="plan.json"):
+        store.read_plan(CONFIG, 0)
+    with pytest.raises(CorruptArtefactError):
+        store.write_plan(CONFIG, 0, {"seed": 1})
+    assert path.read_bytes() == content  # shards may hang on it: never moved, never rewritten
+
+
+def test_a_plan_that_means_the_same_in_other_words_is_not_the_same(store: Store) -> None:
+    store.write_plan(CONFIG, 0, {"seed": 1})
+    path = store.root / CONFIG / "generations" / "0000" / "plan.json"
+    path.write_bytes(path.read_bytes().replace(b"\n", b" ", 1))
+    with pytest.raises(CorruptArtefactError, match="text was changed"):
+        store.read_plan(CONFIG, 0)
+
+
+def test_generations_and_configs_are_those_with_a_plan(store: Store) -> None:
+    for generation in (10, 2, 0, 12345):
+        store.write_plan(CONFIG, generation, {})
+    put(store, 3)
+    (store.root / CONFIG / "generations" / "00001").mkdir()
+    (store.root / CONFIG / "generations" / "00001" / "plan.json").touch()
+    (store.root / "dagster_home").mkdir()
+    assert store.generations(CONFIG) == [0, 2, 10, 12345]
+    assert store.configs() == [CONFIG]
+
+
+# --- champions ----------------------------------------------------------------------------------
+
+
+def history_lines(store: Store) -> int:
+    return len((store.root / CONFIG / "champions.jsonl").read_text().splitlines())
+
+
+def test_promotion_is_idempotent(store: Store) -> None:
+    artefact = put(store, 0)
+    champion = store.promote(CONFIG, 0, artefact, {"floor": True, "bound": 0.93})
+    assert (champion.generation, champion.digest, champion.path) == (
+        0,
+        artefact.digest,
+        artefact.path,
+    )
+    assert champion.kind == "ema_model" and champion.reason == {"floor": True, "bound": 0.93}
+    pointer = (store.root / CONFIG / "champion.json").read_bytes()
+    assert store.promote(CONFIG, 0, artefact, {"other": 1}) == champion
+    assert store.champion(CONFIG) == champion
+    assert (store.root / CONFIG / "champion.json").read_bytes() == pointer
+    assert history_lines(store) == 1
+
+
+def test_a_late_repeat_does_not_dethrone_but_again_does(store: Store) -> None:
+    old, new = put(store, 0), put(store, 1)
+    store.promote(CONFIG, 0, old, {})
+    store.promote(CONFIG, 1, new, {})
+    assert store.promote(CONFIG, 0, old, {}).generation == 1
+    assert history_lines(store) == 2
+    for _ in range(2):
+        assert store.promote(CONFIG, 0, old, {"why": "rollback"}, again=True).generation == 0
+    assert [c.generation for c in store.champions(CONFIG)] == [0, 1, 0]
+
+
+def test_a_lost_history_line_is_restored(store: Store) -> None:
+    store.promote(CONFIG, 0, put(store, 0), {})
+    store.promote(CONFIG, 1, put(store, 1), {})
+    path = store.root / CONFIG / "champions.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1][:40])  # torn by a crash
+    assert [c.generation for c in store.champions(CONFIG)] == [0, 1]
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [
+        json.loads(line) for line in lines
+    ]
+
+
+def test_a_champion_made_again_after_its_folder_was_lost(store: Store) -> None:
+    first = put(store, 0)
+    store.promote(CONFIG, 0, first, {})
+    first.file("model.json").write_text("rotten")
+    with pytest.raises(CorruptArtefactError):
+        store.open(store.champion(CONFIG).path)
+    second = put(store, 0)
+    assert second.digest == first.digest
+    assert store.promote(CONFIG, 0, second, {}).path == second.path
+    assert store.open(store.champion(CONFIG).path) == second
+
+
+def test_what_must_not_be_promoted(store: Store, tmp_path_factory) -> None:
+    artefact = put(store, 1)
+    with pytest.raises(StoreError, match="generation 2"):
+        store.promote(CONFIG, 2, artefact, {})
+    with pytest.raises(StoreError, match="hex8_2p"):
+        store.promote("hex8_2p", 1, artefact, {})
+    with pytest.raises(SerializationError, match=r"\['elo'\] is nan"):
+        store.promote(CONFIG, 1, artefact, {"elo": float("nan")})
+    stranger = put(Store(tmp_path_factory.mktemp("other")), 1)
+    with pytest.raises(StoreError, match="outside"):
+        store.promote(CONFIG, 1, stranger, {})
+    artefact.file("model.json").write_text("rotten")
+    with pytest.raises(CorruptArtefactError):
+        store.promote(CONFIG, 1, artefact, {})
+    assert store.champion(CONFIG) is None
+
+
+def test_a_corrupt_champion_pointer_says_what_to_do(store: Store) -> None:
+    artefact = put(store, 0)
+    store.promote(CONFIG, 0, artefact, {})
+    path = store.root / CONFIG / "champion.json"
+    path.write_bytes(path.read_bytes().replace(b'"generation": 0', b'"generation": 1'))
+    with pytest.raises(CorruptArtefactError, match=r"champions\.jsonl"):
+        store.champion(CONFIG)
+    path.unlink()  # the advice
+    assert store.promote(CONFIG, 0, artefact, {}).generation == 0
+
+
+PROMOTER = """
+import sys
+from ringrift_pipeline.store import Store
+store = Store(sys.argv[1])
+artefact = store.current("square19_4p", int(sys.argv[2]), "ema_model")
+for _ in range(5):
+    store.promote("square19_4p", int(sys.argv[2]), artefact, {})
+"""
+
+
+def test_concurrent_promotions_make_one_line_each(store: Store) -> None:
+    for generation in range(3):
+        put(store, generation)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", PROMOTER, str(store.root), str(number % 3)])
+        for number in range(6)
+    ]
+    assert [process.wait() for process in processes] == [0] * 6
+    history = store.champions(CONFIG)
+    assert sorted(c.generation for c in history) == [0, 1, 2]
+    assert history[-1] == store.champion(CONFIG)
