@@ -1,0 +1,112 @@
+"""Encoding of positions and moves, the network, batched inference and model files.
+
+The names below are imported on first use, so that encoding alone never loads torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.network.checkpoint import (
+        CorruptModelError,
+        MissingModelError,
+        ModelError,
+        ModelMismatchError,
+        load_model,
+        read_model_metadata,
+        save_model,
+    )
+    from ringrift_pipeline.network.encoding import (
+        ENCODING_VERSION,
+        GLOBAL_NAMES,
+        MAX_PLAYERS,
+        NUM_GLOBALS,
+        NUM_PLANES,
+        PLANE_NAMES,
+        encode_states,
+    )
+    from ringrift_pipeline.network.evaluator import (
+        MASKED_LOGIT,
+        Evaluator,
+        features_to_tensors,
+        resolve_device,
+    )
+    from ringrift_pipeline.network.model import NetworkConfig, RingRiftNetwork
+    from ringrift_pipeline.network.moves import (
+        CELLS_PER_MOVE,
+        MOVE_KIND_NAMES,
+        NUM_MOVE_KINDS,
+        describe_moves,
+    )
+    from ringrift_pipeline.network.symmetry import symmetry_tables, transform_features
+
+_MODULE_OF = {
+    "CELLS_PER_MOVE": "moves",
+    "CorruptModelError": "checkpoint",
+    "ENCODING_VERSION": "encoding",
+    "Evaluator": "evaluator",
+    "GLOBAL_NAMES": "encoding",
+    "MASKED_LOGIT": "evaluator",
+    "MAX_PLAYERS": "encoding",
+    "MOVE_KIND_NAMES": "moves",
+    "MissingModelError": "checkpoint",
+    "ModelError": "checkpoint",
+    "ModelMismatchError": "checkpoint",
+    "NUM_GLOBALS": "encoding",
+    "NUM_MOVE_KINDS": "moves",
+    "NUM_PLANES": "encoding",
+    "NetworkConfig": "model",
+    "PLANE_NAMES": "encoding",
+    "RingRiftNetwork": "model",
+    "describe_moves": "moves",
+    "encode_states": "encoding",
+    "features_to_tensors": "evaluator",
+    "load_model": "checkpoint",
+    "read_model_metadata": "checkpoint",
+    "resolve_device": "evaluator",
+    "save_model": "checkpoint",
+    "symmetry_tables": "symmetry",
+    "transform_features": "symmetry",
+}
+
+__all__ = [
+    "CELLS_PER_MOVE",
+    "ENCODING_VERSION",
+    "GLOBAL_NAMES",
+    "MASKED_LOGIT",
+    "MAX_PLAYERS",
+    "MOVE_KIND_NAMES",
+    "NUM_GLOBALS",
+    "NUM_MOVE_KINDS",
+    "NUM_PLANES",
+    "PLANE_NAMES",
+    "CorruptModelError",
+    "Evaluator",
+    "MissingModelError",
+    "ModelError",
+    "ModelMismatchError",
+    "NetworkConfig",
+    "RingRiftNetwork",
+    "describe_moves",
+    "encode_states",
+    "features_to_tensors",
+    "load_model",
+    "read_model_metadata",
+    "resolve_device",
+    "save_model",
+    "symmetry_tables",
+    "transform_features",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,170 @@
+"""Model files: a folder with ``model.safetensors`` (weights) and ``model.json`` (all else).
+
+The sidecar holds the network's shape, the encoding it was trained on and the hash of the weights;
+loading checks all three. Nothing in either file can execute code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from ringrift_pipeline.network.encoding import ENCODING_VERSION, NUM_GLOBALS, NUM_PLANES
+from ringrift_pipeline.network.evaluator import resolve_device
+from ringrift_pipeline.network.model import NetworkConfig, RingRiftNetwork
+from ringrift_pipeline.network.moves import NUM_MOVE_KINDS
+from ringrift_pipeline.store import write_bytes_atomic, write_json_atomic
+
+WEIGHTS_FILE = "model.safetensors"
+SIDECAR_FILE = "model.json"
+_FORMAT = "ringrift-network/1"
+
+
+class ModelError(Exception):
+    """A model cannot be loaded; the message says which file, why, and what to do."""
+
+
+class MissingModelError(ModelError):
+    """The folder lacks the weights or the sidecar."""
+
+
+class CorruptModelError(ModelError):
+    """A file is damaged: it does not parse, or its hash is not the recorded one."""
+
+
+class ModelMismatchError(ModelError):
+    """The files are sound but of another format, encoding or shape."""
+
+
+def _encoding_signature() -> dict[str, int]:
+    return {
+        "version": ENCODING_VERSION,
+        "planes": NUM_PLANES,
+        "globals": NUM_GLOBALS,
+        "move_kinds": NUM_MOVE_KINDS,
+    }
+
+
+def save_model(
+    folder: str | Path, model: RingRiftNetwork, metadata: Mapping[str, Any] | None = None
+) -> Path:
+    """Write ``model`` into ``folder`` (made if need be), each file atomically; returns the folder.
+
+    ``metadata`` is anything JSON holds, kept verbatim. Weights keep their bits and dtype. The
+    sidecar is written last and names the hash of the weights, so a write cut short between the
+    two is found out at loading.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }
+    data = safetensors.torch.save(weights, metadata={"format": _FORMAT})
+    sidecar = {
+        "format": _FORMAT,
+        "network": model.config.to_dict(),
+        "encoding": _encoding_signature(),
+        "weights": {
+            "file": WEIGHTS_FILE,
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "parameters": model.num_parameters,
+        },
+        "metadata": dict(metadata or {}),
+    }
+    json.dumps(sidecar, allow_nan=False)  # refuse before anything is written
+    write_bytes_atomic(folder / WEIGHTS_FILE, data)
+    write_json_atomic(folder / SIDECAR_FILE, sidecar)
+    return folder
+
+
+def _read_sidecar(folder: Path) -> dict[str, Any]:
+    path = folder / SIDECAR_FILE
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingModelError(
+            f"{path} does not exist: not a model folder; give a folder that holds "
+            f"{SIDECAR_FILE} and {WEIGHTS_FILE}"
+        ) from error
+    except ValueError as error:
+        raise CorruptModelError(f"{path} is not valid JSON ({error}); restore it") from error
+    if not isinstance(sidecar, dict) or not all(
+        isinstance(sidecar.get(key), kind)
+        for key, kind in (("format", str), ("network", dict), ("encoding", dict), ("weights", dict))
+    ):
+        raise CorruptModelError(f"{path} lacks format, network, encoding or weights; restore it")
+    if sidecar["format"] != _FORMAT:
+        raise ModelMismatchError(
+            f"{path} has format {sidecar['format']!r}, this version reads {_FORMAT!r}"
+        )
+    return sidecar
+
+
+def read_model_metadata(folder: str | Path) -> dict[str, Any]:
+    """The ``metadata`` given to :func:`save_model`.
+
+    Raises:
+        MissingModelError, CorruptModelError, ModelMismatchError: as :func:`load_model`.
+    """
+    return dict(_read_sidecar(Path(folder)).get("metadata") or {})
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRiftNetwork:
+    """Load what :func:`save_model` wrote: bit for bit, in evaluation mode, on ``device``.
+
+    Raises:
+        MissingModelError: a file is not there.
+        CorruptModelError: a file is damaged (hash or syntax).
+        ModelMismatchError: another format or encoding, or tensors that do not fit the shape.
+        ValueError: the device is unknown or absent.
+    """
+    folder = Path(folder)
+    target = resolve_device(device)
+    sidecar = _read_sidecar(folder)
+    if sidecar["encoding"] != _encoding_signature():
+        raise ModelMismatchError(
+            f"{folder / SIDECAR_FILE} was trained on encoding {sidecar['encoding']}, this version "
+            f"encodes {_encoding_signature()}; train anew"
+        )
+    try:
+        config = NetworkConfig.from_dict(sidecar["network"])
+    except (TypeError, ValueError) as error:
+        raise ModelMismatchError(f"{folder / SIDECAR_FILE}: {error}") from error
+    path = folder / WEIGHTS_FILE
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingModelError(f"{path} does not exist, though its sidecar does") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sidecar["weights"].get("sha256"):
+        raise CorruptModelError(
+            f"{path} ({len(data)} bytes) does not have the hash recorded in {SIDECAR_FILE}; "
+            "restore it from a copy or train anew"
+        )
+    try:
+        weights = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise CorruptModelError(f"{path} is not a safetensors file ({error})") from error
+    model = RingRiftNetwork(config)
+    expected = model.state_dict()
+    if set(weights) != set(expected):
+        odd = sorted(set(weights) ^ set(expected))
+        raise ModelMismatchError(f"{path} does not hold the tensors of {config}; odd: {odd[:5]}")
+    for name, tensor in expected.items():
+        if weights[name].shape != tensor.shape:
+            raise ModelMismatchError(
+                f"{path}: tensor {name} has shape {tuple(weights[name].shape)}, "
+                f"{config} needs {tuple(tensor.shape)}"
+            )
+    # assign keeps the saved dtype; requires_grad follows the module's parameters.
+    model.load_state_dict(weights, assign=True)
+    return model.to(target).eval()

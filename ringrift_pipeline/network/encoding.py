@@ -1,0 +1,368 @@
+"""Encoding of state rows into planes and globals, seen by the player to move.
+
+Everything is relative: seat 0 is the player to move, seat r the one who moves r places later.
+The planes are the same for every config (seats beyond the player count stay empty), so weights
+carry over between board sizes and player counts.
+
+Planes (C, N, N) are small whole numbers in ``uint8``; ``PLANE_SCALES`` brings them near one and
+is applied inside the network. Globals (F,) are ``float32`` fractions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ringrift_pipeline.game import layout
+from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.game.layout import cap_height, height, rings_of
+from ringrift_pipeline.network.moves import (
+    CELL_ROLES,
+    CELLS_PER_MOVE,
+    MOST_MOVES,
+    describe_moves,
+    new_table,
+)
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.game import Rules
+
+#: Raised whenever planes, globals or move descriptions change meaning; stored beside weights.
+ENCODING_VERSION = 1
+MAX_PLAYERS = 4
+
+_SEATS = ("mover", "next", "third", "fourth")
+
+ON_BOARD = 0
+STACK_OF = 1  # + relative seat that controls the stack
+MARKER_OF = 5  # + relative seat
+COLLAPSED_OF = 9  # + relative owner
+HEIGHT = 13
+CAP = 14
+BURIED_OF = 15  # + relative seat: its rings below the cap
+UNDER_CAP_OF = 19  # + relative seat: owner of the ring right below the cap
+MUST_MOVE = 23
+LEGAL_ORIGIN = 24
+LEGAL_DESTINATION = 25
+LEGAL_TARGET = 26
+NUM_PLANES = 27
+
+PLANE_NAMES: tuple[str, ...] = (
+    "on_board",
+    *(f"stack_of_{seat}" for seat in _SEATS),
+    *(f"marker_of_{seat}" for seat in _SEATS),
+    *(f"collapsed_of_{seat}" for seat in _SEATS),
+    "stack_height",
+    "cap_height",
+    *(f"rings_below_cap_of_{seat}" for seat in _SEATS),
+    *(f"ring_under_cap_of_{seat}" for seat in _SEATS),
+    "must_move",
+    "legal_origin",
+    "legal_destination",
+    "legal_target",
+)
+assert len(PLANE_NAMES) == NUM_PLANES
+
+PLANE_SCALES = np.ones(NUM_PLANES, dtype=np.float32)
+PLANE_SCALES[HEIGHT] = PLANE_SCALES[CAP] = 0.25
+PLANE_SCALES[BURIED_OF : BURIED_OF + MAX_PLAYERS] = 0.5
+PLANE_SCALES.setflags(write=False)
+
+G_PLAYERS = 0  # one-hot over 2, 3, 4 players
+G_PHASE = 3  # one-hot over the seven phases in which somebody moves
+G_LINE_PAYMENT = 10
+G_TERRITORY_PAYMENT = 11
+G_CHANGED = 12
+G_RECOVERY = 13
+G_LONG_LINES = 14  # lines need four markers, not three
+G_BOARD_SIZE = 15
+G_LEGAL_MOVES = 16
+G_SEATS = 17  # + 10 * relative seat + one of the following
+S_HAND, S_ELIMINATED, S_TERRITORY, S_STACKS, S_CAPS, S_BURIED, S_MARKERS = range(7)
+S_LPS_ROUNDS, S_LPS_ACTED, S_LPS_ANCHOR = 7, 8, 9
+SEAT_GLOBALS = 10
+NUM_GLOBALS = G_SEATS + SEAT_GLOBALS * MAX_PLAYERS
+
+GLOBAL_NAMES: tuple[str, ...] = (
+    "players_2",
+    "players_3",
+    "players_4",
+    *(f"phase_{name}" for name in layout.PHASE_NAMES[: layout.OVER]),
+    "line_payment_due",
+    "territory_payment_due",
+    "turn_changed_board",
+    "recovery_turn",
+    "line_length_4",
+    "board_size",
+    "legal_moves",
+    *(
+        f"{name}_{seat}"
+        for seat in _SEATS
+        for name in (
+            "hand",
+            "eliminated",
+            "territory",
+            "stacks",
+            "caps",
+            "buried",
+            "markers",
+            "lps_rounds",
+            "lps_acted",
+            "lps_anchor",
+        )
+    ),
+)
+assert len(GLOBAL_NAMES) == NUM_GLOBALS
+
+_LPS_ROUNDS_TO_WIN = 3.0
+
+
+@kernel
+def _encode_row(  # type: ignore[no-untyped-def]
+    b, state, count, plane_of, cell_list, roles, kinds, cells, planes, globals_
+):
+    """Encode one state whose moves are described already; the outputs must be zero on entry.
+
+    ``planes`` (C, N*N) uint8, ``globals_`` (F,) float32.
+    """
+    mover = state[layout.PLAYER]
+    players = b[layout.B_PLAYERS]
+    num_cells = b[layout.B_NUM_CELLS]
+    rings = np.float32(b[layout.B_RINGS])
+    base = G_SEATS
+    for i in range(cell_list.shape[0]):
+        cell = cell_list[i]
+        place = plane_of[cell]
+        planes[ON_BOARD, place] = 1
+        code = state[layout.HEADER + cell]
+        content = code & 15
+        if content == layout.EMPTY:
+            continue
+        if content < layout.COLLAPSED:
+            seat = content - layout.MARKER - mover
+            if seat < 0:
+                seat += players
+            planes[MARKER_OF + seat, place] = 1
+            globals_[base + SEAT_GLOBALS * seat + S_MARKERS] += 1.0
+        elif content < layout.STACK:
+            seat = content - layout.COLLAPSED - mover
+            if seat < 0:
+                seat += players
+            planes[COLLAPSED_OF + seat, place] = 1
+        else:
+            seat = content - layout.STACK - mover
+            if seat < 0:
+                seat += players
+            tall = height(code)
+            cap = cap_height(code)
+            planes[STACK_OF + seat, place] = 1
+            planes[HEIGHT, place] = tall
+            planes[CAP, place] = cap
+            globals_[base + SEAT_GLOBALS * seat + S_STACKS] += 1.0
+            globals_[base + SEAT_GLOBALS * seat + S_CAPS] += cap
+            below = rings_of(code) >> (2 * cap)
+            for level in range(cap, tall):
+                other = (below & 3) - mover
+                below >>= 2
+                if other < 0:
+                    other += players
+                planes[BURIED_OF + other, place] += 1
+                if level == cap:
+                    planes[UNDER_CAP_OF + other, place] = 1
+                globals_[base + SEAT_GLOBALS * other + S_BURIED] += 1.0
+    if state[layout.MUST_MOVE] >= 0:
+        place = plane_of[state[layout.MUST_MOVE]]
+        if place >= 0:
+            planes[MUST_MOVE, place] = 1
+    for i in range(count):
+        kind = kinds[i]
+        for k in range(CELLS_PER_MOVE):
+            role = roles[kind, k]
+            if role >= 0 and cells[i, k] >= 0:
+                planes[LEGAL_ORIGIN + role, cells[i, k]] = 1
+
+    globals_[G_PLAYERS + players - 2] = 1.0
+    phase = state[layout.PHASE]
+    if phase < layout.OVER:
+        globals_[G_PHASE + phase] = 1.0
+    globals_[G_LINE_PAYMENT] = 1.0 if state[layout.PENDING] != 0 else 0.0
+    globals_[G_TERRITORY_PAYMENT] = 1.0 if state[layout.PAYMENT] != 0 else 0.0
+    globals_[G_CHANGED] = 1.0 if state[layout.CHANGED] != 0 else 0.0
+    globals_[G_RECOVERY] = 1.0 if state[layout.RECOVERY] != 0 else 0.0
+    globals_[G_LONG_LINES] = 1.0 if b[layout.B_LINE_LENGTH] >= 4 else 0.0
+    globals_[G_BOARD_SIZE] = np.sqrt(np.float32(num_cells)) / 16.0
+    globals_[G_LEGAL_MOVES] = np.log1p(np.float32(count)) / 6.0
+    for seat in range(players):
+        absolute = (seat + mover) % players
+        at = base + SEAT_GLOBALS * seat
+        # Whole numbers until here, so that the order of the cells does not show.
+        globals_[at + S_STACKS] *= 0.125
+        globals_[at + S_CAPS] /= rings
+        globals_[at + S_BURIED] /= rings
+        globals_[at + S_MARKERS] *= np.float32(4.0) / np.float32(num_cells)
+        globals_[at + S_HAND] = state[layout.HAND + absolute] / rings
+        globals_[at + S_ELIMINATED] = state[layout.ELIMINATED + absolute] / np.float32(
+            b[layout.B_RING_THRESHOLD]
+        )
+        globals_[at + S_TERRITORY] = state[layout.TERRITORY_COUNT + absolute] / np.float32(
+            b[layout.B_TERRITORY_MINIMUM]
+        )
+        if state[layout.LPS_HOLDER] == absolute:
+            globals_[at + S_LPS_ROUNDS] = state[layout.LPS_COUNT] / _LPS_ROUNDS_TO_WIN
+        if (state[layout.LPS_ACTED] >> absolute) & 1:
+            globals_[at + S_LPS_ACTED] = 1.0
+        if state[layout.LPS_ANCHOR] == absolute:
+            globals_[at + S_LPS_ANCHOR] = 1.0
+
+
+@kernel
+def encode_batch(  # type: ignore[no-untyped-def]
+    b,
+    states,
+    moves,
+    counts,
+    plane_of,
+    cell_of,
+    cell_list,
+    roles,
+    keys,
+    stamps,
+    tallies,
+    planes,
+    globals_,
+    kinds,
+    cells,
+    ranks,
+    legal,
+):
+    """Encode a batch; the kernel behind :func:`encode_states`.
+
+    ``states`` (B, >= HEADER+P) int64, ``moves`` (B, L) int64, ``counts`` (B,) int32. ``planes``
+    (B, C, N*N) and ``globals_`` (B, F) must be zero, ``legal`` (B, L) bool False on entry.
+    """
+    size = b[layout.B_SIZE]
+    hexagonal = b[layout.B_HEX] != 0
+    seen = np.empty(size * size, dtype=np.uint8)
+    queue = np.empty(size * size, dtype=np.int64)
+    for row in range(states.shape[0]):
+        count = np.int64(counts[row])
+        describe_moves(
+            states[row],
+            moves[row],
+            count,
+            plane_of,
+            cell_of,
+            size,
+            hexagonal,
+            kinds[row],
+            cells[row],
+            ranks[row],
+            keys,
+            stamps,
+            tallies,
+            row,
+            seen,
+            queue,
+        )
+        legal[row, :count] = True
+        _encode_row(
+            b,
+            states[row],
+            count,
+            plane_of,
+            cell_list,
+            roles,
+            kinds[row],
+            cells[row],
+            planes[row],
+            globals_[row],
+        )
+
+
+def _cell_of(rules: Rules) -> npt.NDArray[np.int32]:
+    """(N*N,) padded cell of each plane cell, -1 off the board."""
+    out = np.full(rules.size * rules.size, -1, dtype=np.int32)
+    cells = np.asarray(rules.cells)
+    out[np.asarray(rules.plane_of)[cells]] = cells
+    return out
+
+
+def encode_states(
+    rules: Rules,
+    states: npt.NDArray[np.int64],
+    moves: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int32],
+) -> dict[str, npt.NDArray[Any]]:
+    """Encode positions and their legal moves, relative to each position's player to move.
+
+    Args:
+        rules: the config's rules.
+        states: (B, >= HEADER+P) int64 state rows; the compact rows of a shard will do.
+        moves: (B, L) int64 packed legal moves in canonical order, padded at will.
+        counts: (B,) number of legal moves of each state.
+
+    Returns:
+        ``planes`` (B, NUM_PLANES, N, N) uint8, ``globals`` (B, NUM_GLOBALS) float32,
+        ``move_kind`` (B, L) uint8, ``move_cells`` (B, L, 3) int16 plane cells (-1 = none),
+        ``move_rank`` (B, L) int16, ``legal_mask`` (B, L) bool.
+
+    Raises:
+        ValueError: shapes disagree, a count exceeds L, or a state is over.
+    """
+    states = np.ascontiguousarray(states, dtype=np.int64)
+    moves = np.ascontiguousarray(moves, dtype=np.int64)
+    counts = np.ascontiguousarray(counts, dtype=np.int32)
+    plane_of = np.ascontiguousarray(rules.plane_of, dtype=np.int32)
+    least = layout.HEADER + plane_of.shape[0]
+    if states.ndim != 2 or states.shape[1] < least:
+        raise ValueError(
+            f"states must have shape (B, {least} or more) for {rules.config}, got {states.shape}"
+        )
+    batch = states.shape[0]
+    if moves.ndim != 2 or moves.shape[0] != batch or counts.shape != (batch,):
+        raise ValueError(
+            f"moves must be (B, L) and counts (B,) with B={batch}, "
+            f"got {moves.shape} and {counts.shape}"
+        )
+    width = moves.shape[1]
+    if batch and (int(counts.max()) > width or int(counts.min()) < 0):
+        raise ValueError(f"counts must lie in 0..{width}, the width of moves")
+    if batch and int(counts.max()) > MOST_MOVES:
+        raise ValueError(f"at most {MOST_MOVES} moves a state can be described")
+    over = np.flatnonzero(states[:, layout.PLAYER] < 0)
+    if over.size:
+        raise ValueError(f"state {int(over[0])} of the batch is over: it has no player to move")
+    size = int(rules.size)
+    planes = np.zeros((batch, NUM_PLANES, size * size), dtype=np.uint8)
+    globals_ = np.zeros((batch, NUM_GLOBALS), dtype=np.float32)
+    kinds = np.zeros((batch, width), dtype=np.uint8)
+    cells = np.full((batch, width, CELLS_PER_MOVE), -1, dtype=np.int16)
+    ranks = np.zeros((batch, width), dtype=np.int16)
+    legal = np.zeros((batch, width), dtype=np.bool_)
+    encode_batch(
+        rules.constants,
+        states,
+        moves,
+        counts,
+        plane_of,
+        _cell_of(rules),
+        np.ascontiguousarray(rules.cells, dtype=np.int32),
+        CELL_ROLES,
+        *new_table(),
+        planes,
+        globals_,
+        kinds,
+        cells,
+        ranks,
+        legal,
+    )
+    return {
+        "planes": planes.reshape(batch, NUM_PLANES, size, size),
+        "globals": globals_,
+        "move_kind": kinds,
+        "move_cells": cells,
+        "move_rank": ranks,
+        "legal_mask": legal,
+    }
