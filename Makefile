@@ -37,7 +37,7 @@ lint: setup
 
 # The kernels are compiled once, before the workers of the test run would each do it.
 test: lint
-	@$(BIN)/python -m ringrift_pipeline.search.warm_up
+	@$(BIN)/python -m ringrift_pipeline.selfplay.warm_up
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: setup

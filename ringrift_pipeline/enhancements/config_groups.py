@@ -337,7 +337,7 @@ class MiningConfig(ConfigGroup):
         default=0.5, ge=0.0, description="Factor of the search's surprise (nats) in hardness."
     )
     decay_rate: float = Field(
-        default=0.5,
+        default=0.99,
         gt=0.0,
         le=1.0,
         description="Factor left of an untouched hardness after a buffer of samples was seen.",

@@ -123,6 +123,11 @@ class FacadeConfig:
                     )
             elif field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"{field.name} must be True or False, got {value!r}")
+        if self.schedule is not None and not isinstance(self.schedule, ScheduleConfig):
+            raise ValueError(
+                f"schedule must be a ScheduleConfig (TrainingConfig().schedule) or None, "
+                f"got {self.schedule!r}"
+            )
         if self.schedule is not None and self.total_steps < 1:
             raise ValueError(
                 "a schedule needs total_steps, the optimizer steps of the run (at least 1)"

@@ -26,6 +26,7 @@ from ringrift_pipeline.enhancements.sample_slots import (
     SampleSlots,
     as_floats,
     as_indices,
+    run_starts,
 )
 
 Values = Sequence[float] | np.ndarray | Tensor
@@ -48,15 +49,11 @@ class HardExample:
     game: int = -1  # -1: not known
 
 
-# one row a tracked sample: name, dtype, value of a free row
-_COLUMNS: tuple[tuple[str, Any, float], ...] = (
-    ("key", np.float64, -math.inf),  # log hardness + fading * samples seen then: order never fades
-    ("loss", np.float64, math.nan),
-    ("uncertainty", np.float64, 0.0),
-    ("surprise", np.float64, 0.0),
-    ("step", np.int64, 0),
-    ("game", np.int64, -1),
-)
+# columns of the two tables, one row a tracked sample; and a row of a sample not seen yet
+KEY, LOSS, UNCERTAINTY, SURPRISE = range(4)  # key: log hardness + fading * samples seen then,
+STEP, GAME = range(2)  # so that the order of the keys does not change as hardness fades
+_NEW_MEASURES = (-math.inf, math.nan, 0.0, 0.0)
+_NEW_FACTS = (0, -1)
 
 
 class HardExampleMiner:
@@ -137,7 +134,8 @@ class HardExampleMiner:
     def _clear(self) -> None:
         capacity = self.buffer_size + self._spare
         self._slots = SampleSlots(capacity)
-        self._table = {name: np.full(capacity, empty, dtype) for name, dtype, empty in _COLUMNS}
+        self._measures = np.tile(np.array(_NEW_MEASURES), (capacity, 1))  # float64
+        self._facts = np.tile(np.array(_NEW_FACTS, dtype=np.int64), (capacity, 1))
         self._draws = np.zeros(1024, dtype=np.uint32)  # by data-set index: times drawn as hard
         self._seen = 0
         self._steps = 0
@@ -211,13 +209,16 @@ class HardExampleMiner:
             game = None if game is None else game[finite]
         if recorded == 0:
             return 0
-        distinct, first, where, times = np.unique(
-            rows, return_index=True, return_inverse=True, return_counts=True
-        )
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        starts = run_starts(ordered)
+        distinct, first = ordered[starts], order[starts]
         if distinct.size < recorded:
-            columns = {k: np.bincount(where, v) / times for k, v in columns.items()}
+            at = np.flatnonzero(starts)
+            times = np.diff(at, append=recorded)
+            columns = {k: np.add.reduceat(v[order], at) / times for k, v in columns.items()}
         else:
-            columns = {k: v[first] for k, v in columns.items()}
+            columns = {k: v[order] for k, v in columns.items()}
         game = None if game is None else game[first]
         self._seen += recorded
         for start in range(0, distinct.size, self._spare):  # one piece, unless the batch is huge
@@ -235,25 +236,27 @@ class HardExampleMiner:
         self, indices: np.ndarray, columns: dict[str, np.ndarray], game: np.ndarray | None
     ) -> None:
         slots = self._claim(indices)
-        table = self._table
-        old = table["loss"][slots]
-        known = np.isfinite(old)
-        step = np.where(known, self.smoothing, 1.0)
-        shift = np.where(known, (1.0 - step) * (old - columns["loss"]), 0.0)
-        table["loss"][slots] = columns["loss"] + shift
+        measures = self._measures[slots]
+        old = measures[:, LOSS]
+        known = old == old  # not NaN
+        kept = np.where(known, 1.0 - self.smoothing, 0.0)  # share of what was measured before
+        shift = kept * np.where(known, old - columns["loss"], 0.0)
         hardness = np.maximum(columns["excess"] + shift, 0.0)
-        for name, weight in (
-            ("uncertainty", self.uncertainty_weight),
-            ("surprise", self.surprise_weight),
+        for column, name, weight in (
+            (UNCERTAINTY, "uncertainty", self.uncertainty_weight),
+            (SURPRISE, "surprise", self.surprise_weight),
         ):
             if name in columns:
-                before = table[name][slots]
-                table[name][slots] = before + step * (columns[name] - before)
-            hardness += weight * np.maximum(table[name][slots], 0.0)
-        table["key"][slots] = np.log(np.maximum(hardness, _LEAST_HARDNESS)) + self._faded
-        table["step"][slots] = self._steps
+                new = columns[name]
+                measures[:, column] = new + kept * (measures[:, column] - new)
+            if weight:
+                hardness += weight * np.maximum(measures[:, column], 0.0)
+        measures[:, LOSS] = columns["loss"] + shift
+        measures[:, KEY] = np.log(np.maximum(hardness, _LEAST_HARDNESS)) + self._faded
+        self._measures[slots] = measures
+        self._facts[slots, STEP] = self._steps
         if game is not None:
-            table["game"][slots] = game
+            self._facts[slots, GAME] = game
 
     @property
     def _faded(self) -> float:
@@ -261,15 +264,19 @@ class HardExampleMiner:
 
     def _claim(self, indices: np.ndarray) -> np.ndarray:
         """Slots of distinct indices, at most ``_spare`` of them, pruning first where needed."""
-        new = self._slots.lookup(indices) < 0
-        if np.count_nonzero(new) > self._slots.room:
-            self._prune()
-            new = self._slots.lookup(indices) < 0
         slots = self._slots.lookup(indices)
-        fresh = self._slots.assign(indices[new])
-        for name, _, empty in _COLUMNS:
-            self._table[name][fresh] = empty
-        slots[new] = fresh
+        new = slots < 0
+        number = int(np.count_nonzero(new))
+        if number > self._slots.room:
+            self._prune()
+            slots = self._slots.lookup(indices)
+            new = slots < 0
+            number = int(np.count_nonzero(new))
+        if number:
+            fresh = self._slots.assign(indices[new])
+            self._measures[fresh] = _NEW_MEASURES
+            self._facts[fresh] = _NEW_FACTS
+            slots[new] = fresh
         return slots
 
     def _prune(self) -> None:
@@ -277,7 +284,7 @@ class HardExampleMiner:
         surplus = self._slots.count - self.buffer_size
         if surplus > 0:
             used = self._slots.used()
-            self._slots.release(used[np.argpartition(self._table["key"][used], surplus)[:surplus]])
+            self._slots.release(used[np.argpartition(self._measures[used, KEY], surplus)[:surplus]])
 
     def load_examples(
         self, indices: Indices, hardness: Values, games: Indices | None = None
@@ -305,18 +312,18 @@ class HardExampleMiner:
         for start in range(0, hardest.size, self._spare):
             piece = hardest[start : start + self._spare]
             slots = self._claim(rows[piece])
-            for name, _, empty in _COLUMNS:
-                self._table[name][slots] = empty
-            self._table["key"][slots] = np.log(np.maximum(values[piece], _LEAST_HARDNESS))
-            self._table["key"][slots] += self._faded
+            self._measures[slots] = _NEW_MEASURES
+            self._facts[slots] = _NEW_FACTS
+            key = np.log(np.maximum(values[piece], _LEAST_HARDNESS)) + self._faded
+            self._measures[slots, KEY] = key
             if game is not None:
-                self._table["game"][slots] = game[piece]
+                self._facts[slots, GAME] = game[piece]
         self._loaded = True
         self._recorded_since_threshold = None
 
     def _refresh_threshold(self) -> None:
         """Find the key from which a sample is hard; O(buffer)."""
-        keys = self._table["key"][self._slots.used()]
+        keys = self._measures[self._slots.used(), KEY]
         self._recorded_since_threshold = 0
         if keys.size == 0:
             self._threshold = -math.inf
@@ -359,7 +366,7 @@ class HardExampleMiner:
         self._prune()
         self._refresh_threshold()
         slots = self._slots.used()
-        slots = slots[self._table["key"][slots] >= self._threshold]
+        slots = slots[self._measures[slots, KEY] >= self._threshold]
         indices = self._slots.index_of[slots]
         allowed = self._times_drawn(indices) < self.max_times_sampled
         if population is not None:
@@ -368,12 +375,12 @@ class HardExampleMiner:
         if slots.size == 0:
             return nothing
         # Gumbel top-k: without replacement, in proportion to hardness (Efraimidis & Spirakis 2006)
-        noisy = self._table["key"][slots] + self._generator.gumbel(size=slots.size)
+        noisy = self._measures[slots, KEY] + self._generator.gumbel(size=slots.size)
         limit = max(1, math.floor(self.max_game_share * number))
-        chosen = slots[_top_with_limit(noisy, self._table["game"][slots], number, limit)]
+        chosen = slots[_top_with_limit(noisy, self._facts[slots, GAME], number, limit)]
         indices = self._slots.index_of[chosen]
         self._draws[indices] += 1
-        return indices, np.exp(self._table["key"][chosen] - self._faded)
+        return indices, np.exp(self._measures[chosen, KEY] - self._faded)
 
     def get_sample_weights(
         self,
@@ -403,7 +410,7 @@ class HardExampleMiner:
         ):
             self._refresh_threshold()
         slots = self._slots.lookup(rows)
-        hard = (slots >= 0) & (self._table["key"][slots] >= self._threshold)
+        hard = (slots >= 0) & (self._measures[slots, KEY] >= self._threshold)
         hard &= self._times_drawn(rows) < self.max_times_sampled
         weights[hard] = float(hard_weight)
         if count:
@@ -465,20 +472,20 @@ class HardExampleMiner:
         self._prune()
         slots = self._slots.used()
         indices = self._slots.index_of[slots]
-        order = np.lexsort((indices, -self._table["key"][slots]))[:n]
+        order = np.lexsort((indices, -self._measures[slots, KEY]))[:n]
         slots, indices = slots[order], indices[order]
         drawn = self._times_drawn(indices)
-        hardness = np.exp(self._table["key"][slots] - self._faded)
+        hardness = np.exp(self._measures[slots, KEY] - self._faded)
         return [
             HardExample(
                 index=int(indices[i]),
-                loss=float(self._table["loss"][slot]),
-                uncertainty=float(self._table["uncertainty"][slot]),
+                loss=float(self._measures[slot, LOSS]),
+                uncertainty=float(self._measures[slot, UNCERTAINTY]),
                 times_sampled=int(drawn[i]),
-                last_seen_step=int(self._table["step"][slot]),
-                surprise=float(self._table["surprise"][slot]),
+                last_seen_step=int(self._facts[slot, STEP]),
+                surprise=float(self._measures[slot, SURPRISE]),
                 hardness=float(hardness[i]),
-                game=int(self._table["game"][slot]),
+                game=int(self._facts[slot, GAME]),
             )
             for i, slot in enumerate(slots)
         ]
@@ -490,13 +497,13 @@ class HardExampleMiner:
         ``examples_at_cap``. Numbers of an empty buffer are 0."""
         self._prune()
         slots = self._slots.used()
-        loss = self._table["loss"][slots]
+        loss = self._measures[slots, LOSS]
         loss = loss[np.isfinite(loss)]
         if loss.size == 0:
             loss = np.zeros(1)
         drawn = self._times_drawn(self._slots.index_of[slots])
         self._refresh_threshold()
-        hard = int(np.count_nonzero(self._table["key"][slots] >= self._threshold))
+        hard = int(np.count_nonzero(self._measures[slots, KEY] >= self._threshold))
         return {
             "total_samples_seen": self._seen,
             "tracked_examples": self._slots.count,
@@ -518,7 +525,8 @@ class HardExampleMiner:
         drawn = np.flatnonzero(self._draws)
         return {
             "slots": self._slots.state_dict(),
-            "table": {k: torch.from_numpy(v[:top].copy()) for k, v in self._table.items()},
+            "measures": torch.from_numpy(self._measures[:top].copy()),
+            "facts": torch.from_numpy(self._facts[:top].copy()),
             "drawn_indices": torch.from_numpy(drawn.astype(np.int64)),
             "drawn_times": torch.from_numpy(self._draws[drawn].astype(np.int64)),
             "seen": self._seen,
@@ -536,8 +544,8 @@ class HardExampleMiner:
         slots.load_state_dict(state["slots"])
         self._clear()
         self._slots = slots
-        for name, column in self._table.items():
-            column[: slots.high_water] = np.asarray(state["table"][name])
+        self._measures[: slots.high_water] = np.asarray(state["measures"])
+        self._facts[: slots.high_water] = np.asarray(state["facts"])
         drawn = np.asarray(state["drawn_indices"], dtype=np.int64)
         self._grow_draws(drawn)
         self._draws[drawn] = np.asarray(state["drawn_times"])
@@ -600,7 +608,7 @@ def _top_with_limit(scores: np.ndarray, games: np.ndarray, number: int, limit: i
             game = games[pool]
             by_game = np.argsort(game, kind="stable")
             grouped = game[by_game]
-            starts = np.r_[True, grouped[1:] != grouped[:-1]]
+            starts = run_starts(grouped)
             first = np.maximum.accumulate(np.where(starts, np.arange(grouped.size), 0))
             rank = np.empty(grouped.size, dtype=np.int64)
             rank[by_game] = np.arange(grouped.size) - first

@@ -20,7 +20,12 @@ import torch
 from torch import Tensor
 
 from ringrift_pipeline.enhancements.loss_parts import LossParts, ValueKind, compute_loss_parts
-from ringrift_pipeline.enhancements.sample_slots import SampleSlots, as_floats, as_indices
+from ringrift_pipeline.enhancements.sample_slots import (
+    SampleSlots,
+    as_floats,
+    as_indices,
+    run_starts,
+)
 
 Reduction = Literal["none", "mean", "sum"]
 LearningCurve = Literal["unseen", "unknown", "never_learned", "forgotten", "early", "late"]
@@ -71,21 +76,20 @@ class PerSampleLossRecord:
     batch_idx: int
 
 
-# one row a tracked sample: name, dtype, value of a sample never seen
-_COLUMNS: tuple[tuple[str, Any, float], ...] = (
-    ("loss", np.float64, math.nan),
-    ("policy", np.float64, math.nan),
-    ("value", np.float64, math.nan),
-    ("epoch", np.int64, -1),
-    ("batch", np.int64, -1),
-    ("stamp", np.int64, -1),  # when last seen, counted in touches of any sample
-    ("in_epoch", np.bool_, 0),  # recorded since reset_epoch
-    ("entries", np.int64, 0),  # history entries ever written
-    ("first_epoch", np.int64, -1),
-    ("learned_epoch", np.int64, -1),  # first epoch with a loss at or below the threshold
-    ("learned", np.bool_, 0),
-    ("forgettings", np.int64, 0),
-)
+# columns of the two tables, one row a tracked sample; and a row of a sample not seen yet
+LOSS, POLICY, VALUE = range(3)
+_NEW_LOSSES = (math.nan, math.nan, math.nan)
+(
+    EPOCH,
+    BATCH,
+    IN_EPOCH,  # 1: recorded since reset_epoch
+    ENTRIES,  # history entries ever written
+    FIRST_EPOCH,
+    LEARNED_EPOCH,  # first epoch with a loss at or below the threshold, -1: none
+    LEARNED,  # 1: the newest loss is
+    FORGETTINGS,
+) = range(8)
+_NEW_FACTS = (-1, -1, 0, 0, -1, -1, 0, 0)
 
 
 class PerSampleLossTracker:
@@ -132,9 +136,9 @@ class PerSampleLossTracker:
     def reset(self) -> None:
         """Forget every sample."""
         self._slots = SampleSlots(self.max_samples)
-        self._table = {
-            name: np.full(self.max_samples, empty, dtype=dtype) for name, dtype, empty in _COLUMNS
-        }
+        self._losses = np.tile(np.array(_NEW_LOSSES), (self.max_samples, 1))  # float64
+        self._facts = np.tile(np.array(_NEW_FACTS, dtype=np.int64), (self.max_samples, 1))
+        self._stamp = np.full(self.max_samples, -1, dtype=np.int64)  # touches before the last one
         shape = (self.max_samples, self.history_epochs)
         self._history_epoch = np.full(shape, -1, dtype=np.int64)
         self._history_loss = np.full(shape, math.nan, dtype=np.float64)
@@ -200,41 +204,44 @@ class PerSampleLossTracker:
             self._fix_learned_loss()
 
         # distinct indices, the last of each, in order of that last occurrence
-        _, last = np.unique(indices[::-1], return_index=True)
-        last = np.sort(indices.size - 1 - last)[-self.max_samples :]
-        indices, loss, policy, value = (a[last] for a in (indices, loss, policy, value))
+        order = np.argsort(indices, kind="stable")
+        ordered = indices[order]
+        is_last = run_starts(ordered[::-1])[::-1]
+        if indices.size > self.max_samples or not is_last.all():
+            last = np.sort(order[is_last])[-self.max_samples :]
+            indices, loss, policy, value = (a[last] for a in (indices, loss, policy, value))
         slots = self._claim(indices)
 
-        table = self._table
-        table["loss"][slots] = loss
-        table["policy"][slots] = policy
-        table["value"][slots] = value
-        table["batch"][slots] = int(batch_idx)
-        table["in_epoch"][slots] = True
-        new_epoch = table["epoch"][slots] != epoch
-        table["epoch"][slots] = epoch
-        table["entries"][slots] += new_epoch
-        unseen = table["first_epoch"][slots] < 0
-        table["first_epoch"][slots[unseen]] = epoch
-        column = (table["entries"][slots] - 1) % self.history_epochs
+        rows = np.empty((slots.size, 3))
+        rows[:, LOSS], rows[:, POLICY], rows[:, VALUE] = loss, policy, value
+        self._losses[slots] = rows
+        facts = self._facts[slots]
+        facts[:, BATCH] = int(batch_idx)
+        facts[:, IN_EPOCH] = 1
+        facts[:, ENTRIES] += facts[:, EPOCH] != epoch
+        facts[:, EPOCH] = epoch
+        facts[facts[:, FIRST_EPOCH] < 0, FIRST_EPOCH] = epoch
+        column = (facts[:, ENTRIES] - 1) % self.history_epochs
         self._history_epoch[slots, column] = epoch
         self._history_loss[slots, column] = loss
         if self._learned_loss is not None:
-            self._mark_learned(slots, loss, np.full(slots.size, epoch))
+            _mark_learned(facts, loss <= self._learned_loss)
+        self._facts[slots] = facts
         return recorded
 
     def _claim(self, indices: np.ndarray) -> np.ndarray:
         """Slots of distinct indices: those held are touched, others take the place of the oldest."""
         slots = self._slots.lookup(indices)
         new = slots < 0
-        self._touch(slots[~new])
-        missing = int(np.count_nonzero(new)) - self._slots.room
-        if missing > 0:
-            self._evict(missing)
+        number = int(np.count_nonzero(new))
+        if number < slots.size:
+            self._touch(slots[~new])
+        if number == 0:
+            return slots
+        if number > self._slots.room:
+            self._evict(number - self._slots.room)
         fresh = self._slots.assign(indices[new])
-        for name, _, empty in _COLUMNS:
-            self._table[name][fresh] = empty
-        self._history_epoch[fresh] = -1
+        self._facts[fresh] = _NEW_FACTS
         self._touch(fresh)
         slots[new] = fresh
         return slots
@@ -243,11 +250,11 @@ class PerSampleLossTracker:
         """Mark as seen now: queue (slot, stamp); older entries of the slot are stale from now on."""
         if slots.size > self._queue.shape[1] - self._tail:
             live = self._queue[:, self._head : self._tail]
-            live = live[:, self._table["stamp"][live[0]] == live[1]]
+            live = live[:, self._stamp[live[0]] == live[1]]
             self._queue[:, : live.shape[1]] = live
             self._head, self._tail = 0, live.shape[1]
         stamps = self._touches + np.arange(slots.size)
-        self._table["stamp"][slots] = stamps
+        self._stamp[slots] = stamps
         self._queue[0, self._tail : self._tail + slots.size] = slots
         self._queue[1, self._tail : self._tail + slots.size] = stamps
         self._tail += slots.size
@@ -256,9 +263,9 @@ class PerSampleLossTracker:
     def _evict(self, number: int) -> None:
         while number > 0:
             entries = self._queue[:, self._head : min(self._head + number, self._tail)]
-            live = entries[0, self._table["stamp"][entries[0]] == entries[1]]
+            live = entries[0, self._stamp[entries[0]] == entries[1]]
             self._head += entries.shape[1]
-            self._table["stamp"][live] = -1
+            self._stamp[live] = -1
             self._slots.release(live)
             number -= live.size
 
@@ -267,16 +274,11 @@ class PerSampleLossTracker:
         used = self._slots.used()
         if used.size == 0:
             return
-        self._learned_loss = 0.5 * float(self._table["loss"][used].mean())
-        self._mark_learned(used, self._table["loss"][used], self._table["epoch"][used])
-
-    def _mark_learned(self, slots: np.ndarray, loss: np.ndarray, epoch: np.ndarray) -> None:
-        table = self._table
-        before, now = table["learned"][slots], loss <= self._learned_loss
-        table["forgettings"][slots] += before & ~now
-        first = now & (table["learned_epoch"][slots] < 0)
-        table["learned_epoch"][slots[first]] = epoch[first]
-        table["learned"][slots] = now
+        loss = self._losses[used, LOSS]
+        self._learned_loss = 0.5 * float(loss.mean())
+        facts = self._facts[used]
+        _mark_learned(facts, loss <= self._learned_loss)
+        self._facts[used] = facts
 
     def get_statistics(self) -> dict[str, float]:
         """Statistics of the losses recorded since ``reset_epoch``, and counts since the start.
@@ -286,8 +288,8 @@ class PerSampleLossTracker:
         ``tracked_samples``, ``current_samples``, ``skipped_non_finite``.
         """
         used = self._slots.used()
-        current = used[self._table["in_epoch"][used]]
-        loss = self._table["loss"][current]
+        current = used[self._facts[used, IN_EPOCH] == 1]
+        loss = self._losses[current, LOSS]
         if loss.size == 0:
             loss = np.zeros(1)
         return {
@@ -295,8 +297,8 @@ class PerSampleLossTracker:
             "std_loss": float(loss.std()),
             "min_loss": float(loss.min()),
             "max_loss": float(loss.max()),
-            "mean_policy_loss": _mean_known(self._table["policy"][current]),
-            "mean_value_loss": _mean_known(self._table["value"][current]),
+            "mean_policy_loss": _mean_known(self._losses[current, POLICY]),
+            "mean_value_loss": _mean_known(self._losses[current, VALUE]),
             "percentile_threshold": float(np.percentile(loss, self.percentile_hard)),
             "total_samples": self._total_samples,
             "tracked_samples": self._slots.count,
@@ -309,8 +311,8 @@ class PerSampleLossTracker:
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
         used = self._slots.used()
-        current = used[self._table["in_epoch"][used]]
-        loss, indices = self._table["loss"][current], self._slots.index_of[current]
+        current = used[self._facts[used, IN_EPOCH] == 1]
+        loss, indices = self._losses[current, LOSS], self._slots.index_of[current]
         order = np.lexsort((indices, -loss))[:n]
         return list(zip(indices[order].tolist(), loss[order].tolist(), strict=True))
 
@@ -319,7 +321,7 @@ class PerSampleLossTracker:
         slot = self._slot(sample_idx)
         if slot < 0:
             return []
-        entries = int(self._table["entries"][slot])
+        entries = int(self._facts[slot, ENTRIES])
         columns = np.arange(max(0, entries - self.history_epochs), entries) % self.history_epochs
         epochs = self._history_epoch[slot, columns].tolist()
         return list(zip(epochs, self._history_loss[slot, columns].tolist(), strict=True))
@@ -329,10 +331,9 @@ class PerSampleLossTracker:
         slot = self._slot(sample_idx)
         if slot < 0:
             return None
-        row = {name: self._table[name][slot].item() for name in self._table}
-        return PerSampleLossRecord(
-            int(sample_idx), row["loss"], row["policy"], row["value"], row["epoch"], row["batch"]
-        )
+        epoch, batch = self._facts[slot, [EPOCH, BATCH]].tolist()
+        loss, policy, value = self._losses[slot].tolist()
+        return PerSampleLossRecord(int(sample_idx), loss, policy, value, epoch, batch)
 
     def get_learning_curve(self, sample_idx: int) -> LearningCurve:
         """How a sample was learned.
@@ -357,22 +358,22 @@ class PerSampleLossTracker:
 
     def _curve(self, slots: np.ndarray) -> np.ndarray:
         """Position in ``CURVES`` of each slot."""
-        learned = self._table["learned"][slots]
-        epoch = self._table["learned_epoch"][slots]
-        delay = epoch - self._table["first_epoch"][slots]
-        early = (delay < self.early_epochs) & (self._table["forgettings"][slots] == 0)
-        return np.where(learned, np.where(early, 2, 3), np.where(epoch >= 0, 1, 0))
+        facts = self._facts[slots]
+        delay = facts[:, LEARNED_EPOCH] - facts[:, FIRST_EPOCH]
+        early = (delay < self.early_epochs) & (facts[:, FORGETTINGS] == 0)
+        unlearned = np.where(facts[:, LEARNED_EPOCH] >= 0, 1, 0)
+        return np.where(facts[:, LEARNED] == 1, np.where(early, 2, 3), unlearned)
 
     def get_forgetting_count(self, sample_idx: int) -> int:
         """How often a sample went from learned to not learned; 0 when not tracked."""
         slot = self._slot(sample_idx)
-        return 0 if slot < 0 else int(self._table["forgettings"][slot])
+        return 0 if slot < 0 else int(self._facts[slot, FORGETTINGS])
 
     def reset_epoch(self) -> None:
         """Begin an epoch: statistics and hardest samples start anew, history stays."""
         if self._learned_loss is None:
             self._fix_learned_loss()
-        self._table["in_epoch"][:] = False
+        self._facts[:, IN_EPOCH] = 0
 
     def _slot(self, sample_idx: int) -> int:
         return int(self._slots.lookup(as_indices([int(sample_idx)], "sample_idx"))[0])
@@ -382,7 +383,9 @@ class PerSampleLossTracker:
         top = self._slots.high_water
         return {
             "slots": self._slots.state_dict(),
-            "table": {k: torch.from_numpy(v[:top].copy()) for k, v in self._table.items()},
+            "losses": torch.from_numpy(self._losses[:top].copy()),
+            "facts": torch.from_numpy(self._facts[:top].copy()),
+            "stamp": torch.from_numpy(self._stamp[:top].copy()),
             "history_epoch": torch.from_numpy(self._history_epoch[:top].copy()),
             "history_loss": torch.from_numpy(self._history_loss[:top].copy()),
             "queue": torch.from_numpy(self._queue[:, self._head : self._tail].copy()),
@@ -406,8 +409,9 @@ class PerSampleLossTracker:
         self.reset()
         self._slots = slots
         top = slots.high_water
-        for name, column in self._table.items():
-            column[:top] = np.asarray(state["table"][name])
+        self._losses[:top] = np.asarray(state["losses"])
+        self._facts[:top] = np.asarray(state["facts"])
+        self._stamp[:top] = np.asarray(state["stamp"])
         self._history_epoch[:top] = np.asarray(state["history_epoch"])
         self._history_loss[:top] = history
         queue = np.asarray(state["queue"])
@@ -418,6 +422,14 @@ class PerSampleLossTracker:
         self._skipped = int(state["skipped"])
         self._first_epoch = state["first_epoch"]
         self._learned_loss = state["learned_loss"]
+
+
+def _mark_learned(facts: np.ndarray, now: np.ndarray) -> None:
+    """Note in rows of facts (K, 8) whether their samples are learned now, (K,) bool."""
+    facts[:, FORGETTINGS] += (facts[:, LEARNED] == 1) & ~now
+    first = now & (facts[:, LEARNED_EPOCH] < 0)
+    facts[first, LEARNED_EPOCH] = facts[first, EPOCH]
+    facts[:, LEARNED] = now
 
 
 def _mean_known(values: np.ndarray) -> float:

@@ -54,6 +54,13 @@ def as_floats(values: Any, size: int, name: str) -> np.ndarray:
     return array
 
 
+def run_starts(ordered: np.ndarray) -> np.ndarray:
+    """(B,) bool: where a run of equal values begins in sorted (B,) values."""
+    starts = np.ones(ordered.size, dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=starts[1:])
+    return starts
+
+
 class SampleSlots:
     """Maps data-set indices to slots 0 .. capacity-1.
 
@@ -159,4 +166,4 @@ class SampleSlots:
             self._slot_of[index_of[held]] = held + 1
 
 
-__all__ = ["MAX_INDEX", "SampleSlots", "as_floats", "as_indices"]
+__all__ = ["MAX_INDEX", "SampleSlots", "as_floats", "as_indices", "run_starts"]

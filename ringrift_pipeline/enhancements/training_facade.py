@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ringrift_pipeline.enhancements.checkpoint_averaging import CheckpointAverager
 from ringrift_pipeline.enhancements.data_quality_scoring import DataQualityScorer
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_parts import build_parts
@@ -83,7 +84,14 @@ class TrainingEnhancementsFacade:
         self.optimizer = optimizer
         self.config = config = config or FacadeConfig()
         self._loss_fn = loss_fn
-        self.parts, self._forward_context = build_parts(optimizer, config, self.device)
+        self._parts, self._forward_context = parts, _ = build_parts(optimizer, config, self.device)
+        self.accumulator = parts.accumulator
+        self.clipper = parts.clipper
+        self.scheduler = parts.scheduler
+        self.miner = parts.miner
+        self.tracker = parts.tracker
+        self.monitor = parts.monitor
+        self.scaler = parts.scaler
         self.progress = TrainingProgress()
         self._snapshot = Snapshot(model, optimizer)
         self._snapshot_extra: dict[str, Any] = {}  # averager and monitor, as of the snapshot
@@ -95,19 +103,11 @@ class TrainingEnhancementsFacade:
         self._pending: list[tuple[Tensor, TrainingBatch]] = []  # packed losses of each batch
         self._apply_curriculum()
 
-    accumulator = property(lambda self: self.parts.accumulator)
-    clipper = property(lambda self: self.parts.clipper)
-    scheduler = property(lambda self: self.parts.scheduler)
-    miner = property(lambda self: self.parts.miner)
-    tracker = property(lambda self: self.parts.tracker)
-    monitor = property(lambda self: self.parts.monitor)
-    scaler = property(lambda self: self.parts.scaler)
-
     @property
     def averager(self) -> CheckpointAverager | None:
-        """The average of the weights, brought up to date."""
+        """The average of the weights, brought up to date; None when switched off."""
         self._update_average()
-        return self.parts.averager
+        return self._parts.averager
 
     @property
     def device(self) -> torch.device:
@@ -117,17 +117,18 @@ class TrainingEnhancementsFacade:
     @property
     def averaged_model(self) -> nn.Module | None:
         """The averaged model in eval mode; None before the first step or when switched off."""
-        return None if self.averager is None else self.averager.averaged_model
+        averager = self.averager
+        return None if averager is None else averager.averaged_model
 
     @property
     def steps(self) -> int:
         """Optimizer steps taken (not undone by a rollback)."""
-        return self._steps
+        return self.progress.steps
 
     @property
     def epoch(self) -> int:
         """Epochs ended."""
-        return self._epoch
+        return self.progress.epoch
 
     @property
     def is_mining_active(self) -> bool:
@@ -162,6 +163,8 @@ class TrainingEnhancementsFacade:
             self.optimizer.zero_grad(set_to_none=True)  # the caller's; ours are cleared
         parts = self._losses(read)
         size = parts.total.shape[0]
+        if size == 0:
+            raise ValueError("the batch is empty")
         if read.indices is not None and read.indices.size != size:
             raise ValueError(f"indices has {read.indices.size} entries, the batch {size} samples")
         weights = self._weights(read, size, parts.total, count=True)
@@ -171,7 +174,7 @@ class TrainingEnhancementsFacade:
             mean = (parts.total * weights).sum() / weights.sum()
         else:  # what the weights sum to is known when all batches are there
             mean = (parts.total * weights).sum() / size
-        losses = _pack(parts, weights)
+        losses = pack_losses(parts, weights)
         try:
             loss = self.accumulator.scale_loss(mean, size)
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -183,22 +186,22 @@ class TrainingEnhancementsFacade:
             return self._step(losses, size)
         return TrainStepStats(
             losses,
-            step=self._steps,
+            step=self.progress.steps,
             samples=size,
             lr=self._lr(),
-            stop_reason=self._stop_reason,
+            stop_reason=self.progress.stop_reason,
         )
 
     def flush(self) -> TrainStepStats | None:
         """Step with the batches accumulated so far, if any; called by ``on_epoch_end`` too."""
         if not self._pending:
             return None
-        losses = _join([losses for losses, _ in self._pending])
+        losses = join_losses([losses for losses, _ in self._pending])
         return self._step(losses, losses.shape[1])
 
     def _losses(self, batch: TrainingBatch) -> LossParts:
         config = self.config
-        with self._precision():
+        with self._forward_context():
             if self._loss_fn is not None:
                 result = self._loss_fn(self.model, batch.tensors)
             else:
@@ -267,11 +270,17 @@ class TrainingEnhancementsFacade:
 
     def _step(self, losses: Tensor, samples: int) -> TrainStepStats:
         pending, self._pending = self._pending, []
-        packed = _join([losses for losses, _ in pending])
+        packed = join_losses([losses for losses, _ in pending])
         host = packed.to(device="cpu", dtype=torch.float64).numpy()
-        total_samples = host.shape[1]
+        weights = host[WEIGHT]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            loss = float((host[TOTAL] @ weights) / weights.sum())
+        # One batch alone was divided by its weights already, see train_step.
         accumulated = self.config.gradient_accumulation_steps > 1
-        guard = _StepGuard(self, host, packed if accumulated else None)
+        mean_weight = packed[WEIGHT].mean() if accumulated and (weights != 1.0).any() else None
+        if self.monitor is not None and not self._snapshot.taken:
+            self._take_snapshot()
+        guard = StepGuard(loss, self.monitor, self.clipper, mean_weight, self._before_change)
         lr = self._lr()
         try:
             norm = self.accumulator.step(self.optimizer, None, self.scaler, guard)  # type: ignore[arg-type]
@@ -279,54 +288,51 @@ class TrainingEnhancementsFacade:
             self._discard_pending()
             raise
         stepped = not self.accumulator.last_step_skipped
-        anomaly, message = guard.verdict, ""
+        anomaly: str | None = guard.verdict
+        message = ""
         if stepped:
-            self._after_step(pending, host, total_samples)
+            self._after_step(pending, host)
         else:
-            self._skipped += 1
-            self._epoch_skipped += 1
+            self.progress.add_skip()
             if anomaly is None and self.scaler is None:
                 anomaly = "non_finite"
                 if self.monitor is not None:
                     anomaly = self.monitor.note_bad("non_finite")
-            message = self._report_skip(anomaly, guard.loss, norm)
+            message = self._report_skip(anomaly, loss, norm)
         return TrainStepStats(
             losses,
-            step=self._steps,
+            step=self.progress.steps,
             samples=samples,
             lr=lr,
             grad_norm=guard.norm,
             stepped=stepped,
-            stop_reason=self._stop_reason,
+            stop_reason=self.progress.stop_reason,
             anomaly=anomaly,
             message=message,
         )
 
-    def _after_step(
-        self, pending: list[tuple[Tensor, TrainingBatch]], host: np.ndarray, samples: int
-    ) -> None:
-        self._steps += 1
+    def _after_step(self, pending: list[tuple[Tensor, TrainingBatch]], host: np.ndarray) -> None:
+        self.progress.add_step(host)
         self._steps_since_snapshot += 1
-        self._samples_seen += samples
-        if self.averager is not None:
-            self.averager.update(self.model, samples)
+        if self._parts.averager is not None:
+            self._unaveraged = [self._unaveraged[0] + 1, self._unaveraged[1] + host.shape[1]]
+            if self._unaveraged[0] >= self.config.averaging_interval or self.progress.steps == 1:
+                self._update_average()
         if self.scheduler is not None:
             self.scheduler.on_optimizer_step()
         self._apply_curriculum()
-        weights = host[WEIGHT]
-        self._epoch_sums[:3] += (host[:WEIGHT] * weights).sum(axis=1)
-        self._epoch_sums[3] += weights.sum()
-        self._epoch_sums[4] += host[TOTAL].sum()
-        self._epoch_samples += samples
-        self._epoch_steps += 1
-        if self.miner is None and self.tracker is None:
-            return
         start = 0
-        known = [(losses.shape[1], batch) for losses, batch in pending]
-        for size, batch in known:
+        for losses, batch in pending:
+            end = start + losses.shape[1]
             if batch.indices is not None:
-                self._record(batch.indices, host[:, start : start + size], batch.facts)
-            start += size
+                self._record(batch.indices, host[:, start:end], batch.facts)
+            start = end
+
+    def _update_average(self) -> None:
+        """Take the weights into the average, if they have changed since."""
+        if self._parts.averager is not None and self._unaveraged[1]:
+            self._parts.averager.update(self.model, self._unaveraged[1])
+            self._unaveraged = [0, 0]
 
     def _record(
         self, indices: np.ndarray, rows: np.ndarray, facts: Mapping[str, np.ndarray]
@@ -344,8 +350,8 @@ class TrainingEnhancementsFacade:
             self.tracker.record_batch(
                 indices,
                 rows[TOTAL],
-                self._epoch,
-                self._steps - 1,
+                self.progress.epoch,
+                self.progress.steps - 1,
                 policy_losses=rows[POLICY],
                 value_losses=rows[VALUE],
             )
@@ -368,41 +374,45 @@ class TrainingEnhancementsFacade:
         return message
 
     def _roll_back(self, loss: float) -> str:
-        self._rollbacks += 1
-        at = self._snapshot_extra.get("step", 0)
+        progress, config = self.progress, self.config
+        progress.rollbacks += 1
+        extra = self._snapshot_extra
         self._snapshot.restore()
-        if self.averager is not None:
-            self.averager.load_state_dict(self._snapshot_extra["averager"])
+        if self._parts.averager is not None:
+            self._parts.averager.load_state_dict(extra["averager"])
+            self._unaveraged = list(extra["unaveraged"])
         if self.monitor is not None:
-            self.monitor.load_state_dict(self._snapshot_extra["monitor"])
+            self.monitor.load_state_dict(extra["monitor"])
         self._steps_since_snapshot = 0
-        self._scale_lr(self.config.lr_backoff)
-        message = (
-            f"training diverged at step {self._steps} (loss {loss:.4g}): back to the state of step "
-            f"{at}, learning rate times {self.config.lr_backoff:g}, now {self._lr():.3g} "
-            f"(rollback {self._rollbacks})"
-        )
-        if self._rollbacks > self.config.max_rollbacks:
-            self._stop_reason = (
-                f"diverged {self._rollbacks} times, more than max_rollbacks "
-                f"({self.config.max_rollbacks})"
+        self._scale_lr(config.lr_backoff)
+        if progress.rollbacks > config.max_rollbacks:
+            progress.stop_reason = (
+                f"diverged {progress.rollbacks} times, more than max_rollbacks "
+                f"({config.max_rollbacks})"
             )
-        return message
+        return (
+            f"training diverged at step {progress.steps} (loss {loss:.4g}): back to the state of "
+            f"step {extra['step']}, learning rate times {config.lr_backoff:g}, now "
+            f"{self._lr():.3g} (rollback {progress.rollbacks})"
+        )
 
-    def _take_snapshot_if_due(self) -> None:
-        """Called when the present weights have just shown a good loss, before they change."""
-        if not self._snapshot.taken or (
-            self._steps_since_snapshot >= self.config.snapshot_every
-            and (self.monitor is None or self.monitor.healthy)
+    def _before_change(self) -> None:
+        """The present weights have just shown a good loss: the time for a snapshot."""
+        if (
+            self.monitor is not None
+            and self._steps_since_snapshot >= self.config.snapshot_every
+            and self.monitor.healthy
         ):
             self._take_snapshot()
 
     def _take_snapshot(self) -> None:
+        averager, monitor = self._parts.averager, self.monitor
         self._snapshot.take()
         self._snapshot_extra = {
-            "step": self._steps,
-            "averager": None if self.averager is None else self.averager.state_dict(),
-            "monitor": None if self.monitor is None else self.monitor.state_dict(),
+            "step": self.progress.steps,
+            "averager": None if averager is None else averager.state_dict(),
+            "unaveraged": list(self._unaveraged),
+            "monitor": None if monitor is None else monitor.state_dict(),
         }
         self._steps_since_snapshot = 0
 
@@ -432,7 +442,7 @@ class TrainingEnhancementsFacade:
         """Epochs of the run, by which ``get_curriculum_lr_scale`` knows the progress."""
         if total_epochs < 1:
             raise ValueError(f"total_epochs must be at least 1, got {total_epochs}")
-        self._total_epochs = int(total_epochs)
+        self.progress.total_epochs = int(total_epochs)
         self._apply_curriculum()
 
     def get_curriculum_lr_scale(self, progress: float | None = None) -> float:
@@ -450,9 +460,9 @@ class TrainingEnhancementsFacade:
             return 1.0
         if progress is None:
             if config.total_steps:
-                progress = self._steps / config.total_steps
+                progress = self.progress.steps / config.total_steps
             else:
-                progress = self._epoch / self._total_epochs
+                progress = self.progress.epoch / self.progress.total_epochs
         progress = min(max(float(progress), 0.0), 1.0)
         warmup = config.curriculum_warmup_fraction
         if progress < warmup:
@@ -568,39 +578,25 @@ class TrainingEnhancementsFacade:
         if self.miner is not None:
             self.miner.record_batch(batch_indices, per_sample_losses, uncertainties)
         if self.tracker is not None:
-            self.tracker.record_batch(batch_indices, per_sample_losses, self._epoch, self._steps)
+            self.tracker.record_batch(
+                batch_indices, per_sample_losses, self.progress.epoch, self.progress.steps
+            )
 
     # --- epochs -----------------------------------------------------------------------------
 
     def get_epoch_statistics(self) -> EpochStatistics:
         """The epoch so far."""
-        stats = EpochStatistics(
-            epoch=self._epoch,
-            samples=self._epoch_samples,
-            steps=self._epoch_steps,
-            skipped_steps=self._epoch_skipped,
-            rollbacks=self._rollbacks,
-            total_samples_seen=self._samples_seen,
-            total_steps=self._steps,
-            mining_active=self.is_mining_active,
-            curriculum_lr_scale=self.get_curriculum_lr_scale(),
-            lr=self._lr(),
-            val_loss=math.nan if self._val_loss is None else self._val_loss,
-            best_val_loss=math.nan if self._best_val_loss is None else self._best_val_loss,
-            should_stop=bool(self._stop_reason),
-            stop_reason=self._stop_reason,
-        )
-        if self._epoch_samples:
-            means = (self._epoch_sums[:3] / self._epoch_sums[3]).tolist()
-            stats.mean_loss, stats.mean_policy_loss, stats.mean_value_loss = means
-            stats.mean_per_sample_loss = float(self._epoch_sums[4]) / self._epoch_samples
+        stats = self.progress.statistics()
+        stats.lr = self._lr()
+        stats.curriculum_lr_scale = self.get_curriculum_lr_scale()
+        stats.mining_active = self.is_mining_active
         if self.miner is not None:
             mined = self.miner.get_statistics()
             stats.tracked_samples = mined["tracked_examples"]
             if stats.tracked_samples:
                 stats.hard_examples_fraction = mined["hard_examples"] / stats.tracked_samples
         elif self.tracker is not None:
-            stats.tracked_samples = self.tracker.get_statistics()["tracked_samples"]
+            stats.tracked_samples = int(self.tracker.get_statistics()["tracked_samples"])
         return stats
 
     def on_epoch_end(
@@ -613,11 +609,10 @@ class TrainingEnhancementsFacade:
             current_elo: rating, for the adaptive schedule.
         """
         self.flush()
-        if val_loss is not None or self._epoch_steps:
+        if val_loss is not None or self.progress.epoch_steps:
             self.on_validation(val_loss, current_elo=current_elo)
         stats = self.get_epoch_statistics()
-        self._epoch += 1
-        self._clear_epoch()
+        self.progress.begin_epoch()
         if self.tracker is not None:
             self.tracker.reset_epoch()
         self._apply_curriculum()
@@ -634,41 +629,25 @@ class TrainingEnhancementsFacade:
         """
         value = None if val_loss is None else float(val_loss)
         finite = value is not None and math.isfinite(value)
-        if self.scheduler is not None and self._epoch_steps:
+        if self.scheduler is not None and self.progress.epoch_steps:
             self.scheduler.on_validation(
-                float(self._epoch_sums[0] / self._epoch_sums[3]),
-                value if finite else None,
-                current_elo,
+                self.progress.mean_loss, value if finite else None, current_elo
             )
         if value is None:
             return False
-        self._val_loss = value
-        best = self._best_val_loss
-        if finite and (best is None or value < best - self.config.early_stopping_min_delta):
-            self._best_val_loss = value
-            self._validations_without_progress = 0
-            return True
-        self._validations_without_progress += 1
-        patience = self.config.early_stopping_patience
-        if patience and self._validations_without_progress >= patience and not self._stop_reason:
-            self._stop_reason = (
-                f"validation loss {value:.6g} is the {patience}. in a row not below the best, "
-                f"{math.nan if best is None else best:.6g}"
-            )
-        return False
+        return self.progress.add_validation(
+            value, self.config.early_stopping_patience, self.config.early_stopping_min_delta
+        )
 
     def reset(self) -> None:
-        """Forget what was learned about data and training; model, optimizer and rate stay."""
+        """Forget the data and the run's counts; model, optimizer, rate and average stay."""
         self._discard_pending()
         for part in (self.miner, self.tracker, self.clipper, self.monitor):
             if part is not None:
                 part.reset()
         self._snapshot.load_state_dict(None)
-        self._epoch = self._steps = self._skipped = self._rollbacks = self._samples_seen = 0
-        self._best_val_loss = self._val_loss = None
-        self._validations_without_progress = 0
-        self._stop_reason = ""
-        self._clear_epoch()
+        self._steps_since_snapshot = 0
+        self.progress = TrainingProgress(total_epochs=self.progress.total_epochs)
 
     # --- saving -----------------------------------------------------------------------------
 
@@ -685,7 +664,8 @@ class TrainingEnhancementsFacade:
         """
         state: dict[str, Any] = {
             "format": STATE_FORMAT,
-            "parts": {name: _copy(p.state_dict()) for name, p in self._parts().items()},
+            "parts": {n: _copy(part.state_dict()) for n, part in self._parts.present().items()},
+            "progress": self.progress.state_dict(),
             "snapshot": self._snapshot.state_dict(),
             "snapshot_extra": _copy(self._snapshot_extra),
             "steps_since_snapshot": self._steps_since_snapshot,
@@ -701,8 +681,8 @@ class TrainingEnhancementsFacade:
             "gradients": [None if p.grad is None else p.grad.clone() for p in self._parameters()]
             if self._pending
             else [],
-            "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "epoch_sums": self._epoch_sums.tolist(),
+            "unaveraged": list(self._unaveraged),
+            "curriculum_scale": self._curriculum_scale,
             "random": torch.get_rng_state(),
             "device_random": torch.cuda.get_rng_state(self.device)
             if self.device.type == "cuda"
@@ -723,7 +703,7 @@ class TrainingEnhancementsFacade:
             raise ValueError(
                 f"not a facade state of format {STATE_FORMAT}: {state.get('format')!r}"
             )
-        parts = self._parts()
+        parts = self._parts.present()
         if parts.keys() != state["parts"].keys():
             odd = sorted(parts.keys() ^ state["parts"].keys())
             raise ValueError(
@@ -746,9 +726,9 @@ class TrainingEnhancementsFacade:
         self._steps_since_snapshot = int(state["steps_since_snapshot"])
         quality = state["quality"]
         self._quality = None if quality is None else quality.numpy().copy()
-        for name in _COUNTERS:
-            setattr(self, name, state["counters"][name])
-        self._epoch_sums = np.array(state["epoch_sums"], dtype=np.float64)
+        self.progress.load_state_dict(state["progress"])
+        self._unaveraged = list(state["unaveraged"])
+        self._curriculum_scale = float(state["curriculum_scale"])
         for entry in state["pending"]:
             losses = entry["losses"].to(self.device, copy=True)
             indices = None if entry["indices"] is None else entry["indices"].numpy().copy()
@@ -761,116 +741,8 @@ class TrainingEnhancementsFacade:
         if state["device_random"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["device_random"].cpu(), self.device)
 
-    def _parts(self) -> dict[str, Any]:
-        parts = {
-            "accumulator": self.accumulator,
-            "clipper": self.clipper,
-            "scheduler": self.scheduler,
-            "miner": self.miner,
-            "tracker": self.tracker,
-            "averager": self.averager,
-            "monitor": self.monitor,
-            "scaler": self.scaler,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-
-_COUNTERS = (
-    "_epoch",
-    "_total_epochs",
-    "_steps",
-    "_skipped",
-    "_rollbacks",
-    "_samples_seen",
-    "_curriculum_scale",
-    "_best_val_loss",
-    "_val_loss",
-    "_validations_without_progress",
-    "_stop_reason",
-    "_epoch_samples",
-    "_epoch_steps",
-    "_epoch_skipped",
-)
-
-
-class _StepGuard:
-    """Stands where the accumulator expects a clipper: judges the loss first, then clips.
-
-    Args:
-        facade: whose step it guards.
-        host: (rows, samples) float64, the losses of all batches of the step.
-        packed: the same on the device, where gradients still have to be divided by the mean
-            weight; None where the loss already was.
-    """
-
-    def __init__(
-        self, facade: TrainingEnhancementsFacade, host: np.ndarray, packed: Tensor | None
-    ) -> None:
-        self.facade = facade
-        self.packed = packed
-        self.weighted = not bool((host[WEIGHT] == 1.0).all())
-        with np.errstate(invalid="ignore", divide="ignore"):
-            weights = host[WEIGHT]
-            self.loss = float((host[TOTAL] * weights).sum() / weights.sum())
-        self.verdict: str | None = None
-        self.norm = math.nan
-
-    def update_and_clip(self, parameters: list[Tensor]) -> float:
-        """Total norm before clipping; infinite to have the step left out."""
-        facade = self.facade
-        if not facade._snapshot.taken and facade.monitor is not None:
-            facade._take_snapshot()
-        if facade.monitor is not None:
-            verdict = facade.monitor.judge(self.loss)
-            if verdict != "ok":
-                self.verdict = verdict
-                return math.inf
-            facade._take_snapshot_if_due()
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.packed is not None and self.weighted and gradients:
-            torch._foreach_mul_(
-                gradients, (1.0 / self.packed[WEIGHT].mean()).to(gradients[0].dtype)
-            )
-        if facade.clipper is not None:
-            self.norm = facade.clipper.update_and_clip(parameters)
-        else:
-            self.norm = total_norm(gradients)
-        return self.norm
-
-
-def _pack(parts: LossParts, weights: Tensor | None) -> Tensor:
-    """(4, B), or (5, B) with entropy: total, policy, value, weight, entropy; no graph."""
-    total = parts.total.detach()
-    rows = [total, parts.policy.detach(), parts.value.detach()]
-    rows.append(torch.ones_like(total) if weights is None else weights)
-    if parts.entropy is not None:
-        rows.append(parts.entropy)
-    return torch.stack([row.to(total.dtype) for row in rows])
-
-
-def _join(losses: list[Tensor]) -> Tensor:
-    """The batches of a step side by side; entropy only where all have it."""
-    if len(losses) == 1:
-        return losses[0]
-    rows = min(part.shape[0] for part in losses)
-    return torch.cat([part[:rows] for part in losses], dim=1)
-
-
-def _precision(
-    wanted: str, device: torch.device
-) -> tuple[Callable[[], contextlib.AbstractContextManager[Any]], Any]:
-    """The context of the forward pass, and the loss scaler that float16 needs."""
-    if wanted == "auto":
-        bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        wanted = "bfloat16" if bfloat16 else "float32"
-    if wanted == "float32":
-        return contextlib.nullcontext, None
-    dtype = getattr(torch, wanted)
-    scaler = torch.amp.GradScaler(device.type) if wanted == "float16" else None
-    return lambda: torch.autocast(device.type, dtype=dtype), scaler
 
 
 def _copy(tree: Any) -> Any:

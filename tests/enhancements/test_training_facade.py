@@ -73,9 +73,7 @@ def plain_step(model, optimizer, batch, weights=None) -> float:
     """The loop that everyone writes."""
     optimizer.zero_grad()
     policy, value = model(batch["features"])
-    loss = compute_per_sample_loss(
-        policy, batch["policy_targets"], value, batch["value_targets"]
-    )
+    loss = compute_per_sample_loss(policy, batch["policy_targets"], value, batch["value_targets"])
     mean = loss.mean() if weights is None else (weights * loss).sum() / weights.sum()
     mean.backward()
     optimizer.step()
@@ -271,21 +269,27 @@ def test_losses_are_not_read_from_the_device_before_they_are_asked_for() -> None
     assert "loss=" in repr(stats) and stats.as_dict()["stepped"] is False
 
 
-def test_averaged_weights_follow() -> None:
-    facade = new(averaging_half_life_samples=16, averaging_warmup_fraction=1.0)
-    average = None
-    seen = 0
-    for step in range(6):
+@pytest.mark.parametrize("interval", [1, 4])
+def test_averaged_weights_follow(interval: int) -> None:
+    """Whatever the interval: what was trained since counts by its samples, and when read."""
+    facade = new(
+        averaging_half_life_samples=16, averaging_warmup_fraction=1.0, averaging_interval=interval
+    )
+    average: list[torch.Tensor] = []
+    seen = since = 0
+    for step in range(1, 12):
         facade.train_step(make_batch(step))
-        seen += 8
+        seen, since = seen + 8, since + 8
         current = weights_of(facade.model)
-        if average is None:
-            average = current
-        else:
-            decay = 0.5 ** (8 / min(16, seen))
+        if step == 1:
+            average, since = current, 0
+        elif since == 8 * interval or step == 11:
+            decay = 0.5 ** (since / min(16, seen))
             average = [decay * a + (1 - decay) * c for a, c in zip(average, current, strict=True)]
+            since = 0
     for a, b in zip(average, facade.averaged_model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+    assert facade.averager.samples_seen == 88
 
 
 # --- anomalies ------------------------------------------------------------------------------
@@ -431,7 +435,7 @@ def test_early_stopping_on_the_validation_loss() -> None:
         verdicts.append(facade.on_epoch_end(val_loss=val_loss).should_stop)
     assert verdicts == [False, False, False, True, True]
     stats = facade.train_step(make_batch(0))
-    assert stats.should_stop and "validation loss" in stats.stop_reason
+    assert stats.should_stop and "validations" in stats.stop_reason
     assert facade.get_epoch_statistics().best_val_loss == 0.1
 
 
@@ -445,7 +449,11 @@ def test_without_patience_it_never_stops() -> None:
 
 def test_schedule_sets_the_rate_of_each_step() -> None:
     config = TrainingConfig.from_dict(
-        {"schedule.warmup_steps": 4, "schedule.min_lr_fraction": 0.1, "optimizer.learning_rate": 0.1}
+        {
+            "schedule.warmup_steps": 4,
+            "schedule.min_lr_fraction": 0.1,
+            "optimizer.learning_rate": 0.1,
+        }
     )
     facade = new(lr=0.1, schedule=config.schedule, total_steps=20)
     rates = [facade.train_step(make_batch(i)).lr for i in range(20)]
@@ -522,14 +530,21 @@ def drive(facade: TrainingEnhancementsFacade, start: int, stop: int) -> list:
     return trail
 
 
-@pytest.mark.parametrize("steps", [31, 40, 60, 75])
-def test_saved_and_loaded_training_goes_on_bit_for_bit(steps: int, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def uninterrupted() -> tuple[TrainingEnhancementsFacade, list]:
     whole = everything(0)
     torch.manual_seed(7)
-    expected = drive(whole, 0, 100)
-    anomalies = {entry[0]["anomaly"] for entry in expected if isinstance(entry, tuple)}
+    trail = drive(whole, 0, 100)
+    anomalies = {entry[0]["anomaly"] for entry in trail if isinstance(entry, tuple)}
     assert {"non_finite", "divergence"} <= anomalies
+    return whole, trail
 
+
+@pytest.mark.parametrize("steps", [31, 60, 75])
+def test_saved_and_loaded_training_goes_on_bit_for_bit(
+    steps: int, tmp_path, uninterrupted: tuple[TrainingEnhancementsFacade, list]
+) -> None:
+    whole, expected = uninterrupted
     first = everything(0)
     torch.manual_seed(7)
     got = drive(first, 0, steps)
@@ -660,6 +675,24 @@ def test_a_bad_batch_is_refused_and_changes_nothing(change: dict, message: str) 
     assert facade.train_step(make_batch(0)).stepped and facade.steps == 1
 
 
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        new().train_step(make_batch(0, size=0))
+
+
+def test_reset_forgets_the_data_and_keeps_the_model() -> None:
+    facade = new(hard_min_samples_before_mining=0)
+    steady(facade, 12)
+    facade.train_step(broken("nan"))
+    before = weights_of(facade.model)
+    facade.reset()
+    assert facade.steps == 0 and facade.get_epoch_statistics().tracked_samples == 0
+    assert not facade.get_hardest_samples()
+    for old, now in zip(before, weights_of(facade.model), strict=True):
+        assert torch.equal(old, now)
+    steady(facade, 12)
+
+
 def test_what_is_no_batch_is_refused() -> None:
     for batch in (torch.zeros(3), (1, 2), {"features": torch.zeros(1)}):
         with pytest.raises(ValueError, match="batch"):
@@ -685,6 +718,8 @@ def test_bad_settings_are_refused(setting: dict) -> None:
     name = next(iter(setting)) if "schedule" not in setting else "total_steps"
     with pytest.raises(ValueError, match=name):
         FacadeConfig(**setting)
+    with pytest.raises(ValueError, match="schedule"):
+        FacadeConfig(schedule="constant", total_steps=5)
     with pytest.raises(TypeError):
         FacadeConfig(enable_hard_minning=True)
 
@@ -736,5 +771,5 @@ def test_parts_for_a_loop_of_ones_own() -> None:
     expected = float((losses.detach() * torch.from_numpy(weights)).sum() / weights.sum())
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert facade.get_hard_indices(2).size == 2
-    assert facade.get_hardest_samples(1)[0][1] == pytest.approx(float(losses.max()))
+    assert facade.get_hardest_samples(1)[0][1] == pytest.approx(losses.max().item())
     assert facade.get_epoch_statistics().tracked_samples == 8

@@ -1,0 +1,88 @@
+"""Tree search and the players built on it.
+
+The names below are imported on first use: importing this package compiles nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.search.errors import EvaluationError, PlayerSpecError, SearchError
+    from ringrift_pipeline.search.evaluators import Evaluator, RolloutEvaluator, UniformEvaluator
+    from ringrift_pipeline.search.gumbel import GumbelSearch, SearchResult, SearchSettings
+    from ringrift_pipeline.search.heuristic import (
+        heuristic_scores,
+        policy_from_scores,
+        score_batch,
+    )
+    from ringrift_pipeline.search.loading import VALID_SPECS, load_player
+    from ringrift_pipeline.search.noise import derive_seeds
+    from ringrift_pipeline.search.players import (
+        Analysis,
+        HeuristicPlayer,
+        NetworkPlayer,
+        Player,
+        RandomPlayer,
+        RolloutPlayer,
+    )
+
+_MODULE_OF = {
+    "Analysis": "players",
+    "EvaluationError": "errors",
+    "Evaluator": "evaluators",
+    "GumbelSearch": "gumbel",
+    "HeuristicPlayer": "players",
+    "NetworkPlayer": "players",
+    "Player": "players",
+    "PlayerSpecError": "errors",
+    "RandomPlayer": "players",
+    "RolloutEvaluator": "evaluators",
+    "RolloutPlayer": "players",
+    "SearchError": "errors",
+    "SearchResult": "gumbel",
+    "SearchSettings": "gumbel",
+    "UniformEvaluator": "evaluators",
+    "VALID_SPECS": "loading",
+    "derive_seeds": "noise",
+    "heuristic_scores": "heuristic",
+    "load_player": "loading",
+    "policy_from_scores": "heuristic",
+    "score_batch": "heuristic",
+}
+
+__all__ = [
+    "VALID_SPECS",
+    "Analysis",
+    "EvaluationError",
+    "Evaluator",
+    "GumbelSearch",
+    "HeuristicPlayer",
+    "NetworkPlayer",
+    "Player",
+    "PlayerSpecError",
+    "RandomPlayer",
+    "RolloutEvaluator",
+    "RolloutPlayer",
+    "SearchError",
+    "SearchResult",
+    "SearchSettings",
+    "UniformEvaluator",
+    "derive_seeds",
+    "heuristic_scores",
+    "load_player",
+    "policy_from_scores",
+    "score_batch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

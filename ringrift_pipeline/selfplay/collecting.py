@@ -1,0 +1,158 @@
+"""Collecting a generation's shards: an index of them and what was played."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ringrift_pipeline.selfplay.plan import Plan
+from ringrift_pipeline.selfplay.ragged import offsets_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ringrift_pipeline.store import Artefact, Store
+
+KIND = "selfplay_shards"
+INDEX = "shards.json"
+SUMMARY = "summary.json"
+
+_COLUMNS = (
+    "game_id",
+    "player",
+    "moves",
+    "full_search",
+    "selected",
+    "outcome",
+    "surprise",
+    "game_plies",
+    "reason",
+)
+
+
+def collect(store: Store, plan: Plan) -> Artefact:
+    """Check that every shard of a plan has landed, and write their index and a summary.
+
+    ``shards.json`` lists ``{"index", "games", "positions", "digest", "path"}``; ``summary.json``
+    holds games, positions, rates, mean plies, wins by seat, draws, how games ended, and how many
+    games are distinct. The same numbers are metadata named ``selfplay/…``.
+
+    Raises
+    ------
+    MissingArtefactError
+        naming the first shard that has not been played.
+    """
+    from ringrift_pipeline.selfplay.shards import shard_kind
+    from ringrift_pipeline.store import CorruptArtefactError, write_json_atomic
+
+    shards = [
+        store.require(plan.config, plan.generation, shard_kind(index))
+        for index in range(len(plan.shards))
+    ]
+    digests = [shard.digest for shard in shards]
+    try:
+        existing = store.current(plan.config, plan.generation, KIND)
+    except CorruptArtefactError:
+        existing = None
+    if existing is not None and existing.metadata.get("shards") == digests:
+        return existing
+    summary = _summary(plan, shards)
+    metadata = {"plan": plan.digest, "shards": digests}
+    metadata |= {f"selfplay/{name}": value for name, value in summary.items()}
+    index = [
+        {
+            "index": number,
+            "games": shard.metadata["games"],
+            "positions": shard.metadata["positions"],
+            "digest": shard.digest,
+            "path": shard.path.relative_to(Path(store.root)).as_posix(),
+        }
+        for number, shard in enumerate(shards)
+    ]
+    with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
+        write_json_atomic(draft.path / INDEX, index)
+        write_json_atomic(draft.path / SUMMARY, summary)
+    return draft.artefact
+
+
+def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
+    from ringrift_pipeline.game import layout
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+
+    games: list[dict[str, np.ndarray]] = []
+    legal = full = surprise = 0.0
+    for shard in shards:
+        with open_shard(shard.file(SHARD_FILE), columns=_COLUMNS) as reader:
+            table = reader.read_all()
+        games.append(_games(table))
+        legal += games[-1].pop("legal").sum()
+        full += games[-1].pop("full").sum()
+        surprise += games[-1].pop("surprise").sum()
+    joined = {name: np.concatenate([part[name] for part in games]) for name in games[0]}
+    positions = int(joined["decisions"].sum())
+    seconds = _busy_seconds(shards)
+    outcome = joined["outcome"]
+    clear = outcome.max(axis=1) > 1.0 - 1e-6
+    wins = np.bincount(outcome.argmax(axis=1)[clear], minlength=outcome.shape[1])
+    names = {-1: "cut_short"} | dict(enumerate(layout.REASON_NAMES))
+    reasons, counts = np.unique(joined["reason"], return_counts=True)
+    played = len(clear)
+    return {
+        "player": shards[0].metadata["player"],
+        "games": played,
+        "positions": positions,
+        "games_per_s": played / seconds,
+        "positions_per_s": positions / seconds,
+        "seconds": seconds,
+        "mean_plies": float(joined["plies"].mean()),
+        "mean_decisions": positions / played,
+        "mean_legal_moves": legal / positions,
+        "full_search_fraction": full / positions,
+        "mean_surprise": surprise / positions,
+        "distinct_games": len(np.unique(joined["trace"])),
+        "draws": int(played - clear.sum()),
+        **{f"wins_seat_{seat + 1}": int(count) for seat, count in enumerate(wins)},
+        "mean_outcome": [float(share) for share in outcome.mean(axis=0)],
+        "endings": {
+            names[int(reason)]: int(count) for reason, count in zip(reasons, counts, strict=True)
+        },
+    }
+
+
+def _games(table: pa.Table) -> dict[str, np.ndarray]:
+    """Per-game figures of one shard, and per-decision ones to be summed."""
+    from ringrift_pipeline.selfplay.shards import column, ragged_column
+
+    ids = table.column("game_id").combine_chunks().dictionary_encode()
+    game = ids.indices.to_numpy(zero_copy_only=False)
+    first = np.unique(game, return_index=True)[1]
+    selected = column(table, "selected")
+    counts = np.bincount(game)
+    starts = offsets_of(counts)
+    traces = [hash(selected[starts[i] : starts[i + 1]].tobytes()) for i in range(len(counts))]
+    lengths, _ = ragged_column(table, "moves")
+    return {
+        "decisions": counts,
+        "outcome": column(table, "outcome")[first],
+        "plies": column(table, "game_plies")[first],
+        "reason": column(table, "reason")[first],
+        "trace": np.array(traces, np.int64),
+        "legal": lengths,
+        "full": column(table, "full_search"),
+        "surprise": column(table, "surprise").astype(np.float64),
+    }
+
+
+def _busy_seconds(shards: list[Artefact]) -> float:
+    """Seconds in which at least one of the shards was being played."""
+    spans = sorted(
+        (shard.metadata["started"], shard.metadata["started"] + shard.metadata["seconds"])
+        for shard in shards
+    )
+    busy, reached = 0.0, -np.inf
+    for start, end in spans:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return max(float(busy), 1e-9)

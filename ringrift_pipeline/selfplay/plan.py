@@ -1,0 +1,273 @@
+"""The plan of a generation: written first, and all that later steps read.
+
+A plan fixes everything a generation's result depends on: the resolved settings, who plays
+(the champion, or the heuristic as long as there is none), the model the training starts from,
+the earlier shards in the training window, the seed of every shard, and one time stamp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.enhancements.training_config import TrainingConfig
+    from ringrift_pipeline.store import Artefact, Store
+
+PLAN_FORMAT = 1
+
+
+class PlanError(ValueError):
+    """A plan cannot be made, or one that was read cannot be used."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One generation's plan, a typed view of ``raw`` (the content of ``plan.json``).
+
+    Attributes
+    ----------
+    config, generation:
+        Which loop, and which turn of it.
+    champion:
+        ``{"generation", "digest", "path"}`` of the model that plays, None for the heuristic.
+    parent:
+        The same for the model that training starts from, None for fresh weights.
+    window:
+        Earlier shards that training also reads: ``{"generation", "shard", "digest"}``.
+    shards:
+        This generation's shards: ``{"index", "games", "seed"}``.
+    seed:
+        Root seed of the generation; ``seed_for`` derives the seed of each step from it.
+    created:
+        ISO time stamp, UTC; freshness counts from here, never from the wall clock.
+    """
+
+    raw: dict[str, Any] = field(repr=False)
+    config: str
+    generation: int
+    champion: dict[str, Any] | None
+    parent: dict[str, Any] | None
+    window: tuple[dict[str, Any], ...]
+    shards: tuple[dict[str, Any], ...]
+    seed: int
+    created: str
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Plan:
+        """Check ``raw`` and wrap it; PlanError names what is missing or unknown."""
+        if raw.get("format") != PLAN_FORMAT:
+            raise PlanError(
+                f"this plan has format {raw.get('format')!r}, this version reads {PLAN_FORMAT}: "
+                "start a new generation, or use the version that wrote it"
+            )
+        needed = [
+            "config",
+            "generation",
+            "settings",
+            "champion",
+            "parent",
+            "window",
+            "shards",
+            "seed",
+            "created",
+        ]
+        missing = [name for name in needed if name not in raw]
+        if missing:
+            raise PlanError(f"plan.json lacks {', '.join(missing)}")
+        for position, shard in enumerate(raw["shards"]):
+            if shard.get("index") != position or shard.get("games", 0) < 1:
+                raise PlanError(f"plan.json: shard {position} is {shard!r}, which is no shard")
+        return cls(
+            raw=raw,
+            config=raw["config"],
+            generation=int(raw["generation"]),
+            champion=raw["champion"],
+            parent=raw["parent"],
+            window=tuple(raw["window"]),
+            shards=tuple(raw["shards"]),
+            seed=int(raw["seed"]),
+            created=raw["created"],
+        )
+
+    @cached_property
+    def settings(self) -> TrainingConfig:
+        """The resolved settings this generation was planned with."""
+        from ringrift_pipeline.enhancements.training_config import TrainingConfig
+
+        return TrainingConfig.from_dict(self.raw["settings"])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the plan's canonical JSON, in hexadecimal."""
+        text = json.dumps(self.raw, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def games(self) -> int:
+        """Games that this generation plays, over all its shards."""
+        return sum(int(shard["games"]) for shard in self.shards)
+
+    @property
+    def created_at(self) -> datetime:
+        """``created`` as an aware datetime."""
+        return datetime.fromisoformat(self.created)
+
+    def shard(self, index: int) -> dict[str, Any]:
+        """Entry ``index`` of ``shards``; PlanError if the plan has no such shard."""
+        if not 0 <= index < len(self.shards):
+            raise PlanError(
+                f"{self.config} generation {self.generation:04d} has shards 0 to "
+                f"{len(self.shards) - 1}, not {index}"
+            )
+        return self.shards[index]
+
+    def seed_for(self, step: str) -> int:
+        """A seed of 63 bits for the named step, the same whenever it is asked for."""
+        key = int.from_bytes(hashlib.sha256(step.encode()).digest()[:4], "big")
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(key,))
+        return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def plan_generation(
+    store: Store,
+    config: str,
+    generation: int,
+    settings: TrainingConfig,
+    now: datetime | None = None,
+) -> Plan:
+    """Write the plan of a generation and return it; a plan already there is returned as it is.
+
+    The champion of the moment plays; while there is none, the heuristic does. Training starts
+    from the newest earlier generation's EMA model, promoted or not: the gate decides who
+    plays, the lineage of weights is one line.
+
+    Raises
+    ------
+    PlanError
+        if the generation is negative or a setting cannot be planned with.
+    ValueError
+        if the config is unknown (the message lists the known ones).
+    """
+    from ringrift_pipeline.game import get_rules
+
+    get_rules(config)
+    if generation < 0:
+        raise PlanError(f"generations count from 0, not {generation}")
+    existing = _existing(store, config, generation)
+    if existing is not None:
+        return existing
+    root = np.random.SeedSequence(settings.seed, spawn_key=(_key(config), generation))
+    seed = _state(root)
+    sizes = _shard_sizes(settings.selfplay.games, settings.selfplay.games_per_shard)
+    raw = {
+        "format": PLAN_FORMAT,
+        "config": config,
+        "generation": generation,
+        "created": (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "champion": _champion(store, config),
+        "parent": _parent(store, config, generation),
+        "window": _window(store, config, generation, settings.training.window_generations),
+        "shards": [
+            {"index": index, "games": games, "seed": _state(child)}
+            for index, (games, child) in enumerate(
+                zip(sizes, np.random.SeedSequence(seed).spawn(len(sizes)), strict=True)
+            )
+        ],
+        "settings": settings.to_dict(),
+    }
+    return Plan.from_dict(store.write_plan(config, generation, raw))
+
+
+def load_plan(store: Store, config: str, generation: int) -> Plan:
+    """Read a generation's plan; the store's MissingArtefactError if there is none."""
+    return Plan.from_dict(store.read_plan(config, generation))
+
+
+def open_model(store: Store, reference: dict[str, Any]) -> Artefact:
+    """The verified artefact behind a plan's ``champion`` or ``parent`` entry.
+
+    Raises
+    ------
+    PlanError
+        if the artefact is no longer the one the plan was made with.
+    """
+    artefact = store.open(Path(store.root) / reference["path"], verify=True)
+    if artefact.digest != reference["digest"]:
+        raise PlanError(
+            f"the plan names model {reference['digest'][:12]} of generation "
+            f"{reference['generation']:04d}, but {reference['path']} holds "
+            f"{artefact.digest[:12]}: restore that folder, or start a new generation"
+        )
+    return artefact
+
+
+def _existing(store: Store, config: str, generation: int) -> Plan | None:
+    if generation not in store.generations(config):
+        return None
+    return load_plan(store, config, generation)
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _state(sequence: np.random.SeedSequence) -> int:
+    # 53 bits: exact in every JSON reader, the browser's included.
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(11))
+
+
+def _shard_sizes(games: int, per_shard: int) -> list[int]:
+    full, rest = divmod(games, per_shard)
+    return [per_shard] * full + ([rest] if rest else [])
+
+
+def _reference(store: Store, generation: int, digest: str, path: Path) -> dict[str, Any]:
+    relative = Path(path).resolve().relative_to(Path(store.root).resolve())
+    return {"generation": generation, "digest": digest, "path": relative.as_posix()}
+
+
+def _champion(store: Store, config: str) -> dict[str, Any] | None:
+    champion = store.champion(config)
+    if champion is None:
+        return None
+    return _reference(store, champion.generation, champion.digest, champion.path)
+
+
+def _parent(store: Store, config: str, generation: int) -> dict[str, Any] | None:
+    for earlier in sorted(store.generations(config), reverse=True):
+        if earlier >= generation:
+            continue
+        model = store.current(config, earlier, "ema_model")
+        if model is not None:
+            return _reference(store, earlier, model.digest, model.path)
+    return None
+
+
+def _window(store: Store, config: str, generation: int, generations: int) -> list[dict[str, Any]]:
+    # `generations` counts the own one, whose shards are not there yet.
+    entries = []
+    for earlier in store.generations(config):
+        if not generation - generations < earlier < generation:
+            continue
+        for shard in load_plan(store, config, earlier).shards:
+            artefact = store.current(
+                config, earlier, f"selfplay-shard-{shard['index']:04d}", verify=False
+            )
+            if artefact is not None:
+                entries.append(
+                    {
+                        "generation": earlier,
+                        "shard": shard["index"],
+                        "digest": artefact.digest,
+                    }
+                )
+    return entries

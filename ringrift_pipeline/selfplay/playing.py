@@ -1,0 +1,101 @@
+"""Playing one shard of a plan: what a worker process, or a step of the pipeline, calls."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from ringrift_pipeline.selfplay.plan import Plan, open_model
+from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store import Artefact, Store
+
+
+def play_shard(
+    store: Store,
+    plan: Plan,
+    index: int,
+    *,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Artefact:
+    """Play shard ``index`` of a plan and land it; a verified shard of the plan is returned.
+
+    The file ``shard.arrow`` depends on the plan and the machine alone. Metadata holds ``games``,
+    ``positions``, and when and how long it was played (``started`` in Unix seconds, ``seconds``).
+
+    Raises
+    ------
+    PlanError
+        if the plan has no such shard, or its champion's files are not those it names.
+    Interrupted
+        if ``should_stop`` says so; nothing of the shard is kept.
+    """
+    plan.shard(index)
+    existing = finished_shard(store, plan, index)
+    if existing is not None:
+        return existing
+    return play_with(store, plan, index, Reporter(progress, should_stop))
+
+
+def finished_shard(store: Store, plan: Plan, index: int) -> Artefact | None:
+    """The verified shard of this plan, or None; a corrupt one goes to the store's quarantine."""
+    from ringrift_pipeline.selfplay.shards import shard_kind
+    from ringrift_pipeline.store import CorruptArtefactError
+
+    try:
+        artefact = store.current(plan.config, plan.generation, shard_kind(index))
+    except CorruptArtefactError:
+        return None
+    if artefact is None or artefact.metadata.get("plan") != plan.digest:
+        return None
+    return artefact
+
+
+def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artefact:
+    """Play and land a shard, whatever is there already."""
+    from ringrift_pipeline.selfplay.play import play_heuristic_games, play_search_games
+    from ringrift_pipeline.selfplay.shards import (
+        SHARD_FILE,
+        shard_kind,
+        shard_metadata,
+        write_shard,
+    )
+
+    shard = plan.shard(index)
+    began = time.time()
+    arguments = (plan.config, int(shard["games"]), int(shard["seed"]), plan.settings)
+    metadata = shard_metadata(plan, index)
+    if plan.champion is None:
+        decisions, games = play_heuristic_games(*arguments, reporter)
+    else:
+        search = _search(store, plan)
+        decisions, games = play_search_games(*arguments, search, reporter)
+    with store.create(plan.config, plan.generation, shard_kind(index)) as draft:
+        write_shard(draft.path / SHARD_FILE, decisions, games, metadata)
+        draft.metadata.update(
+            {
+                "plan": plan.digest,
+                "games": len(games.plies),
+                "positions": len(decisions),
+                "player": metadata["player"],
+                "started": began,
+                "seconds": time.time() - began,
+            }
+        )
+    return draft.artefact
+
+
+def _search(store: Store, plan: Plan) -> Any:
+    """The network search of the plan's champion."""
+    from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.network import Evaluator, load_model
+    from ringrift_pipeline.search import GumbelSearch
+
+    assert plan.champion is not None
+    rules = get_rules(plan.config)
+    model = load_model(open_model(store, plan.champion).path)
+    # One thread a worker: sums round alike however many workers share the machine.
+    evaluator = Evaluator(model, rules, plan.settings.device, threads=1)
+    return GumbelSearch(rules, evaluator, plan.settings.search)

@@ -1,0 +1,142 @@
+"""What selfplay remembers of a game's decisions until the shard is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ringrift_pipeline.selfplay.ragged import flat_positions, offsets_of
+
+
+@dataclass(frozen=True)
+class Games:
+    """Outcome of every game of a shard.
+
+    Attributes
+    ----------
+    outcome: (games, players) float32, share of the win per absolute seat, rows sum to 1.
+    plies: (games,) int32, moves of the game, forced ones included.
+    reason: (games,) int8, ``layout.REASON`` of the last state, -1 for a game cut short.
+    """
+
+    outcome: NDArray[np.float32]
+    plies: NDArray[np.int32]
+    reason: NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions of many games, ordered by game and decision; R rows, M moves in all.
+
+    Attributes
+    ----------
+    game: (R,) int32, index of the game within the shard.
+    decision: (R,) int32, number of the decision within its game, from 0.
+    state: (R, S) int64, complete state rows before the move.
+    offsets: (R+1,) int64, where each row's moves begin in ``moves`` and ``policy``.
+    moves: (M,) int64, packed legal moves in canonical order.
+    policy: (M,) float32, search policy.
+    selected: (R,) int64, the packed move that was played.
+    full_search: (R,) bool, the policy may be trained on.
+    root_value, search_value: (R, players) float32, value before and after search,
+        absolute seats.
+    surprise: (R,) float32, KL(policy || prior) in nats.
+    """
+
+    game: NDArray[np.int32]
+    decision: NDArray[np.int32]
+    state: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    moves: NDArray[np.int64]
+    policy: NDArray[np.float32]
+    selected: NDArray[np.int64]
+    full_search: NDArray[np.bool_]
+    root_value: NDArray[np.float32]
+    search_value: NDArray[np.float32]
+    surprise: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.game)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Legal moves of every row, (R,)."""
+        return np.diff(self.offsets)
+
+
+class Recorder:
+    """Collects decisions in the order in which they are made, many games at a time."""
+
+    def __init__(self, state_size: int, players: int) -> None:
+        self._parts: list[dict[str, NDArray]] = []
+        self._state_size = state_size
+        self._players = players
+        self.rows = 0
+
+    def add(
+        self,
+        *,
+        game: NDArray,
+        decision: NDArray,
+        state: NDArray,
+        counts: NDArray,
+        moves: NDArray,
+        policy: NDArray,
+        selected: NDArray,
+        full_search: NDArray,
+        root_value: NDArray,
+        search_value: NDArray,
+        surprise: NDArray,
+    ) -> None:
+        """Add K decisions: shapes as in :class:`Decisions`, ``moves`` and ``policy`` flat.
+
+        The arrays are copied, so the caller may use its buffers again.
+        """
+        self.rows += len(game)
+        self._parts.append(
+            {
+                "game": np.array(game, np.int32),
+                "decision": np.array(decision, np.int32),
+                "state": np.array(state, np.int64),
+                "counts": np.array(counts, np.int64),
+                "moves": np.array(moves, np.int64),
+                "policy": np.array(policy, np.float32),
+                "selected": np.array(selected, np.int64),
+                "full_search": np.array(full_search, np.bool_),
+                "root_value": np.array(root_value, np.float32),
+                "search_value": np.array(search_value, np.float32),
+                "surprise": np.array(surprise, np.float32),
+            }
+        )
+
+    def finish(self) -> Decisions:
+        """All decisions, ordered by game and decision."""
+        empty = {
+            "game": np.zeros(0, np.int32),
+            "decision": np.zeros(0, np.int32),
+            "state": np.zeros((0, self._state_size), np.int64),
+            "counts": np.zeros(0, np.int64),
+            "moves": np.zeros(0, np.int64),
+            "policy": np.zeros(0, np.float32),
+            "selected": np.zeros(0, np.int64),
+            "full_search": np.zeros(0, np.bool_),
+            "root_value": np.zeros((0, self._players), np.float32),
+            "search_value": np.zeros((0, self._players), np.float32),
+            "surprise": np.zeros(0, np.float32),
+        }
+        joined = {
+            name: np.concatenate([empty[name]] + [part.pop(name) for part in self._parts])
+            for name in empty
+        }
+        self._parts.clear()
+        order = np.lexsort((joined["decision"], joined["game"]))
+        counts = joined.pop("counts")
+        inner = flat_positions(offsets_of(counts)[:-1][order], counts[order])
+        ragged = {name: joined.pop(name)[inner] for name in ("moves", "policy")}
+        return Decisions(
+            offsets=offsets_of(counts[order]),
+            **ragged,
+            **{name: column[order] for name, column in joined.items()},
+        )

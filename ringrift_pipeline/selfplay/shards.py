@@ -1,0 +1,359 @@
+"""Shard files: one Arrow IPC file (zstd) of all decisions of a shard's games.
+
+A shard holds everything training needs, so that training never runs the engine: the encoded
+position and move descriptions beside the compact state they were made from. The bytes are a
+function of the plan alone: no wall clock, no worker number, one thread writes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ringrift_pipeline.selfplay.ragged import pad, unpad
+from ringrift_pipeline.selfplay.records import Decisions, Games
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.selfplay.plan import Plan
+    from ringrift_pipeline.store import Artefact, Store
+
+SHARD_FORMAT = 1
+SHARD_FILE = "shard.arrow"
+ROWS_PER_BATCH = 1024
+
+
+class ShardError(ValueError):
+    """A shard file cannot be written or read; the message names the file and the reason."""
+
+
+def shard_kind(index: int) -> str:
+    """Artefact kind of a shard: ``selfplay-shard-0003``."""
+    return f"selfplay-shard-{index:04d}"
+
+
+def game_id(config: str, generation: int, shard: int, game: int) -> str:
+    """Id of a game, unique over configs and generations."""
+    return f"{config}-{generation:04d}-{shard:04d}-{game:04d}"
+
+
+@functools.lru_cache(maxsize=16)
+def SHARD_SCHEMA(config: str) -> pa.Schema:  # noqa: N802 - a constant of each config
+    """Arrow schema of a config's shards (format 1), without file metadata.
+
+    ========================  ====================  ==========================================
+    column                    type                  meaning
+    ========================  ====================  ==========================================
+    game_id                   string                ``<config>-<generation>-<shard>-<game>``
+    game                      int32                 index of the game within the shard
+    ply                       int32                 moves made before, forced ones included
+    decision                  int32                 decisions made before in this game
+    player                    int8                  seat to move, from 0
+    state                     int64[HEADER+P]       compact state row before the move
+    moves                     list<int64>           packed legal moves, canonical order, >= 2
+    policy                    list<float32>         search policy over ``moves``, sums to 1
+    full_search               bool                  the policy may be trained on
+    selected                  int64                 the packed move that was played
+    outcome                   float32[players]      share of the win per absolute seat
+    root_value                float32[players]      value before search, absolute seats
+    search_value              float32[players]      value after search, absolute seats
+    surprise                  float32               KL(policy || prior), nats
+    game_plies                int32                 length of the whole game, forced plies too
+    reason                    int8                  ``layout.REASON`` at the end, -1 if cut short
+    planes                    uint8[C*N*N]          encoded planes, mover first
+    globals                   float32[F]            encoded globals, mover first
+    move_kind                 list<uint8>           kind of each legal move
+    move_cells                list<int16[3]>        its cells as plane indices, -1 = none
+    move_rank                 list<int16>           its rank among moves alike
+    ========================  ====================  ==========================================
+
+    Only decisions with more than one legal move have a row.
+    """
+    from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.network import NUM_GLOBALS, NUM_PLANES
+
+    rules = get_rules(config)
+    values = pa.list_(pa.field("item", pa.float32(), nullable=False), rules.players)
+    columns: list[tuple[str, pa.DataType]] = [
+        ("game_id", pa.string()),
+        ("game", pa.int32()),
+        ("ply", pa.int32()),
+        ("decision", pa.int32()),
+        ("player", pa.int8()),
+        ("state", _fixed(pa.int64(), compact_size(rules))),
+        ("moves", _ragged(pa.int64())),
+        ("policy", _ragged(pa.float32())),
+        ("full_search", pa.bool_()),
+        ("selected", pa.int64()),
+        ("outcome", values),
+        ("root_value", values),
+        ("search_value", values),
+        ("surprise", pa.float32()),
+        ("game_plies", pa.int32()),
+        ("reason", pa.int8()),
+        ("planes", _fixed(pa.uint8(), NUM_PLANES * rules.size * rules.size)),
+        ("globals", _fixed(pa.float32(), NUM_GLOBALS)),
+        ("move_kind", _ragged(pa.uint8())),
+        ("move_cells", _ragged(_fixed(pa.int16(), 3))),
+        ("move_rank", _ragged(pa.int16())),
+    ]
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
+
+
+def _fixed(kind: pa.DataType, length: int) -> pa.DataType:
+    return pa.list_(pa.field("item", kind, nullable=False), length)
+
+
+def _ragged(kind: pa.DataType) -> pa.DataType:
+    return pa.list_(pa.field("item", kind, nullable=False))
+
+
+def compact_size(rules: Any) -> int:
+    """Length of a compact state: header and padded cells, without the engine's masks."""
+    from ringrift_pipeline.game import layout
+
+    return layout.HEADER + len(rules.plane_of)
+
+
+def shard_metadata(plan: Plan, index: int) -> dict[str, Any]:
+    """What a shard's file says of where it comes from.
+
+    No time and no path is in it: games planned alike in another folder give the same bytes.
+    """
+    from ringrift_pipeline import game
+    from ringrift_pipeline.network import ENCODING_VERSION
+
+    shard = plan.shard(index)
+    champion = plan.champion
+    return {
+        "format": SHARD_FORMAT,
+        "config": plan.config,
+        "generation": plan.generation,
+        "shard": index,
+        "games": shard["games"],
+        "seed": shard["seed"],
+        "player": "network" if champion else "heuristic",
+        "model": champion["digest"] if champion else None,
+        "model_generation": champion["generation"] if champion else None,
+        "engine_version": getattr(game, "ENGINE_VERSION", 1),
+        "encoding_version": ENCODING_VERSION,
+    }
+
+
+def write_shard(path: Path, decisions: Decisions, games: Games, metadata: dict[str, Any]) -> None:
+    """Write a shard's decisions to a new file; the same arguments give the same bytes.
+
+    Raises
+    ------
+    ShardError
+        if a policy is no distribution over its row's moves or an outcome does not sum to 1.
+    """
+    config = metadata["config"]
+    _check(path, decisions, games)
+    counts = {"rows": len(decisions), "moves": int(decisions.offsets[-1])}
+    schema = SHARD_SCHEMA(config).with_metadata(
+        {**{name: json.dumps(value) for name, value in metadata.items()}}
+        | {"counts": json.dumps(counts)}
+    )
+    options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as out:
+        for start in range(0, len(decisions), ROWS_PER_BATCH):
+            rows = slice(start, min(start + ROWS_PER_BATCH, len(decisions)))
+            out.write_batch(_record_batch(schema, decisions, games, metadata, rows))
+
+
+def _check(path: Path, decisions: Decisions, games: Games) -> None:
+    if len(decisions):
+        sums = np.add.reduceat(decisions.policy.astype(np.float64), decisions.offsets[:-1])
+        worst = float(np.abs(sums - 1.0).max())
+        if not worst < 1e-3 or not (decisions.policy >= 0).all():
+            raise ShardError(f"{path.name}: a search policy is no distribution (off by {worst})")
+        if int(decisions.counts.min()) < 2:
+            raise ShardError(f"{path.name}: a forced ply was recorded as a decision")
+    totals = games.outcome.astype(np.float64).sum(axis=1)
+    if not np.abs(totals - 1.0).max() < 1e-5:
+        raise ShardError(f"{path.name}: the shares of a game's outcome do not sum to 1")
+
+
+def _record_batch(
+    schema: pa.Schema, decisions: Decisions, games: Games, metadata: dict[str, Any], rows: slice
+) -> pa.RecordBatch:
+    from ringrift_pipeline.game import get_rules, layout
+    from ringrift_pipeline.network import encode_states
+
+    rules = get_rules(metadata["config"])
+    game = decisions.game[rows]
+    counts = decisions.counts[rows]
+    offsets = decisions.offsets[rows.start : rows.stop + 1]
+    inner = slice(int(offsets[0]), int(offsets[-1]))
+    moves = decisions.moves[inner]
+    width = int(counts.max())
+    local = offsets - offsets[0]
+    states = decisions.state[rows]
+    encoded = encode_states(
+        rules, states, pad(moves, local[:-1], counts, width, 0), counts.astype(np.int32)
+    )
+    ids = np.array(
+        [
+            game_id(metadata["config"], metadata["generation"], metadata["shard"], number)
+            for number in range(metadata["games"])
+        ]
+    )
+    flat = {
+        "moves": moves,
+        "policy": decisions.policy[inner],
+        "move_kind": unpad(encoded["move_kind"], counts),
+        "move_cells": unpad(encoded["move_cells"], counts),
+        "move_rank": unpad(encoded["move_rank"], counts),
+    }
+    columns: dict[str, NDArray] = {
+        "game_id": ids[game],
+        "game": game,
+        "ply": states[:, layout.PLY],
+        "decision": decisions.decision[rows],
+        "player": states[:, layout.PLAYER],
+        "state": states,
+        "full_search": decisions.full_search[rows],
+        "selected": decisions.selected[rows],
+        "outcome": games.outcome[game],
+        "root_value": decisions.root_value[rows],
+        "search_value": decisions.search_value[rows],
+        "surprise": decisions.surprise[rows],
+        "game_plies": games.plies[game],
+        "reason": games.reason[game],
+        "planes": encoded["planes"],
+        "globals": encoded["globals"],
+    }
+    arrays = []
+    for field in schema:
+        if field.name in flat:
+            values = _array(flat[field.name], field.type.value_type)
+            arrays.append(
+                pa.ListArray.from_arrays(pa.array(local, pa.int32()), values, type=field.type)
+            )
+        else:
+            arrays.append(_array(columns[field.name], field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _array(values: NDArray, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_fixed_size_list(kind):
+        inner = np.ascontiguousarray(values).reshape(-1)
+        items = pa.array(inner.astype(kind.value_type.to_pandas_dtype(), copy=False))
+        return pa.FixedSizeListArray.from_arrays(items, type=kind)
+    if pa.types.is_string(kind):
+        return pa.array(values.tolist(), kind)
+    return pa.array(values.astype(kind.to_pandas_dtype(), copy=False), kind)
+
+
+@contextmanager
+def open_shard(
+    path: Path, columns: Sequence[str] | None = None
+) -> Iterator[pa.ipc.RecordBatchFileReader]:
+    """Open a shard file for reading batch by batch, all columns or only the named ones.
+
+    Raises
+    ------
+    ShardError
+        if the file is absent, is no Arrow file, or has another format or schema.
+    """
+    try:
+        source = pa.memory_map(str(path), "r")
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error})") from error
+    with source:
+        try:
+            reader = pa.ipc.open_file(source)
+            if columns is not None:
+                fields = [reader.schema.get_field_index(name) for name in columns]
+                options = pa.ipc.IpcReadOptions(included_fields=fields)
+                full, reader = reader.schema, pa.ipc.open_file(source, options=options)
+            else:
+                full = reader.schema
+        except pa.ArrowInvalid as error:
+            raise ShardError(f"{path}: is no shard, or a truncated one ({error})") from error
+        metadata = full.metadata or {}
+        if metadata.get(b"format") != str(SHARD_FORMAT).encode():
+            raise ShardError(
+                f"{path}: has shard format {metadata.get(b'format')!r}, this version reads "
+                f"{SHARD_FORMAT}: play the generation again"
+            )
+        expected = SHARD_SCHEMA(json.loads(metadata[b"config"]))
+        if not full.equals(expected, check_metadata=False):
+            raise ShardError(
+                f"{path}: was written with another encoding of positions: play it again"
+            )
+        yield reader
+
+
+def read_shard(path: Path) -> pa.Table:
+    """A whole shard as a table; :class:`ShardError` as in :func:`open_shard`."""
+    with open_shard(path) as reader:
+        return reader.read_all()
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The file metadata of a shard: ``shard_metadata`` and ``counts`` of rows and moves."""
+    with open_shard(path) as reader:
+        return {name.decode(): json.loads(value) for name, value in reader.schema.metadata.items()}
+
+
+def column(batch: pa.RecordBatch | pa.Table, name: str) -> NDArray:
+    """A column of fixed-size elements as an array (R,) or (R, K), strings as objects."""
+    values = batch.column(name)
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if pa.types.is_fixed_size_list(values.type):
+        return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+    return values.to_numpy(zero_copy_only=False)
+
+
+def ragged_column(batch: pa.RecordBatch | pa.Table, name: str) -> tuple[NDArray, NDArray]:
+    """Lengths (R,) and flat values (M,) or (M, K) of a column of lists."""
+    values = batch.column(name)
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+    flat = values.flatten()
+    if pa.types.is_fixed_size_list(flat.type):
+        return lengths, flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1)
+    return lengths, flat.to_numpy(zero_copy_only=False)
+
+
+def iter_shards(store: Store, plan: Plan) -> Iterator[Artefact]:
+    """Verified artefacts of the training window, oldest generation first, own shards last.
+
+    Each has one file, ``shard.arrow``.
+
+    Raises
+    ------
+    MissingArtefactError, CorruptArtefactError
+        from the store, if a shard has not been played or does not verify.
+    ShardError
+        if an earlier shard is no longer the one that the plan names.
+    """
+    for entry in plan.window:
+        yield _named(store, plan, entry)
+    for index in range(len(plan.shards)):
+        yield store.require(plan.config, plan.generation, shard_kind(index))
+
+
+def _named(store: Store, plan: Plan, entry: dict[str, Any]) -> Artefact:
+    kind = shard_kind(entry["shard"])
+    current = store.require(plan.config, entry["generation"], kind)
+    if current.digest == entry["digest"]:
+        return current
+    for artefact in store.artefacts(plan.config, entry["generation"], kind):
+        if artefact.digest == entry["digest"]:
+            return store.open(artefact.path, verify=True)
+    raise ShardError(
+        f"shard {entry['shard']} of {plan.config} generation {entry['generation']:04d} is not "
+        f"the one this plan names ({entry['digest'][:12]}): restore it, or start a new generation"
+    )

@@ -1,0 +1,190 @@
+"""The evaluation step on a store of its own, with small untrained networks."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.evaluation import EvaluationError, evaluate, fit_ratings, set_scores
+from ringrift_pipeline.evaluation.gate import decide
+from ringrift_pipeline.selfplay import Plan, plan_generation
+from ringrift_pipeline.store import Artefact, MissingArtefactError, Store
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TINY = {
+    "seed": 7,
+    "device": "cpu",
+    "selfplay.workers": 1,
+    "evaluation.games": 6,
+    "evaluation.max_games": 12,
+    "evaluation.simulations": 2,
+}
+
+
+def settings(**overrides: object) -> TrainingConfig:
+    changed = {name.replace("__", "."): value for name, value in overrides.items()}
+    return TrainingConfig().with_overrides({**TINY, **changed})
+
+
+def land_model(store: Store, config: str, generation: int, seed: int) -> Artefact:
+    from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, save_model
+
+    rules = get_rules(config)
+    shape = NetworkConfig(1, 8, 8, rules.geometry, rules.players)
+    with store.create(config, generation, "ema_model") as draft:
+        save_model(draft.path, RingRiftNetwork(shape, seed=seed), {})
+    return draft.artefact
+
+
+def generation(
+    store: Store, number: int, config: str = "square8_2p", **overrides: object
+) -> tuple[Plan, Artefact]:
+    plan = plan_generation(store, config, number, settings(**overrides), NOW)
+    return plan, land_model(store, config, number, seed=number)
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, list[Plan], list[Artefact]]:
+    """Generation 0, evaluated and made champion; generation 1, evaluated against it."""
+    store = Store(tmp_path_factory.mktemp("evaluated"))
+    plans, evaluations = [], []
+    for number in range(2):
+        plan, model = generation(store, number)
+        plans.append(plan)
+        evaluations.append(evaluate(store, plan))
+        if number == 0:
+            store.promote("square8_2p", 0, model, {"test": True})
+    return store, plans, evaluations
+
+
+def test_first_generation_meets_the_baselines(loop) -> None:
+    store, plans, evaluations = loop
+    artefact = evaluations[0]
+    report = artefact.read_json("report.json")
+    model = store.require("square8_2p", 0, "ema_model")
+    assert report["candidate"] == {
+        "name": "generation:0000",
+        "generation": 0,
+        "digest": model.digest,
+    }
+    assert report["champion"] is None
+    assert [match["opponent"] for match in report["matches"]] == ["random", "heuristic"]
+    assert [match["games"] for match in report["matches"]] == [6, 6]
+    assert set(report["ratings"]) == {"generation:0000", "random", "heuristic"}
+    assert report["ratings"]["heuristic"]["rating"] == 1200.0
+    assert report["gate"]["first"] and report["gate"]["sprt"] is None
+    assert report["gate"]["reasons"]
+
+
+def test_report_follows_from_the_games(loop) -> None:
+    store, plans, evaluations = loop
+    artefact = evaluations[0]
+    report = artefact.read_json("report.json")
+    games = pl.read_parquet(artefact.file("games.parquet"))
+    assert games.height == report["games"] == 12
+    scores = {
+        name: set_scores(games.filter(pl.col("match") == name), "generation:0000")
+        for name in ("random", "heuristic")
+    }
+    for match in report["matches"]:
+        assert match["win_rate"] == pytest.approx(scores[match["opponent"]].mean())
+        assert match["low"] <= match["win_rate"] <= match["high"]
+        assert np.mean(match["win_rate_by_seat"]) == pytest.approx(match["win_rate"])
+    assert report["gate"]["promote"] == decide(scores).promote
+    unique = games.with_columns(set=pl.format("{}/{}", "match", "set"))
+    refit = fit_ratings(unique, depth=1)
+    table = pl.read_parquet(artefact.file("ratings.parquet"))
+    for player, rating in table.select("player", "rating").iter_rows():
+        assert rating == pytest.approx(refit[player])
+        assert rating == pytest.approx(report["ratings"][player]["rating"])
+    metadata = artefact.metadata
+    assert metadata["eval/win_rate_random"] == pytest.approx(scores["random"].mean())
+    assert metadata["eval/rating"] == pytest.approx(refit["generation:0000"])
+    assert metadata["eval/promote"] == int(report["gate"]["promote"])
+
+
+def test_later_generations_meet_the_champion(loop) -> None:
+    store, plans, evaluations = loop
+    report = evaluations[1].read_json("report.json")
+    assert report["champion"]["name"] == "generation:0000"
+    assert [m["opponent"] for m in report["matches"]] == ["random", "heuristic", "generation:0000"]
+    assert report["matches"][2]["games"] <= 12
+    assert report["gate"]["sprt"]["verdict"] == "continue"
+    assert not report["gate"]["promote"]
+    assert "not proven better" in " ".join(report["gate"]["reasons"])
+    assert "eval/win_rate_champion" in evaluations[1].metadata
+    # the champion's own evaluation says what it does against the baselines, and is rated too
+    first = evaluations[0].read_json("report.json")
+    shares = {match["opponent"]: match["win_rate"] for match in first["matches"]}
+    for floor in report["gate"]["floors"]:
+        assert floor["champion_share"] == pytest.approx(shares[floor["baseline"]])
+    rated = pl.read_parquet(evaluations[1].file("ratings.parquet"))
+    champion = rated.filter(pl.col("player") == "generation:0000")
+    assert champion["games"][0] == 12 + report["matches"][2]["games"]
+
+
+def test_same_inputs_same_bytes_and_no_second_playing(loop, tmp_path: Path) -> None:
+    store, plans, evaluations = loop
+    again = evaluate(store, plans[1], progress=lambda *_: pytest.fail("it played again"))
+    assert again.path == evaluations[1].path
+
+    other = Store(tmp_path)
+    plan, _ = generation(other, 0)
+    repeated = evaluate(other, plan)
+    for name in ("report.json", "games.parquet", "ratings.parquet"):
+        assert repeated.file(name).read_bytes() == evaluations[0].file(name).read_bytes(), name
+
+    # another candidate in the same generation is evaluated anew
+    land_model(other, "square8_2p", 0, seed=99)
+    assert evaluate(other, plan).digest != repeated.digest
+
+
+def test_three_players(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan, _ = generation(store, 0, "square8_3p", evaluation__opponents=("random", "heuristic"))
+    report = evaluate(store, plan).read_json("report.json")
+    assert [match["games"] for match in report["matches"]] == [6, 6]
+    assert [match["sets"] for match in report["matches"]] == [2, 2]
+    assert report["matches"][0]["even"] == pytest.approx(1 / 3)
+    assert len(report["matches"][0]["win_rate_by_seat"]) == 3
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("opponents", "message"),
+    [
+        (("champion",), "neither heuristic nor random"),
+        (("random", "alphazero"), "'alphazero'"),
+        (("random", "generation:0003"), "not earlier"),
+    ],
+)
+def test_opponents_that_cannot_be_met(tmp_path: Path, opponents: tuple, message: str) -> None:
+    store = Store(tmp_path)
+    plan, _ = generation(store, 0, evaluation__opponents=opponents)
+    with pytest.raises(EvaluationError, match=message):
+        evaluate(store, plan)
+
+
+def test_nothing_to_evaluate(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan = plan_generation(store, "square8_2p", 0, settings(), NOW)
+    with pytest.raises(MissingArtefactError, match="ema_model"):
+        evaluate(store, plan)
+
+
+def test_importing_the_room_is_cheap() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, ringrift_pipeline.evaluation;"
+        "assert not {'torch', 'numba', 'polars', 'scipy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+
+from ringrift_pipeline.game import get_rules, kernels, layout
+from ringrift_pipeline.search import tree as trees
+from ringrift_pipeline.search.noise import derive_seeds, gumbel, mix, uniform
+from ringrift_pipeline.search.tree import Tree
+
+from .conftest import after, decisions, game_rows, legal
+
+# A three-player tree by hand: node -> parent, and the value a visit of the node brings.
+PARENT = [-1, 0, 0, 1, 1, 2, 3]
+VALUE = np.array(
+    [
+        [0.30, 0.30, 0.40],
+        [0.50, 0.25, 0.25],
+        [0.10, 0.60, 0.30],
+        [1.00, 0.00, 0.00],
+        [0.20, 0.20, 0.60],
+        [0.00, 0.50, 0.50],
+        [0.00, 0.00, 1.00],
+    ]
+)
+VISITS_IN_ORDER = [1, 2, 3, 4, 5, 3, 6, 3]  # node 3 is the end of a game, visited again
+
+
+def hand_built(swapped: tuple[int, ...] = ()) -> Tree:
+    tree = Tree(len(PARENT), 4, 3)
+    tree.parent[:] = PARENT
+    tree.raw[:] = VALUE
+    tree.total[:] = 0.0
+    tree.visits[:] = 0
+    tree.swapped[:] = 0
+    tree.swapped[list(swapped)] = 1
+    return tree
+
+
+def path(node: int) -> list[int]:
+    return [node] if PARENT[node] < 0 else [node, *path(PARENT[node])]
+
+
+def test_backup_on_a_hand_built_tree_of_three_players():
+    tree = hand_built()
+    leaves = np.array(VISITS_IN_ORDER)
+    trees.back_up(leaves, tree.raw, tree.total, tree.visits, tree.parent, tree.swapped)
+    for node in range(len(PARENT)):
+        through = [leaf for leaf in VISITS_IN_ORDER if node in path(leaf)]
+        assert tree.visits[node] == len(through)
+        np.testing.assert_allclose(tree.total[node], VALUE[through].sum(axis=0), atol=1e-12)
+
+
+def test_backup_exchanges_seats_where_the_sides_were_swapped():
+    tree = hand_built(swapped=(1,))
+    leaves = np.array([4])
+    trees.back_up(leaves, tree.raw, tree.total, tree.visits, tree.parent, tree.swapped)
+    np.testing.assert_allclose(tree.total[4], [0.2, 0.2, 0.6])
+    tree = hand_built(swapped=(1,))
+    trees.back_up(np.array([3]), tree.raw, tree.total, tree.visits, tree.parent, tree.swapped)
+    np.testing.assert_allclose(tree.total[[3, 1, 0]], [[1, 0, 0], [1, 0, 0], [0, 1, 0]])
+
+
+def select(seat: int, means: list[list[float]], visits: list[int], priors: list[float]) -> int:
+    """``select_edge`` on a node with the given children; the rest of the edges are untried."""
+    tree = Tree(1 + len(means), 4, 3)
+    tree.seat[0] = seat
+    tree.raw[0] = [0.4, 0.3, 0.3]
+    tree.first[0], tree.stored[0], tree.tried[0] = 0, len(priors), len(means)
+    tree.swapped[:] = 0
+    for i, (mean, n) in enumerate(zip(means, visits, strict=True)):
+        tree.visits[1 + i] = n
+        tree.total[1 + i] = np.array(mean) * n
+        tree.edge_child[i] = 1 + i
+    tree.edge_prior[: len(priors)] = priors
+    tree.edge_tail[: len(priors)] = np.cumsum(priors[::-1])[::-1]
+    return trees.select_edge(
+        0, tree.seat, tree.raw, tree.total, tree.visits, tree.swapped, tree.first, tree.stored,
+        tree.tried, tree.edge_prior, tree.edge_tail, tree.edge_child, 50.0, 1.0,
+    )  # fmt: skip
+
+
+def test_each_seat_maximises_its_own_component():
+    means = [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
+    priors = [0.4, 0.35, 0.25]
+    for seat in range(3):
+        assert select(seat, means, [2, 2, 2], priors) == seat
+
+
+def test_untried_edges_are_taken_in_the_order_of_their_prior():
+    assert select(0, [], [], [0.5, 0.3, 0.2]) == 0
+    assert select(0, [[0.1, 0.5, 0.4]], [3], [0.5, 0.3, 0.2]) == 1
+
+
+def test_settle_plays_forced_moves_and_nothing_else():
+    config = "square8_2p"
+    rules = get_rules(config)
+    buffer = np.empty(rules.max_moves, dtype=np.int64)
+    for row in decisions(config, 5):
+        for move in legal(config, row)[:5]:
+            state = row.copy()
+            kernels.apply_move(rules.constants, state, move)
+            count = trees.settle(rules.constants, state, buffer)
+            expected = after(config, row, move)
+            assert np.array_equal(state, expected)
+            assert buffer[:count].tolist() == legal(config, expected)
+            assert (count == 0) == (state[layout.PLAYER] < 0) and count != 1
+    row = game_rows(config, 5)[0].copy()
+    before = row.copy()
+    assert trees.settle(rules.constants, row, buffer) > 1 and np.array_equal(row, before)
+
+
+def test_edges_grow_without_losing_what_is_there():
+    tree = Tree(4, 4, 2, edges=3)
+    tree.edges = 3
+    tree.edge_move[:] = [5, 6, 7]
+    tree.reserve_edges(100)
+    assert len(tree.edge_move) == len(tree.edge_tail) >= 103
+    assert tree.edge_move[:3].tolist() == [5, 6, 7]
+
+
+def test_expand_keeps_the_best_edges_in_order():
+    tree = Tree(2, 4, 2)
+    logits = np.array([[0.0, 2.0, 1.0, 2.0, -1.0]], dtype=np.float32)
+    moves = np.array([[10, 11, 12, 13, 14]])
+    used = trees.expand(
+        np.array([1]), np.array([3]), moves, np.array([5], dtype=np.int32), logits,
+        np.array([[0.25, 0.75]], dtype=np.float32), 0, tree.raw, tree.first, tree.stored,
+        tree.edge_move, tree.edge_prior, tree.edge_tail, tree.edge_child,
+    )  # fmt: skip
+    prior = np.exp(logits[0].astype(float)) / np.exp(logits[0].astype(float)).sum()
+    assert used == 3 and tree.stored[1] == 3
+    assert tree.edge_move[:3].tolist() == [11, 13, 12]
+    np.testing.assert_allclose(tree.edge_prior[:3], prior[[1, 3, 2]])
+    np.testing.assert_allclose(tree.edge_tail[:3], [1.0, 1.0 - prior[1], 1.0 - 2 * prior[1]])
+
+
+def test_noise_is_gumbel_and_seeded():
+    """Kolmogorov-Smirnov distance to the Gumbel distribution, 20,000 draws."""
+    draws = np.sort([gumbel(np.uint64(12), i) for i in range(20_000)])
+    expected = np.exp(-np.exp(-draws))
+    distance = np.abs(expected - (np.arange(20_000) + 0.5) / 20_000).max()
+    assert distance < 1.95 / np.sqrt(20_000)
+    assert 0.0 < uniform(np.uint64(0), 0) < 1.0
+    # The reference outputs of SplitMix64 started at 0.
+    assert [mix(np.uint64(0), i) for i in range(2)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+    assert derive_seeds(5, 2, 3).tolist() == derive_seeds(5, 0, 5).tolist()[2:]
+    assert len(set(derive_seeds(5, 0, 100).tolist()) | set(derive_seeds(6, 0, 100).tolist())) == 200

@@ -1,0 +1,75 @@
+"""Small plans and shards for the selfplay tests."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.selfplay import Plan, plan_generation, play_shards
+from ringrift_pipeline.store import Store
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+TINY = {
+    "seed": 7,
+    "device": "cpu",
+    "selfplay.games": 5,
+    "selfplay.games_per_shard": 2,
+    "selfplay.parallel_games": 2,
+    "selfplay.workers": 1,
+    "selfplay.full_search_fraction": 0.5,
+    "search.simulations": 4,
+    "search.cheap_simulations": 2,
+    "search.max_considered": 4,
+    "network.blocks": 1,
+    "network.channels": 8,
+    "network.value_channels": 8,
+}
+
+CONFIG = "square8_2p"
+
+
+def settings(**overrides: object) -> TrainingConfig:
+    """Tiny settings with some changed; dots in names as double underscores."""
+    changed = {name.replace("__", "."): value for name, value in overrides.items()}
+    return TrainingConfig().with_overrides({**TINY, **changed})
+
+
+def save_champion(store: Store, config: str = CONFIG, generation: int = 0) -> None:
+    """Land a small untrained network as ``ema_model`` and promote it."""
+    from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, save_model
+
+    rules = get_rules(config)
+    shape = NetworkConfig(1, 8, 8, rules.geometry, rules.players)
+    with store.create(config, generation, "ema_model") as draft:
+        save_model(draft.path, RingRiftNetwork(shape, seed=1), {})
+    store.promote(config, generation, draft.artefact, {"test": True})
+
+
+@pytest.fixture()
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Plan]:
+    """Generation 0 of a tiny loop, played; read it, do not change it."""
+    store = Store(tmp_path_factory.mktemp("played"))
+    plan = plan_generation(store, CONFIG, 0, settings(), NOW)
+    play_shards(store, plan, workers=1)
+    return store, plan
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Plan]:
+    """Generation 1 of a tiny loop, played by an untrained network; read it, do not change it."""
+    store = Store(tmp_path_factory.mktemp("searched"))
+    plan_generation(store, CONFIG, 0, settings(), NOW)
+    save_champion(store)
+    plan = plan_generation(store, CONFIG, 1, settings(), NOW)
+    play_shards(store, plan, workers=1)
+    return store, plan
