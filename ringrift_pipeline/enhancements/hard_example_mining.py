@@ -21,6 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ringrift_pipeline.enhancements.example_selection import (
+    is_member,
+    rows_at,
+    top_with_limit,
+)
 from ringrift_pipeline.enhancements.sample_slots import (
     MAX_INDEX,
     SampleSlots,
@@ -370,14 +375,14 @@ class HardExampleMiner:
         indices = self._slots.index_of[slots]
         allowed = self._times_drawn(indices) < self.max_times_sampled
         if population is not None:
-            allowed &= _is_member(indices, population)
+            allowed &= is_member(indices, population)
         slots = slots[allowed]
         if slots.size == 0:
             return nothing
         # Gumbel top-k: without replacement, in proportion to hardness (Efraimidis & Spirakis 2006)
         noisy = self._measures[slots, KEY] + self._generator.gumbel(size=slots.size)
         limit = max(1, math.floor(self.max_game_share * number))
-        chosen = slots[_top_with_limit(noisy, self._facts[slots, GAME], number, limit)]
+        chosen = slots[top_with_limit(noisy, self._facts[slots, GAME], number, limit)]
         indices = self._slots.index_of[chosen]
         self._draws[indices] += 1
         return indices, np.exp(self._measures[chosen, KEY] - self._faded)
@@ -456,12 +461,12 @@ class HardExampleMiner:
         missing = batch_size - hard.size
         # distinct positions in random order; those that are hard already fall out
         number = min(size, missing + hard.size)
-        others = _at(population, self._generator.choice(size, size=number, replace=False))
+        others = rows_at(population, self._generator.choice(size, size=number, replace=False))
         others = others[~np.isin(others, hard)][:missing]
         parts = [hard, others]
         missing -= others.size
         while missing > 0:
-            again = _at(population, self._generator.permutation(size)[:missing])
+            again = rows_at(population, self._generator.permutation(size)[:missing])
             parts.append(again)
             missing -= again.size
         return self._generator.permutation(np.concatenate(parts))
@@ -572,50 +577,6 @@ def _as_games(games: Indices, size: int) -> np.ndarray:
     if size and int(array.min()) < 0:
         raise ValueError(f"games must not be negative, got {int(array.min())}")
     return array
-
-
-def _at(population: np.ndarray | range, positions: np.ndarray) -> np.ndarray:
-    if isinstance(population, range):
-        return population.start + population.step * positions.astype(np.int64)
-    return population[positions].astype(np.int64)
-
-
-def _is_member(indices: np.ndarray, population: np.ndarray | range) -> np.ndarray:
-    """Which indices occur in the population; O(indices) where row i stands at position i."""
-    if isinstance(population, range):
-        return (
-            np.array([i in population for i in indices.tolist()], dtype=bool)
-            if (population.step != 1)
-            else (indices >= population.start) & (indices < population.stop)
-        )
-    member = np.zeros(indices.size, dtype=bool)
-    inside = indices < population.size
-    member[inside] = population[indices[inside]] == indices[inside]
-    if not member.all():
-        member[~member] = np.isin(indices[~member], population)
-    return member
-
-
-def _top_with_limit(scores: np.ndarray, games: np.ndarray, number: int, limit: int) -> np.ndarray:
-    """Positions of the highest scores, at most ``number``, at most ``limit`` of a known game."""
-    for size in (8 * number, scores.size):  # mostly a few times the number is enough
-        if size < scores.size:
-            pool = np.argpartition(-scores, size)[:size]
-        else:
-            pool = np.arange(scores.size)
-        pool = pool[np.argsort(-scores[pool], kind="stable")]
-        if limit < number:
-            game = games[pool]
-            by_game = np.argsort(game, kind="stable")
-            grouped = game[by_game]
-            starts = run_starts(grouped)
-            first = np.maximum.accumulate(np.where(starts, np.arange(grouped.size), 0))
-            rank = np.empty(grouped.size, dtype=np.int64)
-            rank[by_game] = np.arange(grouped.size) - first
-            pool = pool[(rank < limit) | (game < 0)]
-        if pool.size >= number or size >= scores.size:
-            break
-    return pool[:number]
 
 
 __all__ = ["HardExample", "HardExampleMiner"]

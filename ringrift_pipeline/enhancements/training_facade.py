@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ringrift_pipeline.enhancements.checkpoint_averaging import CheckpointAverager
 from ringrift_pipeline.enhancements.data_quality_scoring import DataQualityScorer
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_parts import build_parts
@@ -90,6 +89,7 @@ class TrainingEnhancementsFacade:
         self.scheduler = parts.scheduler
         self.miner = parts.miner
         self.tracker = parts.tracker
+        self.averager = parts.averager
         self.monitor = parts.monitor
         self.scaler = parts.scaler
         self.progress = TrainingProgress()
@@ -104,21 +104,18 @@ class TrainingEnhancementsFacade:
         self._apply_curriculum()
 
     @property
-    def averager(self) -> CheckpointAverager | None:
-        """The average of the weights, brought up to date; None when switched off."""
-        self._update_average()
-        return self._parts.averager
-
-    @property
     def device(self) -> torch.device:
         """Where the model's parameters are."""
         return next(self.model.parameters()).device
 
     @property
     def averaged_model(self) -> nn.Module | None:
-        """The averaged model in eval mode; None before the first step or when switched off."""
-        averager = self.averager
-        return None if averager is None else averager.averaged_model
+        """The averaged model in eval mode; None before the first step or when switched off.
+
+        As of the last multiple of ``averaging_interval`` steps; ``update_average`` brings it up
+        to date. Reading it changes nothing.
+        """
+        return None if self.averager is None else self.averager.averaged_model
 
     @property
     def steps(self) -> int:
@@ -198,6 +195,12 @@ class TrainingEnhancementsFacade:
             return None
         losses = join_losses([losses for losses, _ in self._pending])
         return self._step(losses, losses.shape[1])
+
+    def update_average(self) -> None:
+        """Take the steps since the last multiple of ``averaging_interval`` into the average."""
+        if self.averager is not None and self._unaveraged[1]:
+            self.averager.update(self.model, self._unaveraged[1])
+            self._unaveraged = [0, 0]
 
     def _losses(self, batch: TrainingBatch) -> LossParts:
         config = self.config
@@ -314,10 +317,10 @@ class TrainingEnhancementsFacade:
     def _after_step(self, pending: list[tuple[Tensor, TrainingBatch]], host: np.ndarray) -> None:
         self.progress.add_step(host)
         self._steps_since_snapshot += 1
-        if self._parts.averager is not None:
+        if self.averager is not None:
             self._unaveraged = [self._unaveraged[0] + 1, self._unaveraged[1] + host.shape[1]]
             if self._unaveraged[0] >= self.config.averaging_interval or self.progress.steps == 1:
-                self._update_average()
+                self.update_average()
         if self.scheduler is not None:
             self.scheduler.on_optimizer_step()
         self._apply_curriculum()
@@ -327,12 +330,6 @@ class TrainingEnhancementsFacade:
             if batch.indices is not None:
                 self._record(batch.indices, host[:, start:end], batch.facts)
             start = end
-
-    def _update_average(self) -> None:
-        """Take the weights into the average, if they have changed since."""
-        if self._parts.averager is not None and self._unaveraged[1]:
-            self._parts.averager.update(self.model, self._unaveraged[1])
-            self._unaveraged = [0, 0]
 
     def _record(
         self, indices: np.ndarray, rows: np.ndarray, facts: Mapping[str, np.ndarray]
@@ -378,8 +375,8 @@ class TrainingEnhancementsFacade:
         progress.rollbacks += 1
         extra = self._snapshot_extra
         self._snapshot.restore()
-        if self._parts.averager is not None:
-            self._parts.averager.load_state_dict(extra["averager"])
+        if self.averager is not None:
+            self.averager.load_state_dict(extra["averager"])
             self._unaveraged = list(extra["unaveraged"])
         if self.monitor is not None:
             self.monitor.load_state_dict(extra["monitor"])
@@ -406,7 +403,7 @@ class TrainingEnhancementsFacade:
             self._take_snapshot()
 
     def _take_snapshot(self) -> None:
-        averager, monitor = self._parts.averager, self.monitor
+        averager, monitor = self.averager, self.monitor
         self._snapshot.take()
         self._snapshot_extra = {
             "step": self.progress.steps,

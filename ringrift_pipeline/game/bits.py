@@ -7,8 +7,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _numba_intrinsic
 
+#: The typing context is numba's business: callers pass the other arguments only.
+intrinsic: Any = _numba_intrinsic
 SCRATCH_ROWS = 32
 
 

@@ -105,14 +105,18 @@ def parse_config(config: str) -> tuple[str, int]:
     return board, int(players[0])
 
 
-@functools.cache
 def get_rules(config: str) -> Rules:
     """The tables of one config (made once).
 
     Raises:
         ValueError: unknown config; the message lists the valid ones.
     """
-    board, players = parse_config(config)
+    return _make_rules(*parse_config(config))
+
+
+@functools.cache
+def _make_rules(board: str, players: int) -> Rules:
+    config = f"{board}_{players}p"
     geometry, size, rings = BOARDS[board]
     stride, rows = size + 1, size + 2
     padded = rows * stride + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ringrift_pipeline.game.bits import count_ones
-from ringrift_pipeline.game.compile import inline_kernel, kernel
+from ringrift_pipeline.game.compile import inline_kernel, inner_kernel
 from ringrift_pipeline.game.layout import (
     B_DIRECTIONS,
     B_INVERSE,
@@ -83,7 +83,7 @@ def has_rings(s, seat):
     return s[HAND + seat] + s[ON_BOARD + seat] > 0
 
 
-@kernel
+@inner_kernel
 def stacks_on_board(b, s):
     """Number of stacks, whoever controls them."""
     total = 0
@@ -110,7 +110,7 @@ def holds_buried(code, seat):
     return count_ones(folded & within) < below
 
 
-@kernel
+@inner_kernel
 def remove_top(b, s, cell, seat):
     """Remove the top ring of a stack and credit it to ``seat``."""
     code = s[HEADER + cell]
@@ -120,7 +120,7 @@ def remove_top(b, s, cell, seat):
     put(b, s, cell, stack_code(rings >> 2, height(code) - 1))
 
 
-@kernel
+@inner_kernel
 def remove_buried(b, s, cell, seat):
     """Remove the bottommost ring of ``seat`` in a stack and credit it to ``seat`` (R113)."""
     code = s[HEADER + cell]
@@ -136,7 +136,7 @@ def remove_buried(b, s, cell, seat):
     put(b, s, cell, stack_code(above | below, tall - 1))
 
 
-@kernel
+@inner_kernel
 def remove_stack(b, s, cell, seat, code_after):
     """Remove a whole stack, credit every ring to ``seat`` and leave ``code_after`` (R145)."""
     code = s[HEADER + cell]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ringrift_pipeline.game.bits import count_trailing_zeros
 from ringrift_pipeline.game.cells import mask_offset, put, step_between
-from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.game.compile import inner_kernel
 from ringrift_pipeline.game.layout import (
     B_AXES,
     B_LINE_LENGTH,
@@ -22,7 +22,7 @@ from ringrift_pipeline.game.layout import (
 )
 
 
-@kernel
+@inner_kernel
 def has_line(b, s, seat):
     """Whether ``seat`` has an eligible line (R120)."""
     length = b[B_LINE_LENGTH]
@@ -48,7 +48,7 @@ def has_line(b, s, seat):
     return False
 
 
-@kernel
+@inner_kernel
 def line_moves(b, s, seat, out):
     """List the ways to process each line of ``seat``; returns how many (R121, R122)."""
     length = b[B_LINE_LENGTH]
@@ -85,7 +85,7 @@ def line_moves(b, s, seat, out):
     return n
 
 
-@kernel
+@inner_kernel
 def collapse_line(b, s, seat, first, last):
     """Collapse the cells from ``first`` to ``last`` into territory of ``seat``."""
     step = step_between(b, first, last)

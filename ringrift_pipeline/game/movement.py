@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ringrift_pipeline.game.bits import count_trailing_zeros
 from ringrift_pipeline.game.cells import mask_offset, put, step_between
-from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.game.compile import inner_kernel
 from ringrift_pipeline.game.layout import (
     B_DIRECTIONS,
     B_NUM_DIRECTIONS,
@@ -27,7 +27,7 @@ from ringrift_pipeline.game.layout import (
 from ringrift_pipeline.game.placement import can_act
 
 
-@kernel
+@inner_kernel
 def moves_of_stack(b, s, cell, out, n):
     """Append the moves and captures of the stack on ``cell`` to ``out[n:]``; returns new ``n``."""
     code = s[HEADER + cell]
@@ -57,7 +57,7 @@ def moves_of_stack(b, s, cell, out, n):
     return n
 
 
-@kernel
+@inner_kernel
 def captures_of_stack(b, s, cell, kind, out, n):
     """Append the capture segments (R101) of the stack on ``cell``; returns new ``n``."""
     code = s[HEADER + cell]
@@ -84,7 +84,7 @@ def captures_of_stack(b, s, cell, kind, out, n):
     return n
 
 
-@kernel
+@inner_kernel
 def can_capture(b, s, cell):
     """Whether the stack on ``cell`` has a legal capture segment (R101)."""
     code = s[HEADER + cell]
@@ -109,7 +109,7 @@ def can_capture(b, s, cell):
     return False
 
 
-@kernel
+@inner_kernel
 def all_stack_moves(b, s, seat, out):
     """List the moves and captures of every stack that ``seat`` controls; returns how many."""
     n = 0
@@ -124,7 +124,7 @@ def all_stack_moves(b, s, seat, out):
     return n
 
 
-@kernel
+@inner_kernel
 def has_stack_move(b, s, seat):
     """Whether any stack that ``seat`` controls can move or capture."""
     stride = b[B_STRIDE]
@@ -140,7 +140,7 @@ def has_stack_move(b, s, seat):
     return False
 
 
-@kernel
+@inner_kernel
 def _cross(b, s, seat, start, stop):
     """Leave a marker on ``start``; flip or collapse what lies before ``stop`` (R092)."""
     step = step_between(b, start, stop)
@@ -155,7 +155,7 @@ def _cross(b, s, seat, start, stop):
         at += step
 
 
-@kernel
+@inner_kernel
 def _land(b, s, seat, to, rings, tall):
     """Put a stack on ``to``; a marker there costs the top ring (R092, R102)."""
     if MARKER <= s[HEADER + to] & 15 < MARKER + 4:
@@ -166,7 +166,7 @@ def _land(b, s, seat, to, rings, tall):
     put(b, s, to, stack_code(rings, tall))
 
 
-@kernel
+@inner_kernel
 def move_stack(b, s, seat, start, to):
     """Move a stack without capture (R091, R092)."""
     code = s[HEADER + start]
@@ -174,7 +174,7 @@ def move_stack(b, s, seat, start, to):
     _land(b, s, seat, to, rings_of(code), height(code))
 
 
-@kernel
+@inner_kernel
 def capture(b, s, seat, start, target, to):
     """Overtake the top ring of ``target`` (R102); it goes underneath before the landing."""
     code = s[HEADER + start]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ringrift_pipeline.game.bits import count_trailing_zeros
 from ringrift_pipeline.game.cells import mask_offset
-from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.game.compile import inner_kernel
 from ringrift_pipeline.game.layout import (
     B_DIRECTIONS,
     B_NUM_DIRECTIONS,
@@ -22,7 +22,7 @@ from ringrift_pipeline.game.layout import (
 )
 
 
-@kernel
+@inner_kernel
 def can_act(b, s, cell, tall, cap):
     """Whether a stack of this height and cap on ``cell`` has a move or a capture (R091, R101)."""
     for i in range(b[B_NUM_DIRECTIONS]):
@@ -47,7 +47,7 @@ def can_act(b, s, cell, tall, cap):
     return False
 
 
-@kernel
+@inner_kernel
 def free_run(b, s, cell, enough):
     """Longest free run from ``cell`` in any direction, counted up to ``enough``."""
     longest = 0
@@ -65,7 +65,7 @@ def free_run(b, s, cell, enough):
     return longest
 
 
-@kernel
+@inner_kernel
 def placement_moves(b, s, seat, out):
     """List every legal placement of ``seat``; returns how many."""
     hand = s[HAND + seat]
@@ -101,7 +101,7 @@ def placement_moves(b, s, seat, out):
     return n
 
 
-@kernel
+@inner_kernel
 def has_placement(b, s, seat):
     """Whether ``seat`` can place one ring somewhere (the test of R072, R172 and R173)."""
     if s[HAND + seat] == 0:

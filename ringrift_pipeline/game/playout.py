@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ringrift_pipeline.game.compile import inline_kernel, kernel
+from ringrift_pipeline.game.compile import kernel
 from ringrift_pipeline.game.layout import OVER, PHASE, REASON, WINNER
 from ringrift_pipeline.game.turn import apply_move, initial_state, legal_moves
 
@@ -16,7 +16,7 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
-@inline_kernel
+@kernel
 def next_random(rng):
     """Next 64 random bits of a SplitMix64 stream (Steele, Lea, Flood 2014).
 
@@ -29,7 +29,7 @@ def next_random(rng):
     return z ^ (z >> _SHIFT_C)
 
 
-@inline_kernel
+@kernel
 def random_below(rng, n):
     """Random int64 in [0, n), n below 2^31, by the high part of a product (bias under 2^-32 n)."""
     high = next_random(rng) >> _HALF

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ from ringrift_pipeline.game import layout
 from ringrift_pipeline.game.bits import SCRATCH_ROWS
 from ringrift_pipeline.game.board import Rules, get_rules
 from ringrift_pipeline.game.cells import put
+from ringrift_pipeline.game.compile import kernel
 from ringrift_pipeline.game.errors import RecordError
 from ringrift_pipeline.game.territory import region_rows
-from ringrift_pipeline.game.turn import initial_state
+from ringrift_pipeline.game.turn import initial_state, legal_moves
 
 KIND_NAMES = (
     "place_ring",
@@ -43,6 +46,8 @@ _MODES = {
     layout.RECOVERY_FALLBACK: "fallback",
     layout.RECOVERY_STRIKE: "stack_strike",
 }
+#: Kinds of move whose record depends on the position.
+_POSITIONAL = frozenset({layout.CHOOSE_TERRITORY, layout.RECOVERY_LINE})
 #: Header fields that the trace form hides and ``resume`` carries, by name.
 _HIDDEN = {
     "payment": layout.PAYMENT,
@@ -60,6 +65,37 @@ _HIDDEN = {
 }
 
 
+#: Identity of a move: its fields as pairs, lists of cells as sorted tuples.
+MoveKey = frozenset[tuple[str, Any]]
+
+
+def move_key(record: dict[str, Any]) -> MoveKey:
+    """Hashable identity of a move record; the order of its fields and cells does not matter.
+
+    Raises:
+        TypeError: a field holds something that no move record holds.
+    """
+    try:
+        return frozenset(record.items())
+    except TypeError:
+        return frozenset(
+            (key, tuple(sorted(value)) if isinstance(value, list) else value)
+            for key, value in record.items()
+        )
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _lasting_key(rules: Rules, move: int) -> MoveKey:
+    return move_key(move_to_record(rules, rules.constants, move))
+
+
+def key_of_move(rules: Rules, row: np.ndarray, move: int) -> MoveKey:
+    """:func:`move_key` of a packed legal move of the position ``row``."""
+    if move & layout.KIND_MASK in _POSITIONAL:
+        return move_key(move_to_record(rules, row, move))
+    return _lasting_key(rules, move)
+
+
 def line_cells(rules: Rules, first: int, last: int) -> list[int]:
     """Padded cells of the straight line from ``first`` to ``last``, both included."""
     stride = int(rules.constants[layout.B_STRIDE])
@@ -74,11 +110,9 @@ def region_cells(rules: Rules, row: np.ndarray, move: int) -> list[int]:
     region = np.zeros(SCRATCH_ROWS, dtype=np.int64)
     region_rows(rules.constants, row, (move >> 5) & 1023, (move >> 35) & 1023, region)
     stride = int(rules.constants[layout.B_STRIDE])
-    return [
-        int(cell)
-        for cell in rules.cells
-        if (int(region[int(cell) // stride]) >> (int(cell) % stride)) & 1
-    ]
+    inside = (region[rules.cells // stride] >> (rules.cells % stride)) & 1
+    cells: list[int] = rules.cells[inside == 1].tolist()
+    return cells
 
 
 def move_to_record(rules: Rules, row: np.ndarray, move: int) -> dict[str, Any]:
@@ -131,28 +165,34 @@ def _free_window(rules: Rules, row: np.ndarray, start: int, to: int, first: int)
     raise AssertionError("a free window does not hold its destination")
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _rings_text(code: int) -> str:
+    """Rings of a stack's cell code, bottom to top, one digit a ring."""
+    tall, rings = (code >> 4) & 63, code >> 10
+    return "".join("1234"[(rings >> (2 * i)) & 3] for i in range(tall - 1, -1, -1))
+
+
 def state_to_record(rules: Rules, row: np.ndarray) -> dict[str, Any]:
     """The trace format's state record of a row, with ``resume`` added."""
     stacks: dict[str, str] = {}
     markers: dict[str, int] = {}
     collapsed: dict[str, int] = {}
-    for cell in rules.cells:
-        code = int(row[layout.HEADER + cell])
+    codes = row[layout.HEADER + rules.cells]
+    taken = codes.nonzero()[0]
+    for cell, code in zip(rules.cells[taken].tolist(), codes[taken].tolist(), strict=True):
         cell_class = code & 15
         name = rules.names[cell]
         if cell_class >= layout.STACK:
-            tall, rings = (code >> 4) & 63, code >> 10
-            stacks[name] = "".join(
-                str(((rings >> (2 * i)) & 3) + 1) for i in range(tall - 1, -1, -1)
-            )
+            stacks[name] = _rings_text(code)
         elif cell_class >= layout.COLLAPSED:
             collapsed[name] = cell_class - layout.COLLAPSED + 1
-        elif cell_class >= layout.MARKER:
+        else:
             markers[name] = cell_class - layout.MARKER + 1
-    over = row[layout.PHASE] == layout.OVER
+    head = row[: layout.HEADER].tolist()
+    over = head[layout.PHASE] == layout.OVER
 
     def seats(field: int) -> list[int]:
-        return [int(row[field + seat]) for seat in range(rules.players)]
+        return head[field : field + rules.players]
 
     return {
         "stacks": stacks,
@@ -161,19 +201,23 @@ def state_to_record(rules: Rules, row: np.ndarray) -> dict[str, Any]:
         "hand": seats(layout.HAND),
         "eliminated": seats(layout.ELIMINATED),
         "territory": seats(layout.TERRITORY_COUNT),
-        "phase": layout.PHASE_NAMES[int(row[layout.PHASE])],
-        "player": None if over else int(row[layout.PLAYER]) + 1,
+        "phase": layout.PHASE_NAMES[head[layout.PHASE]],
+        "player": None if over else head[layout.PLAYER] + 1,
         "status": "completed" if over else "active",
-        "winner": int(row[layout.WINNER]) + 1 if over else None,
-        "must_move": rules.names[row[layout.MUST_MOVE]] if row[layout.MUST_MOVE] >= 0 else None,
-        "pending_elimination": bool(row[layout.PENDING]),
+        "winner": head[layout.WINNER] + 1 if over else None,
+        "must_move": rules.names[head[layout.MUST_MOVE]] if head[layout.MUST_MOVE] >= 0 else None,
+        "pending_elimination": bool(head[layout.PENDING]),
         "resume": {
             "config": rules.config,
-            "swap_rule": bool(row[layout.SWAP_RULE]),
-            **{name: int(row[field]) for name, field in _HIDDEN.items()},
+            "swap_rule": bool(head[layout.SWAP_RULE]),
+            **{name: head[field] for name, field in _HIDDEN.items()},
             "lost_turn": seats(layout.LOST_TURN),
         },
     }
+
+
+#: Counts above this are nonsense, and would not fit a row.
+_LARGEST = 1 << 40
 
 
 def _need(record: dict[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
@@ -182,6 +226,8 @@ def _need(record: dict[str, Any], key: str, kind: type | tuple[type, ...], where
     value = record[key]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         raise RecordError(f"{where}: field {key!r} has the wrong type ({value!r})")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise RecordError(f"{where}.{key}: {value} is out of range")
     return value
 
 
@@ -198,6 +244,12 @@ def _seat(rules: Rules, value: Any, where: str) -> int:
     return value - 1
 
 
+@kernel
+def _write(b, s, cell, code):
+    """:func:`put` for calls from Python."""
+    put(b, s, cell, code)
+
+
 def _read_cells(rules: Rules, row: np.ndarray, record: dict[str, Any]) -> None:
     """Write stacks, markers and collapsed cells of a record into a fresh row."""
     b = rules.constants
@@ -212,23 +264,24 @@ def _read_cells(rules: Rules, row: np.ndarray, record: dict[str, Any]) -> None:
 
     for field, base in (("markers", layout.MARKER), ("collapsed", layout.COLLAPSED)):
         for name, value in _need(record, field, dict, "state").items():
-            put(b, row, claim(name, field), base + _seat(rules, value, f"state.{field}[{name}]"))
+            _write(b, row, claim(name, field), base + _seat(rules, value, f"state.{field}[{name}]"))
     for name, text in _need(record, "stacks", dict, "state").items():
         cell = claim(name, "stacks")
-        if not isinstance(text, str) or not 1 <= len(text) <= 27 or not text.isdigit():
+        if not isinstance(text, str) or not re.fullmatch("[1-4]{1,27}", text):
             raise RecordError(f"state.stacks[{name}]: {text!r} is not a stack of 1 to 27 rings")
         rings = 0
         for digit in text:
             seat = _seat(rules, int(digit), f"state.stacks[{name}]")
             rings = (rings << 2) | seat
             row[layout.ON_BOARD + seat] += 1
-        put(b, row, cell, layout.stack_code(rings, len(text)))
+        code = (layout.STACK + (rings & 3)) | (len(text) << 4) | (rings << 10)
+        _write(b, row, cell, code)
 
 
 def _read_seats(rules: Rules, record: dict[str, Any], key: str, where: str) -> list[int]:
     values = _need(record, key, list, where)
     ok = len(values) == rules.players and all(
-        isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in values
+        isinstance(v, int) and not isinstance(v, bool) and 0 <= v <= _LARGEST for v in values
     )
     if not ok:
         raise RecordError(f"{where}.{key}: {values!r} is not {rules.players} counts")
@@ -333,3 +386,30 @@ def _check(rules: Rules, row: np.ndarray, record: dict[str, Any]) -> None:
         low, high = (0, 1) if name in flags else ranges.get(name, (0, 1 << 40))
         if not low <= row[field] <= high:
             raise RecordError(f"state.resume.{name}: {int(row[field])} is not in {low}..{high}")
+    _check_phase(rules, row, record)
+
+
+def _check_phase(rules: Rules, row: np.ndarray, record: dict[str, Any]) -> None:
+    """What must hold between the phase and what is due in it."""
+    phase, name = int(row[layout.PHASE]), record["phase"]
+    over = phase == layout.OVER
+    if over != (row[layout.REASON] > 0):
+        raise RecordError(f"state.resume.reason: {int(row[layout.REASON])} contradicts {name}")
+    if row[layout.PENDING] and phase not in (layout.LINES, layout.OVER):
+        raise RecordError(f"state.pending_elimination: no line payment can be due in {name}")
+    if row[layout.PAYMENT] and phase != layout.TERRITORY:
+        raise RecordError(f"state.resume.payment: no territory payment can be due in {name}")
+    if row[layout.RECOVERY] and phase not in (layout.LINES, layout.TERRITORY, layout.OVER):
+        raise RecordError(f"state.resume.recovery: a turn in {name} has made no recovery slide")
+    if row[layout.SWAP_RULE] and rules.players != 2:
+        raise RecordError(f"state.resume.swap_rule: {rules.config} has no pie rule")
+    if row[layout.SWAPPED] and not row[layout.SWAP_RULE]:
+        raise RecordError("state.resume.swapped: the pie rule is off")
+    if over:
+        return
+    try:
+        count = legal_moves(rules.constants, row, np.empty(rules.max_moves, dtype=np.int64))
+    except OverflowError as error:
+        raise RecordError(f"state: {error}") from None
+    if count == 0:
+        raise RecordError(f"state.phase: seat {record['player']} has no legal move in {name}")

@@ -10,7 +10,7 @@ from ringrift_pipeline.game.cells import (
     remove_buried,
     remove_top,
 )
-from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.game.compile import inner_kernel
 from ringrift_pipeline.game.layout import (
     B_AXES,
     B_DIRECTIONS,
@@ -31,8 +31,11 @@ from ringrift_pipeline.game.layout import (
     pack_move,
 )
 
+#: Entries of the move buffer kept free for what follows the slides (skip_recovery).
+ROOM = 2
 
-@kernel
+
+@inner_kernel
 def _slide_line(b, s, seat, start, to):
     """The line that a slide forms: (first cell, step, length), length 0 if it forms none.
 
@@ -58,7 +61,7 @@ def _slide_line(b, s, seat, start, to):
     return best_first, best_step, best_length
 
 
-@kernel
+@inner_kernel
 def _with_payments(b, s, seat, kind, start, to, out, n):
     """Append the slide once for every stack that can pay for it (R113)."""
     stride = b[B_STRIDE]
@@ -70,14 +73,14 @@ def _with_payments(b, s, seat, kind, start, to, out, n):
                 cell = row * stride + count_trailing_zeros(bits)
                 bits &= bits - 1
                 if holds_buried(s[HEADER + cell], seat):
-                    if n >= len(out):
+                    if n + ROOM > len(out):
                         raise OverflowError("more recovery slides than the move buffer holds")
                     out[n] = pack_move(kind, start, to, cell, 0)
                     n += 1
     return n
 
 
-@kernel
+@inner_kernel
 def recovery_moves(b, s, seat, out):
     """List the recovery slides of an eligible player; returns how many (R111, R112)."""
     n = 0
@@ -99,6 +102,8 @@ def recovery_moves(b, s, seat, out):
                 n = _with_payments(b, s, seat, RECOVERY_LINE, start, to, out, n)
                 if run == length:
                     continue
+                if n + run + ROOM > len(out):
+                    raise OverflowError("more recovery slides than the move buffer holds")
                 for k in range(run - length + 1):
                     at = first + k * step
                     inside = False
@@ -125,7 +130,7 @@ def recovery_moves(b, s, seat, out):
     return n
 
 
-@kernel
+@inner_kernel
 def slide(b, s, seat, kind, start, to, payer, window):
     """Make a recovery slide (R115). ``payer`` is the paying stack, or 0 with a free ``window``."""
     if kind == RECOVERY_LINE:

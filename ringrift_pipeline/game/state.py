@@ -10,6 +10,7 @@ from ringrift_pipeline.game import layout, records
 from ringrift_pipeline.game.board import Rules, get_rules
 from ringrift_pipeline.game.compile import announced
 from ringrift_pipeline.game.errors import IllegalMoveError, RecordError
+from ringrift_pipeline.game.records import MoveKey, move_key
 from ringrift_pipeline.game.turn import apply_move, initial_state, legal_moves
 
 
@@ -20,12 +21,13 @@ class Move:
         code: the packed move (int64, see ``layout``).
     """
 
-    __slots__ = ("_record", "_row", "_rules", "code")
+    __slots__ = ("_key", "_record", "_row", "_rules", "code")
 
     def __init__(self, rules: Rules, row: np.ndarray, code: int) -> None:
         self._rules = rules
         self._row = row
         self._record: dict[str, Any] | None = None
+        self._key: MoveKey | None = None
         self.code = code
 
     @property
@@ -39,27 +41,23 @@ class Move:
             self._record = records.move_to_record(self._rules, self._row, self.code)
         return {k: list(v) if isinstance(v, list) else v for k, v in self._record.items()}
 
-    def _key(self) -> tuple[Any, ...]:
-        return move_key(self.to_record())
+    @property
+    def key(self) -> MoveKey:
+        """Identity of the move as a record, hashable; see :func:`move_key`."""
+        if self._key is None:
+            self._key = records.key_of_move(self._rules, self._row, self.code)
+        return self._key
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Move) and self._key() == other._key()
+        return isinstance(other, Move) and self.key == other.key
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return hash(self.key)
 
     def __repr__(self) -> str:
         record = self.to_record()
         fields = ", ".join(f"{k}={v}" for k, v in record.items() if k != "type")
         return f"Move({record['type']}{', ' if fields else ''}{fields})"
-
-
-def move_key(record: dict[str, Any]) -> tuple[Any, ...]:
-    """Hashable identity of a move record; the order of its cells does not matter."""
-    return tuple(
-        (key, tuple(sorted(value)) if isinstance(value, list) else value)
-        for key, value in sorted(record.items())
-    )
 
 
 class State:
@@ -83,9 +81,7 @@ class State:
         rules = get_rules(config)
         row = np.array(row, dtype=np.int64)
         if row.shape != (rules.state_size,):
-            raise ValueError(
-                f"a {config} state has shape ({rules.state_size},), got {row.shape}"
-            )
+            raise ValueError(f"a {config} state has shape ({rules.state_size},), got {row.shape}")
         return cls(rules, row)
 
     @classmethod
@@ -137,11 +133,20 @@ class State:
     def legal_moves(self) -> list[Move]:
         """Every legal move, in a fixed order; empty only when the game is over."""
         if self._legal is None:
-            buffer = np.empty(self.rules.max_moves, dtype=np.int64)
-            with announced("the rules", "game", "legal_moves"):
-                n = legal_moves(self.rules.constants, self._row, buffer)
-            self._legal = [Move(self.rules, self._row, int(code)) for code in buffer[:n]]
+            self._legal = [Move(self.rules, self._row, code) for code in self.legal_codes()]
         return list(self._legal)
+
+    def legal_codes(self) -> list[int]:
+        """The legal moves as packed moves, in the order of :meth:`legal_moves`."""
+        buffer = np.empty(self.rules.max_moves, dtype=np.int64)
+        with announced("the rules", "game", "legal_moves"):
+            n = legal_moves(self.rules.constants, self._row, buffer)
+        codes: list[int] = buffer[:n].tolist()
+        return codes
+
+    def legal_keys(self) -> dict[MoveKey, int]:
+        """The legal moves by their identity, packed."""
+        return {records.key_of_move(self.rules, self._row, c): c for c in self.legal_codes()}
 
     def find_move(self, record: Any) -> Move:
         """The legal move with this record.
@@ -158,7 +163,7 @@ class State:
             raise IllegalMoveError(record, self.phase, "malformed fields") from None
         moves = self.legal_moves()
         for move in moves:
-            if move.type == record["type"] and move._key() == key:
+            if move.key == key:
                 return move
         raise IllegalMoveError(record, self.phase, self._why_not(record["type"], moves))
 
@@ -179,12 +184,14 @@ class State:
         Raises:
             IllegalMoveError: the move is not legal here.
         """
-        legal = self.legal_moves()
-        if not isinstance(move, Move) or not any(m is move for m in legal):
+        if self._legal is None or not any(own is move for own in self._legal):
             record = move.to_record() if isinstance(move, Move) else move
             move = self.find_move(record)
+        return self._after(move.code)
+
+    def _after(self, code: int) -> State:
         row = self._row.copy()
-        apply_move(self.rules.constants, row, move.code)
+        apply_move(self.rules.constants, row, code)
         return State(self.rules, row)
 
     def ranking(self) -> list[list[int]]:

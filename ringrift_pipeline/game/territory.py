@@ -20,7 +20,7 @@ from ringrift_pipeline.game.bits import (
     row_pointer,
 )
 from ringrift_pipeline.game.cells import holds_buried, mask_offset, put, remove_stack
-from ringrift_pipeline.game.compile import inline_kernel, kernel
+from ringrift_pipeline.game.compile import inline_kernel, inner_kernel, kernel
 from ringrift_pipeline.game.layout import (
     B_BORDER_FLOOD,
     B_HEX,
@@ -58,7 +58,7 @@ def _fill_row(free, seeds):
     return up
 
 
-@kernel
+@inner_kernel
 def _open_rows(b, s, colour, free):
     """Rows of cells that are neither collapsed nor markers of ``colour`` (1-4; 0 = none)."""
     rows = b[B_ROWS]
@@ -73,7 +73,7 @@ def _open_rows(b, s, colour, free):
             free[row] &= ~s[markers + row]
 
 
-@kernel
+@inner_kernel
 def _flood(b, free, region, start):
     """Grow ``region`` (seeded in row ``start``) to its component of ``free`` (territory adjacency)."""
     last = b[B_ROWS] - 2
@@ -120,16 +120,16 @@ def _flood(b, free, region, start):
                     low = row
 
 
-@kernel
+@inner_kernel
 def _pays_outside(b, s, seat, region):
     """Whether a stack outside the region can pay for it (R143; R114 in a recovery turn)."""
     rows = b[B_ROWS]
     if s[RECOVERY] == 0:
         stacks = mask_offset(b, STACK + seat)
+        outside = 0
         for row in range(1, rows - 1):
-            if s[stacks + row] & ~region[row] != 0:
-                return True
-        return False
+            outside |= s[stacks + row] & ~region[row]
+        return outside != 0
     stride = b[B_STRIDE]
     for owner in range(b[B_PLAYERS]):
         stacks = mask_offset(b, STACK + owner)
@@ -153,7 +153,7 @@ def _any_inside(b, s, cell_class, region):
     return found != 0
 
 
-@kernel
+@inner_kernel
 def _touches(b, s, colour, region):
     """Whether the region borders on a marker of ``colour`` (territory adjacency)."""
     markers = mask_offset(b, MARKER + colour - 1)
@@ -167,7 +167,7 @@ def _touches(b, s, colour, region):
     return found != 0
 
 
-@kernel
+@inner_kernel
 def _listed_here(b, s, colour, region):
     """Whether ``colour`` is the one under which this region is listed (module text)."""
     if colour > 0 and _touches(b, s, colour, region):
@@ -178,7 +178,7 @@ def _listed_here(b, s, colour, region):
     return colour == 0
 
 
-@kernel
+@inner_kernel
 def territory_moves(b, s, seat, out, most):
     """List up to ``most`` regions that ``seat`` may take now; returns how many (R140 to R144)."""
     players = b[B_PLAYERS]
@@ -258,7 +258,7 @@ def region_rows(b, s, smallest, colour, region):
     _flood(b, free, region, start)
 
 
-@kernel
+@inner_kernel
 def _border_rows(b, s, region, border):
     """Markers that collapse with the region: the adjacent ones and, where the board asks for it,
     all that are in contact with them (eight offsets), never inside the region (R145)."""
@@ -290,7 +290,7 @@ def _border_rows(b, s, region, border):
                 changed = True
 
 
-@kernel
+@inner_kernel
 def collapse_region(b, s, seat, smallest, colour):
     """Collapse a region and its border for ``seat``; every ring inside is credited to it."""
     region = carray(row_pointer(), SCRATCH_ROWS)

@@ -14,7 +14,7 @@ from ringrift_pipeline.game.cells import (
     remove_buried,
     remove_top,
 )
-from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.game.compile import inner_kernel, kernel
 from ringrift_pipeline.game.layout import (
     B_NUM_CELLS,
     B_ON_BOARD,
@@ -63,7 +63,6 @@ from ringrift_pipeline.game.layout import (
     PROCESS_LINE,
     RECOVERY,
     RECOVERY_LINE,
-    RECOVERY_STRIKE,
     SKIP_CAPTURE,
     SKIP_PLACEMENT,
     SKIP_RECOVERY,
@@ -96,6 +95,12 @@ from ringrift_pipeline.game.recovery import recovery_moves, slide
 from ringrift_pipeline.game.territory import collapse_region, territory_moves
 from ringrift_pipeline.game.victory import check_victory, enter_turn, note_lost_seats
 
+# Sets of move kinds, one bit a kind.
+_CAPTURES = 1 << OVERTAKING_CAPTURE | 1 << CONTINUE_CAPTURE
+_TO_MOVEMENT = 1 << SKIP_PLACEMENT | 1 << NO_PLACEMENT
+_TO_LINES = 1 << SKIP_CAPTURE | 1 << NO_MOVEMENT | 1 << SKIP_RECOVERY
+_LINE_CHOICES = 1 << PROCESS_LINE | 1 << CHOOSE_LINE_ALL | 1 << CHOOSE_LINE_WINDOW
+
 
 @kernel
 def initial_state(b, s, swap_rule):
@@ -125,7 +130,7 @@ def initial_state(b, s, swap_rule):
     s[LPS_HOLDER] = -1
 
 
-@kernel
+@inner_kernel
 def _placement_phase(b, s, seat, out):
     n = placement_moves(b, s, seat, out)
     if s[HAND + seat] > 0 and (has_stack_move(b, s, seat) or recovery_eligible(s, seat)):
@@ -140,7 +145,7 @@ def _placement_phase(b, s, seat, out):
     return n
 
 
-@kernel
+@inner_kernel
 def _movement_phase(b, s, seat, out):
     if s[MUST_MOVE] >= 0:
         n = moves_of_stack(b, s, s[MUST_MOVE], out, 0)
@@ -156,7 +161,7 @@ def _movement_phase(b, s, seat, out):
     return 1
 
 
-@kernel
+@inner_kernel
 def _own_stacks(b, s, seat, kind, out):
     """One move of ``kind`` for each stack that ``seat`` controls."""
     n = 0
@@ -171,7 +176,7 @@ def _own_stacks(b, s, seat, kind, out):
     return n
 
 
-@kernel
+@inner_kernel
 def _stacks_with_buried(b, s, seat, out):
     """One payment for each stack that holds a buried ring of ``seat`` (R114)."""
     n = 0
@@ -234,14 +239,7 @@ def legal_moves(b, s, out):
     return 0
 
 
-@kernel
-def _has_region(b, s, seat):
-    """Whether ``seat`` may take a region now."""
-    regions = carray(row_pointer(), SCRATCH_ROWS)
-    return territory_moves(b, s, seat, regions, 1) > 0
-
-
-@kernel
+@inner_kernel
 def _end_turn(b, s):
     """Pass the turn to the next seat that has a ring anywhere (R201)."""
     note_lost_seats(b, s)
@@ -262,7 +260,7 @@ def _end_turn(b, s):
     enter_turn(b, s, seat)
 
 
-@kernel
+@inner_kernel
 def _after_landing(b, s, seat, to, next_phase):
     """Go on to captures from ``to`` if the stack is still the mover's and has one, else lines."""
     s[CHANGED] = 1
@@ -274,7 +272,7 @@ def _after_landing(b, s, seat, to, next_phase):
         s[MUST_MOVE] = -1
 
 
-@kernel
+@inner_kernel
 def _place(b, s, seat, to, count):
     code = s[HEADER + to]
     rings = rings_of(code)
@@ -288,7 +286,7 @@ def _place(b, s, seat, to, count):
     s[MUST_MOVE] = to
 
 
-@kernel
+@inner_kernel
 def _process_line(b, s, seat, kind, first, last, window, window_end):
     if kind == CHOOSE_LINE_WINDOW:
         first, last = window, window_end
@@ -300,25 +298,24 @@ def _process_line(b, s, seat, kind, first, last, window, window_end):
         s[PHASE] = TERRITORY
 
 
-@kernel
+@inner_kernel
 def _remove_cap(b, s, cell, seat):
     for _ in range(cap_height(s[HEADER + cell])):
         remove_top(b, s, cell, seat)
 
 
-@kernel
+@inner_kernel
 def _pay(b, s, seat, cell):
-    """A payment: one ring for a line, a cap or a buried ring for a region. True ends the turn."""
+    """A payment: one ring for a line, a cap or a buried ring for a region."""
     if s[PHASE] == LINES:
         remove_top(b, s, cell, seat)
         s[PENDING] = 0
-        return False
+        return
     if s[RECOVERY] != 0:
         remove_buried(b, s, cell, seat)
     else:
         _remove_cap(b, s, cell, seat)
     s[PAYMENT] = 0
-    return not _has_region(b, s, seat)
 
 
 @kernel
@@ -336,7 +333,10 @@ def apply_move(b, s, move):
     to = (move >> 15) & 1023
     third = (move >> 25) & 1023
     fourth = (move >> 35) & 1023
+    kinds = 1 << kind
     ends_turn = False
+    # Whether it depends on a region being left what follows this move.
+    looks_for_region = False
     s[PLY] += 1
     s[LAST_MOVER] = seat
     if kind == PLACE_RING:
@@ -344,18 +344,18 @@ def apply_move(b, s, move):
     elif kind == MOVE_STACK:
         move_stack(b, s, seat, at, to)
         _after_landing(b, s, seat, to, CAPTURE)
-    elif kind == OVERTAKING_CAPTURE or kind == CONTINUE_CAPTURE:
+    elif kinds & _CAPTURES:
         capture(b, s, seat, at, to, third)
         _after_landing(b, s, seat, third, CHAIN)
-    elif kind == SKIP_PLACEMENT or kind == NO_PLACEMENT:
+    elif kinds & _TO_MOVEMENT:
         s[PHASE] = MOVEMENT
         s[MUST_MOVE] = -1
-    elif kind == SKIP_CAPTURE or kind == NO_MOVEMENT or kind == SKIP_RECOVERY:
+    elif kinds & _TO_LINES:
         s[PHASE] = LINES
         s[MUST_MOVE] = -1
     elif kind == NO_LINE:
-        blocked = s[CHANGED] == 0 and s[COUNT + STACK + seat] > 0
-        s[PHASE] = FORCED if blocked and not _has_region(b, s, seat) else TERRITORY
+        s[PHASE] = TERRITORY
+        looks_for_region = s[CHANGED] == 0 and s[COUNT + STACK + seat] > 0
     elif kind == NO_TERRITORY:
         ends_turn = True
     elif kind == SKIP_TERRITORY:
@@ -363,24 +363,34 @@ def apply_move(b, s, move):
             s[PHASE] = FORCED
         else:
             ends_turn = True
-    elif kind == PROCESS_LINE or kind == CHOOSE_LINE_ALL or kind == CHOOSE_LINE_WINDOW:
+    elif kinds & _LINE_CHOICES:
         _process_line(b, s, seat, kind, at, to, third, fourth)
     elif kind == CHOOSE_TERRITORY:
         collapse_region(b, s, seat, at, fourth)
         s[CHANGED] = 1
         s[PAYMENT] = 1
     elif kind == ELIMINATE_RINGS:
-        ends_turn = _pay(b, s, seat, at)
+        looks_for_region = s[PHASE] == TERRITORY
+        _pay(b, s, seat, at)
     elif kind == FORCED_ELIMINATION:
         _remove_cap(b, s, at, seat)
         ends_turn = True
-    elif RECOVERY_LINE <= kind <= RECOVERY_STRIKE:
+    elif kind >= RECOVERY_LINE:
         slide(b, s, seat, kind, at, to, third, fourth)
         s[CHANGED] = 1
         s[RECOVERY] = 1
         s[PHASE] = LINES
     elif kind == SWAP_SIDES:
         s[SWAPPED] = 1
+    if looks_for_region:
+        regions = carray(row_pointer(), SCRATCH_ROWS)
+        if territory_moves(b, s, seat, regions, 1) == 0:
+            # Blocked without a region: straight to the forced elimination; paid for the last
+            # one: the turn is over.
+            if kind == NO_LINE:
+                s[PHASE] = FORCED
+            else:
+                ends_turn = True
     check_victory(b, s)
     if s[PHASE] == OVER:
         note_lost_seats(b, s)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ringrift_pipeline.game.bits import count_trailing_zeros
 from ringrift_pipeline.game.cells import has_rings, stacks_on_board
-from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.game.compile import inner_kernel, kernel
 from ringrift_pipeline.game.layout import (
     B_PLAYERS,
     B_RING_THRESHOLD,
@@ -12,8 +13,6 @@ from ringrift_pipeline.game.layout import (
     BY_LPS,
     BY_RINGS,
     BY_STALEMATE_LAST_MOVER,
-    BY_STALEMATE_MARKERS,
-    BY_STALEMATE_RINGS,
     BY_STALEMATE_TERRITORY,
     BY_TERRITORY,
     COUNT,
@@ -49,7 +48,7 @@ def has_real_action(b, s, seat):
     return has_placement(b, s, seat) or has_stack_move(b, s, seat)
 
 
-@kernel
+@inner_kernel
 def end_game(b, s, winner, reason):
     """Close the game."""
     s[PHASE] = OVER
@@ -59,13 +58,20 @@ def end_game(b, s, winner, reason):
     s[MUST_MOVE] = -1
 
 
-@kernel
+@inner_kernel
 def _stalemate(b, s):
-    """Decide a bare board by R173; hands count but are not converted."""
+    """Decide a bare board by R173; hands count but are not converted.
+
+    Only those who tie on one rung go on to the next. On the last one the seat of the last
+    recorded move wins if it is among them, else the lowest seat.
+    """
     players = b[B_PLAYERS]
+    tied = (1 << players) - 1
     for rung in range(3):
-        best, winner, ties = -1, -1, 0
+        best, leaders = -1, 0
         for seat in range(players):
+            if (tied >> seat) & 1 == 0:
+                continue
             if rung == 0:
                 value = s[TERRITORY_COUNT + seat]
             elif rung == 1:
@@ -73,21 +79,20 @@ def _stalemate(b, s):
             else:
                 value = s[COUNT + MARKER + seat]
             if value > best:
-                best, winner, ties = value, seat, 1
-            elif value == best:
-                ties += 1
-        if ties == 1 and best > 0:
-            if rung == 0:
-                end_game(b, s, winner, BY_STALEMATE_TERRITORY)
-            elif rung == 1:
-                end_game(b, s, winner, BY_STALEMATE_RINGS)
-            else:
-                end_game(b, s, winner, BY_STALEMATE_MARKERS)
+                best, leaders = value, 0
+            if value == best:
+                leaders |= 1 << seat
+        tied = leaders
+        if tied & (tied - 1) == 0:
+            end_game(b, s, count_trailing_zeros(tied), BY_STALEMATE_TERRITORY + rung)
             return
-    end_game(b, s, max(s[LAST_MOVER], 0), BY_STALEMATE_LAST_MOVER)
+    last = s[LAST_MOVER]
+    if last < 0 or (tied >> last) & 1 == 0:
+        last = count_trailing_zeros(tied)
+    end_game(b, s, last, BY_STALEMATE_LAST_MOVER)
 
 
-@kernel
+@inner_kernel
 def note_lost_seats(b, s):
     """Note the turn in which a seat lost its last ring (R175)."""
     for seat in range(b[B_PLAYERS]):
@@ -95,7 +100,7 @@ def note_lost_seats(b, s):
             s[LOST_TURN + seat] = s[TURN]
 
 
-@kernel
+@inner_kernel
 def check_victory(b, s):
     """End the game if the last move decided it; looked at after every move."""
     players = b[B_PLAYERS]
@@ -128,7 +133,7 @@ def check_victory(b, s):
         _stalemate(b, s)
 
 
-@kernel
+@inner_kernel
 def enter_turn(b, s, seat):
     """Keep the last-player-standing rounds as ``seat`` enters its turn (R172).
 

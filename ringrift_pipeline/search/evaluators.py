@@ -45,7 +45,12 @@ class UniformEvaluator:
 
 @kernel
 def _rollout_values(
-    b: np.ndarray, states: np.ndarray, playouts: int, seed: int, buffer: np.ndarray, out: np.ndarray
+    b: np.ndarray,
+    states: np.ndarray,
+    playouts: int,
+    seed: np.uint64,
+    buffer: np.ndarray,
+    out: np.ndarray,
 ) -> None:
     scratch = np.empty(states.shape[1], dtype=np.int64)
     points = np.zeros(out.shape[1], dtype=np.float64)

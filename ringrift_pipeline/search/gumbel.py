@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ringrift_pipeline.game.compile import announced
 from ringrift_pipeline.search import root as roots
 from ringrift_pipeline.search import tree as trees
 from ringrift_pipeline.search.errors import EvaluationError, SearchError
@@ -94,6 +95,7 @@ class GumbelSearch:
             if not value >= least or value == float("inf"):
                 raise SearchError(f"{name} must be finite and at least {least}, got {value}")
         self._tree: Tree | None = None
+        self._buffer = np.empty((0, rules.max_moves), dtype=np.int64)
         self._evaluations = 0
 
     def search(
@@ -112,12 +114,12 @@ class GumbelSearch:
         states, seeds, budgets = self._checked(states, seeds, simulations)
         games, players = len(states), self.rules.players
         self._evaluations = 0
-        buffer = np.empty((games, self.rules.max_moves), dtype=np.int64)
+        buffer = self._move_rows(games)
         counts = np.zeros(games, dtype=np.int32)
         widest = trees.list_moves(self.rules.constants, states, buffer, counts)
         if games and not counts.all():
             raise SearchError(f"the game in row {int(np.argmin(counts))} is over: nothing to play")
-        moves = np.where(np.arange(widest) < counts[:, None], buffer[:, :widest], 0)
+        moves = np.where(np.arange(widest) < counts[:, None], buffer[:games, :widest], 0)
         result = SearchResult(
             moves=moves,
             counts=counts,
@@ -134,7 +136,8 @@ class GumbelSearch:
         result.prior[counts == 1, :1] = 1.0
         rows = np.flatnonzero(counts > 1)
         if len(rows):
-            self._grow(rows, states, seeds, budgets, result)
+            with announced("Gumbel search", "search", "gumbel"):
+                self._grow(rows, states, seeds, budgets, result)
         result.selected[:] = moves[np.arange(games), result.selected_index]
         object.__setattr__(result, "evaluations", self._evaluations)
         return result
@@ -186,7 +189,7 @@ class GumbelSearch:
         task_leaf = np.empty(most, dtype=np.int64)
         fresh = np.empty(most, dtype=np.int64)
         leaf_counts = np.empty(most, dtype=np.int32)
-        leaf_moves = np.empty((most, self.rules.max_moves), dtype=np.int64)
+        leaf_moves = self._move_rows(most)
 
         for turn in range(turns):
             tasks = roots.plan_round(
@@ -261,6 +264,12 @@ class GumbelSearch:
             values[part] = got_values
         self._evaluations += len(states)
         return logits, values
+
+    def _move_rows(self, rows: int) -> np.ndarray:
+        """Buffer of ``rows`` rows or more for legal moves; the same one every time."""
+        if len(self._buffer) < rows:
+            self._buffer = np.empty((rows, self.rules.max_moves), dtype=np.int64)
+        return self._buffer
 
     def _reserve(self, nodes: int) -> Tree:
         if self._tree is None or self._tree.capacity < nodes:

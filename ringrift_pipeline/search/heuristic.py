@@ -17,7 +17,7 @@ from ringrift_pipeline.game import kernels, layout
 from ringrift_pipeline.game.compile import kernel
 from ringrift_pipeline.search import features
 from ringrift_pipeline.search.features import FEATURES, count_features
-from ringrift_pipeline.search.tree import list_moves, settle
+from ringrift_pipeline.search.tree import inline_settle, list_moves
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Rules
@@ -106,7 +106,7 @@ def heuristic_scores(
         for k in range(s.size):
             first[k] = s[k]
         kernels.apply_move(b, first, moves[i])
-        count = settle(b, first, replies)
+        count = inline_settle(b, first, replies)
         phase = first[layout.PHASE]
         goes_on = (
             count > 0
@@ -120,7 +120,7 @@ def heuristic_scores(
                 second[k] = first[k]
             if goes_on:
                 kernels.apply_move(b, second, replies[reply])
-                settle(b, second, ignored)
+                inline_settle(b, second, ignored)
             seat_values(b, second, table, values)
             out[i] = max(out[i], _standing(values, me))
 

@@ -23,7 +23,7 @@ _ONE = np.uint64(1)
 
 
 @kernel
-def mix(seed: int, index: int) -> int:
+def mix(seed: np.uint64, index: int | np.uint64) -> np.uint64:
     """The ``index``-th output of SplitMix64 started at ``seed`` (uint64 in, uint64 out)."""
     z = np.uint64(seed) + (np.uint64(index) + _ONE) * _GAMMA
     z = (z ^ (z >> _S30)) * _MIX_1
@@ -32,19 +32,19 @@ def mix(seed: int, index: int) -> int:
 
 
 @kernel
-def uniform(seed: int, index: int) -> float:
+def uniform(seed: np.uint64, index: int) -> float:
     """A float64 in the open interval (0, 1), a multiple of 2**-54."""
     return (np.float64(mix(seed, index) >> _S11) + 0.5) * (1.0 / 9007199254740992.0)
 
 
 @kernel
-def gumbel(seed: int, index: int) -> float:
+def gumbel(seed: np.uint64, index: int) -> float:
     """A standard Gumbel variate: -log(-log(u))."""
     return -math.log(-math.log(uniform(seed, index)))
 
 
 @kernel
-def hash_row(row: np.ndarray, seed: int) -> int:
+def hash_row(row: np.ndarray, seed: np.uint64) -> np.uint64:
     """uint64 hash of an int64 row, different for every ``seed``."""
     value = mix(seed, 0)
     for i in range(row.size):

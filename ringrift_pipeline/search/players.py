@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ringrift_pipeline.game import get_rules
+from ringrift_pipeline.game import get_rules, kernels
+from ringrift_pipeline.game.compile import announced
 from ringrift_pipeline.search import heuristic
 from ringrift_pipeline.search.errors import SearchError
 from ringrift_pipeline.search.gumbel import GumbelSearch, SearchSettings
@@ -82,7 +83,7 @@ class _BatchPlayer(ABC):
 
     def choose_batch(self, states: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Packed moves (G,) int64; each depends on its own state and seed only."""
-        opinion = self._think(*self._checked(states, seeds))
+        opinion = self._opinion(states, seeds)
         return opinion.moves[np.arange(len(opinion.moves)), opinion.chosen]
 
     def choose(self, state: State) -> Move:
@@ -93,7 +94,7 @@ class _BatchPlayer(ABC):
 
     def analyze(self, state: State) -> Analysis:
         """Policy, value and visits in ``state``."""
-        opinion = self._think(*self._checked(self._row(state), self._next_seed()))
+        opinion = self._opinion(self._row(state), self._next_seed())
         count = int(opinion.counts[0])
         return Analysis(
             moves=tuple(state.legal_moves()),
@@ -101,6 +102,9 @@ class _BatchPlayer(ABC):
             value=opinion.value[0].astype(np.float64),
             visits=opinion.visits[0, :count].astype(np.int64),
         )
+
+    def _opinion(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
+        return self._think(*self._checked(states, seeds))
 
     def _next_seed(self) -> np.ndarray:
         self._asked += 1
@@ -128,12 +132,13 @@ class _BatchPlayer(ABC):
             raise SearchError(f"the game in row {over} is over: there is no move to choose")
         return states, seeds
 
-    def _legal(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Moves (G, max_moves), unspecified beyond counts (G,) int32."""
-        moves = np.zeros((len(states), self.rules.max_moves), dtype=np.int64)
+    def _legal(self, states: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+        """Moves (G, max_moves), unspecified beyond counts (G,) int32, and the largest count."""
+        moves = np.empty((len(states), self.rules.max_moves), dtype=np.int64)
         counts = np.zeros(len(states), dtype=np.int32)
-        list_moves(self.rules.constants, states, moves, counts)
-        return moves, counts
+        with announced("the list of moves", "search", "moves"):
+            widest = list_moves(self.rules.constants, states, moves, counts)
+        return moves, counts, widest
 
 
 class RandomPlayer(_BatchPlayer):
@@ -142,15 +147,15 @@ class RandomPlayer(_BatchPlayer):
     name = "random"
 
     def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
-        moves, counts = self._legal(states)
+        moves, counts, widest = self._legal(states)
         draws = np.array([uniform(seed, 0) for seed in seeds])
-        policy = (np.arange(moves.shape[1]) < counts[:, None]) / counts[:, None]
+        policy = (np.arange(widest) < counts[:, None]) / counts[:, None]
         return _Opinion(
             moves=moves,
             counts=counts,
             policy=policy,
             value=np.full((len(states), self.rules.players), 1.0 / self.rules.players),
-            visits=np.zeros(moves.shape, dtype=np.int64),
+            visits=np.zeros(policy.shape, dtype=np.int64),
             chosen=np.minimum((draws * counts).astype(np.int64), counts - 1),
         )
 
@@ -174,7 +179,8 @@ class HeuristicPlayer(_BatchPlayer):
         self.temperature = temperature
 
     def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
-        moves, counts, scores = heuristic.score_batch(self.rules, states)
+        with announced("the heuristic", "search", "heuristic"):
+            moves, counts, scores = heuristic.score_batch(self.rules, states)
         policy = heuristic.policy_from_scores(scores, self.temperature)
         draws = np.array([uniform(seed, 0) for seed in seeds])
         reached = np.cumsum(policy, axis=1) > draws[:, None]
@@ -210,16 +216,17 @@ class RolloutPlayer(_BatchPlayer):
         self.exploration = float(exploration)
 
     def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
-        moves, counts = self._legal(states)
+        moves, counts, widest = self._legal(states)
         players = self.rules.players
-        visits = np.zeros(moves.shape, dtype=np.int64)
+        visits = np.zeros((len(states), widest), dtype=np.int64)
         value = np.full((len(states), players), 1.0 / players, dtype=np.float64)
         chosen = np.zeros(len(states), dtype=np.int64)
-        for g in np.flatnonzero(counts > 1):
-            chosen[g] = uct_search(
-                self.rules.constants, states[g], moves[g], counts[g], self.playouts,
-                self.exploration, seeds[g], visits[g], value[g],
-            )  # fmt: skip
+        with announced("rollout search", "search", "rollout"):
+            for g in np.flatnonzero(counts > 1):
+                chosen[g] = uct_search(
+                    self.rules.constants, states[g], moves[g], counts[g], self.playouts,
+                    self.exploration, seeds[g], visits[g], value[g],
+                )  # fmt: skip
         policy = visits / np.maximum(visits.sum(axis=1, keepdims=True), 1)
         policy[counts == 1, 0] = 1.0
         return _Opinion(moves, counts, policy, value, visits, chosen)
@@ -275,8 +282,6 @@ class NetworkPlayer(_BatchPlayer):
         return Analysis(analysis.moves, analysis.policy, value, analysis.visits)
 
     def _value_after_forced_moves(self, row: np.ndarray) -> np.ndarray:
-        from ringrift_pipeline.game import kernels
-
         buffer = np.empty((1, self.rules.max_moves), dtype=np.int64)
         count = settle(self.rules.constants, row, buffer[0])
         value = np.zeros(self.rules.players, dtype=np.float64)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ringrift_pipeline.game import kernels, layout
 from ringrift_pipeline.game.compile import kernel
-from ringrift_pipeline.search.tree import settle
+from ringrift_pipeline.search.tree import inline_settle
 
 #: Exploration constant of UCB1 for shares of the win in [0, 1].
 EXPLORATION = 0.7
@@ -35,7 +35,7 @@ def uct_search(
     n: int,
     playouts: int,
     exploration: float,
-    seed: int,
+    seed: np.uint64,
     visits: np.ndarray,
     value: np.ndarray,
 ) -> int:
@@ -90,7 +90,7 @@ def uct_search(
                 for i in range(state.size):
                     states[child, i] = states[node, i]
                 kernels.apply_move(b, states[child], edge_move[edge])
-                legal = settle(b, states[child], buffer)
+                legal = inline_settle(b, states[child], buffer)
                 seat[child] = states[child, layout.PLAYER] if legal > 0 else -1
                 keep = min(legal, playouts - playout)
                 if edges + keep > edge_move.size:

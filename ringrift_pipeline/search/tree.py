@@ -128,18 +128,25 @@ def rank_best(keys: np.ndarray, count: int, keep: int, order: np.ndarray) -> Non
         order[keep + i] = heap[i]
 
 
-# Inlined before it is compiled, so that a caller links and optimises the rules only once.
-@numba.njit(inline="always", nogil=True, cache=True, error_model="numpy")
-def settle(b: np.ndarray, s: np.ndarray, buffer: np.ndarray) -> int:
-    """Play the forced moves of state ``s`` in place, up to a real decision or the end.
-
-    Returns the number of legal moves, now in ``buffer``: two or more, or 0 when the game is over.
-    """
+# For kernels: inlined before it is compiled, so that a caller links and optimises the rules only
+# once. It is never compiled by itself and needs no cache.
+@numba.njit(inline="always", nogil=True, error_model="numpy")
+def inline_settle(b, s, buffer):  # type: ignore[no-untyped-def]
+    """See :func:`settle`."""
     n = kernels.legal_moves(b, s, buffer)
     while n == 1:
         kernels.apply_move(b, s, buffer[0])
         n = kernels.legal_moves(b, s, buffer)
     return n
+
+
+@kernel
+def settle(b: np.ndarray, s: np.ndarray, buffer: np.ndarray) -> int:
+    """Play the forced moves of state ``s`` in place, up to a real decision or the end.
+
+    Returns the number of legal moves, now in ``buffer``: two or more, or 0 when the game is over.
+    """
+    return inline_settle(b, s, buffer)
 
 
 @kernel
@@ -295,7 +302,7 @@ def descend(
             for i in range(states.shape[1]):
                 states[node, i] = states[above, i]
             kernels.apply_move(b, states[node], move)
-            n = settle(b, states[node], moves[waiting])
+            n = inline_settle(b, states[node], moves[waiting])
             parent[node] = above
             swapped[node] = 1 if (move & layout.KIND_MASK) == _SWAP_SIDES else 0
             visits[node] = 0

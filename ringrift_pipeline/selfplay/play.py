@@ -160,7 +160,7 @@ def play_search_games(
         stepping.advance_games(rules.constants, states, live, selfplay.max_plies, moves, counts)
         ended = np.flatnonzero(live & (counts <= 0))
         if len(ended):
-            for slot in ended:
+            for slot in map(int, ended):
                 shard.finish(int(game_of[slot]), states[slot], counts[slot] == stepping.CUT)
                 live[slot] = started < games
                 if live[slot]:

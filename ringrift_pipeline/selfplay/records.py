@@ -113,7 +113,7 @@ class Recorder:
 
     def finish(self) -> Decisions:
         """All decisions, ordered by game and decision."""
-        empty = {
+        empty: dict[str, NDArray] = {
             "game": np.zeros(0, np.int32),
             "decision": np.zeros(0, np.int32),
             "state": np.zeros((0, self._state_size), np.int64),

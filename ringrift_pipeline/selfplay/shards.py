@@ -206,7 +206,7 @@ def _record_batch(
             for number in range(metadata["games"])
         ]
     )
-    flat = {
+    flat: dict[str, NDArray] = {
         "moves": moves,
         "policy": decisions.policy[inner],
         "move_kind": unpad(encoded["move_kind"], counts),

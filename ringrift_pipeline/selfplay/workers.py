@@ -66,14 +66,14 @@ def play_shards(
     artefacts = {index: finished_shard(store, plan, index) for index in range(len(plan.shards))}
     missing = [index for index, artefact in artefacts.items() if artefact is None]
     tally = _Tally(plan, missing, Reporter(progress, should_stop))
-    tally.report(0)
+    tally.report()
     if min(count, len(missing)) <= 1:
         for index in missing:
             artefacts[index] = play_shard(
                 store,
                 plan,
                 index,
-                progress=lambda done, total, message, at=index: tally.advance(at, done, None),
+                progress=tally.of(index),
                 should_stop=should_stop,
             )
             tally.finish(index, artefacts[index])
@@ -100,17 +100,22 @@ class _Tally:
         self._positions = dict.fromkeys(missing, 0)
         self.reporter = reporter
 
+    def of(self, index: int) -> Progress:
+        """The progress callback of one shard that this process plays."""
+        return lambda done, total, message: self.advance(index, done, None)
+
     def advance(self, index: int, games: int, positions: int | None) -> None:
         self._games[index] = games
         if positions is not None:
             self._positions[index] = positions
-        self.report(games)
+        self.report()
 
     def finish(self, index: int, artefact: Artefact | None) -> None:
         if artefact is not None:
             self.advance(index, artefact.metadata["games"], artefact.metadata["positions"])
 
-    def report(self, _: int) -> None:
+    def report(self) -> None:
+        """Report the games and positions of all shards, with rates."""
         played = sum(self._games.values())
         seconds = self.reporter.seconds
         self.reporter.report(

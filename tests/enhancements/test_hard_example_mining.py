@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringrift_pipeline.enhancements.example_selection import is_member, top_with_limit
 from ringrift_pipeline.enhancements.hard_example_mining import HardExampleMiner
 
 
@@ -209,6 +210,38 @@ def test_a_game_limit_still_finds_the_many_small_games_behind_a_big_one() -> Non
     miner.record_batch(np.arange(5000), losses, games=games)
     drawn = games[miner.get_hard_indices(50)]
     assert drawn.size == 50 and np.count_nonzero(drawn == 0) == 5
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(-1, 4)), max_size=60),
+    st.integers(1, 12),
+    st.integers(1, 4),
+)
+@settings(max_examples=80, deadline=None)
+def test_top_with_limit_equals_taking_one_after_the_other(
+    items: list, number: int, limit: int
+) -> None:
+    scores = np.array([score + k / 1000 for k, (score, _) in enumerate(items)])
+    groups = np.array([group for _, group in items], dtype=np.int64)
+    expected: list[int] = []
+    taken: dict[int, int] = {}
+    for position in np.argsort(-scores, kind="stable").tolist():
+        group = int(groups[position])
+        if len(expected) < number and (group < 0 or taken.get(group, 0) < limit):
+            expected.append(position)
+            taken[group] = taken.get(group, 0) + 1
+    assert top_with_limit(scores, groups, number, limit).tolist() == expected
+
+
+@given(st.integers(-5, 20), st.integers(-5, 40), st.sampled_from([-3, -1, 1, 2, 5]))
+@settings(max_examples=60, deadline=None)
+def test_membership(start: int, stop: int, step: int) -> None:
+    rows = np.arange(0, 45)
+    population = range(start, stop, step)
+    expected = [row in population for row in rows.tolist()]
+    assert is_member(rows, population).tolist() == expected
+    positive = np.array([row for row in population if row >= 0], dtype=np.int64)
+    assert is_member(rows, positive).tolist() == expected
 
 
 def test_nan_is_skipped_and_reported_and_does_not_silence_the_miner() -> None:

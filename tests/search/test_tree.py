@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ringrift_pipeline.game import get_rules, kernels, layout
 from ringrift_pipeline.search import tree as trees
@@ -132,6 +134,16 @@ def test_expand_keeps_the_best_edges_in_order():
     assert tree.edge_move[:3].tolist() == [11, 13, 12]
     np.testing.assert_allclose(tree.edge_prior[:3], prior[[1, 3, 2]])
     np.testing.assert_allclose(tree.edge_tail[:3], [1.0, 1.0 - prior[1], 1.0 - 2 * prior[1]])
+
+
+@given(st.lists(st.sampled_from([-1.5, 0.0, 0.25, 2.0, 7.0]), min_size=1, max_size=60), st.data())
+def test_rank_best_equals_a_stable_sort(keys, data):
+    keep = data.draw(st.integers(0, len(keys)))
+    order = np.full(len(keys), -1)
+    trees.rank_best(np.array(keys), len(keys), keep, order)
+    expected = sorted(range(len(keys)), key=lambda i: -keys[i])
+    assert order[:keep].tolist() == expected[:keep]
+    assert sorted(order.tolist()) == list(range(len(keys)))
 
 
 def test_noise_is_gumbel_and_seeded():

@@ -1,0 +1,143 @@
+"""``ringrift``: the command line. Every verb says what it does with ``--help``.
+
+Exit codes: 0 done, 1 it failed on the way, 2 bad input (one line says what), 130 stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ringrift_pipeline.commands.options import with_common
+
+app = typer.Typer(
+    name="ringrift",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Self-play training for the board game RingRift: it plays itself, learns from the games, "
+    "and keeps a new model only if it is better.",
+    epilog="Start with: ringrift loop --config square8_2p --generations 2 --preset smoke",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from ringrift_pipeline import __version__
+
+        typer.echo(f"ringrift {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _add_verbs() -> None:
+    from ringrift_pipeline.commands import generation, loop, play, replay, ui
+
+    for verb in (
+        loop.loop,
+        generation.selfplay,
+        generation.train,
+        generation.evaluate,
+        play.play,
+        replay.replay,
+        ui.ui,
+    ):
+        app.command()(with_common(verb))
+
+
+_add_verbs()
+
+# typer brings its own copy of click, or uses the installed one: ask its exported class.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+_ClickException: Any = _UsageError.__mro__[1]
+
+
+def _bad_input(error: BaseException) -> bool:
+    """Is it something the person at the keyboard can put right?"""
+    from ringrift_pipeline.commands.options import InputError
+    from ringrift_pipeline.enhancements.training_config import ConfigError
+    from ringrift_pipeline.store import StoreError
+
+    kinds: list[type[BaseException]] = [InputError, ConfigError, StoreError]
+    named = {
+        "ringrift_pipeline.selfplay.plan": ("PlanError",),
+        "ringrift_pipeline.training.loop": ("ResumeError",),
+        "ringrift_pipeline.evaluation.evaluating": ("EvaluationError",),
+        "ringrift_pipeline.game.errors": ("RecordError", "IllegalMoveError"),
+        "ringrift_pipeline.search.errors": ("PlayerSpecError", "SearchError"),
+    }
+    for module, names in named.items():  # only what is loaded can have been raised
+        loaded = sys.modules.get(module)
+        kinds += [getattr(loaded, name) for name in names if hasattr(loaded, name)]
+    return isinstance(error, tuple(kinds))
+
+
+def _failed(error: BaseException) -> bool:
+    """Is it a failure that is explained in its own words (no traceback needed)?"""
+    named = {
+        "ringrift_pipeline.orchestration.loop": ("LoopError",),
+        "ringrift_pipeline.orchestration.services": ("ServiceError",),
+        "ringrift_pipeline.selfplay.workers": ("SelfplayError",),
+        "ringrift_pipeline.selfplay.stopping": ("Interrupted",),
+    }
+    kinds: list[type[BaseException]] = []
+    for module, names in named.items():
+        loaded = sys.modules.get(module)
+        kinds += [getattr(loaded, name) for name in names if hasattr(loaded, name)]
+    return isinstance(error, tuple(kinds))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code."""
+    try:
+        code = app(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="ringrift",
+            standalone_mode=False,
+        )
+        return code if isinstance(code, int) else 0
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("ringrift: stopped", err=True)
+        return 130
+    except _ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "ringrift"
+        message = _one_line(error.format_message())
+        if not message:  # no arguments at all: the help has been printed
+            return 2
+        typer.echo(f"{where}: {message} (see {where} --help)", err=True)
+        return 2
+    except Exception as error:
+        if _bad_input(error):
+            typer.echo(f"ringrift: {_one_line(str(error))}", err=True)
+            return 2
+        if _failed(error):
+            typer.echo(f"ringrift: {str(error).strip()}", err=True)
+            return 1
+        raise
+
+
+def main() -> None:
+    """Entry point of the ``ringrift`` script."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""``ringrift selfplay``, ``train`` and ``evaluate``: the parts of one generation, without Dagster.
+
+They make the same artefacts in the same places as the pipeline's steps do, so that the loop, or
+the next verb, goes on from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ringrift_pipeline.commands.console import output, print_json, progress, say
+from ringrift_pipeline.commands.options import Common, InputError
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.selfplay import Plan
+    from ringrift_pipeline.store import Artefact, Store
+
+GenerationOption = Annotated[
+    int | None,
+    typer.Option(
+        "--generation", "-g", min=0, help="Which generation. Default: the newest, as the text says."
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=0, help="Worker processes; 0 is one a core. Does not change the games."
+    ),
+]
+
+
+def selfplay(
+    common: Common, generation: GenerationOption = None, workers: WorkersOption = None
+) -> None:
+    """Play one generation's games.
+
+    The newest generation if its games are not all played yet, else a new one. The champion plays;
+    as long as there is none, the one-ply heuristic does. Shards that exist and verify are not
+    played again.
+    """
+    from ringrift_pipeline.selfplay import collect, plan_generation, play_shards
+
+    store, settings = common.store(), common.settings()
+    if generation is None:
+        generation = _next_to_play(store, common)
+    with store.lock(common.config, f"generation-{generation:04d}"):
+        plan = plan_generation(store, common.config, generation, settings)
+        if plan.settings != settings:
+            say(f"generation {generation:04d} was planned before; its own settings stand")
+        say(
+            f"{common.config} generation {generation:04d}: {plan.games} games in "
+            f"{len(plan.shards)} shards"
+        )
+        with progress("selfplay") as report:
+            play_shards(store, plan, workers=workers, progress=report)
+        artefact = collect(store, plan)
+    _show(common, [artefact])
+
+
+def _next_to_play(store: Store, common: Common) -> int:
+    generations = store.generations(common.config)
+    if not generations:
+        return 0
+    newest = generations[-1]
+    played = store.current(common.config, newest, "selfplay_shards", verify=False)
+    return newest if played is None and common.resume != "never" else newest + 1
+
+
+def train(common: Common, generation: GenerationOption = None) -> None:
+    """Train on one generation's games: scores, hard examples, training, average, ensemble,
+    calibration.
+
+    The newest generation that has been played. What exists and was made from the same inputs is
+    not made again; a training that was stopped goes on where it was.
+    """
+    from ringrift_pipeline import training
+
+    store, plan = _planned(common, generation)
+    steps: list[tuple[str, Callable[..., Artefact], dict[str, Any]]] = [
+        ("quality scores", training.score_games, {}),
+        ("hard examples", training.mine_hard_examples, {}),
+        ("training", training.train, {"resume": common.resume}),
+        ("average", training.average, {}),
+        ("ensemble", training.build_ensemble, {}),
+        ("calibration", training.calibrate, {}),
+    ]
+    made = []
+    with store.lock(plan.config, f"generation-{plan.generation:04d}"):
+        for title, make, more in steps:
+            with progress(title) as report:
+                made.append(make(store, plan, progress=report, **more))
+    _show(common, made)
+
+
+def evaluate(
+    common: Common,
+    generation: GenerationOption = None,
+    promote: Annotated[
+        bool,
+        typer.Option("--promote", help="Make it champion if the gate says so, as the loop does."),
+    ] = False,
+) -> None:
+    """Play one generation's model against random, heuristic and champion, and ask the gate.
+
+    The newest generation that has been trained.
+    """
+    from ringrift_pipeline.evaluation import evaluate as evaluate_generation
+
+    store, plan = _planned(common, generation)
+    with store.lock(plan.config, f"generation-{plan.generation:04d}"):
+        with progress("evaluation") as report:
+            artefact = evaluate_generation(store, plan, progress=report)
+        gate = artefact.read_json("report.json")["gate"]
+        if promote and gate["promote"]:
+            model = store.require(plan.config, plan.generation, "ema_model")
+            reason = {"gate": gate, "evaluation": artefact.digest, "run": None}
+            store.promote(plan.config, plan.generation, model, reason)
+            say(f"generation {plan.generation:04d} is champion of {plan.config}")
+    _show(common, [artefact], {"gate": gate})
+    if not common.as_json:
+        verdict = "would be promoted" if gate["promote"] else "is not promoted"
+        say(f"The gate: it {verdict}. " + "; ".join(gate["reasons"]))
+
+
+def _planned(common: Common, generation: int | None) -> tuple[Store, Plan]:
+    """The generation that a verb works on; its own plan says with which settings."""
+    from ringrift_pipeline.selfplay import load_plan
+
+    store = common.store()
+    generations = store.generations(common.config)
+    if not generations:
+        raise InputError(
+            f"{common.config} has no games in {store.root} yet: ringrift selfplay --config "
+            f"{common.config} plays some"
+        )
+    if generation is None:
+        generation = generations[-1]
+    elif generation not in generations:
+        raise InputError(
+            f"{common.config} has no generation {generation:04d} in {store.root}, only "
+            f"{generations[0]:04d} to {generations[-1]:04d}"
+        )
+    plan = load_plan(store, common.config, generation)
+    if (common.preset or common.settings_file or common.overrides) and (
+        common.settings() != plan.settings
+    ):
+        say(f"generation {generation:04d} was planned with its own settings; they stand")
+    return store, plan
+
+
+def _show(common: Common, artefacts: list[Artefact], more: dict[str, Any] | None = None) -> None:
+    """The numbers of what was made."""
+    if common.as_json:
+        print_json(
+            {
+                "config": common.config,
+                "generation": artefacts[0].generation,
+                "artefacts": {
+                    artefact.kind: {
+                        "path": str(artefact.path),
+                        "digest": artefact.digest,
+                        "numbers": _numbers(artefact),
+                    }
+                    for artefact in artefacts
+                },
+                **(more or {}),
+            }
+        )
+        return
+    table = Table(title=f"{common.config} generation {artefacts[0].generation:04d}")
+    for column in ("artefact", "number", "value"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for artefact in artefacts:
+        for name, value in _numbers(artefact).items():
+            text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+            table.add_row(artefact.kind, name, text)
+        table.add_section()
+    output.print(table)
+
+
+def _numbers(artefact: Artefact) -> dict[str, float | int]:
+    return {
+        name: value
+        for name, value in artefact.metadata.items()
+        if "/" in name and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }

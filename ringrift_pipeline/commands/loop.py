@@ -1,0 +1,255 @@
+"""``ringrift loop``: whole generations through the real Dagster daemon, watched to the end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ringrift_pipeline.commands.console import Every, clock, errors, output, print_json, say
+from ringrift_pipeline.commands.options import Common
+from ringrift_pipeline.commands.ui import PORT, check_port, ui_line, url
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.orchestration.loop import GenerationState, Snapshot
+    from ringrift_pipeline.orchestration.summary import GenerationSummary
+
+_MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗"}
+_STYLES = {"waiting": "dim", "running": "bold cyan", "done": "green", "failed": "bold red"}
+
+
+def loop(
+    common: Common,
+    generations: Annotated[
+        int, typer.Option("--generations", "-n", min=1, help="Generations to play to their end.")
+    ] = 1,
+    with_ui: Annotated[bool, typer.Option("--ui", help="Serve the Dagster UI meanwhile.")] = False,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of --ui.")] = PORT,
+) -> None:
+    """Play, score, mine, train, average, ensemble, calibrate, evaluate and gate, again and again.
+
+    Starts the Dagster daemon, submits a generation, lets the sensor start the next ones, and
+    stops everything. Called again it goes on from the newest generation. Ctrl-C stops it cleanly;
+    what is finished stays.
+    """
+    settings = common.settings()
+    if with_ui:
+        check_port("127.0.0.1", port)
+    if not common.as_json:
+        say(f"Everything is kept under {common.root}")
+    from ringrift_pipeline.orchestration.loop import Loop, LoopError, LoopRequest
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    request = LoopRequest(
+        config=common.config,
+        data=common.root,
+        settings=settings,
+        generations=generations,
+        resume=common.resume,
+        ui_port=port if with_ui else None,
+    )
+    began = time.monotonic()
+    work = Loop(request)
+    _announce(common, work.first, work.last)
+    failure: LoopError | None = None
+    with work:
+        if with_ui:
+            say(f"Dagster UI: {url(common.config, port)}")
+        try:
+            _watch(work)
+        except LoopError as error:
+            failure = error
+        say("stopping the daemon …")
+        _ignore_interrupts()
+    _close(common, work.summaries(), time.monotonic() - began, failure)
+    if failure is not None:
+        raise failure
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _ignore_interrupts() -> None:
+    """From here on stopping is under way, and takes seconds."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: say("already stopping …"))
+
+
+def _announce(common: Common, first: int, last: int) -> None:
+    which = f"generation {first:04d}" if first == last else f"generations {first:04d} to {last:04d}"
+    say(f"{common.config}: {which}. Starting the Dagster daemon …")
+
+
+def _watch(work: Any) -> None:
+    if errors.is_terminal:
+        with Live(console=errors, refresh_per_second=4, transient=True) as live:
+            for snapshot in work.watch():
+                live.update(_picture(snapshot))
+        return
+    due = Every()
+    told: set[tuple[str, str, str]] = set()
+    for snapshot in work.watch():
+        for state in snapshot.generations:
+            for name, mark in state.assets.items():
+                if mark in ("done", "failed") and (state.key, name, mark) not in told:
+                    told.add((state.key, name, mark))
+                    took = clock(state.seconds[name])
+                    say(f"{_stamp(snapshot)} {state.key} | {name} {mark} after {took}")
+        if due():
+            say(_line(snapshot))
+
+
+def _running(snapshot: Snapshot) -> GenerationState:
+    """The generation that is being worked on, or the last one."""
+    for state in snapshot.generations:
+        if not state.decided:
+            return state
+    return snapshot.generations[-1]
+
+
+def _stamp(snapshot: Snapshot) -> str:
+    return f"[{clock(snapshot.elapsed)}] {snapshot.config}"
+
+
+def _line(snapshot: Snapshot) -> str:
+    """One line: time, generation, what is done, what runs and how far it is."""
+    state = _running(snapshot)
+    done = sum(mark == "done" for mark in state.assets.values())
+    parts = [f"{_stamp(snapshot)} {state.key}"]
+    parts.append(f"{done}/{len(state.assets)} assets" if state.run_id else "waiting for its run")
+    for step in state.steps:
+        parts.append(f"{_short(step.step)}: {step.message or f'{step.done} of {step.total}'}")
+    if not state.steps and state.run_id:
+        running = [name for name, mark in state.assets.items() if mark == "running"]
+        parts.append(", ".join(running) or state.status)
+    return " | ".join(parts)
+
+
+def _short(step: str) -> str:
+    """``square8_2p__selfplay_shards.play[0001]`` -> ``play[0001]``."""
+    return step.split("__", 1)[-1].removeprefix("selfplay_shards.")
+
+
+def _picture(snapshot: Snapshot) -> Group:
+    """The same for a terminal: a row of marks a generation, a bar a running step."""
+    rows: list[Any] = []
+    for state in snapshot.generations:
+        row = Text(f"{snapshot.config} {state.key} ")
+        for name, mark in state.assets.items():
+            row.append(f" {_MARKS[mark]} {name}", style=_STYLES[mark])
+            if mark == "done":
+                row.append(f" {clock(state.seconds[name])}", style="dim")
+        rows.append(row)
+    bars = Table.grid(padding=(0, 1))
+    state = _running(snapshot)
+    now = time.time()
+    for step in state.steps:
+        bars.add_row(
+            Text(_short(step.step)),
+            ProgressBar(
+                total=step.total or None, completed=step.done, width=30, pulse=not step.total
+            ),
+            Text(f"{step.done}/{step.total}" if step.total else ""),
+            Text(clock(now - step.started), style="dim"),
+            Text(step.message, overflow="ellipsis"),
+        )
+    rows += [bars, Text(f"{clock(snapshot.elapsed)} since the start", style="dim")]
+    return Group(*rows)
+
+
+def _close(
+    common: Common, summaries: list[GenerationSummary], seconds: float, failure: Exception | None
+) -> None:
+    line = ui_line(common)
+    if common.as_json:
+        print_json(
+            {
+                "config": common.config,
+                "data": str(common.root),
+                "seconds": round(seconds, 1),
+                "failure": str(failure) if failure else None,
+                "generations": [summary.to_dict() for summary in summaries],
+                "ui": line,
+            }
+        )
+        return
+    output.print(closing_table(common.config, summaries, output.width))
+    for summary in summaries:
+        if summary.promoted is not None:
+            verdict = "promoted" if summary.promoted else "not promoted"
+            output.print(
+                f"{summary.generation:04d} {verdict}: {'; '.join(summary.reasons)}",
+                markup=False,
+                soft_wrap=True,
+            )
+    for summary in summaries:
+        if summary.seconds:
+            spent = ", ".join(f"{name} {clock(took)}" for name, took in summary.seconds.items())
+            output.print(f"{summary.generation:04d} wall time: {spent}", soft_wrap=True)
+    output.print(f"Done in {clock(seconds)}. To open the UI on this history:")
+    output.print(f"  {line}", markup=False, soft_wrap=True)
+
+
+WIDE = 160  # characters that one row a generation needs
+
+
+def closing_table(config: str, summaries: list[GenerationSummary], width: int = WIDE) -> Table:
+    """One row a generation; on a narrow terminal one column a generation."""
+    rows = [("generation", *(name for name, _ in _COLUMNS))]
+    rows += [(f"{s.generation:04d}", *(show(s) for _, show in _COLUMNS)) for s in summaries]
+    wide = width >= WIDE
+    if not wide:
+        rows = list(zip(*rows, strict=True))
+    table = Table(title=f"{config}: what each generation came to")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if not wide and number == 0 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    table.caption = "losses: training → held out; calibration error: before → after; intervals 95%"
+    return table
+
+
+_COLUMNS: tuple[tuple[str, Callable[[GenerationSummary], str]], ...] = (
+    ("games", lambda s: _number(s.games, ",")),
+    ("positions", lambda s: _number(s.positions, ",")),
+    ("policy loss", lambda s: _pair(s.train_policy_loss, s.val_policy_loss)),
+    ("value loss", lambda s: _pair(s.train_value_loss, s.val_value_loss)),
+    ("calibration error", lambda s: _pair(s.ece_before, s.ece_after)),
+    ("rating", lambda s: _interval(s.rating, s.rating_low, s.rating_high, ".0f")),
+    (
+        "against random",
+        lambda s: _interval(
+            s.win_rate_random, s.win_rate_random_low, s.win_rate_random_high, ".0%"
+        ),
+    ),
+    (
+        "against heuristic",
+        lambda s: _interval(
+            s.win_rate_heuristic, s.win_rate_heuristic_low, s.win_rate_heuristic_high, ".0%"
+        ),
+    ),
+    ("promoted", lambda s: "–" if s.promoted is None else "yes" if s.promoted else "no"),
+)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _pair(before: float | None, after: float | None) -> str:
+    return f"{_number(before, '.3f')} → {_number(after, '.3f')}"
+
+
+def _interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    if value is None:
+        return "–"
+    return f"{_number(value, form)} ({_number(low, form)} to {_number(high, form)})"

@@ -1,0 +1,216 @@
+"""The flags that every verb takes, and what they come to."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ringrift_pipeline.orchestration.configs import CONFIGS
+from ringrift_pipeline.orchestration.places import data_folder
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.enhancements.training_config import TrainingConfig
+    from ringrift_pipeline.store import Store
+
+
+class InputError(ValueError):
+    """Bad input on the command line: one line that says what was wrong and what to do."""
+
+
+def _config(value: str) -> str:
+    if value not in CONFIGS:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(CONFIGS)}")
+    return value
+
+
+def _preset(value: str | None) -> str | None:
+    from ringrift_pipeline.enhancements.training_config import PRESETS
+
+    if value is not None and value not in PRESETS:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(PRESETS)}")
+    return value
+
+
+def _resume(value: str) -> str:
+    if value not in ("auto", "never") and not Path(value).is_dir():
+        raise typer.BadParameter(f"{value!r} is neither auto nor never nor a folder")
+    return value
+
+
+SETTINGS = "Settings"
+
+ConfigOption = Annotated[
+    str,
+    typer.Option(
+        "--config",
+        "-c",
+        callback=_config,
+        metavar="NAME",
+        help="Board and number of players: square8_2p, hex8_3p, … hexagonal_4p.",
+    ),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        "-d",
+        file_okay=False,
+        help="Folder that everything is kept under. Default: $RINGRIFT_DATA, else ./data.",
+    ),
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        callback=_preset,
+        metavar="NAME",
+        help="Settings to start from: smoke (minutes on two cores), hour or day.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Root of every random stream.", rich_help_panel=SETTINGS),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="auto (CUDA where present), cpu, cuda, cuda:N or mps.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+ResumeOption = Annotated[
+    str,
+    typer.Option(
+        "--resume",
+        callback=_resume,
+        metavar="auto|PATH|never",
+        help="Unfinished work: go on with it, go on from the state in a folder, or begin anew.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+SettingsFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        exists=True,
+        dir_okay=False,
+        help="TOML, YAML or JSON file of settings.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="One setting, such as selfplay.games=200; may be repeated.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+ShowOption = Annotated[
+    bool,
+    typer.Option(
+        "--show-settings",
+        help="Print the settings as they come out of preset, file, environment and flags, and stop.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output, alone.")
+]
+
+
+@dataclass(frozen=True)
+class Common:
+    """The flags of every verb. A flag that a verb has no use for is taken and ignored, so that
+    the same line works with all of them.
+    """
+
+    config: ConfigOption = "square8_2p"
+    data: DataOption = None
+    preset: PresetOption = None
+    seed: SeedOption = None
+    device: DeviceOption = None
+    resume: ResumeOption = "auto"
+    settings_file: SettingsFileOption = None
+    overrides: SetOption = None
+    show_settings: ShowOption = False
+    as_json: JsonOption = False
+
+    @property
+    def root(self) -> Path:
+        """The data root, absolute."""
+        return data_folder(self.data)
+
+    def store(self) -> Store:
+        """The store under the data root."""
+        from ringrift_pipeline.store import Store
+
+        return Store(self.root)
+
+    def settings(self) -> TrainingConfig:
+        """defaults < preset < file < environment < flags. Raises ConfigError."""
+        from ringrift_pipeline.enhancements.training_config import TrainingConfig
+
+        overrides: dict[str, Any] = {}
+        for text in self.overrides or []:
+            name, equals, value = text.partition("=")
+            if not equals:
+                raise InputError(f"--set {text}: write NAME=VALUE, such as selfplay.games=200")
+            overrides[name.strip()] = value.strip()
+        if self.seed is not None:
+            overrides["seed"] = self.seed
+        if self.device is not None:
+            overrides["device"] = self.device
+        return TrainingConfig.load(preset=self.preset, file=self.settings_file, overrides=overrides)
+
+
+def with_common(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb ``verb(common, …)`` the flags of every verb, after its own."""
+    own = [p for p in inspect.signature(verb, eval_str=True).parameters.values()][1:]
+    shared = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=item.default,
+            annotation=_ANNOTATIONS[item.name],
+        )
+        for item in fields(Common)
+    ]
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+
+    @functools.wraps(verb)
+    def wrapped(**values: Any) -> Any:
+        common = Common(**{item.name: values.pop(item.name) for item in fields(Common)})
+        if common.show_settings:
+            typer.echo(json.dumps(common.settings().to_dict(), indent=2))
+            return None
+        return verb(common, **values)
+
+    wrapped.__signature__ = inspect.Signature([*keyword, *shared])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*keyword, *shared]}
+    return wrapped
+
+
+_ANNOTATIONS: dict[str, Any] = {
+    "config": ConfigOption,
+    "data": DataOption,
+    "preset": PresetOption,
+    "seed": SeedOption,
+    "device": DeviceOption,
+    "resume": ResumeOption,
+    "settings_file": SettingsFileOption,
+    "overrides": SetOption,
+    "show_settings": ShowOption,
+    "as_json": JsonOption,
+}

@@ -1,0 +1,185 @@
+"""``ringrift play``: a game in the terminal, a person against players or players among themselves."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ringrift_pipeline.commands.boards import COLORS, all_cells, describe, draw, standing
+from ringrift_pipeline.commands.console import output, print_json, say
+from ringrift_pipeline.commands.options import Common, InputError
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.game import Move, State
+
+HUMAN = "human"
+LISTED = 40  # moves listed before the rest is left to filtering
+HELP = (
+    "Type a move's number, or part of its text to list only moves that contain it; "
+    "? for the list, h for what the players would do, q to give up."
+)
+
+
+def play(
+    common: Common,
+    players: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--player",
+            "-p",
+            metavar="SPEC",
+            help="Who sits in the next seat: human, random, heuristic, rollout, champion, "
+            "generation:0007 or a model's folder. Repeat it; the last one fills the seats left. "
+            "Default: human, then heuristic.",
+        ),
+    ] = None,
+    simulations: Annotated[
+        int | None, typer.Option("--simulations", min=1, help="Simulations a searched decision.")
+    ] = None,
+    swap_rule: Annotated[
+        bool, typer.Option("--swap-rule", help="Offer the pie rule (two players only).")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show only how the game ends.")] = False,
+) -> None:
+    """Play a game in the terminal, or watch players play one."""
+    specs = seats_of(players, int(common.config[-2]))
+    if HUMAN in specs and not sys.stdin.isatty() and common.as_json:
+        raise InputError("--json has no room for a person: name a player for every seat")
+    settings = common.settings()
+    from ringrift_pipeline.game import new_game
+    from ringrift_pipeline.search import load_player
+
+    try:
+        state = new_game(common.config, swap_rule=swap_rule)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    loaded: dict[int, Any] = {}
+    for seat, spec in enumerate(specs, start=1):
+        if spec == HUMAN:
+            continue
+        try:
+            loaded[seat] = load_player(
+                spec,
+                common.config,
+                simulations=simulations or settings.search.simulations,
+                seed=settings.seed + seat,
+                data=common.root,
+                device=settings.device,
+            )
+        except (ValueError, LookupError, OSError) as error:
+            raise InputError(f"--player {spec}: {error}") from error
+    show = not (quiet or common.as_json)
+    moves = []
+    while not state.is_terminal:
+        seat = state.current_player or 1
+        legal = state.legal_moves()
+        if len(legal) == 1:
+            move = legal[0]
+        elif seat in loaded:
+            move = loaded[seat].choose(state)
+        else:
+            _board(state)
+            move = ask(state, legal, loaded)
+        record = move.to_record()
+        moves.append(record)
+        if show and len(legal) > 1:
+            output.print(f"{len(moves):>4}  seat {seat} ({specs[seat - 1]}): ", end="")
+            output.print(describe(record), style=COLORS[seat - 1], markup=False)
+        state = state.apply(move)
+    _result(common, state, specs, moves)
+
+
+def seats_of(players: list[str] | None, seats: int) -> list[str]:
+    """Who sits where; the last one named fills the seats that are left. Raises InputError."""
+    specs = list(players) if players else [HUMAN, "heuristic"]
+    if len(specs) > seats:
+        raise InputError(f"{len(specs)} players were named for {seats} seats")
+    return specs + [specs[-1]] * (seats - len(specs))
+
+
+def _board(state: State) -> None:
+    record = state.to_record()
+    output.print()
+    output.print(draw(record, all_cells(state.rules)), end="", soft_wrap=True)
+    output.print(standing(record), end="")
+    seat = state.current_player or 1
+    output.print(f"seat {seat} to move, {state.phase}", style=f"bold {COLORS[seat - 1]}")
+
+
+def ask(state: State, legal: list[Move], players: dict[int, Any]) -> Move:
+    """The move a person chooses. Raises KeyboardInterrupt when they give up."""
+    texts = [describe(move.to_record()) for move in legal]
+    shown = list(range(len(legal)))
+    _list(texts, shown)
+    output.print(HELP, style="dim", markup=False)
+    while True:
+        try:
+            answer = input("move> ").strip()
+        except EOFError:
+            raise KeyboardInterrupt from None
+        if answer in ("q", "quit"):
+            raise KeyboardInterrupt
+        if answer in ("?", ""):
+            shown = list(range(len(legal)))
+            _list(texts, shown)
+        elif answer == "h":
+            _hint(state, players)
+        elif answer.isdigit():
+            if int(answer) < len(legal):
+                return legal[int(answer)]
+            output.print(f"there are moves 0 to {len(legal) - 1}")
+        else:
+            words = answer.split()
+            shown = [i for i, text in enumerate(texts) if all(word in text for word in words)]
+            if len(shown) == 1:
+                return legal[shown[0]]
+            _list(texts, shown)
+
+
+def _list(texts: list[str], shown: list[int]) -> None:
+    for index in shown[:LISTED]:
+        output.print(f"{index:>4}  {texts[index]}", markup=False)
+    if len(shown) > LISTED:
+        output.print(f"      … {len(shown) - LISTED} more; type part of a move to narrow them down")
+    if not shown:
+        output.print("      no move contains that; ? lists all")
+
+
+def _hint(state: State, players: dict[int, Any]) -> None:
+    if not players:
+        output.print("nobody else plays")
+        return
+    analysis = next(iter(players.values())).analyze(state)
+    ranked = sorted(zip(analysis.policy, analysis.moves, strict=True), key=lambda pair: -pair[0])
+    for share, move in ranked[:5]:
+        output.print(f"  {share:>4.0%}  {describe(move.to_record())}", markup=False)
+
+
+def _result(common: Common, state: State, specs: list[str], moves: list[dict[str, Any]]) -> None:
+    if common.as_json:
+        print_json(
+            {
+                "config": common.config,
+                "players": specs,
+                "winner": state.winner,
+                "ranking": state.ranking(),
+                "reason": state.reason,
+                "plies": len(moves),
+                "moves": moves,
+            }
+        )
+        return
+    _end_board(state)
+    order = " > ".join(
+        " = ".join(f"seat {seat} ({specs[seat - 1]})" for seat in group)
+        for group in state.ranking()
+    )
+    say(f"{state.reason} after {len(moves)} plies: {order}")
+
+
+def _end_board(state: State) -> None:
+    record = state.to_record()
+    output.print(draw(record, all_cells(state.rules)), end="", soft_wrap=True)
+    output.print(standing(record), end="")

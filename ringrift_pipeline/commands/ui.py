@@ -1,0 +1,100 @@
+"""``ringrift ui``: the Dagster UI on a data root."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from typing import Annotated, Any
+
+import typer
+
+from ringrift_pipeline.commands.console import print_json, say
+from ringrift_pipeline.commands.options import Common, InputError
+
+PORT = 3000
+
+
+def ui_line(common: Common, port: int = PORT) -> str:
+    """What to type to open the UI on this history."""
+    return f"ringrift ui --config {common.config} --data {_quoted(str(common.root))}" + (
+        f" --port {port}" if port != PORT else ""
+    )
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def url(config: str, port: int, host: str = "127.0.0.1") -> str:
+    """The page of a config's own lineage (groups are collapsed on the page of all)."""
+    location = "__repository__@ringrift_pipeline.definitions"
+    return f"http://{host}:{port}/locations/{location}/asset-groups/{config}/lineage"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises InputError if somebody listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} on {host} cannot be used ({error.strerror}); name another with --port"
+            ) from None
+
+
+def ui(
+    common: Common,
+    port: Annotated[
+        int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")
+    ] = PORT,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    daemon: Annotated[
+        bool,
+        typer.Option(
+            "--daemon/--no-daemon",
+            help="Also run the daemon, so that what is launched in the UI, the sensor and the "
+            "schedules run. Without it the UI shows the history, beside a running loop too.",
+        ),
+    ] = False,
+) -> None:
+    """Open the Dagster UI on everything under --data, until Ctrl-C."""
+    from contextlib import ExitStack
+
+    from ringrift_pipeline.orchestration.instance import open_instance, own_instance
+    from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
+
+    check_port(host, port)
+    done = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: done.set())
+    with ExitStack() as stack:
+        services: list[Backend | Service] = []
+        if daemon:
+            stack.enter_context(own_instance(common.root))
+            backend = Backend(common.root)
+            stack.callback(backend.stop)
+            services = [backend, start_webserver(common.root, host, port, backend.workspace)]
+        else:
+            stack.enter_context(open_instance(common.root))
+            services = [start_webserver(common.root, host, port)]
+        stack.callback(services[-1].stop)
+        address = url(common.config, port, host)
+        if common.as_json:
+            print_json({"url": address, "data": str(common.root), "daemon": daemon})
+        else:
+            say(f"Dagster UI of {common.root}: {address}")
+            if not daemon:
+                say("It shows the history. To launch runs from it as well: ringrift ui --daemon")
+            say("Ctrl-C stops it.")
+        while not done.wait(1.0):
+            _check(services)
+        say("stopping …")
+
+
+def _check(services: list[Any]) -> None:
+    for service in services:
+        service.check()

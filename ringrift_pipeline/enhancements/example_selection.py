@@ -1,0 +1,63 @@
+"""Choosing rows of a data set: by position, by membership, and by score with a limit a group."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ringrift_pipeline.enhancements.sample_slots import run_starts
+
+
+def rows_at(population: np.ndarray | range, positions: np.ndarray) -> np.ndarray:
+    """The rows (K,) int64 that stand at ``positions`` (K,) of a population of rows."""
+    if isinstance(population, range):
+        return population.start + population.step * positions.astype(np.int64)
+    return population[positions].astype(np.int64)
+
+
+def is_member(rows: np.ndarray, population: np.ndarray | range) -> np.ndarray:
+    """Which rows (K,) occur in the population, (K,) bool.
+
+    O(K) for a range and where row i stands at position i; else O(K + size of the population).
+    """
+    if isinstance(population, range):
+        low, high = sorted((population[0], population[-1])) if len(population) else (1, 0)
+        return (rows >= low) & (rows <= high) & ((rows - low) % abs(population.step) == 0)
+    member = np.zeros(rows.size, dtype=bool)
+    inside = rows < population.size
+    member[inside] = population[rows[inside]] == rows[inside]
+    if not member.all():
+        member[~member] = np.isin(rows[~member], population)
+    return member
+
+
+def top_with_limit(scores: np.ndarray, groups: np.ndarray, number: int, limit: int) -> np.ndarray:
+    """Positions of the highest scores, highest first: at most ``number`` of them, at most
+    ``limit`` of any one group; members of group -1 are not limited.
+
+    Args:
+        scores: (N,) floating point.
+        groups: (N,) int64.
+        number: positions wanted.
+        limit: most positions of a group, at least 1.
+    """
+    pool = np.arange(0)
+    for size in (8 * number, scores.size):  # mostly a few times the number is enough
+        if size < scores.size:
+            pool = np.argpartition(-scores, size)[:size]
+        else:
+            pool = np.arange(scores.size)
+        pool = pool[np.argsort(-scores[pool], kind="stable")]
+        if limit < number:
+            group = groups[pool]
+            by_group = np.argsort(group, kind="stable")
+            starts = run_starts(group[by_group])
+            first = np.maximum.accumulate(np.where(starts, np.arange(pool.size), 0))
+            rank = np.empty(pool.size, dtype=np.int64)  # within the group, by score
+            rank[by_group] = np.arange(pool.size) - first
+            pool = pool[(rank < limit) | (group < 0)]
+        if pool.size >= number or size >= scores.size:
+            break
+    return pool[:number]
+
+
+__all__ = ["is_member", "rows_at", "top_with_limit"]

@@ -1,0 +1,209 @@
+"""The nine assets of a config, made by one factory: [config, name], one group a config."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    AssetSpec,
+    MaterializeResult,
+    TableColumn,
+    TableColumnConstraints,
+    TableSchema,
+    asset,
+)
+
+from ringrift_pipeline.orchestration.metadata import materialized
+from ringrift_pipeline.orchestration.names import (
+    CHAMPION,
+    CPU_POOL,
+    OWNERS,
+    asset_key,
+    partitions,
+)
+from ringrift_pipeline.orchestration.selfplay_asset import selfplay_shards
+from ringrift_pipeline.orchestration.step import Step, running_step
+from ringrift_pipeline.store import Artefact
+from ringrift_pipeline.training.tables import HARD_EXAMPLES, QUALITY_SCORES, Column
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One asset after selfplay: what it is made from, and the room function that makes it.
+
+    ``make`` imports its room inside, so that loading the definitions stays cheap.
+    """
+
+    name: str
+    deps: tuple[str, ...]
+    make: Callable[[Step, str], Artefact]  # (step, the run's `resume`)
+    description: str
+    kinds: frozenset[str]
+    columns: tuple[Column, ...] = ()  # of its Parquet table, if it has one
+    code_version: str = "1"
+
+
+def _score(step: Step, _: str) -> Artefact:
+    from ringrift_pipeline.training import score_games
+
+    return score_games(step.store, step.plan(), **step.hooks())
+
+
+def _mine(step: Step, _: str) -> Artefact:
+    from ringrift_pipeline.training import mine_hard_examples
+
+    return mine_hard_examples(step.store, step.plan(), **step.hooks())
+
+
+def _train(step: Step, resume: str) -> Artefact:
+    from ringrift_pipeline.training import train
+
+    return train(step.store, step.plan(), resume=resume, **step.hooks())
+
+
+def _average(step: Step, _: str) -> Artefact:
+    from ringrift_pipeline.training import average
+
+    return average(step.store, step.plan(), **step.hooks())
+
+
+def _ensemble(step: Step, _: str) -> Artefact:
+    from ringrift_pipeline.training import build_ensemble
+
+    return build_ensemble(step.store, step.plan(), **step.hooks())
+
+
+def _calibrate(step: Step, _: str) -> Artefact:
+    from ringrift_pipeline.training import calibrate
+
+    return calibrate(step.store, step.plan(), **step.hooks())
+
+
+def _evaluate(step: Step, _: str) -> Artefact:
+    from ringrift_pipeline.evaluation import evaluate
+
+    return evaluate(step.store, step.plan(), **step.hooks())
+
+
+RECIPES: tuple[Recipe, ...] = (
+    Recipe(
+        "quality_scores",
+        ("selfplay_shards",),
+        _score,
+        "A score in [0, 1] for every game of the generation: length, balance, diversity, "
+        "decisiveness, freshness, search surprise. Training draws games by it.",
+        frozenset({"polars", "parquet"}),
+        QUALITY_SCORES,
+    ),
+    Recipe(
+        "hard_examples",
+        ("selfplay_shards", "quality_scores"),
+        _mine,
+        "Positions that the parent model judges worst, with the reason; the next training starts "
+        "its miner from them.",
+        frozenset({"polars", "parquet"}),
+        HARD_EXAMPLES,
+    ),
+    Recipe(
+        "checkpoint",
+        ("selfplay_shards", "quality_scores", "hard_examples"),
+        _train,
+        "The network trained on the window of generations, with optimizer, sampler and random "
+        "state: training goes on from it bit for bit.",
+        frozenset({"torch", "safetensors"}),
+    ),
+    Recipe(
+        "ema_model",
+        ("checkpoint",),
+        _average,
+        "The exponential moving average of the training's weights: the candidate that is "
+        "evaluated and, promoted, plays the next selfplay.",
+        frozenset({"torch", "safetensors"}),
+    ),
+    Recipe(
+        "ensemble",
+        ("checkpoint", "ema_model"),
+        _ensemble,
+        "The newest generations' models as one predictor, with how far they disagree.",
+        frozenset({"torch"}),
+    ),
+    Recipe(
+        "calibration_report",
+        ("ema_model", "ensemble"),
+        _calibrate,
+        "How far the value head's win probabilities can be trusted: calibration error before and "
+        "after temperature scaling, on games held out, with the reliability diagram.",
+        frozenset({"torch", "matplotlib"}),
+    ),
+    Recipe(
+        "evaluation",
+        ("ema_model", "calibration_report"),
+        _evaluate,
+        "Seat-rotated matches of the candidate against random, heuristic and champion, ratings "
+        "with intervals, and what the promotion gate says of them.",
+        frozenset({"numba", "torch", "parquet"}),
+    ),
+)
+
+
+def recipe(config: str, made: Recipe) -> AssetsDefinition:
+    """The asset ``[config, made.name]``."""
+    metadata: dict[str, Any] = {}
+    if made.columns:
+        metadata["dagster/column_schema"] = TableSchema(
+            columns=[
+                TableColumn(
+                    column.name,
+                    column.dtype.lower(),
+                    column.description,
+                    TableColumnConstraints(nullable=column.nullable, unique=column.unique),
+                )
+                for column in made.columns
+            ]
+        )
+
+    @asset(
+        name=made.name,
+        key_prefix=config,
+        group_name=config,
+        partitions_def=partitions(config),
+        deps=[asset_key(config, name) for name in made.deps],
+        description=made.description,
+        owners=OWNERS,
+        kinds=set(made.kinds),
+        code_version=made.code_version,
+        metadata=metadata,
+        required_resource_keys={"store", "settings"},
+        io_manager_key="tables" if made.columns else None,
+        pool=CPU_POOL,
+    )
+    def body(context: AssetExecutionContext) -> MaterializeResult:
+        with running_step(context, config) as step:
+            return materialized(made.make(step, context.resources.settings.resume))
+
+    return body
+
+
+def champion(config: str) -> AssetSpec:
+    """The external asset ``[config, champion]``: the store's pointer, whose events the sensor
+    reports when it promotes.
+    """
+    return AssetSpec(
+        asset_key(config, CHAMPION),
+        group_name=config,
+        description=f"The model that plays {config} best so far: what the gate promoted last. "
+        "Selfplay of the next generation plays it.",
+        owners=OWNERS,
+        kinds={"safetensors"},
+    )
+
+
+def family(config: str) -> list[AssetsDefinition | AssetSpec]:
+    """All nine assets of a config."""
+    return [
+        champion(config),
+        selfplay_shards(config),
+        *(recipe(config, made) for made in RECIPES),
+    ]

@@ -1,0 +1,72 @@
+"""The champion's asset events: they mirror the store's pointer, which is the truth."""
+
+from __future__ import annotations
+
+from dagster import AssetMaterialization, DagsterInstance, MetadataValue
+
+from ringrift_pipeline.orchestration.metadata import numbers
+from ringrift_pipeline.orchestration.names import (
+    CHAMPION,
+    CONFIGS,
+    asset_key,
+    generation_key,
+    partitions_name,
+)
+from ringrift_pipeline.store import Champion, Store
+
+
+def last_reported(instance: DagsterInstance, config: str) -> str | None:
+    """Digest of the champion in the newest asset event, None before the first."""
+    event = instance.get_latest_materialization_event(asset_key(config, CHAMPION))
+    if event is None or event.asset_materialization is None:
+        return None
+    value = event.asset_materialization.metadata.get("digest")
+    return str(value.value) if value is not None else None
+
+
+def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMaterialization | None:
+    """The event that says who is champion, or None if the newest event already says so."""
+    if last_reported(instance, champion.config) == champion.digest:
+        return None
+    gate = champion.reason.get("gate", {})
+    return AssetMaterialization(
+        asset_key=asset_key(champion.config, CHAMPION),
+        description=f"{champion.config}: generation {generation_key(champion.generation)} "
+        "is champion",
+        metadata={
+            "generation": champion.generation,
+            "digest": champion.digest,
+            "path": MetadataValue.path(champion.path),
+            "promoted_at": champion.promoted_at,
+            "why": "; ".join(map(str, gate.get("reasons", []))) or "see the store's history",
+            **numbers({"eval": gate}),
+        },
+    )
+
+
+def reconcile(instance: DagsterInstance, store: Store) -> list[str]:
+    """Bring the instance up to what the store holds, after a crash or work done without Dagster.
+
+    Adds the partitions of generations that have a plan (ascending: they are plotted in the order
+    in which they are made) and reports champions that have no event. Returns what was done.
+    """
+    done = []
+    for config in CONFIGS:
+        name = partitions_name(config)
+        known = set(instance.get_dynamic_partitions(name))
+        missing = [
+            generation_key(generation)
+            for generation in store.generations(config)
+            if generation_key(generation) not in known
+        ]
+        if missing:
+            instance.add_dynamic_partitions(name, missing)
+            done.append(f"{config}: partitions {', '.join(missing)} added")
+        champion = store.champion(config)
+        if champion is None:
+            continue
+        event = champion_event(instance, champion)
+        if event is not None:
+            instance.report_runless_asset_event(event)
+            done.append(f"{config}: champion of generation {champion.generation:04d} reported")
+    return done

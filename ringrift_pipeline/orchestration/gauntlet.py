@@ -1,0 +1,170 @@
+"""The gauntlet: the champion of a config against the baselines and its own predecessors.
+
+A generation's evaluation meets random, heuristic and the champion of its day; ratings drift apart
+over many such links. The gauntlet plays them all together and fits one scale.
+"""
+
+import datetime
+from typing import TYPE_CHECKING, Any
+
+from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext, job, op
+from pydantic import Field
+
+from ringrift_pipeline.orchestration.names import (
+    CHAMPION,
+    CPU_POOL,
+    asset_key,
+    generation_key,
+)
+from ringrift_pipeline.orchestration.step import Step, running_step
+from ringrift_pipeline.store import Artefact, write_json_atomic
+
+if TYPE_CHECKING:
+    import polars as pl
+
+KIND = "gauntlet"
+JOB = "champion_gauntlet"
+
+
+class GauntletConfig(Config):
+    """What a gauntlet plays."""
+
+    config: str = Field(description="Whose champion: square8_2p, …, hexagonal_4p.")
+    games: int = Field(default=96, ge=2, description="Games against each opponent, seats rotated.")
+    predecessors: int = Field(default=3, ge=0, description="Earlier champions met, newest first.")
+    baselines: list[str] = Field(
+        default=["random", "heuristic", "rollout"], description="Players that never change."
+    )
+    seed: int = Field(default=0, ge=0, description="Root of openings and decisions.")
+
+
+class NoChampionError(LookupError):
+    """A gauntlet was asked for a config that has no champion."""
+
+
+def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
+    """Play the gauntlet and keep it as an artefact ``gauntlet`` of the champion's generation.
+
+    Files: ``report.json`` (matches, ratings with intervals) and ``games.parquet``.
+
+    Raises:
+        NoChampionError: there is no champion.
+    """
+    from ringrift_pipeline.evaluation import (
+        Entrant,
+        Match,
+        fit_ratings,
+        play_matches,
+        set_interval,
+        set_scores,
+    )
+    from ringrift_pipeline.selfplay import load_plan
+
+    champion = step.store.champion(step.config)
+    if champion is None:
+        raise NoChampionError(f"{step.config} has no champion yet: run its generation job")
+    plan = load_plan(step.store, step.config, champion.generation)
+    seats = int(step.config[-2])
+    models = {_name(champion.generation): str(champion.path)}
+    for earlier in reversed(step.store.champions(step.config)):
+        if len(models) <= settings.predecessors:
+            models.setdefault(_name(earlier.generation), str(earlier.path))
+    specs = models | {name: name for name in settings.baselines}
+    entrants = [
+        Entrant(
+            name,
+            spec,
+            simulations=plan.settings.evaluation.simulations,
+            seed=settings.seed,
+            data=str(step.store.root),
+            device=plan.settings.device,
+        )
+        for name, spec in specs.items()
+    ]
+    mine = _name(champion.generation)
+    matches = [
+        Match(name, (mine, *[name] * (seats - 1)), max(1, settings.games // seats))
+        for name in specs
+        if name != mine
+    ]
+    games = play_matches(
+        step.config,
+        entrants,
+        matches,
+        seed=settings.seed,
+        workers=plan.settings.selfplay.workers,
+        progress=step.progress,
+        should_stop=step.should_stop,
+    )
+    confidence = plan.settings.evaluation.confidence
+    anchored = "heuristic" if "heuristic" in specs else next(n for n in specs if n != mine)
+    ratings = fit_ratings(_rated(games), anchor=anchored, depth=1, confidence=confidence)
+    report: dict[str, Any] = {"config": step.config, "champion": mine, "matches": []}
+    numbers: dict[str, Any] = {}
+    for match in matches:
+        scores = set_scores(games.filter(games["match"] == match.name), mine)
+        low, high = set_interval(scores, seats, confidence)
+        report["matches"].append(
+            {"opponent": match.name, "win_rate": float(scores.mean()), "low": low, "high": high}
+        )
+        numbers[f"eval/win_rate_{match.name.replace(':', '_')}"] = float(scores.mean())
+    report["ratings"] = {row.pop("player"): row for row in ratings.to_frame().to_dicts()}
+    own = report["ratings"][mine]
+    numbers |= {
+        "eval/rating": own["rating"],
+        "eval/rating_low": own["low"],
+        "eval/rating_high": own["high"],
+        "eval/games": games.height,
+    }
+    with step.store.create(step.config, champion.generation, KIND, metadata=numbers) as draft:
+        write_json_atomic(draft.path / "report.json", report)
+        games.write_parquet(draft.path / "games.parquet", compression="zstd")
+    return draft.artefact
+
+
+def _name(generation: int) -> str:
+    return f"generation:{generation_key(generation)}"
+
+
+def _rated(games: "pl.DataFrame") -> "pl.DataFrame":
+    import polars as pl
+
+    sets = pl.format("{}/{}", "match", "set").alias("set")
+    return games.with_columns(sets).select("players", "ranks", "set")
+
+
+@op(
+    name="gauntlet",
+    required_resource_keys={"store"},
+    pool=CPU_POOL,
+    description="Plays a champion against baselines and predecessors and observes the asset.",
+)
+def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:
+    """One config's gauntlet."""
+    champion = context.resources.store.open().champion(config.config)
+    generation = champion.generation if champion is not None else 0
+    with running_step(context, config.config, generation) as step:
+        artefact = run_gauntlet(step, config)
+        context.log_event(
+            AssetObservation(
+                asset_key(config.config, CHAMPION),
+                description=f"Gauntlet of generation {generation_key(artefact.generation)}",
+                metadata={**artefact.metadata, "path": MetadataValue.path(artefact.path)},
+            )
+        )
+
+
+@job(
+    name=JOB,
+    description="The champion of one config against the baselines and its predecessors, rated on "
+    "one scale. The result is an observation of the champion.",
+)
+def champion_gauntlet() -> None:
+    """One op."""
+    gauntlet()
+
+
+def week_seed(when: datetime.datetime) -> int:
+    """The seed of a week's gauntlet: new openings every week, the same for a repeated run."""
+    year, week, _ = when.isocalendar()
+    return year * 100 + week

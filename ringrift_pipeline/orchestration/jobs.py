@@ -1,0 +1,59 @@
+"""One job a config, and the executor every run uses."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dagster import (
+    AssetSelection,
+    ExecutorDefinition,
+    define_asset_job,
+    multiprocess_executor,
+)
+
+from ringrift_pipeline.orchestration.names import (
+    ASSETS,
+    CHAMPION,
+    CONFIG_TAG,
+    PRELOAD,
+    asset_key,
+    job_name,
+)
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def executor() -> ExecutorDefinition:
+    """Steps in processes of their own, forked from a server that has torch loaded already.
+
+    A CUDA context must never exist before the fork: nothing preloaded touches a device.
+    """
+    return multiprocess_executor.configured(
+        {
+            "max_concurrent": cores(),
+            "start_method": {"forkserver": {"preload_modules": [PRELOAD]}},
+        }
+    )
+
+
+def generation_job(config: str) -> Any:
+    """``<config>_generation``: everything of one generation, with its checks."""
+    keys = [asset_key(config, name) for name in ASSETS]
+    selection = AssetSelection.assets(*keys) | AssetSelection.checks_for_assets(
+        asset_key(config, CHAMPION)
+    )
+    return define_asset_job(
+        job_name(config),
+        selection=selection,
+        description=f"One generation of {config}: selfplay, scores, hard examples, training, "
+        "average, ensemble, calibration, evaluation. The launchpad takes every setting of "
+        "TrainingConfig under resources > settings; a value out of bounds is refused at launch.",
+        tags={CONFIG_TAG: config},
+    )

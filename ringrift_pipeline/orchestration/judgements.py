@@ -1,0 +1,316 @@
+"""What each asset is checked for: functions from a step to a verdict, one a check.
+
+They read the artefact again, as whoever uses it next would, and never trust what its maker said
+while making it. Rooms and heavy libraries are imported inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ringrift_pipeline.orchestration.step import Step
+from ringrift_pipeline.store import Artefact, CorruptArtefactError, MissingArtefactError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+MOST_COPIES = 0.1  # share of a generation's games
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``passed``, one sentence why, and the numbers it rests on."""
+
+    passed: bool
+    why: str
+    numbers: dict[str, float | int | str] = field(default_factory=dict)
+
+
+def judge(check: Callable[..., Judgement], step: Step, *more: Any) -> Judgement:
+    """The check's judgement; an artefact that is missing or corrupt fails whatever asks for it."""
+    try:
+        return check(step, *more)
+    except (CorruptArtefactError, MissingArtefactError) as error:
+        return Judgement(False, str(error))
+
+
+def champion_verifies(step: Step) -> Judgement:
+    """The champion's files are what was promoted, and it is of an earlier generation."""
+    champion = step.store.champion(step.config)
+    if champion is None:
+        return Judgement(True, "no champion yet: the heuristic plays")
+    artefact = step.store.open(champion.path, verify=True)
+    if artefact.digest != champion.digest:
+        return Judgement(False, f"{champion.path} is not the model that was promoted")
+    return Judgement(
+        True, "every file has the hash it was promoted with", {"generation": champion.generation}
+    )
+
+
+def shards_complete(step: Step) -> Judgement:
+    """Every shard of the plan is there, verifies, is the one collected, and holds its games."""
+    plan = step.plan()
+    index = step.store.require(step.config, step.generation, "selfplay_shards")
+    listed = {entry["index"]: entry["digest"] for entry in index.read_json("shards.json")}
+    games = positions = 0
+    for shard in plan.shards:
+        kind = f"selfplay-shard-{shard['index']:04d}"
+        artefact = step.store.require(step.config, step.generation, kind)
+        if listed.get(shard["index"]) != artefact.digest:
+            return Judgement(False, f"{kind} is not the shard that was collected")
+        if artefact.metadata["games"] != shard["games"]:
+            return Judgement(
+                False,
+                f"{kind} has {artefact.metadata['games']} games, the plan says {shard['games']}",
+            )
+        games += artefact.metadata["games"]
+        positions += artefact.metadata["positions"]
+    return Judgement(
+        True, f"{len(plan.shards)} shards verify", {"games": games, "positions": positions}
+    )
+
+
+def games_differ(step: Step) -> Judgement:
+    """The generation's games are not copies of each other (a seed used twice would do that)."""
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+
+    played: dict[str, list[int]] = {}
+    for shard in step.plan().shards:
+        kind = f"selfplay-shard-{shard['index']:04d}"
+        artefact = step.store.require(step.config, step.generation, kind)
+        with open_shard(artefact.file(SHARD_FILE), columns=("game_id", "selected")) as reader:
+            table = reader.read_all()
+        rows = zip(
+            table.column("game_id").to_pylist(), table.column("selected").to_pylist(), strict=True
+        )
+        for game, move in rows:
+            played.setdefault(game, []).append(move)
+    distinct = len({tuple(moves) for moves in played.values()})
+    copies = len(played) - distinct
+    share = copies / max(len(played), 1)
+    return Judgement(
+        bool(played) and share <= MOST_COPIES,
+        f"{copies} of {len(played)} games are copies of another",
+        {"selfplay/duplicate_share": share},
+    )
+
+
+def scores_sound(step: Step, table: pl.LazyFrame) -> Judgement:
+    """One score in [0, 1] for every game of the generation, and they tell games apart."""
+    import polars as pl
+
+    frame = table.select("game_id", "generation", "score").collect()
+    own = frame.filter(pl.col("generation") == step.generation).height
+    games = step.plan().games
+    sound = pl.col("score").is_finite() & pl.col("score").is_between(0.0, 1.0)
+    bad = frame.height - frame.filter(sound).height  # a null is not sound either
+    numbers: dict[str, float | int | str] = {"games": frame.height, "outside": bad}
+    if frame["game_id"].n_unique() != frame.height:
+        return Judgement(False, "a game has two scores", numbers)
+    if own != games:
+        return Judgement(False, f"{own} games have a score, {games} were played", numbers)
+    if bad:
+        return Judgement(False, f"{bad} scores are not in [0, 1]", numbers)
+    if frame.height > 1 and frame["score"].n_unique() == 1:
+        return Judgement(False, "all games have the same score", numbers)
+    return Judgement(
+        True, f"{frame.height} games scored", {**numbers, "distinct": frame["score"].n_unique()}
+    )
+
+
+def examples_sound(step: Step, table: pl.LazyFrame) -> Judgement:
+    """Every example is one position with a finite hardness and a reason; few share a game."""
+    import polars as pl
+
+    frame = table.select("game_id", "ply", "hardness", "reason").collect()
+    numbers: dict[str, float | int | str] = {"examples": frame.height}
+    if frame.height == 0:
+        return Judgement(False, "no example was mined", numbers)
+    if frame.select("game_id", "ply").is_duplicated().any():
+        return Judgement(False, "a position is listed twice", numbers)
+    bad = frame.filter(~pl.col("hardness").is_finite().fill_null(False)).height
+    if bad:
+        return Judgement(False, f"{bad} examples have no finite hardness", numbers)
+    if (frame["reason"].str.len_chars().fill_null(0) == 0).any():
+        return Judgement(False, "an example has no reason", numbers)
+    return Judgement(
+        True,
+        f"{frame.height} positions of {frame['game_id'].n_unique()} games",
+        {**numbers, "games": frame["game_id"].n_unique()},
+    )
+
+
+def losses_finite(step: Step) -> Judgement:
+    """Training ended on finite losses and finite weights."""
+    artefact = step.store.require(step.config, step.generation, "checkpoint")
+    losses = {
+        name: value
+        for name, value in artefact.metadata.items()
+        if "loss" in name and name.startswith(("train/", "val/"))
+    }
+    # the store's strict JSON has no NaN: a loss that was not finite is null there
+    bad = [name for name, value in losses.items() if value is None or not math.isfinite(value)]
+    if not losses:
+        return Judgement(False, "the checkpoint says nothing of its losses")
+    if bad:
+        return Judgement(False, f"{', '.join(bad)} is not finite")
+    broken = _non_finite(artefact)
+    if broken:
+        return Judgement(False, f"weights {', '.join(broken[:3])} are not finite")
+    return Judgement(True, "losses and weights are finite", dict(list(losses.items())[:8]))
+
+
+def training_learned(step: Step) -> Judgement:
+    """On games held out the policy is better than choosing evenly among the legal moves.
+
+    An even choice among n moves costs log n; log of the mean number of moves bounds its mean.
+    """
+    artefact = step.store.require(step.config, step.generation, "checkpoint")
+    shards = step.store.require(step.config, step.generation, "selfplay_shards")
+    learned: float = artefact.metadata["val/policy_loss"]
+    if not artefact.metadata["val/policy_rows"]:
+        return Judgement(False, "no held-out game has a full search to judge the policy by")
+    even = math.log(shards.metadata["selfplay/mean_legal_moves"])
+    return Judgement(
+        learned < even,
+        f"policy loss {learned:.3f} on held-out games, at most {even:.3f} for an even choice",
+        {"val/policy_loss": learned, "even_choice": even},
+    )
+
+
+def _tensors(artefact: Artefact) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return load_file(artefact.file("model.safetensors"))
+
+
+def _non_finite(artefact: Artefact) -> list[str]:
+    import numpy as np
+
+    return [
+        name
+        for name, tensor in _tensors(artefact).items()
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all()
+    ]
+
+
+def average_fits(step: Step) -> Judgement:
+    """The average has the checkpoint's tensors, all finite, and is not simply its copy."""
+    import numpy as np
+
+    average = step.store.require(step.config, step.generation, "ema_model")
+    checkpoint = step.store.require(step.config, step.generation, "checkpoint")
+    ours, theirs = _tensors(average), _tensors(checkpoint)
+    shapes = {name: tensor.shape for name, tensor in ours.items()}
+    if shapes != {name: tensor.shape for name, tensor in theirs.items()}:
+        odd = sorted(shapes.keys() ^ theirs.keys()) or sorted(
+            name for name in shapes if shapes[name] != theirs[name].shape
+        )
+        return Judgement(False, f"tensors differ from the checkpoint's: {', '.join(odd[:3])}")
+    broken = _non_finite(average)
+    if broken:
+        return Judgement(False, f"weights {', '.join(broken[:3])} are not finite")
+    norm = math.sqrt(
+        sum(float(np.square(tensor, dtype=np.float64).sum()) for tensor in ours.values())
+    )
+    away = math.sqrt(
+        sum(
+            float(np.square(tensor - theirs[name], dtype=np.float64).sum())
+            for name, tensor in ours.items()
+        )
+    )
+    return Judgement(
+        True, "same tensors, all finite", {"distance": away / max(norm, 1e-12), "norm": norm}
+    )
+
+
+def members_verify(step: Step) -> Judgement:
+    """Every member of the ensemble is a model of this store that verifies."""
+    artefact = step.store.require(step.config, step.generation, "ensemble")
+    members = artefact.read_json("members.json")
+    most = step.plan().settings.ensemble.members
+    if not 1 <= len(members) <= most:
+        return Judgement(False, f"{len(members)} members, between 1 and {most} were asked for")
+    for member in members:
+        found = step.store.open(step.store.root / member["path"], verify=True)
+        if found.digest != member["digest"]:
+            return Judgement(False, f"{member['path']} is not the model that was listed")
+    return Judgement(True, f"{len(members)} members verify", {"members": len(members)})
+
+
+def calibration_sound(step: Step) -> Judgement:
+    """The numbers are possible, and the temperature does not make the error clearly worse."""
+    artefact = step.store.require(step.config, step.generation, "calibration_report")
+    report = artefact.read_json("report.json")
+    numbers = {name: report[name] for name in ("ece_before", "ece_after", "temperature")}
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in numbers.values()):
+        return Judgement(False, "the report holds a number that is not finite")
+    before, after, temperature = numbers.values()
+    if temperature <= 0.0:
+        return Judgement(False, f"temperature {temperature} is not positive", numbers)
+    if not report["positions"]:
+        return Judgement(False, "no held-out position was judged", numbers)
+    allowed = abs(before) + report["deviation_threshold"]
+    return Judgement(
+        abs(after) <= allowed,
+        f"calibration error {before:.3f} before scaling, {after:.3f} after",
+        numbers,
+    )
+
+
+def evaluation_sound(step: Step) -> Judgement:
+    """What was evaluated is the current candidate, over whole rotated sets, rated with intervals."""
+    import polars as pl
+
+    artefact = step.store.require(step.config, step.generation, "evaluation")
+    model = step.store.require(step.config, step.generation, "ema_model")
+    report = artefact.read_json("report.json")
+    if report["candidate"]["digest"] != model.digest:
+        return Judgement(False, "the model that was evaluated is not the current ema_model")
+    players = int(step.config[-2])
+    for match in report["matches"]:
+        if match["games"] != match["sets"] * players or not match["sets"]:
+            return Judgement(
+                False,
+                f"against {match['opponent']}: {match['games']} games are not whole sets of "
+                f"{players} seats",
+            )
+        if not match["low"] <= match["win_rate"] <= match["high"]:
+            return Judgement(
+                False, f"against {match['opponent']}: the win rate is outside its interval"
+            )
+    played = sum(match["games"] for match in report["matches"])
+    rows = pl.scan_parquet(artefact.file("games.parquet")).select(pl.len()).collect().item()
+    if rows != played:
+        return Judgement(False, f"the report counts {played} games, {rows} were recorded")
+    rating = report["ratings"].get(report["candidate"]["name"])
+    if rating is None:
+        return Judgement(False, "the candidate has no rating")
+    low, middle, high = rating["low"], rating["rating"], rating["high"]
+    if any(value is None or not math.isfinite(value) for value in (low, middle, high)):
+        return Judgement(False, "the candidate's rating is not finite")
+    if not low <= middle <= high:
+        return Judgement(False, f"rating {middle:.0f} is outside its interval")
+    return Judgement(
+        True,
+        f"{played} games in whole rotated sets, rating {middle:.0f} ({low:.0f} to {high:.0f})",
+        {"eval/games": played, "eval/rating": middle},
+    )
+
+
+def beats_random(step: Step) -> Judgement:
+    """The candidate wins more than its share against random play."""
+    artefact = step.store.require(step.config, step.generation, "evaluation")
+    rate = artefact.metadata.get("eval/win_rate_random")
+    fair = 1.0 / int(step.config[-2])
+    if rate is None:
+        return Judgement(False, "no games against random were played")
+    return Judgement(
+        rate > fair,
+        f"{rate:.0%} of games against random play won, {fair:.0%} would be chance",
+        {"eval/win_rate_random": rate},
+    )

@@ -1,0 +1,350 @@
+"""The loop as the command line runs it: the real daemon, one generation submitted, the others
+started by the sensor, watched to the last one's decision, then everything stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration.instance import no_retry, own_instance
+from ringrift_pipeline.orchestration.names import (
+    ASSETS,
+    CONFIG_TAG,
+    PARTITION_TAG,
+    generation_key,
+    job_name,
+)
+from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
+from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
+from ringrift_pipeline.orchestration.settings import run_config
+from ringrift_pipeline.orchestration.submit import submit_generation
+from ringrift_pipeline.orchestration.summary import GenerationSummary, summarize
+from ringrift_pipeline.store import CorruptArtefactError, Store
+
+LOOK = 1.0  # seconds between two looks at the instance
+STOP_RUNS = 20.0  # seconds that cancelled runs are given
+DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
+RETRY_PATIENCE = 90.0  # seconds the daemon may take to retry a run it said it would
+
+
+class LoopError(RuntimeError):
+    """A generation could not be finished; the message says which step failed and why."""
+
+
+@dataclass(frozen=True)
+class LoopRequest:
+    """What ``ringrift loop`` was asked for."""
+
+    config: str
+    data: Path
+    settings: TrainingConfig
+    generations: int
+    resume: str = "auto"
+    ui_port: int | None = None
+
+
+@dataclass
+class GenerationState:
+    """How far one generation is. ``assets`` maps an asset to waiting, running, done or failed."""
+
+    generation: int
+    run_id: str | None = None
+    status: str = "waiting"
+    decided: bool = False
+    assets: dict[str, str] = field(default_factory=lambda: dict.fromkeys(ASSETS, "waiting"))
+    seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[StepProgress] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """Zero-padded."""
+        return generation_key(self.generation)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The loop at one moment, for whoever draws it."""
+
+    config: str
+    generations: list[GenerationState]
+    elapsed: float
+
+
+def first_generation(store: Store, config: str, resume: str) -> int:
+    """Where the loop goes on: the newest generation if it is not finished, else the next one.
+
+    With ``resume="never"`` an unfinished generation is left as it is.
+    """
+    generations = store.generations(config)
+    if not generations:
+        return 0
+    newest = generations[-1]
+    if resume == "never" or is_decided(store, config, newest):
+        return newest + 1
+    return newest
+
+
+def is_decided(store: Store, config: str, generation: int) -> bool:
+    """Has the sensor decided on this generation's current evaluation?"""
+    return decision(store, config, generation) is not None
+
+
+def decision(store: Store, config: str, generation: int) -> dict[str, Any] | None:
+    """What the sensor decided, None as long as it has not."""
+    try:
+        artefact = store.current(config, generation, "decision")
+    except CorruptArtefactError:
+        return None
+    return artefact.metadata if artefact is not None else None
+
+
+class Loop:
+    """Use as a context manager; ``watch`` yields snapshots until the last generation is decided.
+
+    Raises:
+        LockedError: on entering, if another process runs this data root's daemon.
+    """
+
+    def __init__(self, request: LoopRequest) -> None:
+        self.request = request
+        self.store = Store(request.data)
+        self.first = first_generation(self.store, request.config, request.resume)
+        self.last = self.first + request.generations - 1
+        self.states: dict[int, GenerationState] = {
+            number: GenerationState(number) for number in range(self.first, self.last + 1)
+        }
+        self._services: list[Backend | Service] = []
+        self._stack = contextlib.ExitStack()
+        self._instance: DagsterInstance | None = None
+        self._began = time.monotonic()
+        self._before: dict[int, str | None] = {}
+        self._finished_at: dict[int, float] = {}
+
+    @property
+    def instance(self) -> DagsterInstance:
+        """The open instance. Only inside the ``with`` block."""
+        assert self._instance is not None, "the loop has not been entered"
+        return self._instance
+
+    def __enter__(self) -> Loop:
+        with contextlib.ExitStack() as stack:
+            self._instance = stack.enter_context(own_instance(self.request.data))
+            self._replace_old_runs()
+            for number in self.states:
+                known = decision(self.store, self.request.config, number)
+                self._before[number] = known["run"] if known else None
+            stack.callback(self._stop)
+            backend = Backend(self.request.data)
+            self._services.append(backend)
+            submit_generation(
+                self.instance,
+                self.request.config,
+                self.first,
+                run_config(
+                    self.request.settings,
+                    last_generation=self.last,
+                    resume=self.request.resume,
+                ),
+            )
+            if self.request.ui_port is not None:
+                self._services.append(
+                    start_webserver(
+                        self.request.data, "127.0.0.1", self.request.ui_port, backend.workspace
+                    )
+                )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _replace_old_runs(self) -> None:
+        """Runs of this config that were queued, or lost and due for a retry, are ours now."""
+        filters = RunsFilter(job_name=job_name(self.request.config))
+        for record in self.instance.get_run_records(filters, limit=20):
+            run = record.dagster_run
+            if run.status == DagsterRunStatus.QUEUED:
+                self.instance.report_run_canceled(run, message="Replaced by a new ringrift loop.")
+            elif run.status == DagsterRunStatus.FAILURE:
+                no_retry(self.instance, run.run_id)
+
+    # --- watching -------------------------------------------------------------------------------
+
+    def watch(self) -> Iterator[Snapshot]:
+        """A snapshot about every second, the last one when the last generation is decided.
+
+        Raises:
+            LoopError: a run failed or was cancelled, or a decision does not come.
+            ServiceError: the daemon ended by itself.
+        """
+        while True:
+            for service in self._services:
+                service.check()
+            self._look()
+            yield Snapshot(
+                self.request.config, list(self.states.values()), time.monotonic() - self._began
+            )
+            if all(state.decided for state in self.states.values()):
+                return
+            self._judge()
+            time.sleep(LOOK)
+
+    def _look(self) -> None:
+        """Bring the states up to date."""
+        for state in self.states.values():
+            if state.decided and state.status == "success":
+                continue
+            run = self._newest_run(state.generation)
+            if run is None:
+                continue
+            state.run_id, state.status = run.run_id, run.status.value.lower()
+            self._look_at_steps(state)
+            state.steps = read_progress(self.request.data, run.run_id)
+            known = decision(self.store, self.request.config, state.generation)
+            # A decision on an older run of the same generation does not count.
+            fresh = known is not None and known["run"] != self._before[state.generation]
+            if fresh and run.is_finished:
+                state.decided = True
+                state.steps = []
+
+    def _newest_run(self, generation: int) -> DagsterRun | None:
+        filters = RunsFilter(
+            job_name=job_name(self.request.config),
+            tags={
+                CONFIG_TAG: self.request.config,
+                PARTITION_TAG: generation_key(generation),
+            },
+        )
+        records = self.instance.get_run_records(filters, limit=1)
+        if not records:
+            return None
+        run = records[0].dagster_run
+        created = records[0].create_timestamp.timestamp()
+        return run if created >= self._wall_start else None
+
+    @property
+    def _wall_start(self) -> float:
+        return time.time() - (time.monotonic() - self._began) - 1.0
+
+    def _look_at_steps(self, state: GenerationState) -> None:
+        assert state.run_id is not None
+        spans: dict[str, list[tuple[float, float | None]]] = {}
+        failed = set()
+        for step in self.instance.get_run_step_stats(state.run_id):
+            asset = asset_of_step(self.request.config, step.step_key)
+            if asset is None or step.start_time is None:
+                continue
+            spans.setdefault(asset, []).append((step.start_time, step.end_time))
+            if step.status is not None and step.status.value == "FAILURE":
+                failed.add(asset)
+        order = [asset for asset in ASSETS if asset in spans]
+        for asset in order:
+            starts = [start for start, _ in spans[asset]]
+            ends = [end for _, end in spans[asset]]
+            over = all(end is not None for end in ends)
+            # selfplay is many steps: it is over once something after it has begun
+            following = ASSETS[ASSETS.index(asset) + 1 :]
+            if asset == "selfplay_shards" and state.status == "started":
+                over = over and any(name in spans for name in following)
+            state.assets[asset] = "failed" if asset in failed else "done" if over else "running"
+            latest = max((end for end in ends if end is not None), default=None)
+            state.seconds[asset] = (latest if over and latest else time.time()) - min(starts)
+
+    def _judge(self) -> None:
+        """Raise LoopError for what will not get better by waiting."""
+        now = time.monotonic()
+        for state in self.states.values():
+            if state.decided or state.run_id is None:
+                continue
+            if state.status not in ("success", "failure", "canceled"):
+                self._finished_at.pop(state.generation, None)
+                continue
+            since = now - self._finished_at.setdefault(state.generation, now)
+            name = f"{self.request.config} generation {state.key}"
+            if state.status == "canceled":
+                raise LoopError(f"{name}: its run was cancelled")
+            if state.status == "failure":
+                run = self.instance.get_run_by_id(state.run_id)
+                retried = run is not None and run.tags.get("dagster/will_retry") == "true"
+                if not retried or since > RETRY_PATIENCE:
+                    raise LoopError(f"{name}: {self.failure(state.run_id)}")
+            elif since > DECISION_PATIENCE:
+                raise LoopError(
+                    f"{name}: the run succeeded but the sensor decided nothing for "
+                    f"{DECISION_PATIENCE:.0f} s; see {home_folder(self.request.data) / 'services'}"
+                )
+        for before, after in zip(
+            self.states.values(), list(self.states.values())[1:], strict=False
+        ):
+            known = decision(self.store, self.request.config, before.generation)
+            if before.decided and after.run_id is None and known and known["next"] is None:
+                reasons = "; ".join(known["reasons"])
+                raise LoopError(
+                    f"{self.request.config} generation {before.key} ends the loop: {reasons}"
+                )
+
+    def failure(self, run_id: str) -> str:
+        """The first failed step of a run and its error, in one line."""
+        for event in self.instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE):
+            if event.dagster_event is None:
+                continue
+            error = event.dagster_event.step_failure_data.error
+            while error is not None and error.cause is not None:
+                error = error.cause
+            text = error.message.strip() if error is not None else "no error was recorded"
+            return f"step {event.dagster_event.step_key} failed: {text}"
+        for event in self.instance.all_logs(run_id, of_type=DagsterEventType.RUN_FAILURE):
+            return f"the run failed: {event.user_message or event.message}"
+        return "the run failed"
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def summaries(self) -> list[GenerationSummary]:
+        """One summary for every generation that this loop worked on."""
+        return [
+            summarize(self.store, self.request.config, state.generation, state.seconds)
+            for state in self.states.values()
+            if state.run_id is not None
+        ]
+
+    def _stop(self) -> None:
+        """Cancel what runs, then stop the services; leaves nothing running."""
+        active = [
+            DagsterRunStatus.STARTING,
+            DagsterRunStatus.STARTED,
+            DagsterRunStatus.CANCELING,
+        ]
+        queued = RunsFilter(
+            statuses=[DagsterRunStatus.QUEUED], job_name=job_name(self.request.config)
+        )
+        filters = RunsFilter(statuses=active)
+        for record in [
+            *self.instance.get_run_records(queued),
+            *self.instance.get_run_records(filters),
+        ]:
+            with contextlib.suppress(Exception):  # a server that is gone cannot be asked
+                self.instance.run_coordinator.cancel_run(record.dagster_run.run_id)
+        deadline = time.monotonic() + STOP_RUNS
+        while self.instance.get_run_records(filters, limit=1) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        for service in reversed(self._services):
+            service.stop()
+        for record in self.instance.get_run_records(filters):
+            self.instance.report_run_canceled(
+                record.dagster_run, message="Stopped with the loop that ran it."
+            )
+
+
+def asset_of_step(config: str, step_key: str) -> str | None:
+    """``square8_2p__selfplay_shards.play[0001]`` -> ``selfplay_shards``; None for a check's step."""
+    name = step_key.removeprefix(f"{config}__").split(".")[0].split("[")[0]
+    return name if name in ASSETS else None

@@ -1,0 +1,111 @@
+"""What an asset shows in the UI: typed numbers under the field's names, a picture where there is
+one, where the artefact lies.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dagster import MaterializeResult, MetadataValue
+
+from ringrift_pipeline.store import Artefact
+
+MOST_NUMBERS = 15
+MOST_PICTURE_BYTES = 200_000  # a data URI lives in the event log: small pictures only
+
+
+# What is shown first, by asset, where a room measures more than fifteen things.
+FIRST: dict[str, tuple[str, ...]] = {
+    "selfplay_shards": tuple(
+        f"selfplay/{name}"
+        for name in (
+            "games",
+            "positions",
+            "games_per_s",
+            "positions_per_s",
+            "seconds",
+            "mean_plies",
+            "mean_decisions",
+            "mean_legal_moves",
+            "mean_surprise",
+            "full_search_fraction",
+            "distinct_games",
+        )
+    ),
+    "checkpoint": (
+        "train/loss",
+        "train/policy_loss",
+        "train/value_loss",
+        "val/loss",
+        "val/policy_loss",
+        "val/policy_accuracy",
+        "val/value_loss",
+        "val/value_brier",
+        "train/steps",
+        "train/samples",
+        "train/passes",
+        "train/learning_rate",
+        "train/rollbacks",
+        "train/rows_per_s",
+        "train/seconds",
+    ),
+}
+
+
+def numbers(metadata: Mapping[str, Any], first: tuple[str, ...] = ()) -> dict[str, float | int]:
+    """The finite numbers of an artefact's metadata that have a group in their name
+    (``train/policy_loss``): those of ``first``, then the others as the room wrote them, at most
+    fifteen.
+    """
+    found = {
+        name: value
+        for name, value in _flatten(metadata)
+        if "/" in name and not isinstance(value, bool)
+    }
+    ordered = {name: found[name] for name in first if name in found} | found
+    return dict(list(ordered.items())[:MOST_NUMBERS])
+
+
+def _flatten(metadata: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int]]:
+    for key, value in metadata.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{name}/")
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            yield name, value
+
+
+def picture(path: Path) -> MetadataValue:
+    """A PNG as a data URI in Markdown, which the UI shows without any server."""
+    data = path.read_bytes()
+    if len(data) > MOST_PICTURE_BYTES:
+        return MetadataValue.path(path)
+    text = base64.b64encode(data).decode("ascii")
+    return MetadataValue.md(f"![{path.stem}](data:image/png;base64,{text})")
+
+
+def of_artefact(artefact: Artefact) -> dict[str, Any]:
+    """Dagster metadata of an artefact: numbers, pictures, digest, path."""
+    shown: dict[str, Any] = dict(numbers(artefact.metadata, FIRST.get(artefact.kind, ())))
+    for name in artefact.files:
+        if name.endswith(".png"):
+            shown[Path(name).stem] = picture(artefact.file(name))
+    shown["digest"] = artefact.digest
+    shown["path"] = MetadataValue.path(artefact.path)
+    for name in ("parent_generation", "parent_digest"):
+        if artefact.metadata.get(name) is not None:
+            shown[name] = artefact.metadata[name]
+    return shown
+
+
+def materialized(artefact: Artefact) -> MaterializeResult:
+    """What an asset returns: the artefact's metadata, its digest as the data version."""
+    from dagster import DataVersion
+
+    return MaterializeResult(
+        metadata=of_artefact(artefact), data_version=DataVersion(artefact.digest[:16])
+    )

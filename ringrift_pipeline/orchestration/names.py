@@ -1,0 +1,61 @@
+"""The names of the pipeline: configs, asset keys, partitions, jobs, tags."""
+
+from __future__ import annotations
+
+from dagster import AssetKey, DynamicPartitionsDefinition
+
+from ringrift_pipeline.orchestration.configs import CONFIGS as CONFIGS
+
+# What a generation makes, in the order in which it is made.
+ASSETS = (
+    "selfplay_shards",
+    "quality_scores",
+    "hard_examples",
+    "checkpoint",
+    "ema_model",
+    "ensemble",
+    "calibration_report",
+    "evaluation",
+)
+CHAMPION = "champion"
+
+MODULE = "ringrift_pipeline.definitions"
+PRELOAD = "ringrift_pipeline.orchestration.preload"
+CPU_POOL = "cpu"
+SENSOR = "evaluation_landed"
+OWNERS = ["team:ringrift"]
+
+# Tags of every run of ours; Dagster's own partition tag says which generation it is.
+CONFIG_TAG = "ringrift/config"
+PARTITION_TAG = "dagster/partition"
+BACKFILL_TAG = "dagster/backfill"
+
+
+def asset_key(config: str, name: str) -> AssetKey:
+    """``[config, name]``."""
+    return AssetKey([config, name])
+
+
+def node_name(config: str, name: str) -> str:
+    """The step that makes an asset, as Dagster names it from the key: ``config__name``."""
+    return f"{config}__{name}"
+
+
+def partitions_name(config: str) -> str:
+    """The name of a config's dynamic partitions."""
+    return f"{config}_generation"
+
+
+def partitions(config: str) -> DynamicPartitionsDefinition:
+    """The generations of one config, zero-padded keys (``0007``)."""
+    return DynamicPartitionsDefinition(name=partitions_name(config))
+
+
+def job_name(config: str) -> str:
+    """The job that makes one generation of a config."""
+    return f"{config}_generation"
+
+
+def generation_key(generation: int) -> str:
+    """7 -> ``0007``."""
+    return f"{generation:04d}"

@@ -1,0 +1,38 @@
+"""Where an instance lives: the data root, the Dagster folder in it, the progress files.
+
+Standard library only, so that the command line may ask before it imports Dagster.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DATA_VARIABLE = "RINGRIFT_DATA"
+HOME_VARIABLE = "DAGSTER_HOME"
+DEFAULT_DATA = "data"
+
+
+def home_folder(data: Path) -> Path:
+    """``<data>/dagster``: run history, event log, logs of steps, progress files."""
+    return data / "dagster"
+
+
+def data_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """The data root, absolute: what is given, else ``RINGRIFT_DATA``, else that of the Dagster
+    home if it is one of ours (``<data>/dagster``), else ``data`` in the current folder.
+    """
+    if given:
+        return Path(given).expanduser().resolve()
+    if os.environ.get(DATA_VARIABLE):
+        return Path(os.environ[DATA_VARIABLE]).expanduser().resolve()
+    home = os.environ.get(HOME_VARIABLE)
+    if home and Path(home).name == "dagster":
+        return Path(home).expanduser().resolve().parent
+    return Path(DEFAULT_DATA).resolve()
+
+
+def progress_folder(data: Path, run_id: str | None = None) -> Path:
+    """Folder of the progress files, of one run if its id is given."""
+    root = home_folder(data) / "progress"
+    return root / run_id if run_id else root

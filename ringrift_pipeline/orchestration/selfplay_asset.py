@@ -1,0 +1,121 @@
+"""Selfplay of one generation: plan the shards, play each in a step of its own, collect them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from dagster import (
+    AssetIn,
+    AssetsDefinition,
+    Backoff,
+    DynamicOut,
+    DynamicOutput,
+    In,
+    Jitter,
+    Nothing,
+    OpExecutionContext,
+    Out,
+    Output,
+    RetryPolicy,
+    graph_asset,
+    op,
+)
+
+from ringrift_pipeline.orchestration.metadata import of_artefact
+from ringrift_pipeline.orchestration.names import (
+    CHAMPION,
+    CPU_POOL,
+    OWNERS,
+    asset_key,
+    partitions,
+)
+from ringrift_pipeline.orchestration.step import running_step
+
+CODE_VERSION = "1"
+
+# A shard may meet a full disk or a killed process; what it had played to the end is kept.
+SHARD_RETRIES = RetryPolicy(
+    max_retries=2, delay=1.0, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS
+)
+
+
+def selfplay_shards(config: str) -> AssetsDefinition:
+    """The graph-backed asset ``[config, selfplay_shards]``: plan -> play, one a shard -> collect."""
+
+    @op(
+        name=f"{config}_plan",
+        ins={CHAMPION: In(Nothing)},
+        out=DynamicOut(dict, io_manager_key="io_manager"),
+        required_resource_keys={"store", "settings"},
+        description="Writes the generation's plan, which all that follows reads, and one output "
+        "per shard.",
+    )
+    def plan(context: OpExecutionContext) -> Iterator[DynamicOutput[dict]]:
+        from ringrift_pipeline.selfplay import plan_generation
+
+        with running_step(context, config) as step:
+            made = plan_generation(
+                step.store, config, step.generation, context.resources.settings.config
+            )
+            if made.settings != context.resources.settings.config:
+                context.log.warning(
+                    f"{step.key} was planned before with other settings; its plan stands"
+                )
+            for shard in made.shards:
+                yield DynamicOutput(
+                    {"index": shard["index"], "games": shard["games"]},
+                    mapping_key=f"{shard['index']:04d}",
+                )
+
+    @op(
+        name=f"{config}_play",
+        out=Out(dict, io_manager_key="io_manager"),
+        required_resource_keys={"store"},
+        retry_policy=SHARD_RETRIES,
+        pool=CPU_POOL,
+        description="Plays one shard's games; a shard that exists and verifies is not played "
+        "again.",
+    )
+    def play(context: OpExecutionContext, shard: dict[str, Any]) -> dict[str, Any]:
+        from ringrift_pipeline.selfplay import play_shard
+
+        with running_step(context, config) as step:
+            artefact = play_shard(step.store, step.plan(), shard["index"], **step.hooks())
+            return {**shard, "path": str(artefact.path), "digest": artefact.digest}
+
+    @op(
+        name=f"{config}_collect",
+        out=Out(dict, io_manager_key="io_manager"),
+        required_resource_keys={"store"},
+        description="The index of the generation's shards, with what was played.",
+    )
+    def collect(
+        context: OpExecutionContext, shards: list[dict[str, Any]]
+    ) -> Output[dict[str, Any]]:
+        from ringrift_pipeline.selfplay import collect as collect_shards
+
+        with running_step(context, config) as step:
+            artefact = collect_shards(step.store, step.plan())
+            context.log.info(f"{step.key}: {len(shards)} shards collected")
+            return Output(
+                {"path": str(artefact.path), "digest": artefact.digest},
+                metadata=of_artefact(artefact),
+            )
+
+    @graph_asset(
+        name="selfplay_shards",
+        key_prefix=config,
+        group_name=config,
+        partitions_def=partitions(config),
+        ins={CHAMPION: AssetIn(asset_key(config, CHAMPION), dagster_type=Nothing)},
+        description=f"Games of {config} that the champion (the heuristic, before there is one) "
+        "plays against itself, one Arrow file a shard, with search policies and outcomes.",
+        owners=OWNERS,
+        kinds={"numba", "arrow"},
+        code_version=CODE_VERSION,
+    )
+    def shards(champion: Any) -> Any:
+        # `champion` orders nothing at run time: the plan reads the store's pointer.
+        planned = plan.alias("plan")(champion)
+        return collect.alias("collect")(planned.map(play.alias("play")).collect())
+
+    return shards

@@ -1,0 +1,204 @@
+"""The run configuration people type in the launchpad, derived from ``TrainingConfig``.
+
+Dagster refuses nested pydantic models and enforces no bounds, so each group of ``TrainingConfig``
+becomes one Dagster ``Config`` whose fields carry the type, the description, the bounds and the
+default as text; every field is optional, and what is given goes through ``TrainingConfig`` itself,
+which refuses bad values with its own message. A job-level config mapping does that at launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, get_args, get_origin
+
+from dagster import Config, InitResourceContext, Permissive, ResourceDefinition, resource
+from dagster._config.pythonic_config import infer_schema_from_config_class
+from pydantic import Field, create_model
+
+from ringrift_pipeline.enhancements.training_config import (
+    PRESETS,
+    ConfigError,
+    ConfigField,
+    TrainingConfig,
+)
+
+# What a run needs to know beside the hyper-parameters.
+RUN_FIELDS = ("preset", "last_generation", "resume")
+
+
+def _describe(field: ConfigField) -> str:
+    """Description with default and bounds, as the launchpad shows it."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [f"{signs[name]} {value}" for name, value in field.bounds.items() if name in signs]
+    if "choices" in field.bounds:
+        limits.append("one of " + ", ".join(map(str, field.bounds["choices"])))
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    tail = "; ".join([f"default {default}", *limits])
+    return f"{field.description} ({tail})"
+
+
+def _choice(name: str, choices: tuple[str, ...]) -> type[Enum]:
+    """An enumeration: Dagster takes an optional Enum, but no optional Literal."""
+    return Enum(name, {choice: choice for choice in choices})  # type: ignore[return-value]
+
+
+def _annotation(field: ConfigField) -> Any:
+    """The type Dagster can show for a TrainingConfig field."""
+    if get_origin(field.type) is tuple:
+        return list[get_args(field.type)[0]]  # type: ignore[misc]
+    if get_origin(field.type) is Literal:
+        return _choice(field.name.replace(".", "_"), get_args(field.type))
+    return field.type
+
+
+def _fields(fields: Mapping[str, ConfigField]) -> dict[str, Any]:
+    return {
+        name: (_annotation(field) | None, Field(default=None, description=_describe(field)))
+        for name, field in fields.items()
+    }
+
+
+def _classes() -> tuple[dict[str, Any], dict[str, type[Config]]]:
+    """Top-level fields (as create_model wants them) and one Config class a group."""
+    top: dict[str, ConfigField] = {}
+    groups: dict[str, dict[str, ConfigField]] = {}
+    for field in TrainingConfig.fields():
+        group, _, name = field.name.rpartition(".")
+        if group:
+            groups.setdefault(group, {})[name] = field
+        else:
+            top[name] = field
+    classes = {
+        group: create_model(f"{group.capitalize()}Settings", __base__=Config, **_fields(fields))
+        for group, fields in groups.items()
+    }
+    run: dict[str, Any] = {
+        "preset": (
+            _choice("preset", tuple(PRESETS)) | None,
+            Field(default=None, description="Preset to start from; what is given below wins."),
+        ),
+        "last_generation": (
+            int | None,
+            Field(
+                default=None,
+                description="The sensor starts no generation after this one; "
+                "without it the loop goes on until the sensor is turned off.",
+            ),
+        ),
+        "resume": (
+            str,
+            Field(
+                default="auto",
+                description="auto: training goes on from its newest checkpoint; never: from the "
+                "start; or the path of a checkpoint folder.",
+            ),
+        ),
+    }
+    return {**run, **_fields(top)}, classes
+
+
+TOP_FIELDS, GROUPS = _classes()
+
+# For each group: a field of that group's type, everything in it optional.
+GROUP_FIELDS: dict[str, Any] = {
+    group: (
+        cls,
+        Field(
+            default_factory=cls,
+            description=(TrainingConfig.model_fields[group].annotation.__doc__ or group).split(
+                "\n"
+            )[0],
+        ),
+    )
+    for group, cls in GROUPS.items()
+}
+
+GenerationConfig: type[Config] = create_model(
+    "GenerationConfig", __base__=Config, **TOP_FIELDS, **GROUP_FIELDS
+)
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what was set (None means not given), nested as it came, run fields left out."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in RUN_FIELDS or value is None:
+            continue
+        if isinstance(value, Config):
+            value = value.model_dump()
+        if isinstance(value, Mapping):
+            inner = {key: _plain(item) for key, item in value.items() if item is not None}
+            if inner:
+                result[name] = inner
+        else:
+            result[name] = _plain(value)
+    return result
+
+
+def resolve(values: Mapping[str, Any]) -> TrainingConfig:
+    """Run configuration -> the validated ``TrainingConfig``.
+
+    Raises:
+        ConfigError: a value out of bounds, or an unknown setting.
+    """
+    last = values.get("last_generation")
+    if last is not None and last < 0:
+        raise ConfigError(f"last_generation counts from 0, not {last}")
+    return TrainingConfig.load(preset=_plain(values.get("preset")), overrides=given(values))
+
+
+def run_config(
+    config: TrainingConfig, *, last_generation: int | None = None, resume: str = "auto"
+) -> dict[str, Any]:
+    """The run configuration that says all of ``config``, for any job of ours."""
+    values: dict[str, Any] = {**config.to_dict(), "resume": resume}
+    if last_generation is not None:
+        values["last_generation"] = last_generation
+    return {"resources": {"settings": {"config": values}}}
+
+
+def run_values(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's configuration says to the ``settings`` resource; empty if nothing."""
+    settings = run_config.get("resources", {}).get("settings", {})
+    return dict(settings.get("config") or {})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the ``settings`` resource hands to a step."""
+
+    config: TrainingConfig
+    last_generation: int | None
+    resume: str
+
+
+@resource(config_schema=Permissive(), description="The settings of a run, resolved and checked.")
+def _resolved(context: InitResourceContext) -> RunSettings:
+    values = context.resource_config
+    return RunSettings(
+        config=TrainingConfig.from_dict(values["config"]),
+        last_generation=values["last_generation"],
+        resume=values["resume"],
+    )
+
+
+def _check(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "config": resolve(values).to_dict(),
+        "last_generation": values.get("last_generation"),
+        "resume": values.get("resume") or "auto",
+    }
+
+
+# Dagster runs a resource's config mapping while it resolves a run's configuration, so that a value
+# out of bounds is refused at launch, before there is a run. (A job-level ConfigMapping is refused
+# for partitioned jobs, and would not see backfills.)
+settings_resource: ResourceDefinition = _resolved.configured(
+    _check, config_schema=infer_schema_from_config_class(GenerationConfig)
+)

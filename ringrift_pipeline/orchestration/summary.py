@@ -1,0 +1,102 @@
+"""What a generation came to, read from the store: the closing table's rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ringrift_pipeline.store import Artefact, CorruptArtefactError, Store
+
+# field of the summary -> (artefact kind, name in its metadata)
+_FIELDS: dict[str, tuple[str, str]] = {
+    "games": ("selfplay_shards", "selfplay/games"),
+    "positions": ("selfplay_shards", "selfplay/positions"),
+    "games_per_s": ("selfplay_shards", "selfplay/games_per_s"),
+    "train_policy_loss": ("checkpoint", "train/policy_loss"),
+    "train_value_loss": ("checkpoint", "train/value_loss"),
+    "val_policy_loss": ("checkpoint", "val/policy_loss"),
+    "val_value_loss": ("checkpoint", "val/value_loss"),
+    "ece_before": ("calibration_report", "val/ece_before"),
+    "ece_after": ("calibration_report", "val/ece_after"),
+    "rating": ("evaluation", "eval/rating"),
+    "rating_low": ("evaluation", "eval/rating_low"),
+    "rating_high": ("evaluation", "eval/rating_high"),
+    "win_rate_random": ("evaluation", "eval/win_rate_random"),
+    "win_rate_random_low": ("evaluation", "eval/win_rate_random_low"),
+    "win_rate_random_high": ("evaluation", "eval/win_rate_random_high"),
+    "win_rate_heuristic": ("evaluation", "eval/win_rate_heuristic"),
+    "win_rate_heuristic_low": ("evaluation", "eval/win_rate_heuristic_low"),
+    "win_rate_heuristic_high": ("evaluation", "eval/win_rate_heuristic_high"),
+}
+
+
+@dataclass(frozen=True)
+class GenerationSummary:
+    """One generation; None wherever it did not get so far.
+
+    ``promoted`` and ``reasons`` are the sensor's decision where there is one, else what the gate
+    says in the evaluation's report (``decided`` tells which). Times are seconds.
+    """
+
+    config: str
+    generation: int
+    games: int | None
+    positions: int | None
+    games_per_s: float | None
+    train_policy_loss: float | None
+    train_value_loss: float | None
+    val_policy_loss: float | None
+    val_value_loss: float | None
+    ece_before: float | None
+    ece_after: float | None
+    rating: float | None
+    rating_low: float | None
+    rating_high: float | None
+    win_rate_random: float | None
+    win_rate_random_low: float | None
+    win_rate_random_high: float | None
+    win_rate_heuristic: float | None
+    win_rate_heuristic_low: float | None
+    win_rate_heuristic_high: float | None
+    promoted: bool | None
+    reasons: list[str]
+    decided: bool
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def summarize(
+    store: Store, config: str, generation: int, seconds: dict[str, float] | None = None
+) -> GenerationSummary:
+    """Read a generation's numbers from its artefacts' metadata; ``seconds`` is wall time by asset."""
+    artefacts: dict[str, Artefact | None] = {}
+
+    def metadata(kind: str) -> dict[str, Any]:
+        if kind not in artefacts:
+            try:
+                artefacts[kind] = store.current(config, generation, kind, verify=False)
+            except CorruptArtefactError:
+                artefacts[kind] = None
+        artefact = artefacts[kind]
+        return artefact.metadata if artefact is not None else {}
+
+    values: dict[str, Any] = {
+        field: metadata(kind).get(name) for field, (kind, name) in _FIELDS.items()
+    }
+    decision, evaluation = metadata("decision"), metadata("evaluation")
+    source = decision or {
+        "promoted": evaluation.get("promote"),
+        "reasons": evaluation.get("reasons", []),
+    }
+    return GenerationSummary(
+        config=config,
+        generation=generation,
+        **values,
+        promoted=source.get("promoted"),
+        reasons=list(source.get("reasons", [])),
+        decided=bool(decision),
+        seconds=dict(seconds or {}),
+    )

@@ -1,0 +1,92 @@
+"""A step that outlives its run leaves by itself.
+
+Terminating a run raises in the step's Python code, but a compiled kernel or a long numpy call
+computes on, and a step whose run worker was killed goes on as an orphan whose success would land
+in a failed run. So a thread beside each step watches the run and the parent process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+
+from dagster import DagsterInstance, DagsterRunStatus
+
+INTERVAL = 2.0  # seconds between two looks
+GRACE = 4.0  # seconds the step has to end by itself, once it should
+EXIT_CODE = 130
+
+_OVER = (DagsterRunStatus.CANCELED, DagsterRunStatus.FAILURE, DagsterRunStatus.SUCCESS)
+
+
+def run_is_over(instance: DagsterInstance, run_id: str) -> bool:
+    """Is the run finished, on its way to be cancelled, or deleted?"""
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.status in _OVER or run.status == DagsterRunStatus.CANCELING
+
+
+class Watchdog:
+    """Watches one step: ``with Watchdog(...) as dog`` around its work.
+
+    ``dog.stopping()`` turns true when the step should end (the rooms poll it); ``GRACE`` seconds
+    later the process is left with ``os._exit``. In the main process of a program (a test, a
+    notebook) it only asks and never leaves.
+
+    Args:
+        over: says whether the run is over; an exception counts as "not known, ask again".
+        leave: what ends the process; default ``os._exit``, None never.
+    """
+
+    def __init__(
+        self,
+        over: Callable[[], bool],
+        *,
+        interval: float = INTERVAL,
+        grace: float = GRACE,
+        leave: Callable[[int], object] | None = os._exit,
+    ) -> None:
+        self._over = over
+        self._interval = interval
+        self._grace = grace
+        self._leave = leave
+        self._parent = os.getppid()
+        self._should_stop = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="step-watchdog", daemon=True)
+
+    @classmethod
+    def of_run(cls, instance: DagsterInstance, run_id: str) -> Watchdog:
+        """The watchdog of a step of ``run_id``, armed only where the process is the step's own."""
+        own_process = multiprocessing.parent_process() is not None
+        return cls(lambda: run_is_over(instance, run_id), leave=os._exit if own_process else None)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=self._interval + 1.0)
+
+    def stopping(self) -> bool:
+        """Should the step end? Cheap: polled from inner loops."""
+        return self._should_stop.is_set()
+
+    def _ends(self) -> bool:
+        if os.getppid() != self._parent:
+            return True  # the run worker died, and somebody else adopted this process
+        try:
+            return self._over()
+        except Exception:  # a database busy for a moment must not end a step
+            return False
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._interval):
+            if self._ends():
+                self._should_stop.set()
+                if self._leave is not None and not self._done.wait(self._grace):
+                    self._leave(EXIT_CODE)
+                return

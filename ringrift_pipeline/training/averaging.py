@@ -1,0 +1,67 @@
+"""The candidate of a generation: the averaged weights of its training run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ringrift_pipeline.selfplay.plan import Plan
+from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
+from ringrift_pipeline.training.inputs import reuse, sealed_inputs
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store import Artefact, Store
+
+KIND = "ema_model"
+
+
+def average(
+    store: Store,
+    plan: Plan,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Artefact:
+    """Write the checkpoint's averaged model as ``ema_model``, the generation's candidate.
+
+    It is the exponential moving average at the validation with the lowest held-out loss. Files:
+    ``model.safetensors`` and ``model.json``; metadata compares it with the last weights.
+
+    Raises
+    ------
+    MissingArtefactError
+        if there is no checkpoint.
+    """
+    from ringrift_pipeline.network import load_model, save_model
+    from ringrift_pipeline.training.loop import BEST
+
+    checkpoint = store.require(plan.config, plan.generation, "checkpoint")
+    inputs = sealed_inputs(plan, [checkpoint])
+    existing = reuse(store, plan, KIND, inputs)
+    if existing is not None:
+        return existing
+    model = load_model(checkpoint.path / BEST)
+    metadata: dict[str, Any] = {
+        "inputs": inputs,
+        "checkpoint": checkpoint.digest,
+        "parent_generation": checkpoint.metadata["parent_generation"],
+        "parent_digest": checkpoint.metadata["parent_digest"],
+        "parameters": model.num_parameters,
+        "train/step": checkpoint.metadata["train/best_step"],
+        "half_life_samples": plan.settings.averaging.decay_half_life_samples,
+    }
+    metadata |= {
+        name: value for name, value in checkpoint.metadata.items() if name.startswith("val/")
+    }
+    metadata["val/loss_gain"] = (
+        checkpoint.metadata["val/last_loss"] - checkpoint.metadata["val/loss"]
+    )
+    about = {
+        "config": plan.config,
+        "generation": plan.generation,
+        "checkpoint": checkpoint.digest,
+        "step": checkpoint.metadata["train/best_step"],
+    }
+    with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
+        save_model(draft.path, model, about)
+    if progress is not None:
+        progress(1, 1, "averaged model written")
+    return draft.artefact

@@ -1,0 +1,198 @@
+"""Calibration of the candidate's value head on the window's held-out games."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ringrift_pipeline.selfplay.plan import Plan
+from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.training.inputs import reuse, sealed_inputs
+from ringrift_pipeline.training.window import Window, build_window, open_window
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from ringrift_pipeline.store import Artefact, Store
+
+KIND = "calibration_report"
+REPORT = "report.json"
+BINS = "bins.parquet"
+PICTURE = "reliability.png"
+
+
+def calibrate(
+    store: Store,
+    plan: Plan,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Artefact:
+    """Measure the EMA model's calibration and fit one temperature to its value head.
+
+    Half of the held-out games fit the temperature, the other half judge it; the reports
+    ``before`` and ``after`` are of the games that judge, ``held_out`` is of all at temperature 1.
+    The temperature is applied (``temperature`` in ``report.json``,
+    which players divide value logits by) if it lowers the judges' log loss, else 1 is. With
+    fewer than ``calibration.min_games`` held-out games nothing is fitted.
+
+    Files: ``report.json`` (``temperature``, ``fitted``, ``applied``, ``recalibrate``,
+    ``ece_before``, ``ece_after`` with intervals, the whole reports), ``bins.parquet``
+    (:data:`tables.CALIBRATION_BINS`) and ``reliability.png``.
+
+    Raises
+    ------
+    MissingArtefactError
+        if there is no EMA model.
+    Interrupted
+        if ``should_stop`` says so.
+    """
+    from ringrift_pipeline.enhancements.calibration import draw_reliability
+    from ringrift_pipeline.network import load_model, resolve_device
+    from ringrift_pipeline.store import write_json_atomic
+    from ringrift_pipeline.training import tables
+    from ringrift_pipeline.training.dataset import WindowDataset
+    from ringrift_pipeline.training.forward import value_logits
+    from ringrift_pipeline.training.threads import torch_threads
+
+    candidate = store.require(plan.config, plan.generation, "ema_model")
+    source = build_window(store, plan, should_stop=should_stop)
+    inputs = sealed_inputs(plan, [candidate, source])
+    existing = reuse(store, plan, KIND, inputs)
+    if existing is not None:
+        return existing
+    window = open_window(source.path)
+    rows = window.holdout_rows
+    device = resolve_device(plan.settings.device)
+    reporter = Reporter(progress, should_stop)
+    with torch_threads(plan.settings.training.threads):
+        logits = value_logits(
+            load_model(candidate.path, device), WindowDataset(window, device), rows, reporter
+        )
+    report = _report(plan, window, rows, logits)
+    stages = {stage: report[stage] for stage in ("held_out", "before", "after")}
+    metadata: dict[str, Any] = {"inputs": inputs, "model": candidate.digest}
+    metadata |= {
+        f"val/{name}": report[name]
+        for name in (
+            "ece_before",
+            "ece_after",
+            "log_loss_before",
+            "log_loss_after",
+            "brier_before",
+            "brier_after",
+        )
+    }
+    metadata |= {
+        name: report[name]
+        for name in ("temperature", "fitted", "applied", "recalibrate", "games", "positions")
+    }
+    with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
+        write_json_atomic(draft.path / REPORT, report)
+        tables.write_table(draft.path / BINS, _bins(stages), tables.CALIBRATION_BINS)
+        draw_reliability(
+            {stage: stages[stage] for stage in ("before", "after")}, draft.path / PICTURE
+        )
+    return draft.artefact
+
+
+def _report(
+    plan: Plan, window: Window, rows: NDArray[np.int64], logits: NDArray[np.float64]
+) -> dict[str, Any]:
+    import torch
+
+    from ringrift_pipeline.enhancements.calibration import (
+        CalibrationAutomation,
+        fit_temperature,
+        value_probabilities,
+    )
+    from ringrift_pipeline.game import layout
+
+    settings = plan.settings.calibration
+    seats, shares = _by_seat(window, rows, logits)
+    games = window.game[rows]
+    phases = np.array(layout.PHASE_NAMES)[window.phase[rows]]
+    probabilities = value_probabilities(torch.from_numpy(seats)).numpy()
+    options: dict[str, Any] = {
+        "bins": settings.bins,
+        "bootstrap": max(settings.bootstrap, 20),
+        "seed": plan.seed_for("calibration") % 2**32,
+    }
+    watcher = CalibrationAutomation(
+        settings.deviation_threshold,
+        check_interval=1,
+        min_samples=1,
+        window_size=len(rows),
+        min_games=min(settings.min_games, len(np.unique(games))),
+        **options,
+    )
+    watcher.add_samples(probabilities, shares, games, phases)
+    recalibrate = watcher.should_recalibrate()
+    played = len(np.unique(games))
+    result: dict[str, Any] = {
+        "config": plan.config,
+        "generation": plan.generation,
+        "games": played,
+        "positions": len(rows),
+        "recalibrate": recalibrate,
+        "deviation_threshold": settings.deviation_threshold,
+        "temperature": 1.0,
+        "fitted": False,
+        "applied": False,
+        "fit": None,
+    }
+    held_out = watcher.report()
+    if played < settings.min_games:
+        before = after = held_out
+        result["reason"] = (
+            f"{played} held-out games are fewer than calibration.min_games ({settings.min_games})"
+        )
+    else:
+        fit = fit_temperature(seats, shares, games, **options)
+        before, after = fit.before, fit.after
+        details = fit.to_dict()
+        del details["before"], details["after"]
+        result |= {"fitted": True, "fit": details}
+        if fit.log_loss_gain > 0.0 and not fit.at_bound:
+            result |= {"applied": True, "temperature": fit.temperature}
+            result["reason"] = "it lowers the log loss of games it was not fitted on"
+        else:
+            after = before
+            result["reason"] = "it does not lower the log loss of games it was not fitted on"
+    for stage, measured in (("before", before), ("after", after)):
+        result[f"ece_{stage}"] = measured["calibration_error"]
+        result[f"ece_{stage}_interval"] = measured["calibration_error_interval"]
+        result[f"log_loss_{stage}"] = measured["log_loss"]
+        result[f"brier_{stage}"] = measured["brier"]
+    return result | {"held_out": held_out, "before": before, "after": after}
+
+
+def _by_seat(
+    window: Window, rows: NDArray[np.int64], logits: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logits and outcomes (K, players), mover first, rotated to absolute seats."""
+    players = window.players
+    relative = (np.arange(players) - window.player[rows].astype(np.int64)[:, None]) % players
+    outcome = window.outcome[rows].astype(np.float64)
+    return (
+        np.take_along_axis(logits, relative, axis=1),
+        np.take_along_axis(outcome, relative, axis=1),
+    )
+
+
+def _bins(stages: dict[str, dict[str, Any]]) -> pl.DataFrame:
+    """The reports' bins as one table."""
+    import polars as pl
+
+    from ringrift_pipeline.training import tables
+
+    records = []
+    for stage, report in stages.items():
+        splits = {"all": report}
+        splits |= {f"phase:{name}": part for name, part in report["by_phase"].items()}
+        splits |= {f"seat:{int(seat) + 1}": part for seat, part in report["by_seat"].items()}
+        for split, part in splits.items():
+            records += [{"stage": stage, "split": split, **row} for row in part["bins"]]
+    types = {column.name: getattr(pl, column.dtype) for column in tables.CALIBRATION_BINS}
+    return pl.DataFrame(records, schema=types)

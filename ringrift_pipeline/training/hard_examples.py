@@ -1,0 +1,177 @@
+"""Hard examples: the decisions of a generation that its parent model understood least."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ringrift_pipeline.selfplay.plan import Plan, open_model
+from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.training.inputs import reuse, sealed_inputs
+from ringrift_pipeline.training.window import Window, build_window, open_window
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store import Artefact, Store
+
+KIND = "hard_examples"
+TABLE = "hard_examples.parquet"
+
+_BATCH = 512
+
+
+def mine_hard_examples(
+    store: Store,
+    plan: Plan,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Artefact:
+    """Score this generation's training decisions and keep the hardest ``mining.buffer_size``.
+
+    Hardness is in nats: ``policy_weight`` times KL(search policy || parent's policy) for full
+    searches, plus ``value_weight`` times KL(search value || parent's value), plus
+    ``mining.surprise_weight`` times the surprise recorded at selfplay. Divergences, unlike
+    losses on outcomes, are zero for a model that has learned all there is to learn. Where
+    there is no parent model, surprise stands alone; games of the heuristic had no prior, and
+    theirs is measured against the uniform one (``uniform_prior_surprise``).
+
+    Held-out games are never mined. Columns of the table: :data:`tables.HARD_EXAMPLES`.
+
+    Raises
+    ------
+    MissingArtefactError, PlanError
+        if a shard or the parent model is not there as the plan names it.
+    Interrupted
+        if ``should_stop`` says so.
+    """
+    import polars as pl
+
+    from ringrift_pipeline.training import tables
+
+    artefact = build_window(store, plan, should_stop=should_stop)
+    sources = [artefact]
+    if plan.parent is not None:
+        sources.append(open_model(store, plan.parent))
+    inputs = sealed_inputs(plan, sources)
+    existing = reuse(store, plan, KIND, inputs)
+    if existing is not None:
+        return existing
+    window = open_window(artefact.path)
+    rows = np.flatnonzero(~window.holdout & (window.generation == plan.generation))
+    reporter = Reporter(progress, should_stop)
+    settings = plan.settings
+    surprise, uniform = _surprise(window, rows, heuristic=plan.champion is None)
+    policy = np.zeros(len(rows))
+    value = np.zeros(len(rows))
+    if plan.parent is not None:
+        policy, value = _divergences(plan, sources[1], window, rows, reporter)
+    if plan.champion is None:
+        value[:] = 0.0  # the heuristic knows no values
+    terms = {
+        "policy_loss": settings.training.policy_weight * policy,
+        "value_loss": settings.training.value_weight * value,
+        "uniform_prior_surprise" if uniform else "surprise": settings.mining.surprise_weight
+        * surprise,
+    }
+    if plan.parent is None:
+        terms = {name: term for name, term in terms.items() if "surprise" in name}
+        terms = {name: surprise for name in terms}
+    stacked = np.stack(list(terms.values()))
+    hardness = stacked.sum(axis=0)
+    reasons = np.array(list(terms))[stacked.argmax(axis=0)]
+    keep = np.sort(np.argsort(-hardness, kind="stable")[: settings.mining.buffer_size])
+    frame = pl.DataFrame(
+        {
+            "game_id": [window.games[game] for game in window.game[rows[keep]]],
+            "ply": window.ply[rows[keep]],
+            "row": rows[keep].astype(np.int64),
+            "hardness": hardness[keep],
+            "policy_loss": policy[keep],
+            "value_loss": value[keep],
+            "surprise": surprise[keep],
+            "reason": reasons[keep].tolist(),
+        },
+        schema={column.name: getattr(pl, column.dtype) for column in tables.HARD_EXAMPLES},
+    )
+    metadata: dict[str, Any] = {
+        "inputs": inputs,
+        "examples": frame.height,
+        "scored_rows": len(rows),
+        "scored_with": "parent" if plan.parent is not None else "surprise",
+        "train/hardness_mean": float(hardness.mean()),
+        "train/hardness_p90": float(np.quantile(hardness, 0.9)),
+        "train/hardness_max": float(hardness.max()),
+    }
+    metadata |= {f"reason_{name}": int((reasons[keep] == name).sum()) for name in terms}
+    with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
+        tables.write_table(draft.path / TABLE, frame, tables.HARD_EXAMPLES)
+    return draft.artefact
+
+
+def read_hard_examples(artefact: Artefact) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Window rows (K,) and hardness (K,) of a ``hard_examples`` artefact."""
+    from ringrift_pipeline.training import tables
+
+    frame = tables.read_table(artefact.file(TABLE), tables.HARD_EXAMPLES)
+    return frame["row"].to_numpy(), frame["hardness"].to_numpy()
+
+
+def _surprise(
+    window: Window, rows: NDArray[np.int64], heuristic: bool
+) -> tuple[NDArray[np.float64], bool]:
+    """Surprise of the rows (K,), nats, and whether it is measured against a uniform prior."""
+    if not heuristic:
+        return np.maximum(window.surprise[rows].astype(np.float64), 0.0), False
+    policy = np.asarray(window.policy, np.float64)
+    terms = policy * np.log(np.maximum(policy, 1e-300))
+    negative_entropy = np.add.reduceat(terms, window.offsets[:-1])[rows]
+    return np.maximum(negative_entropy + np.log(window.counts[rows]), 0.0), True
+
+
+def _divergences(
+    plan: Plan, parent: Artefact, window: Window, rows: NDArray[np.int64], reporter: Reporter
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """KL of the search's policy and value against the parent model's, each (K,) in nats."""
+    import torch
+
+    from ringrift_pipeline.network import load_model, resolve_device
+    from ringrift_pipeline.training.dataset import WindowDataset
+    from ringrift_pipeline.training.threads import torch_threads
+
+    device = resolve_device(plan.settings.device)
+    model = load_model(parent.path, device)
+    dataset = WindowDataset(window, device)
+    # Batches of like width waste the least padding.
+    order = np.argsort(window.counts[rows], kind="stable")
+    policy = np.zeros(len(rows))
+    value = np.zeros(len(rows))
+    done = 0
+    with torch_threads(plan.settings.training.threads), torch.inference_mode():
+        for start in range(0, len(order), _BATCH):
+            reporter.check("hard examples: stopped while scoring; nothing was kept")
+            some = order[start : start + _BATCH]
+            batch = dataset.batch(rows[some])
+            logits, values = model(batch["features"])
+            target = batch["policy_targets"].double()
+            log_policy = torch.log_softmax(
+                logits.double().masked_fill(~batch["legal_mask"], -1e9), dim=1
+            )
+            policy[some] = _kl(target, log_policy)
+            searched = torch.from_numpy(window.search_value[rows[some]]).double().to(device)
+            log_value = torch.log_softmax(values.double()[:, : window.players], dim=1)
+            value[some] = _kl(searched, log_value)
+            done += len(some)
+            reporter.report(done, len(rows), f"{done}/{len(rows)} decisions scored")
+    return policy, value
+
+
+def _kl(target: Any, log_prediction: Any) -> NDArray[np.float64]:
+    """KL(target || prediction) of each row, nats; 0 for rows whose target is all zero."""
+    import torch
+
+    divergence = (torch.xlogy(target, target) - target * log_prediction).sum(dim=1)
+    return divergence.clamp_min(0.0).cpu().numpy()
+
+
+__all__ = ["KIND", "TABLE", "mine_hard_examples", "read_hard_examples"]

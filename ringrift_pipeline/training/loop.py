@@ -1,0 +1,261 @@
+"""Training of one generation: from the window to a checkpoint, resumable at any time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ringrift_pipeline.selfplay.plan import Plan, open_model
+from ringrift_pipeline.selfplay.stopping import Interrupted, Progress, Reporter, ShouldStop
+from ringrift_pipeline.training.inputs import reuse, sealed_inputs
+from ringrift_pipeline.training.window import build_window, open_window
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.network import RingRiftNetwork
+    from ringrift_pipeline.store import Artefact, Store
+    from ringrift_pipeline.training.run import TrainingRun
+
+KIND = "checkpoint"
+STATE_KIND = "training_state"
+METRICS = "metrics.jsonl"
+BEST = "best"
+"""Sub-folder of a checkpoint: the averaged model with the lowest held-out loss."""
+
+
+class ResumeError(ValueError):
+    """The state to resume from does not fit this plan; the message says what differs."""
+
+
+def train(
+    store: Store,
+    plan: Plan,
+    resume: str | Path = "auto",
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Artefact:
+    """Train the generation's network and land its checkpoint.
+
+    Reads the window, the quality scores and the hard examples (as far as the settings use them)
+    and starts from the plan's parent model, or from fresh weights where there is none or its
+    shape is not the one the settings ask for. Every ``checkpoint_every`` steps the whole state
+    is saved as a ``training_state``, so that a killed run loses no more than that; resumed, it
+    ends in the same checkpoint bit for bit (on the CPU).
+
+    Files of the checkpoint: ``model.safetensors`` and ``model.json`` (the last weights),
+    ``best/`` (the averaged model at its lowest held-out loss), ``state.safetensors`` and
+    ``state.json`` (optimizer, schedule, sampler, miner, averages, random states) and
+    ``metrics.jsonl``. Metadata holds ``train/…`` and ``val/…`` numbers and the parent.
+
+    Parameters
+    ----------
+    resume:
+        ``auto`` returns a checkpoint that is there and goes on with a state that is there;
+        ``never`` trains from the start; a path names the folder of a training state.
+
+    Raises
+    ------
+    MissingArtefactError
+        if scores, hard examples or a shard have not been made.
+    ResumeError
+        if ``resume`` names a state of another plan or window.
+    Interrupted
+        if ``should_stop`` says so, after the state was saved.
+    """
+    from ringrift_pipeline.training.run import TrainingRun
+    from ringrift_pipeline.training.threads import torch_seed, torch_threads
+
+    reporter = Reporter(progress, should_stop)
+    sources = _sources(store, plan, should_stop)
+    inputs = sealed_inputs(plan, sources.values())
+    if resume == "auto":
+        existing = reuse(store, plan, KIND, inputs)
+        if existing is not None:
+            return existing
+    parent, parent_note = _parent_model(plan, sources.get("parent"))
+    threads = plan.settings.training.threads
+    with torch_threads(threads), torch_seed(plan.seed_for("torch")):
+        run = TrainingRun(
+            plan,
+            open_window(sources["window"].path),
+            _scores(sources),
+            _hard_examples(sources),
+            parent,
+        )
+        resumed_from = _restore(store, plan, run, resume, inputs)
+        began, first = time.monotonic(), run.samples
+        while not run.finished:
+            if should_stop is not None and should_stop():
+                _save(store, plan, run, inputs)
+                raise Interrupted(
+                    f"training: stopped at step {run.iteration} of {run.total}; run again to go on"
+                )
+            run.step()
+            rate = (run.samples - first) / max(time.monotonic() - began, 1e-9)
+            reporter.report(
+                run.iteration,
+                run.total,
+                f"step {run.iteration}/{run.total}, loss {run.last_loss:.3f}, "
+                f"held-out {run.best_loss:.3f}, {rate:.0f} rows/s",
+            )
+            if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
+                _save(store, plan, run, inputs)
+        seconds = time.monotonic() - began
+        metadata = _metadata(plan, run, inputs, sources)
+        metadata |= {
+            "parent_note": parent_note,
+            "resumed_from_step": resumed_from,
+            "train/seconds": seconds,
+            "train/rows_per_s": (run.samples - first) / max(seconds, 1e-9),
+        }
+        return _land(store, plan, run, metadata)
+
+
+def _sources(store: Store, plan: Plan, should_stop: ShouldStop | None) -> dict[str, Artefact]:
+    """The artefacts that a run reads, by their role."""
+    sources = {"window": build_window(store, plan, should_stop=should_stop)}
+    if plan.settings.quality.enabled:
+        sources["quality_scores"] = store.require(plan.config, plan.generation, "quality_scores")
+    if plan.settings.mining.enabled:
+        sources["hard_examples"] = store.require(plan.config, plan.generation, "hard_examples")
+    if plan.parent is not None:
+        sources["parent"] = open_model(store, plan.parent)
+    return sources
+
+
+def _scores(sources: dict[str, Artefact]) -> dict[str, float] | None:
+    from ringrift_pipeline.training.quality import game_scores
+
+    return game_scores(sources["quality_scores"]) if "quality_scores" in sources else None
+
+
+def _hard_examples(sources: dict[str, Artefact]) -> Any:
+    from ringrift_pipeline.training.hard_examples import read_hard_examples
+
+    if "hard_examples" not in sources:
+        return None
+    return read_hard_examples(sources["hard_examples"])
+
+
+def _parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork | None, str]:
+    """The model to start from, and a line that says which."""
+    from ringrift_pipeline.network import load_model
+    from ringrift_pipeline.training.run import network_config
+
+    if parent is None:
+        return None, "fresh weights: there is no earlier model"
+    model = load_model(parent.path)
+    wanted = network_config(plan).to_dict()
+    have = model.config.to_dict()
+    differing = sorted(
+        name for name in wanted if name != "players" and wanted[name] != have.get(name)
+    )
+    if differing:
+        return None, f"fresh weights: the parent differs in {', '.join(differing)}"
+    return model, f"weights of generation {parent.generation:04d}"
+
+
+def _restore(
+    store: Store, plan: Plan, run: TrainingRun, resume: str | Path, inputs: dict[str, Any]
+) -> int:
+    """Load the state to go on from, if there is one; returns the step it was taken at."""
+    from ringrift_pipeline.training.state import load_state
+
+    if resume == "never":
+        return 0
+    if resume == "auto":
+        artefact = reuse(store, plan, STATE_KIND, inputs)
+        if artefact is None:
+            return 0
+    else:
+        artefact = store.open(Path(resume))
+        if artefact.metadata.get("inputs") != inputs:
+            raise ResumeError(
+                f"{resume} is the state of another plan, window or parent than those of "
+                f"{plan.config} generation {plan.generation:04d}: use --resume auto or never"
+            )
+    run.load_state_dict(load_state(artefact.path))
+    return run.iteration
+
+
+def _save(store: Store, plan: Plan, run: TrainingRun, inputs: dict[str, Any]) -> None:
+    """Land the run's state and remove the states before it."""
+    from ringrift_pipeline.training.state import save_state
+
+    metadata = {"inputs": inputs, "step": run.iteration, "steps": run.total}
+    with store.create(plan.config, plan.generation, STATE_KIND, metadata=metadata) as draft:
+        save_state(draft.path, run.state_dict())
+    _remove_states(store, plan, keep=draft.artefact.path)
+
+
+def _remove_states(store: Store, plan: Plan, keep: Path | None) -> None:
+    for artefact in store.artefacts(plan.config, plan.generation, STATE_KIND):
+        if artefact.path != keep:
+            shutil.rmtree(artefact.path, ignore_errors=True)
+
+
+def _metadata(
+    plan: Plan, run: TrainingRun, inputs: dict[str, Any], sources: dict[str, Artefact]
+) -> dict[str, Any]:
+    losses = run.held_out(run.best_model())
+    last: dict[str, Any] = {}
+    for record in run.records:
+        last |= record
+    parent = plan.parent or {}
+    return {
+        "inputs": inputs,
+        "plan": plan.digest,
+        "window": sources["window"].digest,
+        "parent_generation": parent.get("generation"),
+        "parent_digest": parent.get("digest"),
+        "parameters": run.model.num_parameters,
+        "stop_reason": run.stop_reason or "all steps made",
+        "train/steps": run.iteration,
+        "train/planned_steps": run.total,
+        "train/samples": run.samples,
+        "train/rows": len(run.dataset) - len(run.holdout),
+        "train/holdout_rows": len(run.holdout),
+        "train/passes": run.samples / max(1, len(run.dataset) - len(run.holdout)),
+        "train/max_visits": run.stream.max_visits,
+        "train/rows_visited": run.stream.visited,
+        "train/best_step": run.best_step,
+        "train/loss": last.get("train/epoch_loss"),
+        "train/policy_loss": last.get("train/epoch_policy_loss"),
+        "train/value_loss": last.get("train/epoch_value_loss"),
+        "train/learning_rate": plan.settings.optimizer.learning_rate,
+        "train/rollbacks": last.get("train/rollbacks"),
+        **losses.metrics(),
+        **run.held_out(run.model).metrics("val/last_"),
+    }
+
+
+def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) -> Artefact:
+    from ringrift_pipeline.network import save_model
+    from ringrift_pipeline.training.state import save_state
+
+    # What the sidecars say must not depend on the clock: same plan, same bytes.
+    about = {
+        "config": plan.config,
+        "generation": plan.generation,
+        "parent_generation": metadata["parent_generation"],
+        "parent_digest": metadata["parent_digest"],
+    }
+    with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
+        save_model(draft.path, run.model, {**about, "step": run.iteration})
+        save_model(
+            draft.path / BEST,
+            run.best_model(),
+            {**about, "step": run.best_step, "val_loss": run.best_loss},
+        )
+        save_state(draft.path, run.state_dict())
+        lines = [json.dumps(record, allow_nan=False) for record in run.records]
+        (draft.path / METRICS).write_text("\n".join(lines) + "\n")
+    _remove_states(store, plan, keep=_current_state(store, plan))
+    return draft.artefact
+
+
+def _current_state(store: Store, plan: Plan) -> Path | None:
+    artefact = store.current(plan.config, plan.generation, STATE_KIND, verify=False)
+    return None if artefact is None else artefact.path

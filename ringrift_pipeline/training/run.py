@@ -1,0 +1,263 @@
+"""One training run in memory: model, optimizer, facade, data and counters, with its state."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ringrift_pipeline.enhancements.facade_config import FacadeConfig
+from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
+from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, resolve_device
+from ringrift_pipeline.selfplay.plan import Plan
+from ringrift_pipeline.training.dataset import WindowDataset
+from ringrift_pipeline.training.forward import HeldOut, held_out_losses
+from ringrift_pipeline.training.stream import BatchStream, RowsExhausted
+from ringrift_pipeline.training.window import Window
+
+
+def planned_steps(plan: Plan, rows: int) -> int:
+    """Optimizer steps of a run over so many training rows, at least 1.
+
+    ``ceil(epochs * rows / effective batch)``, at most what ``sample_reuse_limit`` visits a row
+    allow, and at most ``max_steps`` where that is not 0.
+    """
+    training = plan.settings.training
+    batch = plan.settings.effective_batch_size
+    steps = math.ceil(training.epochs * rows / batch)
+    steps = min(steps, math.floor(training.sample_reuse_limit * rows / batch))
+    if training.max_steps:
+        steps = min(steps, training.max_steps)
+    return max(1, steps)
+
+
+def network_config(plan: Plan) -> NetworkConfig:
+    """The network that the plan's settings ask for, on the plan's board."""
+    from ringrift_pipeline.game import get_rules
+
+    rules = get_rules(plan.config)
+    shape = plan.settings.network
+    return NetworkConfig(
+        blocks=shape.blocks,
+        channels=shape.channels,
+        value_channels=shape.value_channels,
+        geometry=rules.geometry,
+        players=rules.players,
+    )
+
+
+class TrainingRun:
+    """Trains on a window step by step.
+
+    Parameters
+    ----------
+    plan, window:
+        What to train on, and how.
+    game_scores:
+        Quality by game id; None draws rows uniformly.
+    hard_examples:
+        Window rows (K,) and hardness (K,) that the miner begins with; None for none.
+    parent:
+        Network to start from; it is trained in place. None starts from fresh weights.
+
+    Attributes
+    ----------
+    iteration, total:
+        Optimizer steps made (skipped ones included), and planned.
+    stop_reason:
+        Why the run ended before ``total``, "" if it did not.
+    records:
+        Metrics so far, one dictionary a line of ``metrics.jsonl``.
+    best:
+        State dict of the averaged model with the lowest held-out loss so far.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        window: Window,
+        game_scores: Mapping[str, float] | None = None,
+        hard_examples: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None,
+        parent: RingRiftNetwork | None = None,
+    ) -> None:
+        settings = plan.settings
+        self.plan = plan
+        self.settings = settings
+        self.device = resolve_device(settings.device)
+        self.dataset = WindowDataset(window, self.device)
+        rows = window.training_rows
+        self.holdout = window.holdout_rows
+        self.total = planned_steps(plan, len(rows))
+        if parent is None:
+            parent = RingRiftNetwork(network_config(plan), seed=plan.seed_for("weights") % 2**63)
+        self.model = parent.to(self.device).requires_grad_(True).train()
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=settings.optimizer.learning_rate,
+            betas=settings.optimizer.betas,
+            weight_decay=settings.optimizer.weight_decay,
+        )
+        config = dataclasses.replace(
+            FacadeConfig.from_training_config(settings, self.total),
+            seed=plan.seed_for("mining"),
+        )
+        self.facade = TrainingEnhancementsFacade(self.model, self.optimizer, config)
+        miner = self.facade.miner
+        if miner is not None and hard_examples is not None and len(hard_examples[0]):
+            miner.load_examples(*hard_examples, games=window.game[hard_examples[0]])
+        scores = None
+        if game_scores is not None:
+            by_game = np.array([game_scores[game] for game in window.games])
+            scores = by_game[window.game[rows]]
+        self.stream = BatchStream(
+            rows,
+            scores,
+            settings.quality.temperature,
+            settings.training.sample_reuse_limit,
+            plan.seed_for("sampling") % 2**32,
+            miner,
+        )
+        per_pass = max(1, math.ceil(len(rows) / settings.effective_batch_size))
+        self.validate_every = min(per_pass, settings.training.checkpoint_every, self.total)
+        self._log_every = max(1, self.total // 2000)
+        self._least_loss = self._floors(window)
+        self._surprise = np.array(window.surprise)
+        self._game = np.array(window.game)
+        self.iteration = 0
+        self.samples = 0
+        self.stop_reason = ""
+        self.records: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.best_step = 0
+        self.best_loss = math.inf
+        self.last_loss = math.nan
+
+    def _floors(self, window: Window) -> NDArray[np.float32]:
+        """The least loss a model can have on each row's policy: its target's entropy, (R,)."""
+        policy = np.asarray(window.policy, np.float64)
+        terms = policy * np.log(np.maximum(policy, 1e-300))
+        entropy = -np.add.reduceat(terms, window.offsets[:-1])
+        entropy[~window.full_search] = 0.0
+        return (self.settings.training.policy_weight * entropy).astype(np.float32)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return bool(self.stop_reason) or self.iteration >= self.total
+
+    def step(self) -> None:
+        """One optimizer step; validates when that is due."""
+        stats = None
+        for _ in range(self.settings.gradients.accumulation_steps):
+            try:
+                rows = self.stream.next(self.settings.training.batch_size)
+            except RowsExhausted as error:
+                self.stop_reason = str(error)
+                break
+            batch = self.dataset.batch(rows)
+            batch["indices"] = rows
+            batch["games"] = self._game[rows]
+            batch["surprise"] = self._surprise[rows]
+            batch["reference_loss"] = self._least_loss[rows]
+            stats = self.facade.train_step(batch)
+            self.samples += len(rows)
+        if stats is None:
+            return
+        self.iteration += 1
+        self.stop_reason = self.stop_reason or stats.stop_reason
+        self.last_loss = stats.loss
+        if self.iteration % self._log_every == 0 or stats.anomaly or self.finished:
+            record: dict[str, Any] = {
+                "step": self.iteration,
+                "train/loss": _number(stats.loss),
+                "train/policy_loss": _number(stats.policy_loss),
+                "train/value_loss": _number(stats.value_loss),
+                "train/grad_norm": _number(stats.grad_norm),
+                "train/lr": stats.lr,
+            }
+            if stats.anomaly:
+                record |= {"train/anomaly": stats.anomaly, "message": stats.message}
+            self.records.append(record)
+        if self.iteration % self.validate_every == 0 or self.finished:
+            self._validate()
+
+    def _validate(self) -> None:
+        """Held-out losses of the averaged model; the best one is kept."""
+        self.facade.update_average()
+        averaged = self.facade.averaged_model
+        losses = self.held_out(averaged if averaged is not None else self.model)
+        epoch = self.facade.on_epoch_end(losses.loss)
+        self.stop_reason = self.stop_reason or epoch.stop_reason
+        if self.best is None or losses.loss < self.best_loss:
+            self.best_loss, self.best_step = losses.loss, self.iteration
+            source = averaged if averaged is not None else self.model
+            self.best = {k: v.detach().cpu().clone() for k, v in source.state_dict().items()}
+        self.records.append(
+            {
+                "step": self.iteration,
+                "train/epoch_loss": _number(epoch.mean_loss),
+                "train/epoch_policy_loss": _number(epoch.mean_policy_loss),
+                "train/epoch_value_loss": _number(epoch.mean_value_loss),
+                "train/skipped_steps": epoch.skipped_steps,
+                "train/rollbacks": epoch.rollbacks,
+                "train/mining_active": epoch.mining_active,
+                **losses.metrics(),
+            }
+        )
+
+    def held_out(self, model: torch.nn.Module) -> HeldOut:
+        """Losses of a model on the held-out games."""
+        training = self.settings.training
+        return held_out_losses(
+            model, self.dataset, self.holdout, training.policy_weight, training.value_weight
+        )
+
+    def best_model(self) -> RingRiftNetwork:
+        """A network with the best averaged weights so far, in evaluation mode."""
+        if self.best is None:
+            raise ValueError("nothing has been validated yet")
+        model = RingRiftNetwork(self.model.config)
+        model.load_state_dict(self.best)
+        return model.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the run goes on from."""
+        return {
+            "facade": self.facade.state_dict(),
+            "stream": self.stream.state_dict(),
+            "iteration": self.iteration,
+            "total": self.total,
+            "samples": self.samples,
+            "stop_reason": self.stop_reason,
+            "records": self.records,
+            "best": self.best,
+            "best_step": self.best_step,
+            "best_loss": self.best_loss,
+            "last_loss": self.last_loss,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken; ValueError if it is of another run."""
+        if state["total"] != self.total:
+            raise ValueError(f"the saved run has {state['total']} steps, this one {self.total}")
+        self.facade.load_state_dict(state["facade"])
+        self.stream.load_state_dict(state["stream"])
+        self.iteration = int(state["iteration"])
+        self.samples = int(state["samples"])
+        self.stop_reason = state["stop_reason"]
+        self.records = [dict(record) for record in state["records"]]
+        self.best = None if state["best"] is None else dict(state["best"])
+        self.best_step = int(state["best_step"])
+        self.best_loss = float(state["best_loss"])
+        self.last_loss = float(state["last_loss"])
+
+
+def _number(value: float) -> float | None:
+    """A float that strict JSON can hold, None for NaN and infinities."""
+    return float(value) if math.isfinite(value) else None

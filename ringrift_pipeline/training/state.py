@@ -1,0 +1,114 @@
+"""Saving and restoring nested state dictionaries as safetensors and JSON: nothing is pickled.
+
+Any tree of dictionaries, lists, tuples, numbers, text, torch tensors and numpy arrays can be
+kept; what is restored equals what was saved bit for bit, types included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+TENSORS = "state.safetensors"
+TREE = "state.json"
+_FORMAT = "ringrift-state/1"
+
+
+class StateError(ValueError):
+    """A state cannot be saved or restored; the message names the entry or the file."""
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``state.safetensors`` and ``state.json`` into a draft's folder.
+
+    Raises
+    ------
+    StateError
+        naming the entry that has a type which cannot be kept.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    tree = _pack(state, "state", tensors)
+    save_file(tensors, folder / TENSORS, metadata={"format": _FORMAT})
+    text = json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False, sort_keys=True)
+    (folder / TREE).write_text(text)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What :func:`save_state` wrote into ``folder``, tensors on the CPU.
+
+    Raises
+    ------
+    StateError
+        if a file is missing, damaged or of another format.
+    """
+    try:
+        content = json.loads((folder / TREE).read_text())
+        tensors = load_file(folder / TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StateError(f"{folder} holds no training state that can be read: {error}") from error
+    if content.get("format") != _FORMAT:
+        raise StateError(f"{folder} has state format {content.get('format')!r}, not {_FORMAT!r}")
+    return _unpack(content["state"], tensors)
+
+
+def _pack(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        key = f"{len(tensors):05d}"
+        tensors[key] = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+        return {"$": "tensor", "key": key}
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise StateError(f"{where} is an array of Python objects, which cannot be kept")
+        key = f"{len(tensors):05d}"
+        data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        tensors[key] = torch.from_numpy(data.copy())
+        return {"$": "array", "key": key, "dtype": value.dtype.str, "shape": list(value.shape)}
+    if isinstance(value, np.generic):
+        return {"$": "scalar", "dtype": value.dtype.str, "hex": value.tobytes().hex()}
+    if isinstance(value, dict):
+        items = [
+            [_pack(key, f"{where} key", tensors), _pack(item, f"{where}[{key!r}]", tensors)]
+            for key, item in value.items()
+        ]
+        return {"$": "dict", "items": items}
+    if isinstance(value, list | tuple):
+        packed = [_pack(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
+        return packed if isinstance(value, list) else {"$": "tuple", "items": packed}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$": "float", "text": repr(value)}
+    if isinstance(value, bytes):
+        return {"$": "bytes", "hex": value.hex()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise StateError(f"{where} is a {type(value).__name__}, which cannot be kept")
+
+
+def _unpack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unpack(item, tensors) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    match tree["$"]:
+        case "tensor":
+            return tensors[tree["key"]]
+        case "array":
+            data = tensors[tree["key"]].numpy().view(np.dtype(tree["dtype"]))
+            return data.reshape(tree["shape"]).copy()
+        case "scalar":
+            return np.frombuffer(bytes.fromhex(tree["hex"]), np.dtype(tree["dtype"]))[0]
+        case "dict":
+            return {_unpack(k, tensors): _unpack(v, tensors) for k, v in tree["items"]}
+        case "tuple":
+            return tuple(_unpack(item, tensors) for item in tree["items"])
+        case "float":
+            return float(tree["text"])
+        case "bytes":
+            return bytes.fromhex(tree["hex"])
+    raise StateError(f"unknown entry {tree['$']!r} in a training state")

@@ -1,0 +1,156 @@
+"""Columns of the training room's Parquet tables, and their validated reading and writing.
+
+The columns are plain data, so that whoever only declares them imports neither pandera nor
+polars; schemas are built when a table is written or read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+    from pandera.polars import DataFrameSchema
+
+
+class TableError(ValueError):
+    """A table does not match its columns; the message names the column and the bad value."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: name, polars type name, meaning, and what its values must satisfy.
+
+    ``least`` and ``most`` are inclusive bounds, None for none; ``choices`` the allowed texts.
+    """
+
+    name: str
+    dtype: str
+    description: str
+    least: float | None = None
+    most: float | None = None
+    nullable: bool = False
+    unique: bool = False
+    choices: tuple[str, ...] = ()
+
+
+def _score(name: str, description: str) -> Column:
+    return Column(name, "Float64", description, 0.0, 1.0)
+
+
+QUALITY_SCORES: tuple[Column, ...] = (
+    Column("game_id", "String", "Id of the game.", unique=True),
+    Column("generation", "Int32", "Generation that played it.", 0),
+    Column("shard", "Int32", "Shard that holds it.", 0),
+    Column("length", "Int32", "Plies of the game, forced ones included.", 1),
+    Column("decisions", "Int32", "Plies with more than one legal move.", 1),
+    Column("policy_entropy", "Float64", "Mean entropy of the search policy, nats.", 0.0),
+    Column(
+        "surprise",
+        "Float64",
+        "Mean KL(search policy || prior), nats; null where no prior was known.",
+        0.0,
+        nullable=True,
+    ),
+    _score("length_score", "How typical the length is."),
+    _score("balance_score", "How even the contest was."),
+    _score("diversity_score", "How undecided the search was."),
+    _score("decisiveness_score", "How clear the outcome was."),
+    _score("freshness_score", "Half for every half-life of age at the plan's time."),
+    _score("surprise_score", "How much search changed the prior."),
+    _score("score", "Weighted mean of the scores: the sampling weight of the game's rows."),
+)
+
+REASONS = ("policy_loss", "value_loss", "surprise", "uniform_prior_surprise")
+
+HARD_EXAMPLES: tuple[Column, ...] = (
+    Column("game_id", "String", "Id of the game."),
+    Column("ply", "Int32", "Ply of the decision.", 0),
+    Column("row", "Int64", "Row of the training window.", 0, unique=True),
+    Column("hardness", "Float64", "Weighted sum of the terms below, nats.", 0.0),
+    Column("policy_loss", "Float64", "KL(search policy || parent model's policy), nats.", 0.0),
+    Column("value_loss", "Float64", "KL(search value || parent model's value), nats.", 0.0),
+    Column("surprise", "Float64", "KL(search policy || prior at selfplay), nats.", 0.0),
+    Column("reason", "String", "The term that weighs most.", choices=REASONS),
+)
+
+CALIBRATION_BINS: tuple[Column, ...] = (
+    Column(
+        "stage",
+        "String",
+        "All held-out games, or those that judge the temperature before and after it.",
+        choices=("held_out", "before", "after"),
+    ),
+    Column("split", "String", "What the bins are over: all, phase:NAME or seat:N (from 1)."),
+    Column("bin", "Int32", "Equal-mass bin, ascending by prediction.", 0),
+    Column("count", "Int64", "Forecasts in the bin (one a seat and position).", 1),
+    Column("games", "Int64", "Games with a forecast in the bin.", 1),
+    Column("prediction", "Float64", "Mean predicted share of the win.", 0.0, 1.0),
+    Column("outcome", "Float64", "Mean share of the win that came true.", 0.0, 1.0),
+    Column("standard_error", "Float64", "Of outcome less prediction, clustered by game.", 0.0),
+)
+
+
+def schema(columns: tuple[Column, ...]) -> DataFrameSchema:
+    """The pandera schema (polars) of a table: exactly these columns, in this order."""
+    import pandera.polars as pandera
+    import polars as pl
+
+    built = {}
+    for column in columns:
+        checks = []
+        if column.least is not None:
+            checks.append(pandera.Check.ge(column.least))
+        if column.most is not None:
+            checks.append(pandera.Check.le(column.most))
+        if column.choices:
+            checks.append(pandera.Check.isin(column.choices))
+        built[column.name] = pandera.Column(
+            getattr(pl, column.dtype),
+            checks,
+            nullable=column.nullable,
+            unique=column.unique,
+            description=column.description,
+        )
+    return pandera.DataFrameSchema(built, strict=True, ordered=True)
+
+
+def validated(frame: pl.DataFrame, columns: tuple[Column, ...], what: str) -> pl.DataFrame:
+    """``frame`` if it satisfies the schema; TableError naming the first failures otherwise."""
+    import polars as pl
+    from pandera.errors import SchemaError, SchemaErrors
+
+    try:
+        checked = schema(columns).validate(frame, lazy=True)
+    except (SchemaError, SchemaErrors) as error:
+        detail = getattr(error, "failure_cases", None)
+        text = str(error)
+        if isinstance(detail, pl.DataFrame) and detail.height:
+            text = "; ".join(
+                ", ".join(f"{name}={value}" for name, value in row.items() if value is not None)
+                for row in detail.head(3).to_dicts()
+            )
+        raise TableError(f"{what} does not match its schema: {text}") from error
+    floats = [c.name for c in columns if c.dtype.startswith("Float")]
+    for name in floats:
+        if not checked[name].drop_nulls().is_finite().all():
+            raise TableError(f"{what}: column {name!r} holds a number that is not finite")
+    return checked
+
+
+def write_table(path: Path, frame: pl.DataFrame, columns: tuple[Column, ...]) -> None:
+    """Validate and write a table as Parquet (zstd) into a draft's folder."""
+    validated(frame, columns, path.name).write_parquet(path, compression="zstd", statistics=True)
+
+
+def read_table(path: Path, columns: tuple[Column, ...]) -> pl.DataFrame:
+    """Read a table and validate it; TableError if it is not what its columns say."""
+    import polars as pl
+
+    try:
+        frame = pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise TableError(f"{path}: cannot be read as Parquet ({error})") from error
+    return validated(frame, columns, path.name)

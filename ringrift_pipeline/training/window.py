@@ -1,0 +1,333 @@
+"""The training window: shards of several generations as uncompressed memory-mapped columns.
+
+One ``.npy`` file a column, rows ordered by generation, shard, game and decision. What varies in
+length (a row's legal moves) lies flat behind ``offsets``. Values are stored relative to the
+player to move, which is how the network sees the board.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ringrift_pipeline.selfplay.ragged import offsets_of
+from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.training.inputs import reuse, sealed_inputs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from ringrift_pipeline.selfplay.plan import Plan
+    from ringrift_pipeline.store import Artefact, Store
+
+KIND = "window"
+WINDOW_FORMAT = 1
+
+
+class WindowError(ValueError):
+    """A window cannot be built or read; the message says which shard or column and why."""
+
+
+def is_held_out(game_id: str, fraction: float) -> bool:
+    """Whether a game belongs to the held-out set, by the hash of its id alone."""
+    return hash_fraction(game_id) < fraction
+
+
+def hash_fraction(game_id: str) -> float:
+    """The BLAKE2 hash of a game's id as a number in [0, 1)."""
+    digest = hashlib.blake2b(game_id.encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / float(1 << 53)
+
+
+def split_games(game_ids: list[str], fraction: float) -> NDArray[np.bool_]:
+    """Held-out flag of every game, (games,) bool; at least one game lies on either side.
+
+    The hash decides. Only when it leaves one side empty (very few games), the game with the
+    smallest (or largest) hash changes sides.
+
+    Raises
+    ------
+    WindowError
+        if there are fewer than two games.
+    """
+    if len(game_ids) < 2:
+        raise WindowError(
+            f"the window holds {len(game_ids)} game(s); at least 2 are needed to hold one out: "
+            "raise selfplay.games"
+        )
+    hashes = np.array([hash_fraction(game) for game in game_ids])
+    held_out = hashes < fraction
+    if not held_out.any():
+        held_out[hashes.argmin()] = True
+    elif held_out.all():
+        held_out[hashes.argmax()] = False
+    return held_out
+
+
+@dataclass(frozen=True)
+class Window:
+    """Columns of a window, memory-mapped read-only; R rows, M legal moves, P players.
+
+    Attributes
+    ----------
+    planes: (R, C, N, N) uint8 and ``globals``: (R, F) float32, the position as encoded.
+    offsets: (R+1,) int64, where each row's moves begin.
+    policy: (M,) float32; move_kind: (M,) uint8; move_cells: (M, 3) int16; move_rank: (M,).
+    outcome, search_value: (R, P) float32, **mover first** (seat of the mover, then the next).
+    full_search: (R,) bool; surprise: (R,) float32, nats.
+    game: (R,) int32, index into ``games``; generation: (R,) int32.
+    ply, decision: (R,) int32; player: (R,) int8, seat of the mover from 0; phase: (R,) int8.
+    holdout: (R,) bool, the row's game is held out.
+    games: id of every game.
+    """
+
+    planes: NDArray[np.uint8]
+    globals: NDArray[np.float32]
+    offsets: NDArray[np.int64]
+    policy: NDArray[np.float32]
+    move_kind: NDArray[np.uint8]
+    move_cells: NDArray[np.int16]
+    move_rank: NDArray
+    outcome: NDArray[np.float32]
+    search_value: NDArray[np.float32]
+    full_search: NDArray[np.bool_]
+    surprise: NDArray[np.float32]
+    game: NDArray[np.int32]
+    generation: NDArray[np.int32]
+    ply: NDArray[np.int32]
+    decision: NDArray[np.int32]
+    player: NDArray[np.int8]
+    phase: NDArray[np.int8]
+    holdout: NDArray[np.bool_]
+    games: tuple[str, ...]
+    config: str
+
+    def __len__(self) -> int:
+        return len(self.game)
+
+    @property
+    def players(self) -> int:
+        """Seats of the game."""
+        return self.outcome.shape[1]
+
+    @property
+    def training_rows(self) -> NDArray[np.int64]:
+        """Indices of the rows whose game is not held out, ascending."""
+        return np.flatnonzero(~self.holdout)
+
+    @property
+    def holdout_rows(self) -> NDArray[np.int64]:
+        """Indices of the rows whose game is held out, ascending."""
+        return np.flatnonzero(self.holdout)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Legal moves of every row, (R,) int64."""
+        return np.diff(self.offsets)
+
+
+# column -> (dtype, what one element is beside the first axis); "rows" or "moves" first.
+_ROW_COLUMNS = {
+    "outcome": np.float32,
+    "search_value": np.float32,
+    "full_search": np.bool_,
+    "surprise": np.float32,
+    "game": np.int32,
+    "generation": np.int32,
+    "ply": np.int32,
+    "decision": np.int32,
+    "player": np.int8,
+    "phase": np.int8,
+    "holdout": np.bool_,
+}
+
+
+def build_window(
+    store: Store,
+    plan: Plan,
+    *,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Artefact:
+    """Materialise the plan's window; the current one is returned if it has the same inputs.
+
+    Raises
+    ------
+    WindowError
+        if the shards hold no rows or fewer than two games.
+    MissingArtefactError
+        if a shard of the plan has not been played.
+    """
+    from ringrift_pipeline.selfplay.shards import iter_shards
+
+    shards = list(iter_shards(store, plan))
+    inputs = sealed_inputs(plan, shards)
+    existing = reuse(store, plan, KIND, inputs)
+    if existing is not None:
+        return existing
+    reporter = Reporter(progress, should_stop)
+    with store.create(plan.config, plan.generation, KIND, metadata={"inputs": inputs}) as draft:
+        sizes = [_shape_of(shard.file("shard.arrow")) for shard in shards]
+        writer = _Writer(draft.path, plan, sizes)
+        for number, shard in enumerate(shards):
+            for batch in _batches(shard.file("shard.arrow")):
+                reporter.check("window: stopped while copying shards; nothing was kept")
+                writer.append(batch, shard.generation)
+            reporter.report(number + 1, len(shards), f"{writer.rows} rows")
+        summary = writer.close(plan.settings.training.holdout_fraction)
+        draft.metadata.update(summary)
+    return draft.artefact
+
+
+def open_window(folder: Path) -> Window:
+    """Map the columns of a window artefact's folder.
+
+    Raises
+    ------
+    WindowError
+        if the folder holds no window of this format.
+    """
+    try:
+        header = json.loads((folder / "window.json").read_text())
+    except (OSError, ValueError) as error:
+        raise WindowError(f"{folder} holds no training window: {error}") from error
+    if header.get("format") != WINDOW_FORMAT:
+        raise WindowError(
+            f"{folder} has window format {header.get('format')!r}, this version reads "
+            f"{WINDOW_FORMAT}: remove it, the next training builds it again"
+        )
+    columns = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        for name in header["columns"]
+    }
+    games = tuple((folder / "games.txt").read_text().split())
+    return Window(**columns, games=games, config=header["config"])
+
+
+def _shape_of(path: Path) -> tuple[int, int]:
+    """Rows and legal moves of a shard file."""
+    from ringrift_pipeline.selfplay.shards import open_shard
+
+    with open_shard(path) as reader:
+        counts = json.loads(reader.schema.metadata[b"counts"])
+    return counts["rows"], counts["moves"]
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+    from ringrift_pipeline.selfplay.shards import open_shard
+
+    with open_shard(path) as reader:
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+def relative_to_mover(values: NDArray, player: NDArray) -> NDArray:
+    """Per-seat values (R, P) rotated so that the mover (``player``, (R,)) comes first."""
+    players = values.shape[1]
+    seats = (np.asarray(player, np.int64)[:, None] + np.arange(players)) % players
+    return np.take_along_axis(values, seats, axis=1)
+
+
+class _Writer:
+    """Copies record batches into memory-mapped columns of known size."""
+
+    def __init__(self, folder: Path, plan: Plan, sizes: list[tuple[int, int]]) -> None:
+        from ringrift_pipeline.game import get_rules
+
+        self._folder = folder
+        self._plan = plan
+        self._players = get_rules(plan.config).players
+        self._size = get_rules(plan.config).size
+        self._total_rows = sum(rows for rows, _ in sizes)
+        self._total_moves = sum(moves for _, moves in sizes)
+        if self._total_rows == 0:
+            raise WindowError(
+                f"the shards of {plan.config} generation {plan.generation:04d} hold no decisions"
+            )
+        self._columns: dict[str, np.memmap] = {}
+        self._games: dict[str, int] = {}
+        self.rows = 0
+        self._moves = 0
+
+    def _column(self, name: str, length: int, like: NDArray) -> NDArray:
+        if name not in self._columns:
+            self._columns[name] = np.lib.format.open_memmap(
+                self._folder / f"{name}.npy",
+                mode="w+",
+                dtype=like.dtype,
+                shape=(length, *like.shape[1:]),
+            )
+        return self._columns[name]
+
+    def append(self, batch: pa.RecordBatch, generation: int) -> None:
+        from ringrift_pipeline.game import layout
+        from ringrift_pipeline.selfplay.shards import column, ragged_column
+
+        player = column(batch, "player")
+        planes = column(batch, "planes")
+        rows = {
+            "planes": planes.reshape(len(planes), -1, self._size, self._size),
+            "globals": column(batch, "globals"),
+            "outcome": relative_to_mover(column(batch, "outcome"), player),
+            "search_value": relative_to_mover(column(batch, "search_value"), player),
+            "full_search": column(batch, "full_search"),
+            "surprise": column(batch, "surprise"),
+            "game": self._game_indices(batch),
+            "generation": np.full(len(player), generation),
+            "ply": column(batch, "ply"),
+            "decision": column(batch, "decision"),
+            "player": player,
+            "phase": column(batch, "state")[:, layout.PHASE],
+        }
+        start, stop = self.rows, self.rows + len(player)
+        for name, values in rows.items():
+            values = values.astype(_ROW_COLUMNS.get(name, values.dtype), copy=False)
+            self._column(name, self._total_rows, values)[start:stop] = values
+        counts, _ = ragged_column(batch, "policy")
+        offsets = self._column("offsets", self._total_rows + 1, np.zeros(1, np.int64))
+        offsets[start : stop + 1] = offsets_of(counts) + self._moves
+        end = self._moves + int(counts.sum())
+        for name in ("policy", "move_kind", "move_cells", "move_rank"):
+            _, flat = ragged_column(batch, name)
+            self._column(name, self._total_moves, flat)[self._moves : end] = flat
+        self.rows, self._moves = stop, end
+
+    def _game_indices(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
+        ids = batch.column("game_id").dictionary_encode()
+        known = [
+            self._games.setdefault(game, len(self._games)) for game in ids.dictionary.to_pylist()
+        ]
+        return np.array(known, np.int64)[ids.indices.to_numpy(zero_copy_only=False)]
+
+    def close(self, holdout_fraction: float) -> dict[str, Any]:
+        games = list(self._games)
+        held_out = split_games(games, holdout_fraction)
+        flags = held_out[self._columns["game"]]
+        self._column("holdout", self._total_rows, flags)[:] = flags
+        for values in self._columns.values():
+            values.flush()
+        (self._folder / "games.txt").write_text("\n".join(games) + "\n")
+        header = {
+            "format": WINDOW_FORMAT,
+            "config": self._plan.config,
+            "generation": self._plan.generation,
+            "columns": sorted(self._columns),
+            "rows": self.rows,
+            "moves": self._moves,
+        }
+        (self._folder / "window.json").write_text(json.dumps(header, indent=1, sort_keys=True))
+        return {
+            "rows": self.rows,
+            "moves": self._moves,
+            "games": len(games),
+            "holdout_games": int(held_out.sum()),
+            "holdout_rows": int(flags.sum()),
+            "own_rows": int((self._columns["generation"] == self._plan.generation).sum()),
+        }

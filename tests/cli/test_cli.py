@@ -1,0 +1,230 @@
+"""The command line: help, one line and exit code 2 on bad input, results on standard output."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ringrift_pipeline.cli import run
+
+VERBS = ("loop", "selfplay", "train", "evaluate", "play", "replay", "ui")
+FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
+
+
+@pytest.fixture(autouse=True)
+def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_the_same_flags_on_every_verb(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "Usage: ringrift" in text
+    for flag in FLAGS:
+        assert flag in text, flag
+
+
+def test_top_level_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ringrift ")
+
+
+BAD = [
+    (["loop", "--config", "square9_2p"], "square8_2p"),
+    (["loop", "--generations", "0"], "--generations"),
+    (["loop", "--generations", "two"], "--generations"),
+    (["loop", "--preset", "huge"], "smoke"),
+    (["loop", "--set", "training.batch_size=-4"], "training.batch_size"),
+    (["loop", "--set", "training.batch_sise=4"], "batch_size"),
+    (["loop", "--set", "nonsense"], "NAME=VALUE"),
+    (["loop", "--seed", "-1"], "--seed"),
+    (["loop", "--device", "abacus"], "device"),
+    (["loop", "--resume", "/no/such/folder"], "--resume"),
+    (["loop", "--settings", "/no/such/file.toml"], "--settings"),
+    (["loop", "--foo"], "--foo"),
+    (["odd"], "odd"),
+    (["selfplay", "--workers", "-1"], "--workers"),
+    (["train"], "ringrift selfplay"),
+    (["evaluate"], "ringrift selfplay"),
+    (["evaluate", "--generation", "7"], "ringrift selfplay"),
+    (["play", "--player", "nobody"], "nobody"),
+    (["play", *["--player", "random"] * 3], "2 seats"),
+    (["play", "--config", "square8_3p", "--swap-rule", "--player", "random"], "two players"),
+    (["replay"], "FILE"),
+    (["replay", "/no/such/trace.jsonl"], "/no/such/trace.jsonl"),
+    (["ui", "--port", "99999"], "--port"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if not line.startswith("Compil")]
+    assert len(lines) == 1 and words in lines[0], lines
+
+
+def test_a_bad_data_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(["train", "--data", str(tmp_path / "file")]) == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_settings_are_printed_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[selfplay]\ngames = 20\nworkers = 3\n[training]\nepochs = 2.0\n")
+    monkeypatch.setenv("RINGRIFT_SELFPLAY__WORKERS", "2")
+    arguments = ["loop", "--preset", "smoke", "--settings", str(file), "--show-settings"]
+    assert run([*arguments, "--set", "training.epochs=3", "--seed", "5"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["selfplay"]["games"] == 20  # file over preset
+    assert shown["selfplay"]["workers"] == 2  # environment over file
+    assert shown["training"]["epochs"] == 3  # flags over all
+    assert shown["selfplay"]["games_per_shard"] == 40  # preset over defaults
+    assert shown["seed"] == 5
+    assert not (tmp_path / "data").exists()
+
+
+def game_record(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert run(["play", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_players_play_a_whole_game_and_the_seed_repeats_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pair = ["--player", "random", "--player", "heuristic", "--seed", "3"]
+    first = game_record(pair, capsys)
+    assert first["winner"] in (1, 2) and first["plies"] == len(first["moves"])
+    assert first["players"] == ["random", "heuristic"]
+    assert game_record(pair, capsys) == first
+
+
+def test_a_person_plays_by_number_and_gives_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter(["?", "no such thing", "h", "9999", "0", "0", "q"])
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert run(["play", "--player", "human", "--player", "random"]) == 130
+    text = capsys.readouterr().out
+    assert "place_ring" in text and "seat 1 to move" in text and "18 rings in hand" in text
+    assert "no move contains that" in text and "there are moves 0 to" in text
+
+
+@pytest.mark.parametrize("config", ["square8_2p", "hex8_3p"])
+def test_boards_are_drawn_with_every_cell(config: str) -> None:
+    from ringrift_pipeline.commands.boards import all_cells, draw
+    from ringrift_pipeline.game import new_game
+
+    state = new_game(config)
+    cells = all_cells(state.rules)
+    assert draw(state.to_record(), cells).plain.count("·") == state.rules.num_cells
+    move = next(move for move in state.legal_moves() if move.type == "place_ring")
+    after = draw(state.apply(move).to_record(), cells).plain
+    assert after.count("·") == state.rules.num_cells - 1 and "1x" in after
+
+
+def trace(config: str = "square8_2p", seed: int = 0) -> dict[str, Any]:
+    """A short game in the trace format, as the rules play it."""
+    import random
+
+    from ringrift_pipeline.game import new_game
+
+    rng = random.Random(seed)
+    state = new_game(config)
+    initial = state.to_record()
+    plies = []
+    while not state.is_terminal:
+        legal = state.legal_moves()
+        chosen = rng.randrange(len(legal))
+        after = state.apply(legal[chosen])
+        plies.append(
+            {
+                "phase": state.phase,
+                "player": state.current_player,
+                "legal": [move.to_record() for move in legal],
+                "chosen": chosen,
+                "after": after.to_record(),
+            }
+        )
+        state = after
+    return {
+        "format": "ringrift-trace/1",
+        "config": config,
+        "swap_rule": False,
+        "initial": initial,
+        "plies": plies,
+        "winner": state.winner,
+        "reason": state.reason,
+    }
+
+
+def test_replay_agrees_and_names_the_first_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = trace(seed=1), trace(seed=2)
+    path = tmp_path / "games.jsonl.gz"
+    path.write_bytes(gzip.compress((json.dumps(good) + "\n").encode()))
+    assert run(["replay", str(path)]) == 0
+    assert "1 of 1 games agree" in capsys.readouterr().err
+    bad["plies"][5]["after"]["hand"][0] += 1
+    plain = tmp_path / "games.jsonl"
+    plain.write_text(json.dumps(good) + "\n" + json.dumps(bad) + "\n")
+    assert run(["replay", str(plain)]) == 1
+    shown = capsys.readouterr().out
+    assert "game 2" in shown and "ply 5" in shown and "hand" in shown
+    assert run(["replay", str(plain), "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["games"], summary["different"]) == (2, 1)
+    assert summary["differences"][0]["ply"] == 5
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]\n", '{"format": "ringrift-trace/9"}\n'])
+def test_replay_refuses_what_is_no_trace(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text(text)
+    assert run(["replay", str(path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_help_is_quick_to_load() -> None:
+    code = (
+        "import sys; from ringrift_pipeline.cli import run; run(['loop', '--help']); "
+        "bad = [m for m in ('torch', 'numba', 'dagster', 'pandas') if m in sys.modules]; "
+        "sys.exit(9 if bad else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_python_dash_m(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "ringrift_pipeline", "train", "--data", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("ringrift: square8_2p has no games")

@@ -1,0 +1,143 @@
+"""Fixtures of the Dagster tests: a data root, an instance, evaluations that land."""
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import (
+    AssetCheckResult,
+    AssetExecutionContext,
+    DagsterInstance,
+    asset,
+    asset_check,
+    materialize,
+)
+
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.settings import run_config, settings_resource
+from ringrift_pipeline.store import Store
+
+from .landing import Land, fake_evaluation
+
+warnings.filterwarnings("ignore", category=UserWarning, module="dagster")
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty data root, which everything in the process works on."""
+    monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def store(data: Path) -> Store:
+    return Store(data)
+
+
+@pytest.fixture
+def instance() -> Iterator[DagsterInstance]:
+    with DagsterInstance.ephemeral() as made:
+        yield made
+
+
+@pytest.fixture
+def land(instance: DagsterInstance, store: Store) -> Land:
+    """``land(config, generation)``: an evaluation lands in a real run, with its blocking check.
+
+    ``promote`` is what the gate says, ``passed`` what the check says (None: the check does not
+    run), ``last`` the run's last generation, ``tags`` more tags of the run.
+    """
+
+    def landed(
+        config: str,
+        generation: int,
+        *,
+        promote: bool = True,
+        passed: bool | None = True,
+        last: int | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> Any:
+        fake_evaluation(store, config, generation, promote)
+        key = names.generation_key(generation)
+        if not instance.has_dynamic_partition(names.partitions_name(config), key):
+            instance.add_dynamic_partitions(names.partitions_name(config), [key])
+
+        @asset(
+            key=names.asset_key(config, "evaluation"),
+            partitions_def=names.partitions(config),
+            required_resource_keys={"settings"},
+        )
+        def evaluation(context: AssetExecutionContext) -> None:
+            context.log.info("landed")
+
+        @asset_check(asset=evaluation, name="evaluation_sound", blocking=True)
+        def sound() -> AssetCheckResult:
+            return AssetCheckResult(passed=bool(passed))
+
+        return materialize(
+            [evaluation] if passed is None else [evaluation, sound],
+            instance=instance,
+            partition_key=key,
+            resources={"settings": settings_resource},
+            run_config=run_config(TrainingConfig.preset("smoke"), last_generation=last),
+            tags=tags,
+            raise_on_error=False,
+        )
+
+    return landed
+
+
+@dataclass(frozen=True)
+class Played:
+    """A whole generation of real, tiny artefacts, and the run that made them."""
+
+    data: Path
+    config: str
+    result: Any
+    instance: DagsterInstance
+
+
+TINY = {
+    "preset": "smoke",
+    "device": "cpu",
+    "selfplay": {"games": 8, "games_per_shard": 4, "parallel_games": 4, "workers": 1},
+    "search": {"simulations": 4, "cheap_simulations": 2, "max_considered": 4},
+    "network": {"blocks": 1, "channels": 8, "value_channels": 4},
+    "training": {"max_steps": 4, "batch_size": 32, "holdout_fraction": 0.3, "threads": 1},
+    "calibration": {"bins": 3, "bootstrap": 20, "min_games": 2},
+    "evaluation": {"games": 4, "max_games": 4, "simulations": 2},
+    "last_generation": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    """One real generation of square8_2p, made by the real job in this process."""
+    from ringrift_pipeline.definitions import defs
+
+    data = tmp_path_factory.mktemp("played")
+    config = "square8_2p"
+    with pytest.MonkeyPatch.context() as patch, DagsterInstance.ephemeral() as instance:
+        patch.setenv("RINGRIFT_DATA", str(data))
+        instance.add_dynamic_partitions(names.partitions_name(config), ["0000"])
+        job = defs.get_repository_def().get_job(names.job_name(config))
+        result = job.execute_in_process(
+            run_config={"resources": {"settings": {"config": TINY}}},
+            partition_key="0000",
+            instance=instance,
+            raise_on_error=False,
+        )
+        yield Played(data, config, result, instance)
+
+
+@pytest.fixture
+def copied(played: Played, data: Path) -> Store:
+    """The real generation's store, copied, to be broken."""
+    shutil.copytree(played.data, data)
+    return Store(data)

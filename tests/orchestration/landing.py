@@ -1,0 +1,34 @@
+"""Artefacts that look like a landed evaluation, as far as the sensor reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.store import Store
+
+PLAN = {"settings": TrainingConfig.preset("smoke").to_dict()}
+
+
+def fake_model(store: Store, config: str, generation: int) -> Any:
+    """An ``ema_model`` artefact whose bytes differ from every other one's."""
+    with store.create(config, generation, "ema_model") as draft:
+        (draft.path / "model.safetensors").write_bytes(f"{config}/{generation}".encode())
+    return draft.artefact
+
+
+def fake_evaluation(store: Store, config: str, generation: int, promote: bool) -> None:
+    """Plan, model and evaluation report of a generation, as far as the sensor reads them."""
+    store.write_plan(config, generation, PLAN)
+    model = store.current(config, generation, "ema_model") or fake_model(store, config, generation)
+    report = {
+        "candidate": {"digest": model.digest},
+        "gate": {"promote": promote, "reasons": ["beats everybody" if promote else "too weak"]},
+    }
+    with store.create(config, generation, "evaluation") as draft:
+        (draft.path / "report.json").write_text(json.dumps(report))
+
+
+Land = Callable[..., Any]

@@ -1,0 +1,290 @@
+"""Every check fails on what it is there for: real artefacts, each broken in its own way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from dagster import AssetCheckKey, DagsterInstance
+from safetensors.numpy import load_file, save_file
+
+from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.checks import CHECKS
+from ringrift_pipeline.store import Store
+
+pytestmark = pytest.mark.slow
+
+CONFIG = "square8_2p"
+
+
+def run_check(asset: str, name: str) -> Any:
+    """Run a check as the job does; its evaluation."""
+    job = defs.get_repository_def().get_job(names.job_name(CONFIG))
+    keys = {AssetCheckKey(names.asset_key(CONFIG, asset), name)}
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0000"])
+        subset = job.get_subset(asset_selection=set(), asset_check_selection=keys)
+        result = subset.execute_in_process(
+            partition_key="0000", instance=instance, raise_on_error=False
+        )
+        (evaluation,) = result.get_asset_check_evaluations()
+        return evaluation
+
+
+def replace(
+    store: Store,
+    kind: str,
+    change: Callable[[Path], object] | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Land a changed copy of the current artefact, as a faulty step would."""
+    old = store.require(CONFIG, 0, kind)
+    with store.create(CONFIG, 0, kind, {**old.metadata, **(metadata or {})}) as draft:
+        for name in old.files:
+            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(old.file(name), draft.path / name)
+        if change is not None:
+            change(draft.path)
+
+
+def edit_json(name: str, change: Callable[[Any], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        value = json.loads((folder / name).read_text())
+        change(value)
+        (folder / name).write_text(json.dumps(value))
+
+    return edit
+
+
+def edit_table(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (path,) = folder.glob("*.parquet")
+        change(pl.read_parquet(path)).write_parquet(path)
+
+    return edit
+
+
+def edit_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.dtype == np.float32)
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    save_file(tensors, path)
+
+
+def drop_tensor(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(next(iter(tensors)))
+    save_file(tensors, path)
+
+
+def flip(store: Store, kind: str, name: str) -> None:
+    path = store.require(CONFIG, 0, kind).file(name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def champion_flipped(store: Store) -> None:
+    model = store.require(CONFIG, 0, "ema_model")
+    store.promote(CONFIG, 0, model, {"gate": {}})
+    flip(store, "ema_model", "model.safetensors")
+
+
+def shard_copied(store: Store) -> None:
+    """Both shards hold the same games, as if they had had one seed."""
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+
+    first = store.require(CONFIG, 0, "selfplay-shard-0000").file(SHARD_FILE)
+
+    def change(folder: Path) -> None:
+        import pyarrow as pa
+
+        with open_shard(folder / SHARD_FILE) as reader:
+            metadata = reader.schema.metadata
+        with open_shard(first) as reader:
+            table = reader.read_all()
+        renamed = [f"{name}-copy" for name in table.column("game_id").to_pylist()]
+        field = table.schema.field("game_id")
+        table = table.set_column(0, field, pa.array(renamed, pa.string()))
+        with pa.OSFile(str(folder / SHARD_FILE), "wb") as sink:
+            schema = table.schema.with_metadata(metadata)
+            with pa.ipc.new_file(sink, schema) as out:
+                out.write_table(table.cast(schema))
+
+    replace(store, "selfplay-shard-0001", change)
+
+
+Break = Callable[[Store], object]
+
+BREAKS: list[tuple[str, Break, str]] = [
+    ("champion_verifies", champion_flipped, "SHA-256"),
+    ("shards_complete", lambda s: flip(s, "selfplay-shard-0001", "shard.arrow"), "SHA-256"),
+    ("shards_complete", lambda s: replace(s, "selfplay-shard-0001", shorten), "was collected"),
+    ("games_differ", shard_copied, "copies"),
+    ("games_differ", lambda s: flip(s, "selfplay-shard-0000", "shard.arrow"), "SHA-256"),
+    (
+        "scores_sound",
+        lambda s: replace(s, "quality_scores", edit_table(lambda t: t.head(t.height - 1))),
+        "were played",
+    ),
+    (
+        "scores_sound",
+        lambda s: replace(
+            s, "quality_scores", edit_table(lambda t: t.with_columns(score=pl.lit(1.5)))
+        ),
+        "not in [0, 1]",
+    ),
+    (
+        "scores_sound",
+        lambda s: replace(
+            s,
+            "quality_scores",
+            edit_table(lambda t: t.with_columns(score=pl.lit(None, pl.Float64))),
+        ),
+        "not in [0, 1]",
+    ),
+    (
+        "examples_sound",
+        lambda s: replace(s, "hard_examples", edit_table(lambda t: t.vstack(t.head(1)))),
+        "listed twice",
+    ),
+    (
+        "examples_sound",
+        lambda s: replace(
+            s, "hard_examples", edit_table(lambda t: t.with_columns(hardness=pl.lit(np.inf)))
+        ),
+        "finite",
+    ),
+    (
+        "examples_sound",
+        lambda s: replace(s, "hard_examples", edit_table(lambda t: t.head(0))),
+        "no example",
+    ),
+    ("losses_finite", lambda s: replace(s, "checkpoint", edit_weights), "not finite"),
+    (
+        "losses_finite",
+        lambda s: replace(s, "checkpoint", metadata={"train/policy_loss": None}),
+        "train/policy_loss",
+    ),
+    (
+        "training_learned",
+        lambda s: replace(s, "checkpoint", metadata={"val/policy_loss": 9.0}),
+        "even choice",
+    ),
+    ("average_fits", lambda s: replace(s, "ema_model", edit_weights), "not finite"),
+    ("average_fits", lambda s: replace(s, "ema_model", drop_tensor), "differ"),
+    (
+        "members_verify",
+        lambda s: replace(
+            s, "ensemble", edit_json("members.json", lambda m: m[0].update(digest="0" * 64))
+        ),
+        "not the model",
+    ),
+    (
+        "members_verify",
+        lambda s: replace(s, "ensemble", edit_json("members.json", lambda m: m.clear())),
+        "0 members",
+    ),
+    (
+        "calibration_sound",
+        lambda s: replace(
+            s, "calibration_report", edit_json("report.json", lambda r: r.update(ece_after=0.9))
+        ),
+        "after",
+    ),
+    (
+        "calibration_sound",
+        lambda s: replace(
+            s, "calibration_report", edit_json("report.json", lambda r: r.update(ece_after=None))
+        ),
+        "not finite",
+    ),
+    (
+        "evaluation_sound",
+        lambda s: replace(s, "ema_model", lambda f: (f / "note").write_text("another model")),
+        "not the current",
+    ),
+    (
+        "evaluation_sound",
+        lambda s: replace(
+            s, "evaluation", edit_json("report.json", lambda r: r["matches"][0].update(games=3))
+        ),
+        "whole sets",
+    ),
+    (
+        "evaluation_sound",
+        lambda s: replace(
+            s, "evaluation", edit_json("report.json", lambda r: r.update(ratings={}))
+        ),
+        "no rating",
+    ),
+    (
+        "beats_random",
+        lambda s: replace(s, "evaluation", metadata={"eval/win_rate_random": 0.25}),
+        "25%",
+    ),
+]
+
+
+def shorten(folder: Path) -> None:
+    (folder / "shard.arrow").write_bytes((folder / "shard.arrow").read_bytes() + b"\0")
+
+
+def asset_of(check: str) -> str:
+    return next(recipe.asset for recipe in CHECKS if recipe.name == check)
+
+
+def test_there_is_a_break_for_every_check() -> None:
+    assert {name for name, _, _ in BREAKS} == {check.name for check in CHECKS}
+
+
+@pytest.mark.parametrize(
+    ("check", "broken", "words"),
+    BREAKS,
+    ids=[f"{name}-{number}" for number, (name, _, _) in enumerate(BREAKS)],
+)
+def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -> None:
+    broken(copied)
+    result = run_check(asset_of(check), check)
+    assert not result.passed
+    assert words in result.description
+    recipe = next(recipe for recipe in CHECKS if recipe.name == check)
+    assert result.blocking is recipe.blocking
+    assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")
+
+
+def test_a_failed_blocking_check_stops_what_comes_after(
+    copied: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ringrift_pipeline.training as training
+
+    asked: list[str] = []
+    monkeypatch.setattr(
+        training, "average", lambda store, plan, **_: asked.append("average"), raising=False
+    )
+    replace(copied, "quality_scores", edit_table(lambda t: t.head(1)))
+    monkeypatch.setattr(
+        training,
+        "score_games",
+        lambda store, plan, **_: store.require(plan.config, plan.generation, "quality_scores"),
+        raising=False,
+    )
+    job = defs.get_repository_def().get_job(names.job_name(CONFIG))
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0000"])
+        result = job.execute_in_process(
+            partition_key="0000", instance=instance, raise_on_error=False
+        )
+        assert not result.success
+        made = {event.asset_key.path[-1] for event in result.get_asset_materialization_events()}
+    assert made == {"selfplay_shards", "quality_scores"}
+    assert asked == []

@@ -1,0 +1,162 @@
+"""What the code location holds, what loading it costs, what launching refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import AssetKey, DagsterInstance
+from dagster._core.errors import DagsterConfigMappingFunctionError, DagsterInvalidConfigError
+
+import ringrift_pipeline.definitions as definitions
+from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.checks import CHECKS, blocking_checks
+from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, numbers
+
+NINE = (*names.ASSETS, "champion")
+
+
+def test_configs_are_those_of_the_rules() -> None:
+    from ringrift_pipeline.game import CONFIGS
+
+    assert tuple(CONFIGS) == names.CONFIGS
+
+
+def test_nine_assets_a_config_in_a_group_of_its_own() -> None:
+    graph = defs.get_repository_def().asset_graph
+    wanted = {AssetKey([config, name]) for config in names.CONFIGS for name in NINE}
+    assert set(graph.get_all_asset_keys()) == wanted
+    for key in wanted:
+        node = graph.get(key)
+        config, name = key.path
+        assert node.group_name == config
+        assert node.description and node.owners and node.kinds
+        if name == "champion":
+            assert node.is_external and node.partitions_def is None
+        else:
+            assert node.partitions_def == names.partitions(config)
+            assert node.code_version
+
+
+def test_each_config_has_partitions_of_its_own() -> None:
+    assert len({names.partitions(config).name for config in names.CONFIGS}) == 12
+
+
+def test_the_flow_is_the_architectures() -> None:
+    graph = defs.get_repository_def().asset_graph
+    parents = {
+        name: {key.path[-1] for key in graph.get(AssetKey(["hex8_3p", name])).parent_keys}
+        for name in NINE
+    }
+    assert parents["selfplay_shards"] == {"champion"}
+    assert "selfplay_shards" in parents["quality_scores"]
+    assert "quality_scores" in parents["hard_examples"]
+    assert {"hard_examples", "quality_scores"} <= parents["checkpoint"]
+    assert parents["ema_model"] == {"checkpoint"}
+    assert "ema_model" in parents["ensemble"]
+    assert {"ema_model", "ensemble"} <= parents["calibration_report"]
+    assert {"ema_model", "calibration_report"} <= parents["evaluation"]
+    assert parents["champion"] == set()
+
+
+def test_every_asset_has_a_check_and_promotion_a_blocking_one() -> None:
+    graph = defs.get_repository_def().asset_graph
+    checked = {key.asset_key for key in graph.asset_check_keys}
+    assert checked == set(graph.get_all_asset_keys())
+    assert blocking_checks("evaluation") and blocking_checks("checkpoint")
+    for check in CHECKS:
+        assert check.judge.__doc__, check.name
+
+
+def test_jobs_sensor_and_schedules() -> None:
+    repository = defs.get_repository_def()
+    jobs = {job.name for job in repository.get_all_jobs()}
+    assert {f"{config}_generation" for config in names.CONFIGS} <= jobs
+    assert repository.get_sensor_def("evaluation_landed")
+    for name in ("nightly_selfplay", "weekly_gauntlet"):
+        assert repository.get_schedule_def(name).default_status.value == "STOPPED"
+
+
+def test_loading_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, ringrift_pipeline.definitions as d; "
+        "d.defs.get_repository_def().load_all_definitions(); "
+        "print([m for m in ('torch', 'numba', 'pandas', 'polars', 'pandera') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_definitions_stay_short() -> None:
+    assert len(Path(str(definitions.__file__)).read_text().splitlines()) <= 25
+
+
+def launch(config: str, values: dict[str, Any]) -> str:
+    """Make a run as a launch does, before any step; its id."""
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(names.partitions_name(config), ["0000"])
+        run = instance.create_run_for_job(
+            defs.get_repository_def().get_job(names.job_name(config)),
+            run_config={"resources": {"settings": {"config": values}}},
+            tags={names.PARTITION_TAG: "0000"},
+        )
+        return run.run_id
+
+
+def test_a_launch_takes_good_settings() -> None:
+    assert launch("square8_2p", {"preset": "smoke", "selfplay": {"games": 8}})
+    assert launch(
+        "square8_2p", {"optimizer": {"betas": [0.9, 0.95]}, "schedule": {"name": "constant"}}
+    )
+    assert launch("square8_2p", {})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"training": {"batch_size": -4}}, "training.batch_size"),
+        ({"selfplay": {"full_search_fraction": 2.0}}, "full_search_fraction"),
+        ({"search": {"simulations": 4, "cheap_simulations": 8}}, "cheap_simulations"),
+        ({"last_generation": -1}, "last_generation"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_a_launch_refuses_values_out_of_bounds(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(DagsterConfigMappingFunctionError) as caught:
+        launch("hex8_2p", values)
+    assert words in str(caught.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"selfplay": {"gamess": 8}}, {"schedule": {"name": "odd"}}, {"preset": "huge"}, {"x": 1}],
+)
+def test_a_launch_refuses_unknown_names(values: dict[str, Any]) -> None:
+    with pytest.raises(DagsterInvalidConfigError):
+        launch("hex8_2p", values)
+
+
+def test_the_launchpad_describes_every_setting() -> None:
+    from ringrift_pipeline.enhancements import TrainingConfig
+    from ringrift_pipeline.orchestration.settings import settings_resource
+
+    shape: Any = settings_resource.config_schema.config_type
+    for field in TrainingConfig.fields():
+        group, _, name = field.name.rpartition(".")
+        inner = shape.fields[group].config_type if group else shape
+        described = inner.fields[name].description
+        assert field.description in described and "default" in described
+
+
+def test_at_most_fifteen_numbers_are_shown() -> None:
+    many = {f"train/n{i}": float(i) for i in range(40)} | {"val/loss": 0.5, "steps": 3}
+    shown = numbers(many, first=("val/loss",))
+    assert len(shown) == MOST_NUMBERS and next(iter(shown)) == "val/loss"
+    assert "steps" not in shown
+    assert numbers({"train/x": float("nan"), "train/ok": True, "train/y": 1}) == {"train/y": 1}

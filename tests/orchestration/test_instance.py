@@ -1,0 +1,114 @@
+"""The instance folder: its file, its lock, what a crash left in it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from dagster import DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
+
+from ringrift_pipeline.orchestration.instance import (
+    instance_file,
+    open_instance,
+    own_instance,
+    prepare_home,
+    sweep_lost_runs,
+)
+from ringrift_pipeline.orchestration.jobs import cores
+from ringrift_pipeline.orchestration.places import data_folder, home_folder
+from ringrift_pipeline.store import LockedError
+
+
+def test_the_file_is_written_once_and_then_left_alone(data: Path) -> None:
+    home = prepare_home(data)
+    assert yaml.safe_load((home / "dagster.yaml").read_text())["telemetry"] == {"enabled": False}
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    prepare_home(data)
+    assert (home / "dagster.yaml").read_text() == "telemetry: {enabled: false}\n"
+
+
+def test_dagster_takes_the_file_and_parallelism_stays_within_the_cores(data: Path) -> None:
+    with open_instance(data) as instance:
+        assert instance.run_monitoring_enabled and instance.run_retries_enabled
+        assert not instance.telemetry_enabled
+        assert instance.run_retries_max_retries == 1
+        assert instance.run_retries_retry_on_asset_or_op_failure is False
+        runs = instance.get_concurrency_config().run_queue_config.max_concurrent_runs  # type: ignore[union-attr]
+        assert 1 <= runs <= max(1, cores() // 2)
+        assert instance.get_concurrency_config().pool_config.default_pool_limit == cores()
+    assert str(home_folder(data)) not in instance_file()
+
+
+def test_the_owner_limits_the_pool(data: Path) -> None:
+    with own_instance(data) as instance:
+        limits = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
+    assert limits == {"cpu": cores()}
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from ringrift_pipeline.orchestration.instance import own_instance
+with own_instance(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_daemon_is_refused(data: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", HOLDER, str(data)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout and holder.stdin
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(LockedError, match=str(holder.pid)), own_instance(data):
+            pass
+    finally:
+        holder.stdin.close()
+        holder.stdout.close()
+        holder.wait(timeout=60)
+    with own_instance(data):
+        pass
+
+
+def test_lost_runs_are_reported_at_the_start(data: Path) -> None:
+    with open_instance(data) as instance:
+        lost = [
+            create_run_for_test(instance, status=status).run_id
+            for status in (DagsterRunStatus.STARTED, DagsterRunStatus.STARTING)
+        ]
+        cancelling = create_run_for_test(instance, status=DagsterRunStatus.CANCELING).run_id
+        done = create_run_for_test(instance, status=DagsterRunStatus.SUCCESS).run_id
+        assert set(sweep_lost_runs(instance)) == {*lost, cancelling}
+
+        def status(run_id: str) -> DagsterRunStatus:
+            run = instance.get_run_by_id(run_id)
+            assert run is not None
+            return run.status
+
+        assert {status(run_id) for run_id in lost} == {DagsterRunStatus.FAILURE}
+        assert status(cancelling) == DagsterRunStatus.CANCELED
+        assert status(done) == DagsterRunStatus.SUCCESS
+        assert sweep_lost_runs(instance) == []
+
+
+def test_where_the_data_root_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RINGRIFT_DATA", raising=False)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert data_folder() == tmp_path / "data"
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "there" / "dagster"))
+    assert data_folder() == tmp_path / "there"
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "somebody-elses"))
+    assert data_folder() == tmp_path / "data"
+    monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path / "set"))
+    assert data_folder() == tmp_path / "set"
+    assert data_folder(tmp_path / "given") == tmp_path / "given"

@@ -1,0 +1,133 @@
+"""The loop: where it goes on, and one real one through the daemon, interrupted and taken up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from dagster import DagsterRunStatus
+
+from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.loop import asset_of_step, first_generation, is_decided
+from ringrift_pipeline.orchestration.places import progress_folder
+from ringrift_pipeline.orchestration.summary import summarize
+from ringrift_pipeline.store import Store
+
+
+@pytest.mark.parametrize(
+    ("step", "asset"),
+    [
+        ("square8_2p__selfplay_shards.play[0003]", "selfplay_shards"),
+        ("square8_2p__selfplay_shards.collect", "selfplay_shards"),
+        ("square8_2p__checkpoint", "checkpoint"),
+        ("square8_2p__checkpoint_losses_finite", None),
+        ("square8_2p__champion_champion_verifies", None),
+        ("gauntlet", None),
+    ],
+)
+def test_steps_belong_to_assets(step: str, asset: str | None) -> None:
+    assert asset_of_step("square8_2p", step) == asset
+
+
+def test_where_a_loop_goes_on(store: Store) -> None:
+    config = "square8_2p"
+    assert first_generation(store, config, "auto") == 0
+    store.write_plan(config, 0, {})
+    assert first_generation(store, config, "auto") == 0  # planned, not finished
+    assert first_generation(store, config, "never") == 1
+    with store.create(config, 0, "decision", {"promoted": True, "reasons": [], "next": None}):
+        pass
+    assert is_decided(store, config, 0)
+    assert first_generation(store, config, "auto") == 1
+    store.write_plan(config, 1, {})
+    assert first_generation(store, config, "auto") == 1
+    assert first_generation(store, "hex8_2p", "auto") == 0
+
+
+def test_a_summary_of_nothing_is_empty(store: Store) -> None:
+    summary = summarize(store, "hex8_2p", 3)
+    assert summary.games is None and summary.promoted is None and not summary.decided
+
+
+TINY = [
+    "--preset=smoke",
+    "--device=cpu",
+    "--set=selfplay.games=8",
+    "--set=selfplay.games_per_shard=4",
+    "--set=search.simulations=4",
+    "--set=search.cheap_simulations=2",
+    "--set=network.blocks=1",
+    "--set=network.channels=8",
+    "--set=training.max_steps=3",
+    "--set=training.holdout_fraction=0.3",
+    "--set=calibration.min_games=2",
+    "--set=calibration.bootstrap=20",
+    "--set=evaluation.games=4",
+    "--set=evaluation.max_games=4",
+    "--set=evaluation.simulations=2",
+]
+
+
+def start(data: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("RINGRIFT_DATA", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "ringrift_pipeline", "loop", "--data", str(data), "--json", *TINY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def processes_of(data: Path) -> list[str]:
+    """Command lines of the processes that work on a data root, where the system tells."""
+    wanted = f"RINGRIFT_DATA={data}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_real_loop_is_stopped_cleanly_and_goes_on(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    first = start(data)
+    deadline = time.monotonic() + 240
+    while not any(progress_folder(data).glob("*/*.json")) and time.monotonic() < deadline:
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    _, told = first.communicate(timeout=120)
+    assert first.returncode == 130, told
+    assert processes_of(data) == []
+    with open_instance(data) as instance:
+        (run,) = instance.get_runs()
+        assert run.status == DagsterRunStatus.CANCELED
+
+    again = start(data)
+    shown, told = again.communicate(timeout=560)
+    assert again.returncode == 0, told
+    assert processes_of(data) == []
+    summary = json.loads(shown)
+    (generation,) = summary["generations"]
+    assert generation["generation"] == 0 and generation["games"] == 8
+    assert generation["decided"] and isinstance(generation["promoted"], bool)
+    assert set(generation["seconds"]) >= {"selfplay_shards", "checkpoint", "evaluation"}
+    assert str(data) in summary["ui"]
+    store = Store(data)
+    assert first_generation(store, "square8_2p", "auto") == 1
+    with open_instance(data) as instance:
+        statuses = sorted(run.status.value for run in instance.get_runs())
+        assert statuses == ["CANCELED", "SUCCESS"]
+        assert instance.get_dynamic_partitions("square8_2p_generation") == ["0000"]

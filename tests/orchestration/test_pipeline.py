@@ -1,0 +1,100 @@
+"""One real generation through the real job: every room, every check, the sensor's decision."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from dagster import AssetKey, build_sensor_context
+
+from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.checks import CHECKS
+from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS
+from ringrift_pipeline.orchestration.summary import summarize
+from ringrift_pipeline.store import Store
+
+from .conftest import Played
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_step_succeeds_and_every_blocking_check_passes(played: Played) -> None:
+    failed = [event.step_key for event in played.result.all_events if event.is_step_failure]
+    assert failed == []
+    results = {check.check_name: check for check in played.result.get_asset_check_evaluations()}
+    assert set(results) == {check.name for check in CHECKS}
+    for check in CHECKS:
+        if check.blocking:
+            assert results[check.name].passed, results[check.name].description
+
+
+def test_all_artefacts_verify(played: Played) -> None:
+    store = Store(played.data)
+    for name in names.ASSETS:
+        assert store.require(played.config, 0, name).files
+
+
+def test_metadata_are_typed_numbers_under_the_fields_names(played: Played) -> None:
+    for name in names.ASSETS:
+        key = AssetKey([played.config, name])
+        event = played.instance.get_latest_materialization_event(key)
+        assert event is not None and event.asset_materialization is not None
+        assert event.asset_materialization.partition == "0000"
+        metadata = event.asset_materialization.metadata
+        plotted = [k for k in metadata if k.startswith(("train/", "val/", "selfplay/", "eval/"))]
+        assert 1 <= len(plotted) <= MOST_NUMBERS, name
+        assert all(isinstance(metadata[k].value, (int, float)) for k in plotted)
+        assert "digest" in metadata and "path" in metadata
+    evaluation = played.instance.get_latest_materialization_event(
+        AssetKey([played.config, "evaluation"])
+    )
+    assert evaluation is not None and evaluation.asset_materialization is not None
+    assert "eval/rating_low" in evaluation.asset_materialization.metadata
+
+
+def test_the_reliability_diagram_is_in_the_event(played: Played) -> None:
+    event = played.instance.get_latest_materialization_event(
+        AssetKey([played.config, "calibration_report"])
+    )
+    assert event is not None and event.asset_materialization is not None
+    text = event.asset_materialization.metadata["reliability"].value
+    data = base64.b64decode(str(text).split("base64,")[1].rstrip(")"))
+    assert data.startswith(b"\x89PNG")
+
+
+def test_a_second_run_makes_nothing_anew(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGRIFT_DATA", str(played.data))
+    store = Store(played.data)
+    before = {name: store.require(played.config, 0, name).path for name in names.ASSETS}
+    job = defs.get_repository_def().get_job(names.job_name(played.config))
+    keys = [AssetKey([played.config, name]) for name in names.ASSETS]
+    result = job.execute_in_process(
+        partition_key="0000",
+        instance=played.instance,
+        asset_selection=keys,
+        tags={names.BACKFILL_TAG: "again"},
+    )
+    assert result.success
+    after = {name: store.require(played.config, 0, name).path for name in names.ASSETS}
+    assert after == before
+
+
+def test_the_sensor_decides_and_the_summary_tells(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_DATA", str(played.data))
+    sensor = defs.get_repository_def().get_sensor_def(names.SENSOR)
+    with build_sensor_context(
+        instance=played.instance, repository_def=defs.get_repository_def()
+    ) as context:
+        result = sensor.evaluate_tick(context)
+    assert result.run_requests == []  # generation 0 was the last one asked for
+    store = Store(played.data)
+    summary = summarize(store, played.config, 0)
+    gate = store.require(played.config, 0, "evaluation").read_json("report.json")["gate"]
+    assert summary.decided and summary.promoted is gate["promote"]
+    assert summary.reasons == gate["reasons"]
+    missing = [name for name, value in summary.to_dict().items() if value is None]
+    assert missing == []
+    assert (store.champion(played.config) is not None) is gate["promote"]

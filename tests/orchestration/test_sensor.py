@@ -1,0 +1,241 @@
+"""``evaluation_landed``: three at once, restarts, verdicts, promotion, the end of the loop."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from dagster import DagsterInstance, build_sensor_context
+
+from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.champion import last_reported, reconcile
+from ringrift_pipeline.orchestration.sensor import read_cursor
+from ringrift_pipeline.store import Store
+
+from .landing import Land, fake_model
+
+THREE = ("square8_2p", "hex8_3p", "hexagonal_4p")
+
+
+def tick(instance: DagsterInstance, cursor: str | None = None) -> Any:
+    """One evaluation of the sensor; what it asks for is done as the daemon does it."""
+    sensor = defs.get_repository_def().get_sensor_def(names.SENSOR)
+    with build_sensor_context(
+        instance=instance, cursor=cursor, repository_def=defs.get_repository_def()
+    ) as context:
+        result = sensor.evaluate_tick(context)
+    for request in result.dynamic_partitions_requests or []:
+        instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
+    for event in result.asset_events:
+        instance.report_runless_asset_event(event)
+    return result
+
+
+def keys(result: Any) -> list[str]:
+    return [request.run_key for request in result.run_requests]
+
+
+def test_three_evaluations_in_one_tick_start_three_generations(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    for config in THREE:
+        land(config, 0)
+    result = tick(instance)
+    assert sorted(keys(result)) == sorted(f"{config}/0001" for config in THREE)
+    assert {r.partition_key for r in result.run_requests} == {"0001"}
+    assert {r.job_name for r in result.run_requests} == {f"{c}_generation" for c in THREE}
+    for config in THREE:
+        assert instance.get_dynamic_partitions(names.partitions_name(config)) == ["0000", "0001"]
+        assert store.champion(config).generation == 0  # type: ignore[union-attr]
+        assert last_reported(instance, config) == store.champion(config).digest  # type: ignore[union-attr]
+
+
+def test_several_evaluations_of_one_config_in_one_tick(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    land("square8_2p", 1)
+    result = tick(instance)
+    assert keys(result) == ["square8_2p/0001", "square8_2p/0002"]
+    assert store.champion("square8_2p").generation == 1  # type: ignore[union-attr]
+
+
+def test_a_restart_with_its_cursor_asks_for_nothing_again(
+    instance: DagsterInstance, land: Land
+) -> None:
+    for config in THREE:
+        land(config, 0)
+    first = tick(instance)
+    again = tick(instance, first.cursor)
+    assert keys(again) == [] and again.asset_events == []
+    assert read_cursor(again.cursor) == read_cursor(first.cursor)
+    land("hex8_3p", 1)
+    assert keys(tick(instance, again.cursor)) == ["hex8_3p/0002"]
+
+
+def test_a_lost_cursor_gives_the_same_run_keys_and_no_second_champion_event(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    first = tick(instance)
+    again = tick(instance, None)  # as if the first result had never been written down
+    assert keys(again) == keys(first) == ["square8_2p/0001"]
+    assert len(first.asset_events) == 1 and again.asset_events == []
+    assert len(store.champions("square8_2p")) == 1
+
+
+@pytest.mark.parametrize("cursor", ["", "nonsense", "[1, 2]", '{"square8_2p": 0, "other": 3}'])
+def test_an_odd_cursor_starts_over(cursor: str) -> None:
+    assert set(read_cursor(cursor)) <= {"square8_2p"}
+
+
+def test_a_generation_that_has_a_run_is_not_started_again(
+    instance: DagsterInstance, land: Land
+) -> None:
+    land("square8_2p", 0)
+    instance.add_dynamic_partitions("square8_2p_generation", ["0001"])
+    instance.create_run_for_job(
+        defs.get_repository_def().get_job("square8_2p_generation"),
+        tags={names.PARTITION_TAG: "0001"},
+    )
+    assert keys(tick(instance)) == []
+
+
+def test_the_loop_ends_at_the_last_generation_asked_for(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, last=1)
+    first = tick(instance)
+    request = first.run_requests[0]
+    assert request.run_config["resources"]["settings"]["config"]["last_generation"] == 1
+    land("square8_2p", 1, last=1)
+    last = tick(instance, first.cursor)
+    assert keys(last) == []
+    decision = store.require("square8_2p", 1, "decision").metadata
+    assert decision["promoted"] and decision["next"] is None
+
+
+def test_the_next_run_has_the_settings_of_this_one(instance: DagsterInstance, land: Land) -> None:
+    land("square8_2p", 0)
+    sent = tick(instance).run_requests[0].run_config["resources"]["settings"]["config"]
+    assert sent["selfplay"]["games"] == 160  # the smoke preset of the plan, resolved
+    job = defs.get_repository_def().get_job("square8_2p_generation")
+    instance.create_run_for_job(
+        job,
+        run_config={"resources": {"settings": {"config": sent}}},
+        tags={names.PARTITION_TAG: "0001"},
+    )
+
+
+def test_the_gate_keeps_a_weak_model_out_and_the_loop_goes_on(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    cursor = tick(instance).cursor
+    land("square8_2p", 1, promote=False)
+    result = tick(instance, cursor)
+    assert keys(result) == ["square8_2p/0002"]
+    assert store.champion("square8_2p").generation == 0  # type: ignore[union-attr]
+    decision = store.require("square8_2p", 1, "decision").metadata
+    assert decision["promoted"] is False and decision["reasons"] == ["too weak"]
+
+
+def test_a_failed_check_promotes_nothing_and_stops_the_loop(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, passed=False)
+    result = tick(instance)
+    assert keys(result) == []
+    assert store.champion("square8_2p") is None
+    reasons = store.require("square8_2p", 0, "decision").metadata["reasons"]
+    assert reasons == ["check evaluation_sound failed"]
+    assert "square8_2p" in read_cursor(result.cursor)
+
+
+def test_a_check_that_never_ran_counts_as_failed_once_its_run_is_over(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, passed=None)
+    assert keys(tick(instance)) == []
+    assert store.champion("square8_2p") is None
+    assert "no result" in store.require("square8_2p", 0, "decision").metadata["reasons"][0]
+
+
+def test_a_pending_check_holds_its_own_config_only(
+    instance: DagsterInstance, store: Store, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dagster import DagsterRun
+
+    landed = land("square8_2p", 0, passed=None)
+    land("hex8_2p", 0)
+    running = landed.dagster_run.run_id
+    monkeypatch.setattr(
+        DagsterRun, "is_finished", property(lambda run: run.run_id != running), raising=True
+    )
+    result = tick(instance)
+    assert keys(result) == ["hex8_2p/0001"]
+    assert set(read_cursor(result.cursor)) == {"hex8_2p"}
+    assert store.current("square8_2p", 0, "decision") is None
+    monkeypatch.undo()
+
+
+def test_the_verdict_is_that_of_the_very_materialization(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, passed=False)
+    land("square8_2p", 0, passed=True)  # run again: the newest check has passed, the first has not
+    result = tick(instance)
+    assert keys(result) == ["square8_2p/0001"]
+    decisions = [a.metadata for a in store.artefacts("square8_2p", 0, "decision")]
+    assert [d["promoted"] for d in decisions] == [False, True]
+
+
+def test_a_backfilled_evaluation_starts_nothing(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, tags={names.BACKFILL_TAG: "somebody's"})
+    result = tick(instance)
+    assert keys(result) == [] and store.champion("square8_2p") is None
+    assert "backfill" in result.skip_message
+
+
+def test_an_old_event_does_not_dethrone_a_newer_champion(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    land("square8_2p", 1)
+    tick(instance)
+    land("square8_2p", 0)  # somebody materializes the old evaluation again
+    tick(instance)
+    assert store.champion("square8_2p").generation == 1  # type: ignore[union-attr]
+
+
+def test_a_damaged_model_is_not_promoted(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    model = store.require("square8_2p", 0, "ema_model")
+    model.file("model.safetensors").write_bytes(b"other bytes")
+    assert keys(tick(instance)) == []
+    assert store.champion("square8_2p") is None
+    assert "corrupt" in store.require("square8_2p", 0, "decision").metadata["reasons"][0]
+
+
+def test_start_up_brings_partitions_and_champions_up_to_the_store(
+    instance: DagsterInstance, store: Store
+) -> None:
+    for generation in (0, 1, 2):
+        store.write_plan("square8_2p", generation, {})
+    model = fake_model(store, "square8_2p", 1)
+    store.promote("square8_2p", 1, model, {"gate": {"reasons": ["by hand"]}})
+    reconcile(instance, store)
+    assert instance.get_dynamic_partitions("square8_2p_generation") == ["0000", "0001", "0002"]
+    assert last_reported(instance, "square8_2p") == model.digest
+    assert reconcile(instance, store) == []
+
+
+def test_the_cursor_is_json_by_config(instance: DagsterInstance, land: Land) -> None:
+    land("square8_2p", 0)
+    assert list(json.loads(tick(instance).cursor)) == ["square8_2p"]

@@ -1,0 +1,106 @@
+"""The sensor under the daemon's own code, which is killed and started again."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import DagsterInstance
+from dagster._core.remote_origin import InProcessCodeLocationOrigin
+from dagster._core.test_utils import (
+    InProcessTestWorkspaceLoadTarget,
+    create_test_daemon_workspace_context,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._daemon.sensor import execute_sensor_iteration
+
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.instance import open_instance
+
+from .landing import Land
+
+THREE = ("square8_2p", "hex8_3p", "hexagonal_4p")
+
+
+@pytest.fixture
+def instance(data: Path) -> Iterator[DagsterInstance]:
+    """The pipeline's own instance, whose queue keeps runs that no daemon launches."""
+    with open_instance(data) as made:
+        yield made
+
+
+@contextmanager
+def daemon(instance: DagsterInstance) -> Iterator[Any]:
+    """A daemon's view of the code location; leaving it is the daemon's end."""
+    origin = InProcessCodeLocationOrigin(
+        LoadableTargetOrigin(executable_path=sys.executable, module_name=names.MODULE),
+        container_image=None,
+        entry_point=None,
+        container_context=None,
+        location_name=names.MODULE,
+    )
+    target = InProcessTestWorkspaceLoadTarget(origin)
+    with create_test_daemon_workspace_context(target, instance) as workspace:
+        yield workspace
+
+
+def sensor_tick(workspace: Any) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        futures: dict[str, Any] = {}
+        list(
+            execute_sensor_iteration(
+                workspace,
+                logging.getLogger("test"),
+                threadpool_executor=pool,
+                submit_threadpool_executor=None,
+                sensor_tick_futures=futures,
+            )
+        )
+        for future in futures.values():
+            future.result()
+
+
+def queued(instance: DagsterInstance) -> list[tuple[str, str]]:
+    return sorted(
+        (run.job_name, run.tags[names.PARTITION_TAG])
+        for run in instance.get_runs()
+        if run.job_name.endswith("_generation")
+    )
+
+
+def forget_cursor(instance: DagsterInstance) -> None:
+    (state,) = instance.all_instigator_state()
+    instance.update_instigator_state(
+        state.with_data(state.instigator_data._replace(cursor=None, last_run_key=None))
+    )
+
+
+def test_restarted_daemons_start_each_generation_once(
+    instance: DagsterInstance, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for config in THREE:
+        land(config, 0)
+    wanted = sorted((names.job_name(config), "0001") for config in THREE)
+    with daemon(instance) as workspace:
+        sensor_tick(workspace)
+    assert queued(instance) == wanted
+    with daemon(instance) as workspace:  # started again
+        sensor_tick(workspace)
+    assert queued(instance) == wanted
+    # Started again after a crash that lost the cursor, and blind for the runs that exist: the run
+    # keys alone keep it from starting a generation twice.
+    forget_cursor(instance)
+    from ringrift_pipeline.orchestration import sensor
+
+    monkeypatch.setattr(sensor, "_has_run", lambda *_: False)
+    with daemon(instance) as workspace:
+        sensor_tick(workspace)
+    assert queued(instance) == wanted
+    for config in THREE:
+        assert instance.get_dynamic_partitions(names.partitions_name(config)) == ["0000", "0001"]

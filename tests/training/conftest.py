@@ -1,0 +1,89 @@
+"""Two tiny generations for the training tests, played once a session."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
+from ringrift_pipeline.store import Store
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+CONFIG = "square8_2p"
+
+TINY = {
+    "seed": 3,
+    "device": "cpu",
+    "selfplay.games": 12,
+    "selfplay.games_per_shard": 6,
+    "selfplay.parallel_games": 6,
+    "selfplay.workers": 1,
+    "selfplay.full_search_fraction": 0.5,
+    "search.simulations": 4,
+    "search.cheap_simulations": 2,
+    "search.max_considered": 4,
+    "network.blocks": 1,
+    "network.channels": 8,
+    "network.value_channels": 8,
+    "training.batch_size": 32,
+    "training.epochs": 1.0,
+    "training.max_steps": 14,
+    "training.checkpoint_every": 4,
+    "training.holdout_fraction": 0.3,
+    "training.threads": 1,
+    "mining.min_samples_before_mining": 64,
+    "schedule.warmup_steps": 2,
+    "calibration.min_games": 2,
+    "calibration.bootstrap": 20,
+    "calibration.bins": 5,
+}
+
+
+def settings(**overrides: object) -> TrainingConfig:
+    """Tiny settings with some changed; dots in names as double underscores."""
+    changed = {name.replace("__", "."): value for name, value in overrides.items()}
+    return TrainingConfig().with_overrides({**TINY, **changed})
+
+
+def save_model_of(store: Store, generation: int, promote: bool = True) -> None:
+    """Land a small untrained network as that generation's ``ema_model``."""
+    from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, save_model
+
+    rules = get_rules(CONFIG)
+    shape = NetworkConfig(1, 8, 8, rules.geometry, rules.players)
+    with store.create(CONFIG, generation, "ema_model") as draft:
+        save_model(draft.path, RingRiftNetwork(shape, seed=generation), {})
+    if promote:
+        store.promote(CONFIG, generation, draft.artefact, {"test": True})
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with generation 0 (heuristic) and 1 (network search) played; do not write."""
+    store = Store(tmp_path_factory.mktemp("training") / "data")
+    play_shards(store, plan_generation(store, CONFIG, 0, settings(), NOW), workers=1)
+    save_model_of(store, 0)
+    later = NOW + timedelta(hours=24)
+    play_shards(store, plan_generation(store, CONFIG, 1, settings(), later), workers=1)
+    return store.root
+
+
+@pytest.fixture()
+def store(original: Path, tmp_path: Path) -> Store:
+    """A store of one's own with both generations played."""
+    return Store(shutil.copytree(original, tmp_path / "data"))
+
+
+@pytest.fixture()
+def first(store: Store) -> Plan:
+    return load_plan(store, CONFIG, 0)
+
+
+@pytest.fixture()
+def second(store: Store) -> Plan:
+    return load_plan(store, CONFIG, 1)

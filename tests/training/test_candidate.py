@@ -1,0 +1,144 @@
+"""Averaging, ensemble and calibration of a trained generation."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ringrift_pipeline.network import load_model
+from ringrift_pipeline.selfplay import Plan
+from ringrift_pipeline.store import MissingArtefactError, Store
+from ringrift_pipeline.training import (
+    CALIBRATION_BINS,
+    WindowDataset,
+    average,
+    build_ensemble,
+    build_window,
+    calibrate,
+    mine_hard_examples,
+    open_window,
+    read_table,
+    score_games,
+    train,
+)
+from ringrift_pipeline.training.calibrating import _by_seat
+from ringrift_pipeline.training.forward import held_out_losses, value_logits
+
+
+@pytest.fixture()
+def trained(store: Store, second: Plan) -> Store:
+    score_games(store, second)
+    mine_hard_examples(store, second)
+    train(store, second)
+    return store
+
+
+def test_average_is_the_checkpoints_best_averaged_model(trained: Store, second: Plan) -> None:
+    candidate = average(trained, second)
+    assert average(trained, second) == candidate
+    checkpoint = trained.require(second.config, 1, "checkpoint")
+    best = load_model(checkpoint.path / "best").state_dict()
+    for name, tensor in load_model(candidate.path).state_dict().items():
+        assert torch.equal(tensor, best[name])
+    last = load_model(checkpoint.path).state_dict()
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+    assert candidate.metadata["checkpoint"] == checkpoint.digest
+    assert candidate.metadata["val/loss"] == checkpoint.metadata["val/loss"]
+
+
+def test_ensemble_holds_the_newest_models_and_measures_them(trained: Store, second: Plan) -> None:
+    average(trained, second)
+    artefact = build_ensemble(trained, second)
+    assert build_ensemble(trained, second) == artefact
+    members = artefact.read_json("members.json")
+    assert [member["name"] for member in members] == ["ema-0001", "ema-0000", "last-0001"]
+    for member in members:
+        assert trained.open(trained.root / member["path"]).digest == member["digest"]
+    report = artefact.read_json("report.json")
+    dataset = WindowDataset(open_window(build_window(trained, second).path))
+    rows = dataset.window.holdout_rows
+    policies, values, total = [], [], 0.0
+    for member in members:
+        model = load_model(trained.root / member["path"])
+        alone = held_out_losses(model, dataset, rows, 1.0, 1.0)
+        assert report["members"][member["name"]]["loss"] == pytest.approx(alone.loss, rel=1e-6)
+    # Geometric mean of policies, arithmetic mean of values, by hand on a few rows.
+    for row in rows[:5]:
+        batch = dataset.batch([row])
+        with torch.no_grad():
+            outputs = [load_model(trained.root / m["path"])(batch["features"]) for m in members]
+        policies = torch.stack([torch.log_softmax(p[0].double(), 0) for p, _ in outputs]).mean(0)
+        values = torch.stack([torch.softmax(v[0].double(), 0) for _, v in outputs]).mean(0)
+        target, outcome = batch["policy_targets"][0].double(), batch["value_targets"][0].double()
+        total -= float((target * torch.log_softmax(policies, 0)).sum())
+        total -= float((outcome * values.clamp_min(1e-30).log()).sum())
+    from ringrift_pipeline.selfplay.stopping import Reporter
+    from ringrift_pipeline.training.ensembling import _together
+
+    class Few:
+        def __init__(self) -> None:
+            self.window = type("W", (), {})()
+            for name in ("counts", "phase"):
+                setattr(self.window, name, getattr(dataset.window, name))
+            self.window.holdout_rows = rows[:5]
+            self.batch = dataset.batch
+
+    models = {m["name"]: load_model(trained.root / m["path"]) for m in members}
+    few = _together(models, Few(), "cpu", Reporter())
+    assert 5 * (few["policy_loss_a_row"] + few["value_loss"]) == pytest.approx(total, rel=1e-4)
+    assert report["ensemble"]["policy_disagreement"] > 0
+    assert sum(p["rows"] for p in report["ensemble"]["disagreement_by_phase"].values()) == len(rows)
+
+
+def test_calibration_reports_before_and_after_on_held_out_games(
+    trained: Store, second: Plan
+) -> None:
+    average(trained, second)
+    artefact = calibrate(trained, second)
+    assert calibrate(trained, second) == artefact
+    report = json.loads(artefact.file("report.json").read_text())
+    window = open_window(build_window(trained, second).path)
+    assert report["games"] == len(set(window.game[window.holdout_rows]))
+    assert report["held_out"]["positions"] == len(window.holdout_rows) == report["positions"]
+    assert report["fitted"] and report["temperature"] > 0
+    fit = report["fit"]
+    assert fit["games_fitted"] + fit["games_judged"] == report["games"]
+    assert report["before"]["games"] == fit["games_judged"]
+    if report["applied"]:
+        assert report["temperature"] == fit["temperature"]
+        assert report["log_loss_after"] < report["log_loss_before"]
+    else:
+        assert report["temperature"] == 1.0
+        assert report["log_loss_after"] == report["log_loss_before"]
+    assert artefact.metadata["val/ece_before"] == report["ece_before"]
+    assert artefact.file("reliability.png").read_bytes().startswith(b"\x89PNG")
+    bins = read_table(artefact.file("bins.parquet"), CALIBRATION_BINS)
+    whole = bins.filter((bins["stage"] == "held_out") & (bins["split"] == "all"))
+    assert whole["count"].sum() == 2 * len(window.holdout_rows)
+    assert {"seat:1", "seat:2", "phase:movement"} <= set(bins["split"])
+
+
+def test_values_are_turned_back_to_absolute_seats(trained: Store, second: Plan) -> None:
+    window = open_window(build_window(trained, second).path)
+    rows = window.holdout_rows[:30]
+    model = load_model(trained.require(second.config, 1, "checkpoint").path)
+    logits = value_logits(model, WindowDataset(window), rows)
+    seats, shares = _by_seat(window, rows, logits)
+    for at, row in enumerate(rows):
+        mover = window.player[row]
+        assert np.array_equal(np.roll(seats[at], -mover), logits[at])
+        assert np.array_equal(np.roll(shares[at], -mover), window.outcome[row])
+    # All rows of a game have the same outcome once seats are absolute.
+    for game in set(window.game[rows]):
+        assert len(np.unique(shares[window.game[rows] == game], axis=0)) == 1
+
+
+def test_steps_name_what_they_miss(store: Store, second: Plan) -> None:
+    with pytest.raises(MissingArtefactError, match="checkpoint"):
+        average(store, second)
+    for step in (build_ensemble, calibrate):
+        with pytest.raises(MissingArtefactError, match="ema_model"):
+            step(store, second)

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from ringrift_pipeline.network import RingRiftNetwork, load_model, read_model_metadata
+from ringrift_pipeline.selfplay import Interrupted, Plan, plan_generation
+from ringrift_pipeline.store import Artefact, MissingArtefactError, Store
+from ringrift_pipeline.training import (
+    ResumeError,
+    WindowDataset,
+    build_window,
+    mine_hard_examples,
+    open_window,
+    score_games,
+    train,
+)
+from ringrift_pipeline.training.forward import held_out_losses
+from ringrift_pipeline.training.run import network_config, planned_steps
+
+from .conftest import CONFIG, NOW, settings
+
+
+def prepare(store: Store, plan: Plan) -> None:
+    score_games(store, plan)
+    mine_hard_examples(store, plan)
+
+
+def contents(artefact: Artefact) -> dict[str, str]:
+    return {name: entry["sha256"] for name, entry in artefact.files.items()}
+
+
+def records(artefact: Artefact) -> list[dict]:
+    return [json.loads(line) for line in artefact.file("metrics.jsonl").read_text().splitlines()]
+
+
+def stop_after(polls: int):
+    left = polls
+
+    def should_stop() -> bool:
+        nonlocal left
+        left -= 1
+        return left < 0
+
+    return should_stop
+
+
+def test_a_run_stopped_twice_ends_in_the_same_bytes(store: Store, second: Plan) -> None:
+    """Mining, quality sampling, schedule, clipping, EMA and optimizer all go on unchanged."""
+    prepare(store, second)
+    whole = train(store, second, resume="never")
+    # The checkpoint of `whole` is current, so the states are named by their paths.
+    with pytest.raises(Interrupted, match="run again to go on"):
+        train(store, second, resume="never", should_stop=stop_after(6))
+    state = store.require(CONFIG, 1, "training_state")
+    with pytest.raises(Interrupted, match="stopped at step 10"):
+        train(store, second, resume=state.path, should_stop=stop_after(4))
+    state = store.require(CONFIG, 1, "training_state")
+    assert 0 < state.metadata["step"] < whole.metadata["train/steps"]
+    resumed = train(store, second, resume=state.path)
+    assert resumed.metadata["resumed_from_step"] == state.metadata["step"]
+    assert contents(resumed) == contents(whole) and resumed.digest == whole.digest
+    assert train(store, second) == resumed
+
+
+def test_auto_resumes_and_then_returns_what_is_there(store: Store, first: Plan) -> None:
+    prepare(store, first)
+    heard: list[tuple[int, int]] = []
+    with pytest.raises(Interrupted):
+        train(store, first, should_stop=stop_after(5))
+    assert len(store.artefacts(CONFIG, 0, "training_state")) == 1
+    done = train(store, first, progress=lambda at, total, text: heard.append((at, total)))
+    assert done.metadata["resumed_from_step"] == 5
+    assert heard[-1] == (14, 14) and heard[0][0] == 6
+    assert train(store, first) == done
+    assert len(store.artefacts(CONFIG, 0, "training_state")) == 1  # older ones are removed
+
+
+def test_training_lowers_the_held_out_loss_and_reports_it(store: Store, first: Plan) -> None:
+    prepare(store, first)
+    artefact = train(store, first)
+    dataset = WindowDataset(open_window(build_window(store, first).path))
+    rows = dataset.window.holdout_rows
+    fresh = RingRiftNetwork(network_config(first), seed=first.seed_for("weights") % 2**63)
+    before = held_out_losses(fresh, dataset, rows, 1.0, 1.0)
+    best = load_model(artefact.path / "best")
+    after = held_out_losses(best, dataset, rows, 1.0, 1.0)
+    assert after.loss < before.loss
+    assert artefact.metadata["val/loss"] == pytest.approx(after.loss, rel=1e-6)
+    assert artefact.metadata["train/steps"] == 14
+    assert artefact.metadata["parent_generation"] is None
+    steps = [record for record in records(artefact) if "train/loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 15))
+    checks = [record for record in records(artefact) if "val/loss" in record]
+    assert [record["step"] for record in checks] == [4, 8, 12, 14]
+    assert min(record["val/loss"] for record in checks) == pytest.approx(after.loss, rel=1e-6)
+
+
+def test_held_out_losses_against_one_row_at_a_time(store: Store, second: Plan) -> None:
+    dataset = WindowDataset(open_window(build_window(store, second).path))
+    rows = dataset.window.holdout_rows[-40:]
+    model = RingRiftNetwork(network_config(second), seed=3)
+    measured = held_out_losses(model, dataset, rows, 2.0, 0.5)
+    policy, value, brier, agree, searched = 0.0, 0.0, 0.0, 0, 0
+    divergence = 0.0
+    for row in rows:
+        batch = dataset.batch([row])
+        with torch.no_grad():
+            logits, chances = model(batch["features"])
+        log_policy = torch.log_softmax(logits[0].double(), 0)
+        log_value = torch.log_softmax(chances[0].double(), 0)
+        target, outcome = batch["policy_targets"][0].double(), batch["value_targets"][0].double()
+        loss = -float((target * log_policy).sum())
+        policy += loss
+        value -= float((outcome * log_value).sum())
+        brier += float((log_value.exp() - outcome).square().sum())
+        if target.sum() > 0:
+            searched += 1
+            divergence += loss + float(torch.xlogy(target, target).sum())
+            agree += int(logits[0].argmax() == target.argmax())
+    assert 0 < searched < len(rows) == measured.rows and measured.policy_rows == searched
+    assert measured.policy_loss == pytest.approx(policy / searched, rel=1e-5)
+    assert measured.policy_divergence == pytest.approx(divergence / searched, rel=1e-4)
+    assert measured.policy_accuracy == agree / searched
+    assert measured.value_loss == pytest.approx(value / 40, rel=1e-5)
+    assert measured.value_brier == pytest.approx(brier / 40, rel=1e-5)
+    assert measured.loss == pytest.approx(2 * policy / 40 + 0.5 * value / 40, rel=1e-5)
+    assert model.training
+
+
+def test_training_starts_from_the_plans_parent(store: Store, second: Plan) -> None:
+    prepare(store, second)
+    artefact = train(store, second)
+    assert second.parent is not None
+    assert artefact.metadata["parent_generation"] == 0
+    assert artefact.metadata["parent_digest"] == second.parent["digest"]
+    assert artefact.metadata["parent_note"] == "weights of generation 0000"
+    assert read_model_metadata(artefact.path)["parent_digest"] == second.parent["digest"]
+    parent = load_model(store.root / second.parent["path"])
+    trained = load_model(artefact.path)
+    apart = max(
+        float((a - b).detach().abs().max())
+        for a, b in zip(parent.parameters(), trained.parameters(), strict=True)
+    )
+    assert 0 < apart < 0.5  # a fresh network would be further away
+
+
+def test_a_parent_of_another_shape_gives_fresh_weights(store: Store) -> None:
+    from ringrift_pipeline.selfplay import play_shards
+
+    plan = plan_generation(
+        store, CONFIG, 2, settings(network__channels=12, training__max_steps=1), NOW
+    )
+    play_shards(store, plan, workers=1)
+    prepare(store, plan)
+    artefact = train(store, plan)
+    assert artefact.metadata["parent_note"] == "fresh weights: the parent differs in channels"
+    assert load_model(artefact.path).config.channels == 12
+
+
+def test_steps_follow_rows_batches_and_limits(store: Store, first: Plan) -> None:
+    def steps(rows: int, **overrides: object) -> int:
+        other = Store(store.root.parent / f"steps-{rows}-{len(overrides)}-{overrides}".strip())
+        plan = plan_generation(other, CONFIG, 0, settings(training__max_steps=0, **overrides), NOW)
+        return planned_steps(plan, rows)
+
+    assert steps(1000, training__epochs=3.0) == math.ceil(3000 / 32)
+    assert steps(1000, gradients__accumulation_steps=4) == math.ceil(1000 / 128)
+    assert steps(1000, training__epochs=9.0, training__sample_reuse_limit=2.0) == 2000 // 32
+    assert steps(3) == 1
+    assert planned_steps(first, 10_000) == 14
+
+
+def test_enhancements_can_be_switched_off(store: Store) -> None:
+    from ringrift_pipeline.selfplay import play_shards
+
+    off = settings(
+        quality__enabled=False,
+        mining__enabled=False,
+        gradients__accumulation_steps=2,
+        training__max_steps=3,
+    )
+    plan = plan_generation(store, CONFIG, 2, off, NOW)
+    play_shards(store, plan, workers=1)
+    artefact = train(store, plan)  # needs neither scores nor hard examples
+    assert artefact.metadata["train/samples"] == 3 * 2 * 32
+
+
+def test_missing_inputs_and_foreign_states_are_refused(
+    store: Store, first: Plan, second: Plan
+) -> None:
+    with pytest.raises(MissingArtefactError, match="quality_scores"):
+        train(store, first)
+    score_games(store, first)
+    with pytest.raises(MissingArtefactError, match="hard_examples"):
+        train(store, first)
+    mine_hard_examples(store, first)
+    with pytest.raises(Interrupted):
+        train(store, first, should_stop=stop_after(1))
+    state = store.require(CONFIG, 0, "training_state")
+    prepare(store, second)
+    with pytest.raises(ResumeError, match="another plan, window or parent"):
+        train(store, second, resume=state.path)
+
+
+def test_a_damaged_state_is_not_resumed(store: Store, first: Plan) -> None:
+    prepare(store, first)
+    with pytest.raises(Interrupted):
+        train(store, first, should_stop=stop_after(3))
+    path = store.require(CONFIG, 0, "training_state").file("state.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+    assert train(store, first).metadata["resumed_from_step"] == 0

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ringrift_pipeline.game import layout
+from ringrift_pipeline.selfplay import Plan, iter_shards, read_shard
+from ringrift_pipeline.store import Store
+from ringrift_pipeline.training import WindowDataset, WindowError, build_window, open_window
+from ringrift_pipeline.training.window import hash_fraction, is_held_out, split_games
+
+
+def rows_of(store: Store, plan: Plan) -> list[dict]:
+    return [
+        row | {"generation": shard.generation}
+        for shard in iter_shards(store, plan)
+        for row in read_shard(shard.file("shard.arrow")).to_pylist()
+    ]
+
+
+def test_columns_hold_what_the_shards_hold_mover_first(store: Store, second: Plan) -> None:
+    artefact = build_window(store, second)
+    window = open_window(artefact.path)
+    rows = rows_of(store, second)
+    assert len(window) == len(rows) == artefact.metadata["rows"]
+    assert {row["generation"] for row in rows} == {0, 1}
+    for index, row in enumerate(rows):
+        mover = row["player"]
+        moves = slice(window.offsets[index], window.offsets[index + 1])
+        assert window.games[window.game[index]] == row["game_id"]
+        assert window.generation[index] == row["generation"]
+        assert window.ply[index] == row["ply"] and window.decision[index] == row["decision"]
+        assert window.phase[index] == row["state"][layout.PHASE]
+        assert window.player[index] == mover
+        for name in ("outcome", "search_value"):
+            turned = row[name][mover:] + row[name][:mover]
+            assert getattr(window, name)[index].tolist() == turned
+        assert window.planes[index].reshape(-1).tolist() == row["planes"]
+        assert window.globals[index].tolist() == row["globals"]
+        assert window.policy[moves].tolist() == row["policy"]
+        assert window.move_kind[moves].tolist() == row["move_kind"]
+        assert window.move_cells[moves].tolist() == row["move_cells"]
+        assert window.full_search[index] == row["full_search"]
+        assert window.surprise[index] == np.float32(row["surprise"])
+
+
+def test_columns_are_memory_mapped_and_read_only(store: Store, first: Plan) -> None:
+    window = open_window(build_window(store, first).path)
+    assert isinstance(window.planes, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        window.planes[0] = 0
+
+
+def test_no_game_lies_on_both_sides_and_the_split_outlives_the_window(
+    store: Store, first: Plan, second: Plan
+) -> None:
+    earlier = open_window(build_window(store, first).path)
+    window = open_window(build_window(store, second).path)
+    held_out = set(window.game[window.holdout_rows])
+    trained = set(window.game[window.training_rows])
+    assert held_out and trained and not held_out & trained
+    assert len(window.holdout_rows) + len(window.training_rows) == len(window)
+    fraction = second.settings.training.holdout_fraction
+    for index, game in enumerate(window.games):
+        assert (index in held_out) == is_held_out(game, fraction)
+    before = {earlier.games[game] for game in earlier.game[earlier.holdout_rows]}
+    assert before <= {window.games[game] for game in held_out}
+
+
+def test_a_window_is_built_once_and_again_when_damaged(store: Store, first: Plan) -> None:
+    artefact = build_window(store, first)
+    assert build_window(store, first) == artefact
+    path = artefact.file("outcome.npy")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    again = build_window(store, first)
+    assert again.path != artefact.path and again.digest == artefact.digest
+
+
+@given(st.integers(2, 60), st.floats(0.01, 0.89), st.integers(0, 1000))
+def test_split_holds_out_some_and_not_all(games: int, fraction: float, salt: int) -> None:
+    ids = [f"square8_2p-{salt:04d}-0000-{number:04d}" for number in range(games)]
+    flags = split_games(ids, fraction)
+    assert 0 < flags.sum() < games
+    by_hash = np.array([is_held_out(game, fraction) for game in ids])
+    if 0 < by_hash.sum() < games:
+        assert np.array_equal(flags, by_hash)
+
+
+def test_hashes_are_uniform() -> None:
+    values = np.sort([hash_fraction(f"game-{number}") for number in range(4000)])
+    assert np.abs(values - (np.arange(4000) + 0.5) / 4000).max() < 0.03
+
+
+def test_windows_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WindowError, match="at least 2"):
+        split_games(["one"], 0.1)
+    with pytest.raises(WindowError, match="holds no training window"):
+        open_window(tmp_path)
+    (tmp_path / "window.json").write_text('{"format": 99}')
+    with pytest.raises(WindowError, match="format 99"):
+        open_window(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_batches_against_rows_taken_one_by_one(store: Store, second: Plan, share: float) -> None:
+    window = open_window(build_window(store, second).path)
+    rows = rows_of(store, second)
+    picked = np.random.default_rng(0).integers(0, len(window), 40)
+    batch = WindowDataset(window, search_value_share=share).batch(picked)
+    width = max(len(rows[index]["moves"]) for index in picked)
+    assert batch["legal_mask"].shape == (40, width)
+    assert batch["indices"].tolist() == picked.tolist()
+    features = batch["features"]
+    for at, index in enumerate(picked):
+        row, mover = rows[index], rows[index]["player"]
+        count = len(row["moves"])
+        assert batch["legal_mask"][at].tolist() == [True] * count + [False] * (width - count)
+        target = row["policy"] if row["full_search"] else [0.0] * count
+        assert batch["policy_targets"][at].tolist() == target + [0.0] * (width - count)
+        outcome = np.roll(row["outcome"], -mover)
+        value = (1 - share) * outcome + share * np.roll(row["search_value"], -mover)
+        np.testing.assert_allclose(batch["value_targets"][at, :2], value, rtol=1e-6)
+        assert (batch["value_targets"][at, 2:] == 0).all()
+        assert features["planes"][at].reshape(-1).tolist() == row["planes"]
+        assert features["move_cells"][at, :count].tolist() == row["move_cells"]
+        assert (features["move_cells"][at, count:] == -1).all()
+        assert features["move_rank"][at, :count].tolist() == row["move_rank"]
+
+
+def test_bad_batches_are_refused(store: Store, first: Plan) -> None:
+    dataset = WindowDataset(open_window(build_window(store, first).path))
+    with pytest.raises(WindowError, match="list of row indices"):
+        dataset.batch([])
+    for bad in (-1, len(dataset)):
+        with pytest.raises(WindowError, match="must lie in"):
+            dataset.batch([0, bad])
+    with pytest.raises(ValueError, match="search_value_share"):
+        WindowDataset(dataset.window, search_value_share=1.5)
+    sizes = [len(part["indices"]) for part in dataset.batches(np.arange(25), 10)]
+    assert sizes == [10, 10, 5]
