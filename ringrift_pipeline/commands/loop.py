@@ -46,7 +46,9 @@ def loop(
     if not common.as_json:
         say(f"Everything is kept under {common.root}")
     from ringrift_pipeline.orchestration.loop import Loop, LoopError, LoopRequest
+    from ringrift_pipeline.selfplay.warm_up import warm_up
 
+    warm_up(common.config)  # once, here, rather than in every step that needs a kernel
     signal.signal(signal.SIGTERM, _interrupt)
     request = LoopRequest(
         config=common.config,
