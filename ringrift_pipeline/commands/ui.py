@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import signal
 import socket
+import sys
 import threading
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ringrift_pipeline.commands.console import print_json, say
 from ringrift_pipeline.commands.options import Common, InputError
+from ringrift_pipeline.orchestration.places import data_folder
 
 PORT = 3000
 
 
 def ui_line(common: Common, port: int = PORT) -> str:
-    """What to type to open the UI on this history."""
-    return f"ringrift ui --config {common.config} --data {_quoted(str(common.root))}" + (
-        f" --port {port}" if port != PORT else ""
-    )
+    """What to type, in this shell and folder, to open the UI on this history."""
+    words = [*_program(), "ui", "--config", common.config]
+    if common.root != data_folder():
+        words += ["--data", str(common.root)]
+    if port != PORT:
+        words += ["--port", str(port)]
+    return shlex.join(words)
 
 
-def _quoted(text: str) -> str:
-    import shlex
+def _program() -> list[str]:
+    """How this program was called: ``ringrift`` where the shell finds it, else by its path."""
+    called = Path(sys.argv[0])
+    if called.name == "ringrift":
+        found = shutil.which("ringrift")
+        same = found is not None and Path(found).resolve() == called.resolve()
+        return ["ringrift"] if same else [_from_here(called)]
+    return [_from_here(Path(sys.executable)), "-m", "ringrift_pipeline"]
 
-    return shlex.quote(text)
+
+def _from_here(path: Path) -> str:
+    path = path.absolute()  # not resolved: an environment's python is a link
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def url(config: str, port: int, host: str = "127.0.0.1") -> str:

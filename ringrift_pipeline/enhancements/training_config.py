@@ -47,7 +47,7 @@ ENVIRONMENT_PREFIX = "RINGRIFT_"
 PRESETS: dict[str, dict[str, Any]] = {
     # two generations in minutes on two cores
     "smoke": {
-        "selfplay.games": 160,
+        "selfplay.games": 320,
         "selfplay.games_per_shard": 40,
         "selfplay.parallel_games": 40,
         "selfplay.full_search_fraction": 0.3,
@@ -57,9 +57,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "network.channels": 32,
         "training.checkpoint_every": 50,
         "schedule.warmup_steps": 5,
-        "evaluation.games": 48,
+        "evaluation.games": 96,
         "evaluation.simulations": 32,
-        "evaluation.max_games": 96,
+        "evaluation.max_games": 240,
     },
     # a few generations in an hour on two cores
     "hour": {

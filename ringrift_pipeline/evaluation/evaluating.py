@@ -73,7 +73,7 @@ def evaluate(
     Files: ``report.json`` (``candidate``, ``champion``, ``matches`` with win rates and intervals,
     ``ratings`` by player with intervals, ``fit``, ``gate`` with ``promote`` and ``reasons``),
     ``games.parquet`` (`matches.GAMES_SCHEMA`), ``ratings.parquet`` (`tables.RATINGS`).
-    Metadata: ``eval/rating`` with ``_low`` and ``_high``, ``eval/win_rate_<opponent>`` with
+    Metadata: ``eval/elo`` with ``_low`` and ``_high``, ``eval/win_rate_<opponent>`` with
     bounds, ``eval/games``, ``eval/sets``, ``eval/sprt_llr``, ``eval/promote``.
 
     Returns:
@@ -349,9 +349,9 @@ def _numbers(report: dict[str, Any], field: _Field) -> dict[str, Any]:
     gate: dict[str, Any] = report["gate"]
     rating = report["ratings"][field.candidate.name]
     numbers: dict[str, Any] = {
-        "eval/rating": rating["rating"],
-        "eval/rating_low": rating["low"],
-        "eval/rating_high": rating["high"],
+        "eval/elo": rating["rating"],
+        "eval/elo_low": rating["low"],
+        "eval/elo_high": rating["high"],
     }
     for match in report["matches"]:
         champion = field.champion is not None and match["opponent"] == field.champion.name

@@ -111,9 +111,9 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
     report["ratings"] = {row.pop("player"): row for row in ratings.to_frame().to_dicts()}
     own = report["ratings"][mine]
     numbers |= {
-        "eval/rating": own["rating"],
-        "eval/rating_low": own["low"],
-        "eval/rating_high": own["high"],
+        "eval/elo": own["rating"],
+        "eval/elo_low": own["low"],
+        "eval/elo_high": own["high"],
         "eval/games": games.height,
     }
     with step.store.create(step.config, champion.generation, KIND, metadata=numbers) as draft:

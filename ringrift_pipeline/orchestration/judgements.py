@@ -171,14 +171,14 @@ def training_learned(step: Step) -> Judgement:
     """
     artefact = step.store.require(step.config, step.generation, "checkpoint")
     shards = step.store.require(step.config, step.generation, "selfplay_shards")
-    learned: float = artefact.metadata["val/policy_loss"]
+    learned: float = artefact.metadata["val/loss_policy"]
     if not artefact.metadata["val/policy_rows"]:
         return Judgement(False, "no held-out game has a full search to judge the policy by")
     even = math.log(shards.metadata["selfplay/mean_legal_moves"])
     return Judgement(
         learned < even,
         f"policy loss {learned:.3f} on held-out games, at most {even:.3f} for an even choice",
-        {"val/policy_loss": learned, "even_choice": even},
+        {"val/loss_policy": learned, "even_choice": even},
     )
 
 
@@ -298,7 +298,7 @@ def evaluation_sound(step: Step) -> Judgement:
     return Judgement(
         True,
         f"{played} games in whole rotated sets, rating {middle:.0f} ({low:.0f} to {high:.0f})",
-        {"eval/games": played, "eval/rating": middle},
+        {"eval/games": played, "eval/elo": middle},
     )
 
 

@@ -38,12 +38,12 @@ FIRST: dict[str, tuple[str, ...]] = {
     ),
     "checkpoint": (
         "train/loss",
-        "train/policy_loss",
-        "train/value_loss",
+        "train/loss_policy",
+        "train/loss_value",
         "val/loss",
-        "val/policy_loss",
+        "val/loss_policy",
         "val/policy_accuracy",
-        "val/value_loss",
+        "val/loss_value",
         "val/value_brier",
         "train/steps",
         "train/samples",
@@ -58,7 +58,7 @@ FIRST: dict[str, tuple[str, ...]] = {
 
 def numbers(metadata: Mapping[str, Any], first: tuple[str, ...] = ()) -> dict[str, float | int]:
     """The finite numbers of an artefact's metadata that have a group in their name
-    (``train/policy_loss``): those of ``first``, then the others as the room wrote them, at most
+    (``train/loss_policy``): those of ``first``, then the others as the room wrote them, at most
     fifteen.
     """
     found = {
@@ -67,7 +67,12 @@ def numbers(metadata: Mapping[str, Any], first: tuple[str, ...] = ()) -> dict[st
         if "/" in name and not isinstance(value, bool)
     }
     ordered = {name: found[name] for name in first if name in found} | found
-    return dict(list(ordered.items())[:MOST_NUMBERS])
+    return {name: _short(value) for name, value in list(ordered.items())[:MOST_NUMBERS]}
+
+
+def _short(value: float | int) -> float | int:
+    """Six significant digits, as much as anybody reads; the artefact has them all."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _flatten(metadata: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | int]]:

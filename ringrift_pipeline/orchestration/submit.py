@@ -20,6 +20,7 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from ringrift_pipeline.orchestration.build import build_definitions
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     MODULE,
@@ -41,13 +42,11 @@ def submit_generation(
     Raises:
         DagsterInvalidConfigError, DagsterConfigMappingFunctionError: a value is out of bounds.
     """
-    from ringrift_pipeline.definitions import defs
-
     key = generation_key(generation)
     if not instance.has_dynamic_partition(partitions_name(config), key):
         instance.add_dynamic_partitions(partitions_name(config), [key])
     name = job_name(config)
-    repository = defs.get_repository_def()
+    repository = build_definitions().get_repository_def()
     location = ManagedGrpcPythonEnvCodeLocationOrigin(
         LoadableTargetOrigin(executable_path=sys.executable, module_name=MODULE), MODULE
     )

@@ -23,25 +23,25 @@ class HeldOut:
     Attributes
     ----------
     loss: weighted sum of the two, as training minimises it.
-    policy_loss: cross-entropy against the search policy, nats, over full searches only.
+    loss_policy: cross-entropy against the search policy, nats, over full searches only.
     policy_divergence: the same less the search policy's own entropy: KL(search || model).
     policy_accuracy: share of full searches whose best move the model ranks first.
-    value_loss: cross-entropy against the outcome, nats.
+    loss_value: cross-entropy against the outcome, nats.
     value_brier: squared error of the winning probabilities, summed over seats.
     rows, policy_rows: how many rows, and how many of them full searches.
     """
 
     loss: float
-    policy_loss: float
+    loss_policy: float
     policy_divergence: float
     policy_accuracy: float
-    value_loss: float
+    loss_value: float
     value_brier: float
     rows: int
     policy_rows: int
 
     def metrics(self, prefix: str = "val/") -> dict[str, float]:
-        """As metadata: ``val/loss``, ``val/policy_loss``, …"""
+        """As metadata: ``val/loss``, ``val/loss_policy``, …"""
         return {f"{prefix}{name}": value for name, value in self.__dict__.items()}
 
 
@@ -93,10 +93,10 @@ def held_out_losses(
     searched = max(policy_rows, 1)
     return HeldOut(
         loss=policy_weight * sums[0] / count + value_weight * sums[3] / count,
-        policy_loss=sums[0] / searched,
+        loss_policy=sums[0] / searched,
         policy_divergence=sums[1] / searched,
         policy_accuracy=sums[2] / searched,
-        value_loss=sums[3] / count,
+        loss_value=sums[3] / count,
         value_brier=sums[4] / count,
         rows=int(sums[5]),
         policy_rows=policy_rows,

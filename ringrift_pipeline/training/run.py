@@ -176,8 +176,8 @@ class TrainingRun:
             record: dict[str, Any] = {
                 "step": self.iteration,
                 "train/loss": _number(stats.loss),
-                "train/policy_loss": _number(stats.policy_loss),
-                "train/value_loss": _number(stats.value_loss),
+                "train/loss_policy": _number(stats.policy_loss),
+                "train/loss_value": _number(stats.value_loss),
                 "train/grad_norm": _number(stats.grad_norm),
                 "train/lr": stats.lr,
             }
@@ -202,8 +202,8 @@ class TrainingRun:
             {
                 "step": self.iteration,
                 "train/epoch_loss": _number(epoch.mean_loss),
-                "train/epoch_policy_loss": _number(epoch.mean_policy_loss),
-                "train/epoch_value_loss": _number(epoch.mean_value_loss),
+                "train/epoch_loss_policy": _number(epoch.mean_policy_loss),
+                "train/epoch_loss_value": _number(epoch.mean_value_loss),
                 "train/skipped_steps": epoch.skipped_steps,
                 "train/rollbacks": epoch.rollbacks,
                 "train/mining_active": epoch.mining_active,

@@ -106,7 +106,7 @@ def test_report_follows_from_the_games(loop) -> None:
         assert rating == pytest.approx(report["ratings"][player]["rating"])
     metadata = artefact.metadata
     assert metadata["eval/win_rate_random"] == pytest.approx(scores["random"].mean())
-    assert metadata["eval/rating"] == pytest.approx(refit["generation:0000"])
+    assert metadata["eval/elo"] == pytest.approx(refit["generation:0000"])
     assert metadata["eval/promote"] == int(report["gate"]["promote"])
 
 

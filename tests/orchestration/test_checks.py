@@ -172,12 +172,12 @@ BREAKS: list[tuple[str, Break, str]] = [
     ("losses_finite", lambda s: replace(s, "checkpoint", edit_weights), "not finite"),
     (
         "losses_finite",
-        lambda s: replace(s, "checkpoint", metadata={"train/policy_loss": None}),
-        "train/policy_loss",
+        lambda s: replace(s, "checkpoint", metadata={"train/loss_policy": None}),
+        "train/loss_policy",
     ),
     (
         "training_learned",
-        lambda s: replace(s, "checkpoint", metadata={"val/policy_loss": 9.0}),
+        lambda s: replace(s, "checkpoint", metadata={"val/loss_policy": 9.0}),
         "even choice",
     ),
     ("average_fits", lambda s: replace(s, "ema_model", edit_weights), "not finite"),

@@ -50,7 +50,7 @@ def test_metadata_are_typed_numbers_under_the_fields_names(played: Played) -> No
         AssetKey([played.config, "evaluation"])
     )
     assert evaluation is not None and evaluation.asset_materialization is not None
-    assert "eval/rating_low" in evaluation.asset_materialization.metadata
+    assert "eval/elo_low" in evaluation.asset_materialization.metadata
 
 
 def test_the_reliability_diagram_is_in_the_event(played: Played) -> None:

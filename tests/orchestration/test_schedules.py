@@ -93,6 +93,6 @@ def test_a_real_gauntlet_observes_the_champion(copied: Store) -> None:
         ]
     assert observed.asset_key == AssetKey(["square8_2p", "champion"])
     assert observed.metadata["eval/games"].value == 8
-    low, high = (observed.metadata[f"eval/rating_{end}"].value for end in ("low", "high"))
-    assert low < observed.metadata["eval/rating"].value < high  # type: ignore[operator]
+    low, high = (observed.metadata[f"eval/elo_{end}"].value for end in ("low", "high"))
+    assert low < observed.metadata["eval/elo"].value < high  # type: ignore[operator]
     assert copied.require("square8_2p", 0, "gauntlet").file("games.parquet").exists()

@@ -122,10 +122,10 @@ def test_held_out_losses_against_one_row_at_a_time(store: Store, second: Plan) -
             divergence += loss + float(torch.xlogy(target, target).sum())
             agree += int(logits[0].argmax() == target.argmax())
     assert 0 < searched < len(rows) == measured.rows and measured.policy_rows == searched
-    assert measured.policy_loss == pytest.approx(policy / searched, rel=1e-5)
+    assert measured.loss_policy == pytest.approx(policy / searched, rel=1e-5)
     assert measured.policy_divergence == pytest.approx(divergence / searched, rel=1e-4)
     assert measured.policy_accuracy == agree / searched
-    assert measured.value_loss == pytest.approx(value / 40, rel=1e-5)
+    assert measured.loss_value == pytest.approx(value / 40, rel=1e-5)
     assert measured.value_brier == pytest.approx(brier / 40, rel=1e-5)
     assert measured.loss == pytest.approx(2 * policy / 40 + 0.5 * value / 40, rel=1e-5)
     assert model.training
