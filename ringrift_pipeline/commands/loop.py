@@ -49,7 +49,6 @@ def loop(
     from ringrift_pipeline.selfplay.warm_up import warm_up
 
     warm_up(common.config)  # once, here, rather than in every step that needs a kernel
-    signal.signal(signal.SIGTERM, _interrupt)
     request = LoopRequest(
         config=common.config,
         data=common.root,
@@ -60,6 +59,8 @@ def loop(
     )
     began = time.monotonic()
     work = Loop(request)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt(work))
     _announce(common, work.first, work.last)
     failure: LoopError | None = None
     with work:
@@ -76,8 +77,15 @@ def loop(
         raise failure
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+def _interrupt(work: Any) -> Callable[..., None]:
+    """Asked once, the loop stops at its next look; asked again, at once."""
+
+    def handler(*_: Any) -> None:
+        if work.stopping:
+            raise KeyboardInterrupt
+        work.stopping = True
+
+    return handler
 
 
 def _ignore_interrupts() -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import sys
-import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,9 +86,9 @@ def ui(
     from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
 
     check_port(host, port)
-    done = threading.Event()
+    asked: list[int] = []  # to stop; an Event set by a handler could wait for its own lock
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: done.set())
+        signal.signal(number, lambda *_: asked.append(1))
     with ExitStack() as stack:
         services: list[Backend | Service] = []
         if daemon:
@@ -108,8 +108,9 @@ def ui(
             if not daemon:
                 say("It shows the history. To launch runs from it as well: ringrift ui --daemon")
             say("Ctrl-C stops it.")
-        while not done.wait(1.0):
+        while not asked:
             _check(services)
+            time.sleep(0.5)
         say("stopping …")
 
 

@@ -110,6 +110,9 @@ def decision(store: Store, config: str, generation: int) -> dict[str, Any] | Non
 class Loop:
     """Use as a context manager; ``watch`` yields snapshots until the last generation is decided.
 
+    A signal handler sets ``stopping``; ``watch`` then raises KeyboardInterrupt between two looks.
+    An exception raised by the handler itself would come up anywhere, also where a library drops it.
+
     Raises:
         LockedError: on entering, if another process runs this data root's daemon.
     """
@@ -122,6 +125,7 @@ class Loop:
         self.states: dict[int, GenerationState] = {
             number: GenerationState(number) for number in range(self.first, self.last + 1)
         }
+        self.stopping = False
         self._services: list[Backend | Service] = []
         self._stack = contextlib.ExitStack()
         self._instance: DagsterInstance | None = None
@@ -185,8 +189,11 @@ class Loop:
         Raises:
             LoopError: a run failed or was cancelled, or a decision does not come.
             ServiceError: the daemon ended by itself.
+            KeyboardInterrupt: ``stopping`` was set.
         """
         while True:
+            if self.stopping:
+                raise KeyboardInterrupt
             for service in self._services:
                 service.check()
             self._look()

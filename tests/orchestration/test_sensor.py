@@ -120,7 +120,7 @@ def test_the_loop_ends_at_the_last_generation_asked_for(
 def test_the_next_run_has_the_settings_of_this_one(instance: DagsterInstance, land: Land) -> None:
     land("square8_2p", 0)
     sent = tick(instance).run_requests[0].run_config["resources"]["settings"]["config"]
-    assert sent["selfplay"]["games"] == 160  # the smoke preset of the plan, resolved
+    assert sent["selfplay"]["games"] == 320  # the smoke preset of the plan, resolved
     job = defs.get_repository_def().get_job("square8_2p_generation")
     instance.create_run_for_job(
         job,
