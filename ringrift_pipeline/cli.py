@@ -43,17 +43,11 @@ def _top(
 
 def _add_verbs() -> None:
     from ringrift_pipeline.commands import generation, loop, play, replay, ui
+    from ringrift_pipeline.commands.settings_help import SettingsCommand
 
-    for verb in (
-        loop.loop,
-        generation.selfplay,
-        generation.train,
-        generation.evaluate,
-        play.play,
-        replay.replay,
-        ui.ui,
-    ):
-        app.command()(with_common(verb))
+    trains = (loop.loop, generation.selfplay, generation.train, generation.evaluate)
+    for verb in (*trains, play.play, replay.replay, ui.ui):
+        app.command(cls=SettingsCommand if verb in trains else None)(with_common(verb))
 
 
 _add_verbs()

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from ringrift_pipeline.commands.console import output, print_json, progress, say
-from ringrift_pipeline.commands.options import Common, InputError
+from ringrift_pipeline.commands.options import Common, InputError, check_device
 
 if TYPE_CHECKING:
     from ringrift_pipeline.selfplay import Plan
@@ -40,16 +40,21 @@ def selfplay(
 
     The newest generation if its games are not all played yet, else a new one. The champion plays;
     as long as there is none, the one-ply heuristic does. Shards that exist and verify are not
-    played again.
+    played again. A new generation has the rate, exploration and games that the trend of the
+    ratings asks for (the settings of `feedback`).
     """
+    from ringrift_pipeline.evaluation.feedback import next_settings
     from ringrift_pipeline.selfplay import collect, plan_generation, play_shards
 
     store, settings = common.store(), common.settings()
     if generation is None:
         generation = _next_to_play(store, common)
+    settings = next_settings(store, common.config, generation, settings).settings
     with store.lock(common.config, f"generation-{generation:04d}"):
         plan = plan_generation(store, common.config, generation, settings)
-        if plan.settings != settings:
+        if common.device is not None:
+            plan = plan.on_device(common.device)
+        if common.says_settings and plan.settings != settings:
             say(f"generation {generation:04d} was planned before; its own settings stand")
         say(
             f"{common.config} generation {generation:04d}: {plan.games} games in "
@@ -66,8 +71,23 @@ def _next_to_play(store: Store, common: Common) -> int:
     if not generations:
         return 0
     newest = generations[-1]
+    if common.resume == "never":
+        return newest + 1
     played = store.current(common.config, newest, "selfplay_shards", verify=False)
-    return newest if played is None and common.resume != "never" else newest + 1
+    return newest + 1 if played is not None and _shards_verify(store, common, newest) else newest
+
+
+def _shards_verify(store: Store, common: Common, generation: int) -> bool:
+    """Are all shards of a generation's plan there and undamaged?"""
+    from ringrift_pipeline.store import CorruptArtefactError
+
+    for shard in store.read_plan(common.config, generation).get("shards", []):
+        try:
+            if not store.current(common.config, generation, f"selfplay-shard-{shard['index']:04d}"):
+                return False
+        except CorruptArtefactError:
+            return False
+    return True
 
 
 def train(common: Common, generation: GenerationOption = None) -> None:
@@ -79,7 +99,7 @@ def train(common: Common, generation: GenerationOption = None) -> None:
     """
     from ringrift_pipeline import training
 
-    store, plan = _planned(common, generation)
+    store, plan = _planned(common, generation, "selfplay_shards")
     steps: list[tuple[str, Callable[..., Artefact], dict[str, Any]]] = [
         ("quality scores", training.score_games, {}),
         ("hard examples", training.mine_hard_examples, {}),
@@ -110,7 +130,7 @@ def evaluate(
     """
     from ringrift_pipeline.evaluation import evaluate as evaluate_generation
 
-    store, plan = _planned(common, generation)
+    store, plan = _planned(common, generation, "ema_model")
     with store.lock(plan.config, f"generation-{plan.generation:04d}"):
         with progress("evaluation") as report:
             artefact = evaluate_generation(store, plan, progress=report)
@@ -126,8 +146,11 @@ def evaluate(
         say(f"The gate: it {verdict}. " + "; ".join(gate["reasons"]))
 
 
-def _planned(common: Common, generation: int | None) -> tuple[Store, Plan]:
-    """The generation that a verb works on; its own plan says with which settings."""
+def _planned(common: Common, generation: int | None, needed: str) -> tuple[Store, Plan]:
+    """The generation that a verb works on, by default the newest that has what is ``needed``.
+
+    Its own plan says with which settings; only the device may be another one.
+    """
     from ringrift_pipeline.selfplay import load_plan
 
     store = common.store()
@@ -138,16 +161,22 @@ def _planned(common: Common, generation: int | None) -> tuple[Store, Plan]:
             f"{common.config} plays some"
         )
     if generation is None:
-        generation = generations[-1]
+        ready = [
+            number
+            for number in generations
+            if store.current(common.config, number, needed, verify=False) is not None
+        ]
+        generation = (ready or generations)[-1]
     elif generation not in generations:
         raise InputError(
             f"{common.config} has no generation {generation:04d} in {store.root}, only "
             f"{generations[0]:04d} to {generations[-1]:04d}"
         )
     plan = load_plan(store, common.config, generation)
-    if (common.preset or common.settings_file or common.overrides) and (
-        common.settings() != plan.settings
-    ):
+    if common.device is not None:
+        plan = plan.on_device(common.device)
+    check_device(plan.settings.device)
+    if common.says_settings and common.settings() != plan.settings:
         say(f"generation {generation:04d} was planned with its own settings; they stand")
     return store, plan
 

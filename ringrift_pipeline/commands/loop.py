@@ -61,6 +61,8 @@ def loop(
     work = Loop(request)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt(work))
+    if common.says_settings and work.planned not in (None, settings):
+        say(f"generation {work.first:04d} was planned before; its own settings stand")
     _announce(common, work.first, work.last)
     failure: LoopError | None = None
     with work:

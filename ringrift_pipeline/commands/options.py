@@ -158,8 +158,21 @@ class Common:
 
         return Store(self.root)
 
+    @property
+    def says_settings(self) -> bool:
+        """Whether a flag names a setting."""
+        named = (self.preset, self.settings_file, self.overrides, self.device)
+        return any(named) or self.seed is not None
+
     def settings(self) -> TrainingConfig:
-        """defaults < preset < file < environment < flags. Raises ConfigError."""
+        """What a new generation is planned with: defaults < preset < file < environment < flags.
+
+        Without a preset the newest generation's settings stand in for the defaults.
+
+        Raises:
+            ConfigError: an unknown setting, a value out of bounds.
+            InputError: a device that is not there.
+        """
         from ringrift_pipeline.enhancements.training_config import TrainingConfig
 
         overrides: dict[str, Any] = {}
@@ -172,7 +185,36 @@ class Common:
             overrides["seed"] = self.seed
         if self.device is not None:
             overrides["device"] = self.device
-        return TrainingConfig.load(preset=self.preset, file=self.settings_file, overrides=overrides)
+        settings = TrainingConfig.load(
+            preset=self.preset,
+            file=self.settings_file,
+            overrides=overrides,
+            base=None if self.preset else self._before(),
+        )
+        check_device(settings.device)
+        return settings
+
+    def _before(self) -> TrainingConfig | None:
+        """The settings of the config's newest generation."""
+        from ringrift_pipeline.enhancements.training_config import TrainingConfig
+
+        store = self.store()
+        generations = store.generations(self.config)
+        if not generations:
+            return None
+        return TrainingConfig.from_dict(store.read_plan(self.config, generations[-1])["settings"])
+
+
+def check_device(device: str) -> None:
+    """InputError if torch has no such device here."""
+    if device in ("auto", "cpu"):
+        return
+    from ringrift_pipeline.network import resolve_device
+
+    try:
+        resolve_device(device)
+    except ValueError as error:
+        raise InputError(f"--device: {error}") from None
 
 
 def with_common(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -195,6 +237,8 @@ def with_common(verb: Callable[..., Any]) -> Callable[..., Any]:
         if common.show_settings:
             typer.echo(json.dumps(common.settings().to_dict(), indent=2))
             return None
+        if common.says_settings:  # refused here, whatever the verb makes of them
+            common.settings()
         return verb(common, **values)
 
     wrapped.__signature__ = inspect.Signature([*keyword, *shared])  # type: ignore[attr-defined]

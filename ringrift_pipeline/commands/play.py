@@ -151,10 +151,14 @@ def _hint(state: State, players: dict[int, Any]) -> None:
     if not players:
         output.print("nobody else plays")
         return
-    analysis = next(iter(players.values())).analyze(state)
+    player = next(iter(players.values()))
+    analysis = player.analyze(state)
     ranked = sorted(zip(analysis.policy, analysis.moves, strict=True), key=lambda pair: -pair[0])
     for share, move in ranked[:5]:
         output.print(f"  {share:>4.0%}  {describe(move.to_record())}", markup=False)
+    chances = ", ".join(f"seat {seat} {share:.0%}" for seat, share in enumerate(analysis.value, 1))
+    calibrated = player.value_temperature != 1.0
+    output.print(f"  chances: {chances}{' (calibrated)' if calibrated else ''}", markup=False)
 
 
 def _result(common: Common, state: State, specs: list[str], moves: list[dict[str, Any]]) -> None:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
         GameQualityScore,
         QualityWeightedSampler,
     )
+    from ringrift_pipeline.enhancements.evaluation_feedback import (
+        EvaluationFeedbackHandler,
+        FeedbackDecision,
+        create_evaluation_feedback_handler,
+    )
+    from ringrift_pipeline.enhancements.ewc_regularization import EWCRegularizer
     from ringrift_pipeline.enhancements.gradient_management import (
         AdaptiveGradientClipper,
         GradientAccumulator,
@@ -44,6 +50,12 @@ _MODULES = {
     "calibration": ("CalibrationAutomation",),
     "checkpoint_averaging": ("CheckpointAverager", "average_checkpoints"),
     "data_quality_scoring": ("DataQualityScorer", "GameQualityScore", "QualityWeightedSampler"),
+    "evaluation_feedback": (
+        "EvaluationFeedbackHandler",
+        "FeedbackDecision",
+        "create_evaluation_feedback_handler",
+    ),
+    "ewc_regularization": ("EWCRegularizer",),
     "gradient_management": ("AdaptiveGradientClipper", "GradientAccumulator"),
     "hard_example_mining": ("HardExample", "HardExampleMiner"),
     "learning_rate_scheduling": (
@@ -66,8 +78,11 @@ __all__ = [
     "CheckpointAverager",
     "ConfigError",
     "DataQualityScorer",
+    "EWCRegularizer",
     "EpochStatistics",
+    "EvaluationFeedbackHandler",
     "FacadeConfig",
+    "FeedbackDecision",
     "GameQualityScore",
     "GradientAccumulator",
     "HardExample",
@@ -83,6 +98,7 @@ __all__ = [
     "average_checkpoints",
     "build_scheduler",
     "compute_per_sample_loss",
+    "create_evaluation_feedback_handler",
     "set_reproducible_seed",
 ]
 

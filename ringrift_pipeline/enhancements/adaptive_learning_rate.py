@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 from torch.optim import Optimizer
 
-from ringrift_pipeline.enhancements.argument_checks import check_number, check_whole
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_number,
+    check_type,
+    check_whole,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.learning_rate_base import LearningRateSchedule
 
 
@@ -237,6 +242,7 @@ class AdaptiveLRScheduler(LearningRateSchedule):
             "last_reason": self.last_reason,
         }
 
+    @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.check_state(state_dict)
         ratios = [check_number("ratios", ratio, 0.0) for ratio in state_dict["ratios"]]
@@ -245,6 +251,8 @@ class AdaptiveLRScheduler(LearningRateSchedule):
                 f"ratios has {len(ratios)} entries, the optimizer "
                 f"{len(self.optimizer.param_groups)} groups"
             )
+        check_type("watches_validation", state_dict["watches_validation"], bool)
+        check_type("last_reason", state_dict["last_reason"], str)
         best = state_dict["best"]
         losses = [check_number("losses", loss) for loss in state_dict["losses"]]
         elos = [check_number("elos", elo) for elo in state_dict["elos"]]

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ringrift_pipeline.enhancements.argument_checks import check_keys
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_device,
+    check_keys,
+    check_number,
+    check_type,
+    check_whole,
+    host_array,
+    number_array,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.calibration_measures import Forecasts
 from ringrift_pipeline.enhancements.calibration_report import calibration_report, draw_reliability
 from ringrift_pipeline.enhancements.temperature_scaling import (
@@ -69,33 +78,28 @@ class CalibrationAutomation:
         seed: int = 0,
         value_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if not 0.0 < deviation_threshold < 1.0:
-            raise ValueError(f"deviation_threshold must lie in (0, 1), got {deviation_threshold}")
-        for name, value in (
-            ("check_interval", check_interval),
-            ("min_samples", min_samples),
-            ("window_size", window_size),
-            ("min_games", min_games),
-        ):
-            if int(value) != value or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        self.deviation_threshold = check_number(
+            "deviation_threshold", deviation_threshold, 0.0, 1.0, above=True
+        )
+        self.check_interval = check_whole("check_interval", check_interval, 1)
+        self.min_samples = check_whole("min_samples", min_samples, 1)
+        self.window_size = check_whole("window_size", window_size, 1)
+        self.min_games = check_whole("min_games", min_games, 1)
         if min_samples > window_size:
             raise ValueError(
                 f"min_samples ({min_samples}) can never be reached in a window of {window_size}"
             )
-        if not value_range[0] < value_range[1]:
-            raise ValueError(f"value_range must be (low, high), got {value_range}")
-        self.deviation_threshold = float(deviation_threshold)
-        self.check_interval = int(check_interval)
-        self.min_samples = int(min_samples)
-        self.window_size = int(window_size)
-        self.min_games = int(min_games)
-        self.value_range = (float(value_range[0]), float(value_range[1]))
+        bounds = number_array("value_range", value_range)
+        if bounds.shape != (2,) or not np.isfinite(bounds).all() or not bounds[0] < bounds[1]:
+            raise ValueError(f"value_range must be (low, high), got {value_range!r}")
+        self.value_range = (float(bounds[0]), float(bounds[1]))
+        if check_number("confidence", confidence, 0.0, 1.0, above=True) == 1.0:
+            raise ValueError("confidence must be below 1, got 1.0")
         self._options: dict[str, Any] = {
-            "bins": bins,
-            "bootstrap": bootstrap,
+            "bins": check_whole("bins", bins, 1, 1001),
+            "bootstrap": check_whole("bootstrap", bootstrap, 20),
             "confidence": confidence,
-            "seed": seed,
+            "seed": check_whole("seed", seed, 0),
         }
         self._epoch = 0
         self._last_check = 0
@@ -134,7 +138,7 @@ class CalibrationAutomation:
             ValueError: for shapes that differ, values out of range or not finite. Nothing is
                 added then.
         """
-        p, y = _array(predictions), _array(outcomes)
+        p, y = number_array("predictions", predictions), number_array("outcomes", outcomes)
         low, high = self.value_range
         for name, values in (("predictions", p), ("outcomes", y)):
             if values.size and not ((values >= low) & (values <= high)).all():
@@ -167,9 +171,12 @@ class CalibrationAutomation:
         """Whether the window's calibration error is above the threshold, and not by chance.
 
         Args:
-            epoch: current epoch; default one more than at the last call.
+            epoch: current epoch, at least 0; default one more than at the last call.
+
+        Raises:
+            ValueError: ``epoch`` is no such number; nothing changes.
         """
-        self._epoch = self._epoch + 1 if epoch is None else int(epoch)
+        self._epoch = self._epoch + 1 if epoch is None else check_whole("epoch", epoch, 0)
         if self._epoch - self._last_check < self.check_interval:
             return False
         if self.num_samples < self.min_samples or np.unique(self._games).size < self.min_games:
@@ -224,12 +231,15 @@ class CalibrationAutomation:
 
         Returns:
             The temperature to divide value logits by.
+
+        Raises:
+            ValueError: bad logits, targets or games, or batches of another form; nothing changes.
         """
         if isinstance(model, torch.nn.Module):
             logits, targets, found = _value_logits(model, dataloader, device)
             games = found if found is not None else games
         else:
-            logits, targets = torch.as_tensor(model), torch.as_tensor(dataloader)
+            logits, targets = _tensor("model", model), _tensor("dataloader", dataloader)
         self.temperature_fit = fit_temperature(logits, targets, games, **self._options)
         self._clear()
         return self.temperature_fit.temperature
@@ -242,8 +252,10 @@ class CalibrationAutomation:
         """`calibration_report` of the window; with `path` a reliability diagram is drawn there.
 
         Raises:
-            ValueError: when no samples have been added.
+            ValueError: when no samples have been added, or `path` is no path.
         """
+        if path is not None:
+            check_type("path", path, (str, Path))
         if not self.num_samples:
             raise ValueError("there are no samples to report on: call add_samples first")
         phases = self._phases if (self._phases != "").any() else None
@@ -255,7 +267,8 @@ class CalibrationAutomation:
         return measured
 
     def state_dict(self) -> dict[str, Any]:
-        """Window, epoch counters and history."""
+        """Window, epoch counters, history and the last temperature fit."""
+        fit = self.temperature_fit
         return {
             "epoch": self._epoch,
             "last_check": self._last_check,
@@ -265,8 +278,10 @@ class CalibrationAutomation:
             "outcomes": self._outcomes.copy(),
             "games": self._games.tolist(),
             "phases": self._phases.tolist(),
+            "temperature_fit": None if fit is None else fit.to_dict(),
         }
 
+    @whole_state
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state_dict`; ValueError for a state that lacks something."""
         check_keys(state, self.state_dict(), "CalibrationAutomation")
@@ -282,12 +297,17 @@ class CalibrationAutomation:
         self._epoch, self._last_check = int(state["epoch"]), int(state["last_check"])
         self._unnamed = int(state["unnamed"])
         self._history = [dict(record) for record in state["history"]]
+        fit = state["temperature_fit"]
+        self.temperature_fit = None if fit is None else TemperatureFit.from_dict(fit)
 
 
-def _array(values: Any) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().to("cpu", torch.float64).numpy()
-    return np.asarray(values, dtype=np.float64)
+def _tensor(name: str, values: Any) -> torch.Tensor:
+    """A tensor of real numbers, where it is; ValueError by ``name``."""
+    if not isinstance(values, torch.Tensor):
+        return torch.from_numpy(number_array(name, values))
+    if values.is_complex() or values.device.type == "meta":
+        raise ValueError(f"{name} must be real numbers, got {values.dtype} on {values.device}")
+    return values
 
 
 def _value_logits(
@@ -296,6 +316,8 @@ def _value_logits(
     if device is None:
         first = next(model.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
+    device = check_device("device", device)
+    check_type("dataloader", batches, Iterable)
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -311,18 +333,24 @@ def _value_logits(
         with torch.no_grad():
             for batch in batches:
                 if isinstance(batch, Mapping):
+                    if "features" not in batch or "value_targets" not in batch:
+                        raise ValueError(f"dataloader: a batch has only {', '.join(batch)}")
                     features, target = batch["features"], batch["value_targets"]
                     if batch.get("game_ids") is not None:
-                        games.append(np.asarray(batch["game_ids"]))
-                else:
+                        games.append(host_array("game_ids", batch["game_ids"]))
+                elif isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
                     features, target = batch[0], batch[-1]
+                else:
+                    raise ValueError(f"dataloader: a batch is a {type(batch).__name__}")
                 output = model(move(features))
                 value = output[1] if isinstance(output, (tuple, list)) else output
+                if not isinstance(value, torch.Tensor) or value.dim() == 0:
+                    raise ValueError("model must give (policy_logits, value_logits) or the latter")
                 logits.append(value.reshape(value.shape[0], -1))
-                targets.append(move(torch.as_tensor(target)))
+                targets.append(move(_tensor("dataloader", target)))
     finally:
         model.train(was_training)
     if not logits:
-        raise ValueError("the data loader gave no batches")
+        raise ValueError("dataloader gave no batches")
     ids = np.concatenate(games) if games else None
     return torch.cat(logits), torch.cat(targets), ids

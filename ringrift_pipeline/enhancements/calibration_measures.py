@@ -101,24 +101,23 @@ class Forecasts:
             ids = np.asarray(games)
             if ids.shape != (p.shape[0],):
                 raise ValueError(f"games have shape {ids.shape}, need ({p.shape[0]},)")
-            unique, index = np.unique(ids, return_inverse=True)
-            num_games = unique.size
+            index, num_games = _dense(ids)
         names = None
         if phases is not None:
             names = np.asarray(phases).astype(str)
             if names.shape != (p.shape[0],):
                 raise ValueError(f"phases have shape {names.shape}, need ({p.shape[0]},)")
-        return cls(p, y, index.astype(np.int64), int(num_games), names)
+        return cls(p, y, index, num_games, names)
 
     def select(self, rows: np.ndarray, seat: int | None = None) -> Forecasts:
         """The rows of a boolean mask, and one column of them where `seat` is given."""
         columns = slice(None) if seat is None else slice(seat, seat + 1)
-        unique, games = np.unique(self.games[rows], return_inverse=True)
+        games, num_games = _dense(self.games[rows])
         return Forecasts(
             self.predictions[rows][:, columns],
             self.outcomes[rows][:, columns],
-            games.astype(np.int64),
-            int(unique.size),
+            games,
+            num_games,
             None if self.phases is None else self.phases[rows],
         )
 
@@ -140,6 +139,24 @@ class Forecasts:
         total = np.bincount(self.games, weights=values, minlength=self.num_games)
         count = np.bincount(self.games, minlength=self.num_games).astype(np.float64)
         return total, count
+
+
+def _dense(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Ids (n,) as int64 (n,) numbers from 0 in ascending order of the ids, and how many there are.
+
+    O(n) for whole numbers of a range not much wider than n; else a sort.
+    """
+    if ids.size and ids.dtype.kind in "iu":
+        low = int(ids.min())
+        width = int(ids.max()) - low + 1
+        if width <= 4 * ids.size:
+            place = ids if low == 0 else ids - ids.dtype.type(low)
+            present = np.zeros(width, dtype=bool)
+            present[place] = True
+            number = np.cumsum(present) - 1
+            return number.take(place), int(number[-1]) + 1
+    unique, index = np.unique(ids, return_inverse=True)
+    return index.astype(np.int64), int(unique.size)
 
 
 def debiased_gap(gap: np.ndarray, standard_error: np.ndarray) -> np.ndarray:
@@ -230,11 +247,7 @@ def reliability(forecasts: Forecasts, bins: int = 15) -> Reliability:
         raise ValueError(f"bins must be 1 to 1000, got {bins}")
     p, y = forecasts.predictions.ravel(), forecasts.outcomes.ravel()
     games = np.repeat(forecasts.games, forecasts.predictions.shape[1])
-    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
-    index = np.searchsorted(edges, p, side="right")
-    # bins left empty by ties go
-    index = np.unique(index, return_inverse=True)[1]
-    width = int(index.max()) + 1
+    index, width = _equal_mass(p, bins)
     count = np.bincount(index, minlength=width).astype(np.float64)
     prediction = np.bincount(index, weights=p, minlength=width) / count
     outcome = np.bincount(index, weights=y, minlength=width) / count
@@ -255,11 +268,45 @@ def reliability(forecasts: Forecasts, bins: int = 15) -> Reliability:
     )
 
 
+_CELLS = 4096
+
+
+def _equal_mass(p: np.ndarray, bins: int) -> tuple[np.ndarray, int]:
+    """Bin of each probability (n,), int64, and the number of bins, none of them empty.
+
+    The inner edges are ``np.quantile(p, …, method="higher")``, equal ones once. Counting in cells
+    of [0, 1] finds the cells that the edges lie in; only what lies in those is sorted and searched.
+    """
+    cell = (p * _CELLS).astype(np.int16)
+    before = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=_CELLS + 1))])
+    ranks = np.ceil(np.linspace(0, 1, bins + 1)[1:-1] * (p.size - 1)).astype(np.int64)
+    crossed = np.unique(np.searchsorted(before, ranks, side="right") - 1)
+    is_crossed = np.zeros(_CELLS + 1, dtype=bool)
+    is_crossed[crossed] = True
+    unsure = np.flatnonzero(is_crossed.take(cell))
+    inside = p[unsure]
+    # the crossed cells side by side are one sorted run with gaps in the ranks
+    start = np.concatenate([[0], np.cumsum(np.diff(before)[crossed])])[:-1]
+    of_rank = np.searchsorted(before[crossed], ranks, side="right") - 1
+    edges = np.unique(np.sort(inside)[ranks - before[crossed][of_rank] + start[of_rank]])
+    # elsewhere the cell decides: no edge lies in it
+    corner = np.arange(_CELLS + 1) / _CELLS
+    index = np.searchsorted(edges, corner, side="right").take(cell)
+    index[unsure] = np.searchsorted(edges, inside, side="right")
+    # bins left empty by ties go
+    held = np.bincount(index, minlength=edges.size + 1) > 0
+    number = np.cumsum(held) - 1
+    return (index if held.all() else number.take(index)), int(number[-1]) + 1
+
+
 def game_draws(num_games: int, bootstrap: int, seed: int | Sequence[int]) -> np.ndarray:
     """How often each game is drawn in each bootstrap replicate, float64 (bootstrap, games)."""
     rng = np.random.default_rng(np.random.SeedSequence(seed))
-    even = np.full(num_games, 1.0 / num_games)
-    return rng.multinomial(num_games, even, size=bootstrap).astype(np.float64)
+    draws = np.empty((bootstrap, num_games))
+    for row in draws:
+        drawn = rng.integers(0, num_games, num_games, dtype=np.int32)
+        row[:] = np.bincount(drawn, minlength=num_games)
+    return draws
 
 
 def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:

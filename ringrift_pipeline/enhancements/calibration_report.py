@@ -12,6 +12,7 @@ import numpy as np
 
 from ringrift_pipeline.enhancements.calibration_measures import (
     Forecasts,
+    Reliability,
     game_draws,
     interval,
     reliability,
@@ -20,8 +21,7 @@ from ringrift_pipeline.enhancements.calibration_measures import (
 __all__ = ["calibration_report", "draw_reliability"]
 
 
-def _bins(forecasts: Forecasts, bins: int) -> list[dict[str, float | int]]:
-    table = reliability(forecasts, bins)
+def _bins(table: Reliability) -> list[dict[str, float | int]]:
     return [
         {
             "bin": i,
@@ -36,9 +36,8 @@ def _bins(forecasts: Forecasts, bins: int) -> list[dict[str, float | int]]:
 
 
 def _summary(
-    forecasts: Forecasts, bins: int, bootstrap: int, confidence: float, seed: int
+    forecasts: Forecasts, table: Reliability, bootstrap: int, confidence: float, seed: int
 ) -> dict[str, Any]:
-    table = reliability(forecasts, bins)
     plain = table.error(debias=False)
     brier_sum, count = forecasts.by_game(forecasts.brier())
     loss_sum, _ = forecasts.by_game(forecasts.log_loss())
@@ -104,8 +103,8 @@ def calibration_report(
     forecasts = Forecasts.check(predictions, outcomes, games, phases)
 
     def measured(part: Forecasts) -> dict[str, Any]:
-        numbers = _summary(part, bins, bootstrap, confidence, seed)
-        return numbers | {"bins": _bins(part, bins)}
+        table = reliability(part, bins)
+        return _summary(part, table, bootstrap, confidence, seed) | {"bins": _bins(table)}
 
     report = measured(forecasts) | {"confidence": confidence, "by_phase": {}, "by_seat": {}}
     if forecasts.phases is not None:

@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ringrift_pipeline.enhancements.argument_checks import check_keys, check_number, check_whole
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_device,
+    check_keys,
+    check_number,
+    check_type,
+    check_whole,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.checkpoint_files import (
     CheckpointReader,
     average_checkpoints,
@@ -73,8 +80,10 @@ class CheckpointAverager:
             "warmup_fraction", warmup_fraction, 0.0, 1.0, above=True
         )
         self.keep_on_disk = bool(keep_on_disk)
+        if checkpoint_dir is not None:
+            check_type("checkpoint_dir", checkpoint_dir, (str, os.PathLike))
         self.checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir is not None else None
-        self.device = torch.device(device) if device is not None else None
+        self.device = check_device("device", device) if device is not None else None
         self.samples_seen = 0
         self._own_dir: Path | None = None
         self._window: list[Path | dict[str, Tensor]] = []
@@ -87,7 +96,7 @@ class CheckpointAverager:
 
     def decay(self, num_samples: int) -> float:
         """Share of the old average that the next update on ``num_samples`` samples keeps."""
-        seen = self.samples_seen + num_samples
+        seen = self.samples_seen + check_whole("num_samples", num_samples, 1)
         half_life = min(self.half_life_samples, self.warmup_fraction * seen)
         return 0.5 ** (num_samples / half_life)
 
@@ -104,6 +113,7 @@ class CheckpointAverager:
             ValueError: ``num_samples``, or a model that does not fit the average; no change.
         """
         samples = check_whole("num_samples", num_samples, 1)
+        check_type("model", model, nn.Module)
         inner = _unwrap(model)
         if self._ema is None:
             self._start(inner)
@@ -160,17 +170,22 @@ class CheckpointAverager:
             ValueError: a tensor that is not finite, or names and shapes that differ from those in
                 the window; no change.
         """
+        check_type("state_dict", state_dict, Mapping)
         tensors = _tensors(state_dict)
         if not tensors:
             raise ValueError("state_dict holds no tensors")
+        if not all(isinstance(name, str) for name in tensors):
+            raise ValueError("state_dict must hold tensors by name")
+        label = "checkpoint" if epoch is None else f"epoch{check_whole('epoch', epoch, 0):06d}"
         for name, tensor in tensors.items():
+            if tensor.device.type == "meta":
+                raise ValueError(f"state_dict[{name!r}] is on the meta device, which holds no data")
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"state_dict[{name!r}] is not finite")
         if self._window:
             shapes = CheckpointReader(self._window[-1]).shapes()
             check_match(shapes, {name: tuple(t.shape) for name, t in tensors.items()})
         if self.keep_on_disk:
-            label = "checkpoint" if epoch is None else f"epoch{check_whole('epoch', epoch, 0):06d}"
             path = self._folder() / f"{label}-{uuid.uuid4().hex}.safetensors"
             write_checkpoint(path, tensors)
             self._window.append(path)
@@ -242,6 +257,7 @@ class CheckpointAverager:
             "window": window,
         }
 
+    @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a :meth:`state_dict`; works before the first :meth:`update` as well.
 

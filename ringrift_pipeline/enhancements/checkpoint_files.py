@@ -13,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ringrift_pipeline.enhancements.argument_checks import check_device
+
 MODEL_FILE = "model.safetensors"
 
 _DTYPES = {
@@ -45,6 +47,11 @@ def average_checkpoints(
         ValueError: no paths, a file that is missing or not safetensors, or names and shapes that
             differ between files, all by path.
     """
+    if device is not None:
+        device = check_device("device", device)
+    listed = isinstance(checkpoint_paths, Sequence) and not isinstance(checkpoint_paths, str)
+    if not listed or not all(isinstance(path, str | os.PathLike) for path in checkpoint_paths):
+        raise ValueError(f"checkpoint_paths must be a list of paths, got {checkpoint_paths!r:.80}")
     if not checkpoint_paths:
         raise ValueError("checkpoint_paths is empty")
     files = [Path(path) for path in checkpoint_paths]
@@ -158,8 +165,10 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.float() if low else tensor
 
 
-def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Safetensors to a temporary name, fsync, rename."""
+def write_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Safetensors to a temporary name, fsync, rename; ``metadata`` goes into the header."""
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -171,7 +180,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
         plain[name] = value
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(plain, str(temporary))
+        save_file(plain, str(temporary), dict(metadata) if metadata else None)
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)

@@ -94,6 +94,15 @@ class SelfplayConfig(ConfigGroup):
     max_plies: int = Field(
         default=0, ge=0, description="Plies after which a game is cut; 0 = never."
     )
+    # A tenth takes one in twenty rows from the policy (two players) and no time: measured 0.99 of
+    # the positions a second.
+    opponent_fraction: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Share of games against an earlier model of the ensemble, where there is one; "
+        "its moves train the value only. 0 = none.",
+    )
 
 
 class SearchConfig(ConfigGroup):
@@ -331,7 +340,10 @@ class MiningConfig(ConfigGroup):
         description="Percentile of hardness above which a sample is hard, %.",
     )
     uncertainty_weight: float = Field(
-        default=0.3, ge=0.0, description="Factor of the model's uncertainty in hardness."
+        default=0.3,
+        ge=0.0,
+        description="Factor of uncertainty (nats) in hardness: the last ensemble's disagreement "
+        "before training, the model's own entropy during it.",
     )
     surprise_weight: float = Field(
         default=0.5, ge=0.0, description="Factor of the search's surprise (nats) in hardness."
@@ -390,7 +402,7 @@ class CalibrationConfig(ConfigGroup):
     deviation_threshold: float = Field(
         default=0.05,
         gt=0.0,
-        le=1.0,
+        lt=1.0,
         description="Calibration error above which to recalibrate, share.",
     )
     min_games: int = Field(
@@ -427,6 +439,96 @@ class EvaluationConfig(ConfigGroup):
         if self.elo0 >= self.elo1:
             raise ValueError(f"elo0 ({self.elo0}) must be below elo1 ({self.elo1})")
         return self
+
+
+class FinetuneConfig(ConfigGroup):
+    """A config's first generation started from another config's model."""
+
+    source: str = Field(
+        default="",
+        pattern=r"^([a-z0-9]+_[234]p(/[0-9]{4,})?)?$",
+        description="Model to start from where a config has none of its own: square8_2p is that "
+        "config's champion, square8_2p/0007 its generation 7; empty = fresh weights.",
+    )
+    ewc_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Weight of the penalty for leaving what the source needs (elastic weight "
+        "consolidation, Kirkpatrick et al. 2017); 0 = none.",
+    )
+    ewc_samples: int = Field(
+        default=1_000,
+        ge=1,
+        description="Rows of the source's data that tell which weights it needs.",
+    )
+
+
+class FeedbackConfig(ConfigGroup):
+    """What the trend of the ratings changes from one generation to the next."""
+
+    enabled: bool = Field(
+        default=True, description="Let the ratings' trend change the next generation."
+    )
+    window: int = Field(
+        default=8, ge=3, le=1000, description="Evaluations that the trend looks back."
+    )
+    confidence: float = Field(
+        default=0.9, ge=0.5, lt=0.9999, description="Confidence of the trend's interval."
+    )
+    rising_threshold: float = Field(
+        default=10.0, ge=0.0, description="Surely above it the rating rises, Elo a generation."
+    )
+    falling_threshold: float = Field(
+        default=-10.0, le=0.0, description="Surely below it the rating falls, Elo a generation."
+    )
+    rising_rate: float = Field(
+        default=1.05, ge=1.0, le=2.0, description="Factor of the learning rate when rising."
+    )
+    plateau_rate: float = Field(
+        default=0.9, gt=0.0, le=1.0, description="Factor of the learning rate on a plateau."
+    )
+    falling_rate: float = Field(
+        default=0.7, gt=0.0, le=1.0, description="Factor of the learning rate when falling."
+    )
+    plateau_exploration: float = Field(
+        default=1.1, ge=1.0, le=2.0, description="Factor of selfplay's temperature on a plateau."
+    )
+    plateau_selfplay: float = Field(
+        default=1.15, ge=1.0, le=4.0, description="Factor of the games on a plateau."
+    )
+    falling_selfplay: float = Field(
+        default=1.25, ge=1.0, le=4.0, description="Factor of the games when falling."
+    )
+    min_rate_factor: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Least rate_factor that feedback comes to."
+    )
+    max_rate_factor: float = Field(
+        default=1.5, ge=1.0, le=10.0, description="Greatest rate_factor that feedback comes to."
+    )
+    max_exploration_factor: float = Field(
+        default=1.5, ge=1.0, le=10.0, description="Greatest exploration_factor of feedback."
+    )
+    max_selfplay_factor: float = Field(
+        default=2.0, ge=1.0, le=100.0, description="Greatest selfplay_factor of feedback."
+    )
+    rate_factor: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=10.0,
+        description="Factor of optimizer.learning_rate; set by the evaluation feedback.",
+    )
+    exploration_factor: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=10.0,
+        description="Factor of selfplay.temperature; set by the evaluation feedback.",
+    )
+    selfplay_factor: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=100.0,
+        description="Factor of selfplay.games; set by the evaluation feedback.",
+    )
 
 
 class StabilityConfig(ConfigGroup):

@@ -31,13 +31,21 @@ import numpy as np
 import polars as pl
 import torch
 
-from ringrift_pipeline.enhancements.argument_checks import check_number
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_keys,
+    check_number,
+    check_type,
+    check_whole,
+    number_array,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.weighted_sampling import QualityWeightedSampler, score_weights
 
 __all__ = ["DataQualityScorer", "GameQualityScore", "QualityWeightedSampler"]
 
 TERMS = ("length", "balance", "diversity", "decisiveness", "freshness", "surprise")
 _UNKNOWN = 0.5
+_SLICE = 2**18  # games scored at a time: the memory for what lies between follows from it
 # share of the total that each term gets of what freshness leaves over
 _SHARES = {"length": 0.2, "balance": 0.2, "diversity": 0.2, "decisiveness": 0.2, "surprise": 0.2}
 
@@ -66,9 +74,35 @@ class GameQualityScore:
 
 
 def _seats(name: str, values: Sequence[float], low: float = -math.inf) -> list[float]:
-    if not 2 <= len(values) <= 4:
+    if not isinstance(values, Sequence | np.ndarray) or not 2 <= len(values) <= 4:
         raise ValueError(f"{name} must have one number for each of 2 to 4 seats, got {values!r}")
     return [check_number(f"{name}[{seat}]", value, low) for seat, value in enumerate(values)]
+
+
+def _all_in_range(numbers: list[str], lists: list[str]) -> list[pl.Expr]:
+    """One truth a column, by its extremes: cheap where, as nearly always, all is well."""
+    found = []
+    for name in numbers:
+        value = pl.col(name).cast(pl.Float64)
+        fine = value.is_finite().all()
+        if name not in ("timestamp", "elo_p1", "elo_p2"):
+            fine = fine & (value.min() >= 0).fill_null(True)
+        if name == "winner":
+            fine = fine & (value.max() <= 4).fill_null(True)
+        if name == "length":
+            fine = fine & (value.null_count() == 0)
+        found.append(fine.alias(name))
+    for name in lists:
+        seats = pl.col(name).cast(pl.List(pl.Float64))
+        width, value = seats.list.len(), seats.explode()
+        fine = (width.min() >= 2).fill_null(True) & (width.max() <= 4).fill_null(True)
+        # an exploded null list is one null; any more are nulls within lists
+        fine = fine & value.is_finite().all() & (value.null_count() == seats.null_count())
+        if name != "elos":
+            fine = fine & (value.min() >= 0).fill_null(True)
+            fine = fine & (seats.list.sum().min() > 0).fill_null(True)
+        found.append(fine.alias(name))
+    return found
 
 
 class DataQualityScorer:
@@ -132,7 +166,8 @@ class DataQualityScorer:
             rest = 1.0 - self.freshness_weight
             weights = {name: share * rest for name, share in _SHARES.items()}
             weights["freshness"] = self.freshness_weight
-        unknown = sorted(set(weights) - set(TERMS))
+        check_type("weights", weights, Mapping)
+        unknown = sorted(set(map(str, weights)) - set(TERMS))
         if unknown:
             raise ValueError(
                 f"unknown term {unknown[0]!r} in weights; terms are {', '.join(TERMS)}"
@@ -153,9 +188,9 @@ class DataQualityScorer:
 
         Boards differ tenfold in game length, so fixed bounds would score the board.
         """
-        values = np.asarray(lengths, dtype=np.float64)
-        if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all():
-            raise ValueError("lengths must be a non-empty list of finite game lengths")
+        values = number_array("lengths", lengths)
+        if values.ndim != 1 or values.size == 0 or not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError("lengths must be a non-empty list of finite game lengths above 0")
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         middle = max(float(middle), 1.0)
         return cls(
@@ -221,11 +256,14 @@ class DataQualityScorer:
         Raises:
             ValueError: for a value out of range or not finite.
         """
-        if players not in (2, 3, 4):
-            raise ValueError(f"players must be 2, 3 or 4, got {players!r}")
+        check_whole("players", players, 2, 5)
         length = self._length(check_number("game_length", game_length, 0.0))
-        if elos is None and elo_p1 is not None and elo_p2 is not None:
-            elos = (elo_p1, elo_p2)
+        pair = [
+            None if elo is None else check_number(name, elo)
+            for name, elo in (("elo_p1", elo_p1), ("elo_p2", elo_p2))
+        ]
+        if elos is None and None not in pair:
+            elos = pair  # type: ignore[assignment]
         balance = _UNKNOWN
         if elos is not None:
             ratings = _seats("elos", elos)
@@ -243,7 +281,7 @@ class DataQualityScorer:
             even = 1.0 / len(shares)
             clear = max(0.0, (max(shares) / sum(shares) - even) / (1.0 - even))
         else:
-            seat = check_number("winner", winner or 0, 0, players)
+            seat = 0 if winner is None else check_whole("winner", winner, 0, players + 1)
             clear = 1.0 if seat > 0 else 0.0
         decisive = self.draw_penalty + (self.decisive_bonus - self.draw_penalty) * clear
         decisive /= max(self.decisive_bonus, self.draw_penalty)
@@ -300,23 +338,26 @@ class DataQualityScorer:
         Args:
             columns: the columns that the frame has. Read are ``length`` (plies; required),
                 ``winner`` (seat from 1; 0 or null for a draw) or ``outcome`` (list of the seats'
-                shares of the win), ``elos`` and ``mean_values`` (lists over seats),
-                ``policy_entropy`` (nats), ``surprise`` (nats), ``timestamp`` (Unix seconds).
+                shares of the win), ``elos`` and ``mean_values`` (lists over seats; for two seats
+                ``elo_p1`` and ``elo_p2`` will do), ``policy_entropy`` (nats), ``surprise`` (nats),
+                ``timestamp`` (Unix seconds).
                 A column that is missing, or a null in it, counts as not known.
             current_time: Unix time that ages count from, seconds (a plan's time stamp, never
                 the clock: the same plan must give the same scores).
         """
+        check_type("columns", columns, Sequence)
         have = set(columns)
         if "length" not in have:
             raise ValueError(f"the frame needs a column 'length' (plies), it has {sorted(have)}")
         now = check_number("current_time", current_time)
 
-        plies = pl.col("length").cast(pl.Float64)
-        relative = (plies.clip(lower_bound=1e-300) / self.optimal_game_length).log()
-        low = math.log(self.min_game_length / self.optimal_game_length)
-        high = math.log(self.max_game_length / self.optimal_game_length)
-        scaled = relative / pl.when(relative < 0).then(low).otherwise(high)
-        length = pl.when(plies <= 0).then(0.0).otherwise((-math.log(2.0) * scaled.pow(2)).exp())
+        # log(plies / optimum) over its value at the bound of its own side, without a branch
+        plies = pl.col("length").cast(pl.Float64).clip(lower_bound=1e-300)
+        relative = (plies / self.optimal_game_length).log()
+        low = 1.0 / math.log(self.min_game_length / self.optimal_game_length)
+        high = 1.0 / math.log(self.max_game_length / self.optimal_game_length)
+        scaled = relative * ((high + low) / 2) + relative.abs() * ((high - low) / 2)
+        length = (-math.log(2.0) * scaled.pow(2)).exp()
 
         balance = pl.lit(None, dtype=pl.Float64)
         if "mean_values" in have:
@@ -327,6 +368,10 @@ class DataQualityScorer:
             elos = pl.col("elos").cast(pl.List(pl.Float64))
             spread = elos.list.max() - elos.list.min()
             rated = (1.0 - spread / self.max_elo_diff).clip(lower_bound=0.0)
+            balance = pl.coalesce(rated, balance)
+        elif {"elo_p1", "elo_p2"} <= have:
+            gap = (pl.col("elo_p1") - pl.col("elo_p2")).cast(pl.Float64).abs()
+            rated = (1.0 - gap / self.max_elo_diff).clip(lower_bound=0.0)
             balance = pl.coalesce(rated, balance)
 
         unknown = pl.lit(None, dtype=pl.Float64)
@@ -378,24 +423,42 @@ class DataQualityScorer:
         Raises:
             ValueError: naming the column and the first row that is out of range.
         """
+        check_type("games", games, pl.DataFrame)
         scores = self.expression(games.columns, current_time)
-        self._check_frame(games)
-        # an empty list.eval cannot infer its type, so lengths of zero rows go the same way
-        return games.with_columns(scores).unnest("quality")
+        try:
+            self._check_frame(games)
+        except pl.exceptions.PolarsError as error:
+            raise ValueError(f"games: a column does not hold numbers: {error}") from error
+        parts = [
+            # lazily, so that what the terms share is computed once
+            part.lazy().with_columns(scores).unnest("quality").collect()
+            for part in games.iter_slices(_SLICE)
+        ]
+        return pl.concat(parts) if parts else games.with_columns(scores).unnest("quality")
 
     @staticmethod
     def _check_frame(games: pl.DataFrame) -> None:
         have = set(games.columns)
-        numbers = ("length", "policy_entropy", "surprise", "timestamp", "winner")
+        numbers = (
+            "length",
+            "policy_entropy",
+            "surprise",
+            "timestamp",
+            "winner",
+            "elo_p1",
+            "elo_p2",
+        )
         finite: list[str] = [name for name in numbers if name in have]
         lists: list[str] = [name for name in ("outcome", "elos", "mean_values") if name in have]
-        bad: list[pl.Expr] = []
+        if not games.height or all(games.select(_all_in_range(finite, lists)).row(0)):
+            return
+        bad: list[pl.Expr] = []  # by row, to say which
         for name in finite:
             value = pl.col(name).cast(pl.Float64)
             wrong = ~value.is_finite()
             if name == "winner":
                 wrong = wrong | (value < 0) | (value > 4)
-            elif name != "timestamp":
+            elif name in ("length", "policy_entropy", "surprise"):
                 wrong = wrong | (value < 0)
             if name == "length":
                 wrong = wrong | value.is_null()
@@ -407,8 +470,6 @@ class DataQualityScorer:
             if name != "elos":
                 wrong = wrong | (value.list.min() < 0) | (value.list.sum() <= 0)
             bad.append(wrong.fill_null(False).alias(name))
-        if not games.height:
-            return
         checks = games.select(bad)
         for name in checks.columns:
             if checks[name].any():
@@ -451,9 +512,8 @@ class DataQualityScorer:
         )
         return {name: getattr(self, name) for name in names} | {"weights": dict(self.weights)}
 
+    @whole_state
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the arguments that `state_dict` gave."""
-        try:
-            self.__init__(**dict(state))  # type: ignore[misc]
-        except TypeError as error:
-            raise ValueError(f"not a DataQualityScorer state: {error}") from None
+        """Take over the arguments that `state_dict` gave; ValueError changes nothing."""
+        check_keys(state, self.state_dict(), "DataQualityScorer")
+        self.__init__(**dict(state))  # type: ignore[misc]

@@ -21,6 +21,7 @@ class EnsemblePrediction:
     value: Tensor  # (B, seats) probabilities; (B, 3) for wdl; (B,) for a scalar head
     policy_disagreement: Tensor  # (B,) Jensen-Shannon divergence of the members, nats
     value_disagreement: Tensor  # (B,) members' standard deviation, of the most disputed seat
+    value_divergence: Tensor | None = None  # (B,) Jensen-Shannon, nats; None for a scalar head
 
     @property
     def policy(self) -> Tensor:
@@ -48,7 +49,8 @@ def pool(
     pooled = torch.einsum("m,mba->ba", share, policies.clamp_min(_FLOOR))
     pooled = pooled.masked_fill((policies == -torch.inf).any(dim=0), -torch.inf)
     stacked = torch.stack(list(values))  # (M, B, ...)
-    weight = share.to(stacked.dtype).reshape(-1, *[1] * (stacked.dim() - 1))
+    weights = share.to(stacked.dtype)
+    weight = weights.reshape(-1, *[1] * (stacked.dim() - 1))
     value = (weight * stacked).sum(dim=0)
     spread = (weight * (stacked - value).square()).sum(dim=0).sqrt()
     return EnsemblePrediction(
@@ -56,6 +58,7 @@ def pool(
         value=value,
         policy_disagreement=jensen_shannon(policies, share),
         value_disagreement=spread if spread.dim() == 1 else spread.amax(dim=1),
+        value_divergence=None if stacked.dim() == 2 else jensen_shannon(stacked.log(), weights),
     )
 
 

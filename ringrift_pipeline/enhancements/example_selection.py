@@ -30,6 +30,28 @@ def is_member(rows: np.ndarray, population: np.ndarray | range) -> np.ndarray:
     return member
 
 
+def first_of_each(values: np.ndarray) -> np.ndarray:
+    """Values (K,) without those that have come before, in their order."""
+    order = np.argsort(values, kind="stable")
+    first = np.empty(values.size, dtype=bool)
+    first[order] = run_starts(values[order])
+    return values[first]
+
+
+def distinct_positions(size: int, number: int, generator: np.random.Generator) -> np.ndarray:
+    """``number`` <= ``size`` distinct positions in [0, size), int64, uniform, in random order.
+
+    O(number) where that is a small part of ``size``.
+    """
+    if 16 * number >= size:
+        return generator.permutation(size)[:number]
+    found = np.zeros(0, dtype=np.int64)
+    while found.size < number:
+        again = generator.integers(0, size, number - found.size + 16)
+        found = first_of_each(np.concatenate([found, again]))
+    return found[:number]
+
+
 def top_with_limit(scores: np.ndarray, groups: np.ndarray, number: int, limit: int) -> np.ndarray:
     """Positions of the highest scores, highest first: at most ``number`` of them, at most
     ``limit`` of any one group; members of group -1 are not limited.
@@ -60,4 +82,4 @@ def top_with_limit(scores: np.ndarray, groups: np.ndarray, number: int, limit: i
     return pool[:number]
 
 
-__all__ = ["is_member", "rows_at", "top_with_limit"]
+__all__ = ["distinct_positions", "first_of_each", "is_member", "rows_at", "top_with_limit"]

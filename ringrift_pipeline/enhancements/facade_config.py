@@ -123,6 +123,10 @@ class FacadeConfig:
                     )
             elif field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"{field.name} must be True or False, got {value!r}")
+        if self.validate_targets not in (True, False, None):
+            raise ValueError(
+                f"validate_targets must be True, False or None, got {self.validate_targets!r}"
+            )
         if self.schedule is not None and not isinstance(self.schedule, ScheduleConfig):
             raise ValueError(
                 f"schedule must be a ScheduleConfig (TrainingConfig().schedule) or None, "
@@ -144,7 +148,12 @@ class FacadeConfig:
         Args:
             config: the run's configuration.
             total_steps: optimizer steps of the run, at least 1, for the schedule.
+
+        Raises:
+            ValueError: an argument of another kind or out of range, by name.
         """
+        if not isinstance(config, TrainingConfig):
+            raise ValueError(f"config must be a TrainingConfig, got {type(config).__name__}")
         training, gradients, mining = config.training, config.gradients, config.mining
         return cls(
             policy_weight=training.policy_weight,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ringrift_pipeline.enhancements.checkpoint_averaging import CheckpointAverager
+from ringrift_pipeline.enhancements.ewc_regularization import EWCRegularizer
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.gradient_management import (
     AdaptiveGradientClipper,
@@ -36,6 +37,7 @@ class FacadeParts:
     averager: CheckpointAverager | None
     monitor: LossMonitor | None
     scaler: Any  # torch.amp.GradScaler | None
+    ewc: EWCRegularizer | None = None  # the caller's
 
     def present(self) -> dict[str, Any]:
         """The enhancements that are there, by name."""

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ringrift_pipeline.enhancements.argument_checks import check_keys, check_number, check_whole
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_keys,
+    check_number,
+    check_type,
+    check_whole,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.gradient_norms import (
     agc_scales,
     gradient_norms,
@@ -111,8 +117,9 @@ class GradientAccumulator:
         Raises:
             ValueError: ``num_samples`` below 1, or ``loss`` not a scalar.
         """
-        if loss.numel() != 1:
-            raise ValueError(f"loss must be a scalar, got shape {tuple(loss.shape)}")
+        check_type("loss", loss, Tensor)
+        if loss.numel() != 1 or not loss.is_floating_point():
+            raise ValueError(f"loss must be a scalar, got {loss.dtype} {tuple(loss.shape)}")
         samples = 1.0 if num_samples is None else float(check_whole("num_samples", num_samples, 1))
         if self._batches == 0:
             self._first = samples
@@ -141,7 +148,17 @@ class GradientAccumulator:
 
         Returns:
             Total L2 norm of the gradient before clipping; inf or nan when the step was skipped.
+
+        Raises:
+            ValueError: an argument of another kind, by name; nothing changes.
         """
+        check_type("optimizer", optimizer, torch.optim.Optimizer)
+        if model is not None:
+            check_type("model", model, nn.Module)
+        if scaler is not None:
+            check_type("scaler", scaler, torch.amp.GradScaler)
+        if clipper is not None and not hasattr(clipper, "update_and_clip"):
+            raise ValueError(f"clipper must have update_and_clip, got {type(clipper).__name__}")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if scaler is not None and gradients:
@@ -189,6 +206,7 @@ class GradientAccumulator:
             "skipped_steps": self.skipped_steps,
         }
 
+    @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a :meth:`state_dict`; ValueError leaves the state as it was."""
         check_keys(state_dict, self.state_dict(), "GradientAccumulator")
@@ -304,9 +322,13 @@ class AdaptiveGradientClipper:
             every ``grad`` is None.
 
         Raises:
-            ValueError: the number of parameters differs from that of the last call.
+            ValueError: no tensors, or another number of them than at the last call.
         """
+        if not isinstance(parameters, Iterable):
+            raise ValueError(f"parameters must be tensors, got {type(parameters).__name__}")
         tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        if not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise ValueError("parameters must all be tensors")
         if self._average.size and self._average.size != len(tensors):
             raise ValueError(
                 f"parameters: {len(tensors)} given, {self._average.size} at the last call; "
@@ -389,6 +411,7 @@ class AdaptiveGradientClipper:
             "count": self._count.tolist(),
         }
 
+    @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a :meth:`state_dict` of the same mode; ValueError leaves the state as it was."""
         check_keys(state_dict, self.state_dict(), "AdaptiveGradientClipper")

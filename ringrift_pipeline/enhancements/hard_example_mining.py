@@ -6,8 +6,9 @@ A sample's hardness is::
 
 The reference loss (another model's loss on the same sample, where given) takes out the noise no
 model can learn (RHO-LOSS, Mindermann et al. 2022, arXiv:2206.07137). Hardness fades with the number
-of samples seen since it was measured. Everything is an array with one row a tracked sample;
-recording a batch of B costs O(B), pruning included.
+of samples seen since it was measured. Everything is an array with one row a tracked sample (see
+``tracked_examples``); recording a batch of B, drawing B hard examples and mixing a batch of B cost
+O(B log buffer) each, the rare passes over the whole buffer spread over the samples between them.
 """
 
 from __future__ import annotations
@@ -21,23 +22,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ringrift_pipeline.enhancements.example_selection import (
-    is_member,
-    rows_at,
-    top_with_limit,
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_keys,
+    check_number,
+    check_type,
+    check_whole,
+    host_array,
+    whole_state,
 )
+from ringrift_pipeline.enhancements.example_selection import distinct_positions, is_member, rows_at
 from ringrift_pipeline.enhancements.sample_slots import (
     MAX_INDEX,
-    SampleSlots,
     as_floats,
     as_indices,
     run_starts,
+)
+from ringrift_pipeline.enhancements.successive_sampling import RowPool
+from ringrift_pipeline.enhancements.tracked_examples import (
+    GAME,
+    KEY,
+    LOSS,
+    STEP,
+    SURPRISE,
+    UNCERTAINTY,
+    TrackedExamples,
 )
 
 Values = Sequence[float] | np.ndarray | Tensor
 Indices = Sequence[int] | np.ndarray | Tensor
 
-_LEAST_HARDNESS = 1e-30  # so that its logarithm exists
+_EXCESS = -1  # beside the table's columns: loss above the reference model's
 
 
 @dataclass(frozen=True)
@@ -54,18 +68,16 @@ class HardExample:
     game: int = -1  # -1: not known
 
 
-# columns of the two tables, one row a tracked sample; and a row of a sample not seen yet
-KEY, LOSS, UNCERTAINTY, SURPRISE = range(4)  # key: log hardness + fading * samples seen then,
-STEP, GAME = range(2)  # so that the order of the keys does not change as hardness fades
-_NEW_MEASURES = (-math.inf, math.nan, 0.0, 0.0)
-_NEW_FACTS = (0, -1)
-
-
 class HardExampleMiner:
     """Tracks the hardest samples and draws from them.
 
+    A sample is hard from the threshold on that ``loss_threshold_percentile`` sets. The threshold
+    is found anew, and the least hard beyond ``buffer_size`` dropped, at the first use after an
+    eighth of the buffer was recorded (or a quarter of it newly tracked, or examples loaded);
+    hardness itself is always that of now.
+
     Args:
-        buffer_size: samples tracked; beyond it the least hard are dropped.
+        buffer_size: samples tracked; beyond it the least hard are dropped, see above.
         hard_fraction: share of a mixed batch drawn from the hard examples, in [0, 1].
         loss_threshold_percentile: percentile of the tracked hardness from which a sample is hard.
         uncertainty_weight: factor of the uncertainty (nats, say) in the hardness, >= 0.
@@ -96,51 +108,30 @@ class HardExampleMiner:
         smoothing: float = 0.5,
         seed: int | np.random.SeedSequence | np.random.Generator = 0,
     ) -> None:
-        _check(buffer_size >= 1, "buffer_size", ">= 1", buffer_size)
-        _check(0.0 <= hard_fraction <= 1.0, "hard_fraction", "in [0, 1]", hard_fraction)
-        _check(
-            0.0 <= loss_threshold_percentile <= 100.0,
-            "loss_threshold_percentile",
-            "in [0, 100]",
-            loss_threshold_percentile,
+        self.buffer_size = check_whole("buffer_size", buffer_size, 1)
+        self.hard_fraction = check_number("hard_fraction", hard_fraction, 0.0, 1.0)
+        self.loss_threshold_percentile = check_number(
+            "loss_threshold_percentile", loss_threshold_percentile, 0.0, 100.0
         )
-        for name, weight in (
-            ("uncertainty_weight", uncertainty_weight),
-            ("surprise_weight", surprise_weight),
-        ):
-            _check(math.isfinite(weight) and weight >= 0.0, name, "finite and >= 0", weight)
-        _check(0.0 < decay_rate <= 1.0, "decay_rate", "in (0, 1]", decay_rate)
-        _check(
-            min_samples_before_mining >= 0,
-            "min_samples_before_mining",
-            ">= 0",
-            min_samples_before_mining,
+        self.uncertainty_weight = check_number("uncertainty_weight", uncertainty_weight, 0.0)
+        self.decay_rate = check_number("decay_rate", decay_rate, 0.0, 1.0, above=True)
+        self.min_samples_before_mining = check_whole(
+            "min_samples_before_mining", min_samples_before_mining, 0
         )
-        _check(max_times_sampled >= 1, "max_times_sampled", ">= 1", max_times_sampled)
-        _check(0.0 < max_game_share <= 1.0, "max_game_share", "in (0, 1]", max_game_share)
-        _check(0.0 < smoothing <= 1.0, "smoothing", "in (0, 1]", smoothing)
-        self.buffer_size = int(buffer_size)
-        self.hard_fraction = float(hard_fraction)
-        self.loss_threshold_percentile = float(loss_threshold_percentile)
-        self.uncertainty_weight = float(uncertainty_weight)
-        self.decay_rate = float(decay_rate)
-        self.min_samples_before_mining = int(min_samples_before_mining)
-        self.max_times_sampled = int(max_times_sampled)
-        self.surprise_weight = float(surprise_weight)
-        self.max_game_share = float(max_game_share)
-        self.smoothing = float(smoothing)
+        self.max_times_sampled = check_whole("max_times_sampled", max_times_sampled, 1)
+        self.surprise_weight = check_number("surprise_weight", surprise_weight, 0.0)
+        self.max_game_share = check_number("max_game_share", max_game_share, 0.0, 1.0, above=True)
+        self.smoothing = check_number("smoothing", smoothing, 0.0, 1.0, above=True)
         self._fading = -math.log(self.decay_rate) / self.buffer_size  # a sample
-        # Rows beyond buffer_size let pruning, O(buffer), happen once in so many new samples.
-        self._spare = max(self.buffer_size // 4, 1024)
-        self._generator = np.random.default_rng(seed)
+        try:
+            self._generator = np.random.default_rng(seed)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"seed must be what default_rng takes: {error}") from error
         self._initial_generator = self._generator.bit_generator.state
         self._clear()
 
     def _clear(self) -> None:
-        capacity = self.buffer_size + self._spare
-        self._slots = SampleSlots(capacity)
-        self._measures = np.tile(np.array(_NEW_MEASURES), (capacity, 1))  # float64
-        self._facts = np.tile(np.array(_NEW_FACTS, dtype=np.int64), (capacity, 1))
+        self._table = self._new_table()
         self._draws = np.zeros(1024, dtype=np.uint32)  # by data-set index: times drawn as hard
         self._seen = 0
         self._steps = 0
@@ -148,6 +139,12 @@ class HardExampleMiner:
         self._loaded = False
         self._threshold = -math.inf  # of the key, as of the last refresh
         self._recorded_since_threshold: int | None = None  # None: no threshold yet
+        self._pool: RowPool | None = None  # the hard ones; None: to be collected
+
+    def _new_table(self) -> TrackedExamples:
+        return TrackedExamples(
+            self.buffer_size, self.smoothing, self.uncertainty_weight, self.surprise_weight
+        )
 
     def reset(self) -> None:
         """Back to the state after construction, the generator included."""
@@ -190,19 +187,15 @@ class HardExampleMiner:
         rows = as_indices(indices)
         size = rows.size
         loss = as_floats(losses, size, "losses")
-        extra = {
-            "uncertainty": (uncertainties, "uncertainties"),
-            "surprise": (surprises, "surprises"),
-        }
-        columns = {
-            key: as_floats(values, size, name)
-            for key, (values, name) in extra.items()
-            if values is not None
-        }
-        columns["excess"] = loss
+        columns = {LOSS: loss, _EXCESS: loss}
         if reference_losses is not None:
-            columns["excess"] = loss - as_floats(reference_losses, size, "reference_losses")
-        columns["loss"] = loss
+            columns[_EXCESS] = loss - as_floats(reference_losses, size, "reference_losses")
+        for column, values, name in (
+            (UNCERTAINTY, uncertainties, "uncertainties"),
+            (SURPRISE, surprises, "surprises"),
+        ):
+            if values is not None:
+                columns[column] = as_floats(values, size, name)
         game = None if games is None else _as_games(games, size)
         finite = np.isfinite(sum(columns.values()))
         recorded = int(np.count_nonzero(finite))
@@ -217,79 +210,41 @@ class HardExampleMiner:
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         starts = run_starts(ordered)
-        distinct, first = ordered[starts], order[starts]
-        if distinct.size < recorded:
+        if not starts.all():
             at = np.flatnonzero(starts)
             times = np.diff(at, append=recorded)
             columns = {k: np.add.reduceat(v[order], at) / times for k, v in columns.items()}
-        else:
-            columns = {k: v[order] for k, v in columns.items()}
-        game = None if game is None else game[first]
+            rows = ordered[at]
+            game = None if game is None else game[order[at]]
         self._seen += recorded
-        for start in range(0, distinct.size, self._spare):  # one piece, unless the batch is huge
-            piece = slice(start, start + self._spare)
-            self._update(
-                distinct[piece],
-                {key: values[piece] for key, values in columns.items()},
+        for start in range(0, rows.size, self._table.spare):  # once, unless the batch is huge
+            piece = slice(start, start + self._table.spare)
+            slots = self._claim(rows[piece])
+            of_piece = {key: values[piece] for key, values in columns.items()}
+            self._table.record(
+                slots,
+                of_piece.pop(_EXCESS),
+                of_piece.pop(LOSS),
+                of_piece,
                 None if game is None else game[piece],
+                self._steps,
+                self._faded,
             )
+            if self._pool is not None:
+                self._pool.note_changes(slots)
         if self._recorded_since_threshold is not None:
             self._recorded_since_threshold += recorded
         return recorded
-
-    def _update(
-        self, indices: np.ndarray, columns: dict[str, np.ndarray], game: np.ndarray | None
-    ) -> None:
-        slots = self._claim(indices)
-        measures = self._measures[slots]
-        old = measures[:, LOSS]
-        known = old == old  # not NaN
-        kept = np.where(known, 1.0 - self.smoothing, 0.0)  # share of what was measured before
-        shift = kept * np.where(known, old - columns["loss"], 0.0)
-        hardness = np.maximum(columns["excess"] + shift, 0.0)
-        for column, name, weight in (
-            (UNCERTAINTY, "uncertainty", self.uncertainty_weight),
-            (SURPRISE, "surprise", self.surprise_weight),
-        ):
-            if name in columns:
-                new = columns[name]
-                measures[:, column] = new + kept * (measures[:, column] - new)
-            if weight:
-                hardness += weight * np.maximum(measures[:, column], 0.0)
-        measures[:, LOSS] = columns["loss"] + shift
-        measures[:, KEY] = np.log(np.maximum(hardness, _LEAST_HARDNESS)) + self._faded
-        self._measures[slots] = measures
-        self._facts[slots, STEP] = self._steps
-        if game is not None:
-            self._facts[slots, GAME] = game
 
     @property
     def _faded(self) -> float:
         return self._fading * self._seen
 
     def _claim(self, indices: np.ndarray) -> np.ndarray:
-        """Slots of distinct indices, at most ``_spare`` of them, pruning first where needed."""
-        slots = self._slots.lookup(indices)
-        new = slots < 0
-        number = int(np.count_nonzero(new))
-        if number > self._slots.room:
-            self._prune()
-            slots = self._slots.lookup(indices)
-            new = slots < 0
-            number = int(np.count_nonzero(new))
-        if number:
-            fresh = self._slots.assign(indices[new])
-            self._measures[fresh] = _NEW_MEASURES
-            self._facts[fresh] = _NEW_FACTS
-            slots[new] = fresh
+        slots, pruned = self._table.claim(indices)
+        if pruned:
+            self._recorded_since_threshold = self._pool = None
         return slots
-
-    def _prune(self) -> None:
-        """Drop the least hard beyond ``buffer_size``."""
-        surplus = self._slots.count - self.buffer_size
-        if surplus > 0:
-            used = self._slots.used()
-            self._slots.release(used[np.argpartition(self._measures[used, KEY], surplus)[:surplus]])
 
     def load_examples(
         self, indices: Indices, hardness: Values, games: Indices | None = None
@@ -314,27 +269,45 @@ class HardExampleMiner:
         if rows.size == 0:
             return
         hardest = np.sort(np.argsort(-values, kind="stable")[: self.buffer_size])
-        for start in range(0, hardest.size, self._spare):
-            piece = hardest[start : start + self._spare]
-            slots = self._claim(rows[piece])
-            self._measures[slots] = _NEW_MEASURES
-            self._facts[slots] = _NEW_FACTS
-            key = np.log(np.maximum(values[piece], _LEAST_HARDNESS)) + self._faded
-            self._measures[slots, KEY] = key
-            if game is not None:
-                self._facts[slots, GAME] = game[piece]
+        for start in range(0, hardest.size, self._table.spare):
+            piece = hardest[start : start + self._table.spare]
+            self._table.load(
+                self._claim(rows[piece]),
+                values[piece],
+                None if game is None else game[piece],
+                self._faded,
+            )
         self._loaded = True
-        self._recorded_since_threshold = None
+        self._recorded_since_threshold = self._pool = None
 
-    def _refresh_threshold(self) -> None:
-        """Find the key from which a sample is hard; O(buffer)."""
-        keys = self._measures[self._slots.used(), KEY]
-        self._recorded_since_threshold = 0
-        if keys.size == 0:
-            self._threshold = -math.inf
-            return
+    def _threshold_among(self, slots: np.ndarray) -> float:
+        """The key from which one of the rows is hard; O(rows)."""
+        if slots.size == 0:
+            return -math.inf
+        keys = self._table.measures[slots, KEY]
         rank = math.ceil(self.loss_threshold_percentile / 100.0 * (keys.size - 1) - 1e-9)
-        self._threshold = float(np.partition(keys, rank)[rank])
+        return float(np.partition(keys, rank)[rank])
+
+    def _refresh_when_due(self) -> None:
+        recorded = self._recorded_since_threshold
+        if recorded is None or 8 * recorded >= self._table.slots.count:
+            self._threshold = self._threshold_among(self._table.prune())
+            self._recorded_since_threshold = 0
+            self._pool = None
+
+    def _hard_pool(self) -> RowPool:
+        """The hard examples below their cap; O(buffer) when they have to be collected."""
+        if self._pool is None:
+            slots = self._table.slots.used()
+            keys = self._table.measures[slots, KEY]
+            hard = keys >= self._threshold
+            slots, keys = slots[hard], keys[hard]
+            below_cap = self._below_cap(self._table.slots.index_of[slots])
+            self._pool = RowPool(slots[below_cap], keys[below_cap], self._table.slots.capacity)
+        return self._pool
+
+    def _below_cap(self, indices: np.ndarray) -> np.ndarray:
+        return self._times_drawn(indices) < self.max_times_sampled
 
     def _times_drawn(self, indices: np.ndarray) -> np.ndarray:
         self._grow_draws(indices)
@@ -352,40 +325,46 @@ class HardExampleMiner:
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Draw distinct hard examples, with probability in proportion to hardness.
 
-        Each draw counts towards ``max_times_sampled``.
+        The same as drawing them one after the other, each in proportion to hardness among those
+        not drawn yet, skipping a game that has its share. Each draw counts towards
+        ``max_times_sampled``.
 
         Returns:
             (K,) int64 data-set indices, K <= num_samples (0 before mining is active; fewer where
             the caps leave fewer), and with ``return_scores`` their (K,) hardness.
         """
-        _check(num_samples >= 0, "num_samples", ">= 0", num_samples)
-        indices, scores = self._draw(int(num_samples), None)
+        indices, scores = self._draw(check_whole("num_samples", num_samples, 0), None)
         return (indices, scores) if return_scores else indices
 
     def _draw(
         self, number: int, population: np.ndarray | range | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
-        if number == 0 or not self.mining_active or self._slots.count == 0:
-            return nothing
-        self._prune()
-        self._refresh_threshold()
-        slots = self._slots.used()
-        slots = slots[self._measures[slots, KEY] >= self._threshold]
-        indices = self._slots.index_of[slots]
-        allowed = self._times_drawn(indices) < self.max_times_sampled
-        if population is not None:
-            allowed &= is_member(indices, population)
-        slots = slots[allowed]
-        if slots.size == 0:
-            return nothing
-        # Gumbel top-k: without replacement, in proportion to hardness (Efraimidis & Spirakis 2006)
-        noisy = self._measures[slots, KEY] + self._generator.gumbel(size=slots.size)
-        limit = max(1, math.floor(self.max_game_share * number))
-        chosen = slots[top_with_limit(noisy, self._facts[slots, GAME], number, limit)]
-        indices = self._slots.index_of[chosen]
+        table = self._table
+        if number == 0 or not self.mining_active or table.slots.count == 0:
+            return np.zeros(0, dtype=np.int64), np.zeros(0)
+        self._refresh_when_due()
+        index_of = table.slots.index_of
+
+        def allowed(slots: np.ndarray) -> np.ndarray:
+            indices = index_of[slots]
+            usable = self._below_cap(indices)
+            return usable if population is None else usable & is_member(indices, population)
+
+        pool = self._hard_pool()
+        chosen, exhausted = pool.draw(
+            number,
+            max(1, math.floor(self.max_game_share * number)),
+            table.measures[:, KEY],
+            self._threshold,
+            table.facts[:, GAME],
+            allowed,
+            self._generator,
+        )
+        indices = index_of[chosen]
         self._draws[indices] += 1
-        return indices, np.exp(self._measures[chosen, KEY] - self._faded)
+        if exhausted:
+            pool.keep(self._below_cap(index_of[pool.rows]))
+        return indices, np.exp(table.measures[chosen, KEY] - self._faded)
 
     def get_sample_weights(
         self,
@@ -406,18 +385,15 @@ class HardExampleMiner:
             count: count the use towards ``max_times_sampled``.
         """
         rows = as_indices(indices)
-        weights = np.full(rows.size, float(base_weight))
-        if not self.mining_active or self._slots.count == 0 or rows.size == 0:
+        weights = np.full(rows.size, check_number("base_weight", base_weight, 0.0))
+        hard_weight = check_number("hard_weight", hard_weight, 0.0)
+        if not self.mining_active or self._table.slots.count == 0 or rows.size == 0:
             return weights
-        if (
-            self._recorded_since_threshold is None
-            or 8 * self._recorded_since_threshold >= self._slots.count
-        ):
-            self._refresh_threshold()
-        slots = self._slots.lookup(rows)
-        hard = (slots >= 0) & (self._measures[slots, KEY] >= self._threshold)
-        hard &= self._times_drawn(rows) < self.max_times_sampled
-        weights[hard] = float(hard_weight)
+        self._refresh_when_due()
+        slots = self._table.slots.lookup(rows)
+        hard = (slots >= 0) & (self._table.measures[slots, KEY] >= self._threshold)
+        hard &= self._below_cap(rows)
+        weights[hard] = hard_weight
         if count:
             self._draws[rows[hard]] += 1
         return weights
@@ -433,21 +409,25 @@ class HardExampleMiner:
 
         Args:
             batch_size: length of the result, >= 1.
-            all_indices: the data set: its size N (rows 0 .. N-1), or its rows, distinct.
+            all_indices: the data set: its size N (rows 0 .. N-1), or its rows, distinct and not
+                negative (which is not checked in an array: that would cost O(N)).
 
         Returns:
             (batch_size,) int64.
+
+        Raises:
+            ValueError: an argument out of range or of another kind, by name; nothing changes.
         """
-        _check(batch_size >= 1, "batch_size", ">= 1", batch_size)
+        batch_size = check_whole("batch_size", batch_size, 1)
         if isinstance(all_indices, (int, np.integer)):
-            _check(0 <= int(all_indices) <= MAX_INDEX, "all_indices", "a size", all_indices)
-            population: np.ndarray | range = range(int(all_indices))
-        elif isinstance(all_indices, Tensor):
-            population = all_indices.detach().cpu().numpy()
+            size = check_whole("all_indices", all_indices, 1, MAX_INDEX + 1)
+            population: np.ndarray | range = range(size)
         elif isinstance(all_indices, range):
             population = all_indices
+            if population and min(population[0], population[-1]) < 0:
+                raise ValueError(f"all_indices must not be negative, got {all_indices}")
         else:
-            population = np.asarray(all_indices)
+            population = host_array("all_indices", all_indices)
         if not isinstance(population, range) and (
             population.ndim != 1 or (population.size and population.dtype.kind not in "iu")
         ):
@@ -461,7 +441,7 @@ class HardExampleMiner:
         missing = batch_size - hard.size
         # distinct positions in random order; those that are hard already fall out
         number = min(size, missing + hard.size)
-        others = rows_at(population, self._generator.choice(size, size=number, replace=False))
+        others = rows_at(population, distinct_positions(size, number, self._generator))
         others = others[~np.isin(others, hard)][:missing]
         parts = [hard, others]
         missing -= others.size
@@ -473,24 +453,24 @@ class HardExampleMiner:
 
     def hardest(self, n: int = 100) -> list[HardExample]:
         """The ``n`` hardest tracked samples, hardest first; draws nothing and counts nothing."""
-        _check(n >= 0, "n", ">= 0", n)
-        self._prune()
-        slots = self._slots.used()
-        indices = self._slots.index_of[slots]
-        order = np.lexsort((indices, -self._measures[slots, KEY]))[:n]
+        n = check_whole("n", n, 0)
+        table = self._table
+        slots = table.kept()
+        indices = table.slots.index_of[slots]
+        order = np.lexsort((indices, -table.measures[slots, KEY]))[:n]
         slots, indices = slots[order], indices[order]
         drawn = self._times_drawn(indices)
-        hardness = np.exp(self._measures[slots, KEY] - self._faded)
+        hardness = np.exp(table.measures[slots, KEY] - self._faded)
         return [
             HardExample(
                 index=int(indices[i]),
-                loss=float(self._measures[slot, LOSS]),
-                uncertainty=float(self._measures[slot, UNCERTAINTY]),
+                loss=float(table.measures[slot, LOSS]),
+                uncertainty=float(table.measures[slot, UNCERTAINTY]),
                 times_sampled=int(drawn[i]),
-                last_seen_step=int(self._facts[slot, STEP]),
-                surprise=float(self._measures[slot, SURPRISE]),
+                last_seen_step=int(table.facts[slot, STEP]),
+                surprise=float(table.measures[slot, SURPRISE]),
                 hardness=float(hardness[i]),
-                game=int(self._facts[slot, GAME]),
+                game=int(table.facts[slot, GAME]),
             )
             for i, slot in enumerate(slots)
         ]
@@ -499,25 +479,24 @@ class HardExampleMiner:
         """Counts and the tracked losses: ``total_samples_seen``, ``tracked_examples``,
         ``mining_active``, ``skipped_non_finite``, ``mean_loss``, ``max_loss``, ``loss_p90``,
         ``hardness_threshold``, ``hard_examples``, ``mean_times_sampled``, ``max_times_sampled``,
-        ``examples_at_cap``. Numbers of an empty buffer are 0."""
-        self._prune()
-        slots = self._slots.used()
-        loss = self._measures[slots, LOSS]
+        ``examples_at_cap``. Numbers of an empty buffer are 0. Changes nothing; O(buffer)."""
+        slots = self._table.kept()
+        loss = self._table.measures[slots, LOSS]
         loss = loss[np.isfinite(loss)]
         if loss.size == 0:
             loss = np.zeros(1)
-        drawn = self._times_drawn(self._slots.index_of[slots])
-        self._refresh_threshold()
-        hard = int(np.count_nonzero(self._measures[slots, KEY] >= self._threshold))
+        drawn = self._times_drawn(self._table.slots.index_of[slots])
+        threshold = self._threshold_among(slots)
+        hard = int(np.count_nonzero(self._table.measures[slots, KEY] >= threshold))
         return {
             "total_samples_seen": self._seen,
-            "tracked_examples": self._slots.count,
+            "tracked_examples": slots.size,
             "mining_active": self.mining_active,
             "skipped_non_finite": self._skipped,
             "mean_loss": float(loss.mean()),
             "max_loss": float(loss.max()),
             "loss_p90": float(np.percentile(loss, 90.0)),
-            "hardness_threshold": float(np.exp(self._threshold - self._faded)),
+            "hardness_threshold": float(np.exp(threshold - self._faded)),
             "hard_examples": hard if self.mining_active else 0,
             "mean_times_sampled": float(drawn.mean()) if drawn.size else 0.0,
             "max_times_sampled": int(drawn.max(initial=0)),
@@ -526,12 +505,9 @@ class HardExampleMiner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain values; a miner that loads it goes on bit for bit."""
-        top = self._slots.high_water
         drawn = np.flatnonzero(self._draws)
         return {
-            "slots": self._slots.state_dict(),
-            "measures": torch.from_numpy(self._measures[:top].copy()),
-            "facts": torch.from_numpy(self._facts[:top].copy()),
+            **self._table.state_dict(),
             "drawn_indices": torch.from_numpy(drawn.astype(np.int64)),
             "drawn_times": torch.from_numpy(self._draws[drawn].astype(np.int64)),
             "seen": self._seen,
@@ -540,37 +516,38 @@ class HardExampleMiner:
             "loaded": self._loaded,
             "threshold": self._threshold if math.isfinite(self._threshold) else None,
             "recorded_since_threshold": self._recorded_since_threshold,
+            "pool": None if self._pool is None else self._pool.state_dict(),
             "generator": self._generator.bit_generator.state,
         }
 
+    @whole_state
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; ``ValueError`` where the buffer sizes differ."""
-        slots = SampleSlots(self.buffer_size + self._spare)
-        slots.load_state_dict(state["slots"])
+        """Restore :meth:`state_dict`; ``ValueError`` for something missing or another buffer size
+        leaves everything as it was."""
+        check_keys(state, self.state_dict(), "HardExampleMiner")
+        table = self._new_table()
+        table.load_state_dict(state)
         self._clear()
-        self._slots = slots
-        self._measures[: slots.high_water] = np.asarray(state["measures"])
-        self._facts[: slots.high_water] = np.asarray(state["facts"])
+        self._table = table
         drawn = np.asarray(state["drawn_indices"], dtype=np.int64)
         self._grow_draws(drawn)
         self._draws[drawn] = np.asarray(state["drawn_times"])
-        self._seen = int(state["seen"])
-        self._steps = int(state["steps"])
-        self._skipped = int(state["skipped"])
-        self._loaded = bool(state["loaded"])
+        self._seen = check_whole("seen", state["seen"], 0)
+        self._steps = check_whole("steps", state["steps"], 0)
+        self._skipped = check_whole("skipped", state["skipped"], 0)
+        check_type("loaded", state["loaded"], bool)
+        self._loaded = state["loaded"]
         self._threshold = -math.inf if state["threshold"] is None else float(state["threshold"])
-        self._recorded_since_threshold = state["recorded_since_threshold"]
+        since = state["recorded_since_threshold"]
+        self._recorded_since_threshold = None if since is None else check_whole("since", since, 0)
+        if state["pool"] is not None:
+            self._pool = RowPool.from_state(state["pool"], table.slots.capacity)
         self._generator.bit_generator.state = state["generator"]
-
-
-def _check(condition: bool, name: str, wanted: str, got: object) -> None:
-    if not condition:
-        raise ValueError(f"{name} must be {wanted}, got {got!r}")
 
 
 def _as_games(games: Indices, size: int) -> np.ndarray:
     """Game numbers (size,) int64; any whole number >= 0, however large (a hash will do)."""
-    array = games.detach().cpu().numpy() if isinstance(games, Tensor) else np.asarray(games)
+    array = host_array("games", games)
     if array.shape != (size,) or (size and array.dtype.kind not in "iu"):
         raise ValueError(f"games must be integers ({size},), got {array.dtype} {array.shape}")
     array = array.astype(np.int64, copy=False)

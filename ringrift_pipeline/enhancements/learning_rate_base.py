@@ -8,13 +8,18 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from ringrift_pipeline.enhancements.argument_checks import check_keys, check_number
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_keys,
+    check_number,
+    check_type,
+)
 
 
 class LearningRateSchedule:
     """What the schedules share. ``lr_scale`` multiplies every rate, for back-off after trouble."""
 
     def __init__(self, optimizer: Optimizer) -> None:
+        check_type("optimizer", optimizer, Optimizer)
         if not optimizer.param_groups:
             raise ValueError("optimizer has no parameter groups")
         self.optimizer = optimizer
@@ -43,7 +48,15 @@ class LearningRateSchedule:
     def on_validation(
         self, train_loss: float, val_loss: float | None = None, current_elo: float | None = None
     ) -> float:
-        """Take note of a validation; returns the rate of the next step."""
+        """Take note of a validation; returns the rate of the next step.
+
+        Raises:
+            ValueError: a figure that is not finite, by name; nothing changes.
+        """
+        check_number("train_loss", train_loss)
+        for name, figure in (("val_loss", val_loss), ("current_elo", current_elo)):
+            if figure is not None:
+                check_number(name, figure)
         return self.current_lr
 
     def state_dict(self) -> dict[str, Any]:

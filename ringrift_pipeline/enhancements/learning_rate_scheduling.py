@@ -15,7 +15,12 @@ import numpy as np
 from torch.optim import Optimizer
 
 from ringrift_pipeline.enhancements.adaptive_learning_rate import AdaptiveLRScheduler
-from ringrift_pipeline.enhancements.argument_checks import check_number, check_whole
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_number,
+    check_type,
+    check_whole,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.learning_rate_base import LearningRateSchedule
 
 if TYPE_CHECKING:
@@ -150,6 +155,7 @@ class WarmRestartsScheduler(LearningRateSchedule):
             "lr_scale": self.lr_scale,
         }
 
+    @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.check_state(state_dict)
         peaks = [check_number("base_lrs", rate, 0.0) for rate in state_dict["base_lrs"]]
@@ -199,6 +205,7 @@ class ConstantScheduler(LearningRateSchedule):
     def state_dict(self) -> dict[str, Any]:
         return {"base_lrs": list(self.base_lrs), "step": self._step, "lr_scale": self.lr_scale}
 
+    @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.check_state(state_dict)
         rates = [check_number("base_lrs", rate, 0.0) for rate in state_dict["base_lrs"]]
@@ -223,7 +230,14 @@ def build_scheduler(
         schedule: the config's group of that name.
         total_steps: optimizer steps of the run, at least 1; ``T_0 = 0`` spans what follows the
             warm-up, which is at most half of the run.
+
+    Raises:
+        ValueError: an argument of another kind or out of range, by name.
     """
+    from ringrift_pipeline.enhancements.config_groups import ScheduleConfig
+
+    check_type("optimizer", optimizer, Optimizer)
+    check_type("schedule", schedule, ScheduleConfig)
     total = check_whole("total_steps", total_steps, 1)
     warmup = min(schedule.warmup_steps, total // 2)
     peaks = [float(group["lr"]) for group in optimizer.param_groups]

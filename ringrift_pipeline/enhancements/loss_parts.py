@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ringrift_pipeline.enhancements.argument_checks import check_number, check_type
+
 ValueKind = Literal["auto", "scalar", "logits", "probabilities", "wdl"]
 
 IGNORED_ACTION = -100  # an index target that means "no policy target", as in torch.cross_entropy
@@ -102,11 +104,15 @@ def compute_loss_parts(
         ValueError: shapes or dtypes that do not fit, a target that is not finite, negative, not
             normalised, out of range, or that puts weight on an illegal action.
     """
-    _check_weight("policy_weight", policy_weight)
-    _check_weight("value_weight", value_weight)
-    if validate is None:
-        validate = policy_logits.device.type == "cpu"
+    check_number("policy_weight", policy_weight, 0.0)
+    check_number("value_weight", value_weight, 0.0)
     _check_policy(policy_logits, legal_mask)
+    device = policy_logits.device
+    _check_tensor("policy_targets", policy_targets, device)
+    _check_tensor("value_pred", value_pred, device)
+    _check_tensor("value_targets", value_targets, device)
+    if validate is None:
+        validate = device.type == "cpu"
     policy, log_probs = _cross_entropy(
         policy_logits, policy_targets, legal_mask, "policy_targets", validate
     )
@@ -124,10 +130,14 @@ def policy_loss(
 ) -> Tensor:
     """Cross-entropy (B,) in nats over legal actions; arguments as ``compute_loss_parts``."""
     _check_policy(logits, legal_mask)
+    _check_tensor("policy_targets", targets, logits.device)
     return _cross_entropy(logits, targets, legal_mask, "policy_targets", validate)[0]
 
 
 def _check_policy(logits: Tensor, legal_mask: Tensor | None) -> None:
+    check_type("policy_logits", logits, Tensor)
+    if legal_mask is not None:
+        _check_tensor("legal_mask", legal_mask, logits.device)
     if logits.dim() != 2 or not logits.is_floating_point():
         raise ValueError(
             f"policy_logits must be floating point (B, A), got {logits.dtype} {tuple(logits.shape)}"
@@ -151,6 +161,8 @@ def value_loss(
     """Value loss (B,); arguments and forms as ``compute_loss_parts``."""
     if value_kind not in get_args(ValueKind):
         raise ValueError(f"value_kind must be one of {get_args(ValueKind)}, got {value_kind!r}")
+    check_type("value_pred", prediction, Tensor)
+    _check_tensor("value_targets", targets, prediction.device)
     if prediction.dim() not in (1, 2) or not prediction.is_floating_point():
         raise ValueError(
             "value_pred must be floating point (B,), (B, 1) or (B, seats), "
@@ -195,9 +207,13 @@ def value_loss(
     return _cross_entropy(prediction, targets, None, "value_targets", validate)[0]
 
 
-def _check_weight(name: str, weight: float) -> None:
-    if not (math.isfinite(weight) and weight >= 0.0):
-        raise ValueError(f"{name} must be finite and not negative, got {weight}")
+def _check_tensor(name: str, tensor: Tensor, device: torch.device) -> None:
+    check_type(name, tensor, Tensor)
+    if tensor.is_complex() or tensor.device != device:
+        raise ValueError(
+            f"{name} must be real and where the predictions are ({device}), "
+            f"got {tensor.dtype} on {tensor.device}"
+        )
 
 
 def _widened(values: Tensor) -> Tensor:
@@ -260,6 +276,11 @@ def _cross_entropy(
         log_probs = log_probabilities(True)
         loss = loss_from(log_probs)
         if not given:
+            _refuse_illegal_targets(scores, targets, legal_mask, name)
+    elif validate and legal_mask is not None:
+        # a row without a legal action has all its logits alike, and a loss that looks innocent
+        alike = (log_probs.detach()[:, 0] + math.log(width)).abs() < 1e-5
+        if bool(alike.any()):
             _refuse_illegal_targets(scores, targets, legal_mask, name)
     return loss, log_probs
 

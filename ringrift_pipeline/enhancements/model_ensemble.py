@@ -19,7 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ringrift_pipeline.enhancements.argument_checks import check_keys, check_number, check_whole
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_device,
+    check_keys,
+    check_number,
+    check_type,
+    check_whole,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.checkpoint_files import MODEL_FILE, mean_of_checkpoints
 from ringrift_pipeline.enhancements.ensemble_pooling import (
     EnsemblePrediction,
@@ -27,6 +34,7 @@ from ringrift_pipeline.enhancements.ensemble_pooling import (
     value_probabilities,
 )
 from ringrift_pipeline.enhancements.loss_parts import ValueKind, masked_log_softmax
+from ringrift_pipeline.enhancements.training_batch import features_fit
 
 SampleMode = Literal["weight", "pfsp"]
 PFSPCurve = Literal["hard", "even", "linear"]
@@ -70,9 +78,17 @@ class ModelEnsemble:
     ) -> None:
         if value_kind not in get_args(ValueKind):
             raise ValueError(f"value_kind must be one of {get_args(ValueKind)}, got {value_kind!r}")
+        if (
+            model_class is not None
+            and not callable(model_class)
+            or isinstance(model_class, nn.Module)
+        ):
+            raise ValueError(f"model_class must build a module, got {model_class!r:.80}")
+        if model_kwargs is not None:
+            check_type("model_kwargs", model_kwargs, Mapping)
         self.model_class = model_class
         self.model_kwargs = dict(model_kwargs or {})
-        self.device = torch.device(device) if device is not None else torch.device("cpu")
+        self.device = check_device("device", "cpu" if device is None else device)
         self.value_kind = value_kind
         self._rng = np.random.default_rng(check_whole("seed", seed, 0))
         self._members: list[_Member] = []
@@ -95,6 +111,9 @@ class ModelEnsemble:
                 ``model_class``, or a path without a ``model_class``; nothing changes.
         """
         share = check_number("weight", weight, 0.0)
+        check_type("model_or_path", model_or_path, (nn.Module, str, os.PathLike))
+        if name is not None:
+            check_type("name", name, str)
         if isinstance(model_or_path, nn.Module):
             model = copy.deepcopy(model_or_path)
             chosen = name or self._free_name()
@@ -181,14 +200,26 @@ class ModelEnsemble:
                 in shape or are not ``(policy_logits, value)``.
         """
         voters, shares = self._voters()
+        if legal_mask is not None:
+            check_type("legal_mask", legal_mask, Tensor)
         log_probs: list[Tensor] = []
         values: list[Tensor] = []
         for member in voters:
-            logits, value = _outputs(member, features)
+            member.model.eval()  # whatever a caller of get_model did to it
+            logits, value = _outputs(member.name, member.model, features)
             if log_probs and (logits.shape != log_probs[0].shape):
                 raise ValueError(
                     f"{member.name} gives a policy {tuple(logits.shape)}, "
                     f"{voters[0].name} {tuple(log_probs[0].shape)}"
+                )
+            if legal_mask is not None and (
+                legal_mask.shape != logits.shape
+                or legal_mask.dtype != torch.bool
+                or legal_mask.device != logits.device
+            ):
+                raise ValueError(
+                    f"legal_mask must be bool {tuple(logits.shape)} on {logits.device}, got "
+                    f"{legal_mask.dtype} {tuple(legal_mask.shape)} on {legal_mask.device}"
                 )
             illegal = logits == -torch.inf
             legal = ~illegal if legal_mask is None else legal_mask & ~illegal
@@ -225,6 +256,10 @@ class ModelEnsemble:
         """
         if mode not in get_args(SampleMode):
             raise ValueError(f"mode must be one of {get_args(SampleMode)}, got {mode!r}")
+        if curve not in get_args(PFSPCurve):
+            raise ValueError(f"curve must be one of {get_args(PFSPCurve)}, got {curve!r}")
+        if generator is not None:
+            check_type("generator", generator, np.random.Generator)
         voters, shares = self._voters()
         if mode == "pfsp":
             priorities = self.pfsp_priorities(curve)
@@ -304,6 +339,9 @@ class ModelEnsemble:
             ValueError: no batches, or a loss that is not finite (the student is not stepped).
         """
         factor = check_number("value_weight", value_weight, 0.0)
+        check_type("student", student, nn.Module)
+        check_type("optimizer", optimizer, torch.optim.Optimizer)
+        check_type("batches", batches, Iterable)
         policy_sum = value_sum = 0.0
         samples = 0
         for batch in batches:
@@ -311,11 +349,21 @@ class ModelEnsemble:
             features = batch["features"] if mapped else batch
             mask = batch.get("legal_mask") if mapped else None
             target = self.predict(features, mask)
-            logits, value = student(features)
+            logits, value = _outputs("student", student, features)
+            if logits.shape != target.policy_log_probs.shape:
+                raise ValueError(
+                    f"student gives a policy {tuple(logits.shape)}, "
+                    f"the ensemble {tuple(target.policy_log_probs.shape)}"
+                )
             legal = target.policy_log_probs > -torch.inf
             log_probs = masked_log_softmax(logits, legal)
             policy_loss = -(target.policy * log_probs).sum(dim=1).mean()
             predicted = self._value(value)
+            if predicted.shape != target.value.shape:
+                raise ValueError(
+                    f"student gives a value {tuple(predicted.shape)}, "
+                    f"the ensemble {tuple(target.value.shape)}"
+                )
             if predicted.dim() == 1:
                 value_loss = (predicted - target.value).square().mean()
             else:
@@ -355,6 +403,7 @@ class ModelEnsemble:
             "rng": self._rng.bit_generator.state,
         }
 
+    @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a :meth:`state_dict`.
 
@@ -398,15 +447,16 @@ class ModelEnsemble:
         return self.model_class(**self.model_kwargs)
 
 
-def _outputs(member: _Member, features: Any) -> tuple[Tensor, Tensor]:
-    member.model.eval()  # whatever a caller of get_model did to it
-    result = member.model(features)
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise ValueError(f"{member.name} must return (policy_logits, value)")
+def _outputs(name: str, model: nn.Module, features: Any) -> tuple[Tensor, Tensor]:
+    with features_fit(name):
+        result = model(features)
+    pair = isinstance(result, tuple | list) and len(result) == 2
+    if not pair or not all(isinstance(output, Tensor) for output in result):
+        raise ValueError(f"{name} must return (policy_logits, value)")
     logits, value = result
     if logits.dim() != 2 or value.dim() not in (1, 2) or len(value) != len(logits):
         raise ValueError(
-            f"{member.name} must return (B, A) and (B,) or (B, seats), "
+            f"{name} must return (B, A) and (B,) or (B, seats), "
             f"got {tuple(logits.shape)} and {tuple(value.shape)}"
         )
     return logits, value

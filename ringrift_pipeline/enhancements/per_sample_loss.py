@@ -19,8 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_keys,
+    check_number,
+    check_whole,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.loss_parts import LossParts, ValueKind, compute_loss_parts
 from ringrift_pipeline.enhancements.sample_slots import (
+    MAX_INDEX,
     SampleSlots,
     as_floats,
     as_indices,
@@ -117,20 +124,13 @@ class PerSampleLossTracker:
         learned_loss: float | None = None,
         early_epochs: int = 2,
     ) -> None:
-        if max_samples < 1 or history_epochs < 1 or early_epochs < 1:
-            raise ValueError(
-                "max_samples, history_epochs and early_epochs must be at least 1, "
-                f"got {max_samples}, {history_epochs}, {early_epochs}"
-            )
-        if not 0.0 <= percentile_hard <= 100.0:
-            raise ValueError(f"percentile_hard must be in [0, 100], got {percentile_hard}")
-        if learned_loss is not None and not math.isfinite(learned_loss):
-            raise ValueError(f"learned_loss must be finite, got {learned_loss}")
-        self.max_samples = int(max_samples)
-        self.history_epochs = int(history_epochs)
-        self.percentile_hard = float(percentile_hard)
-        self.early_epochs = int(early_epochs)
-        self._given_learned_loss = learned_loss
+        self.max_samples = check_whole("max_samples", max_samples, 1)
+        self.history_epochs = check_whole("history_epochs", history_epochs, 1)
+        self.percentile_hard = check_number("percentile_hard", percentile_hard, 0.0, 100.0)
+        self.early_epochs = check_whole("early_epochs", early_epochs, 1)
+        self._given_learned_loss = (
+            None if learned_loss is None else check_number("learned_loss", learned_loss)
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -174,8 +174,10 @@ class PerSampleLossTracker:
             The number of losses recorded.
 
         Raises:
-            ValueError: lengths that differ, indices that are negative or not whole.
+            ValueError: lengths that differ, indices, epoch or batch that are negative or not whole.
         """
+        epoch = check_whole("epoch", epoch, 0, 2**63)
+        batch_idx = check_whole("batch_idx", batch_idx, 0, 2**63)
         indices = as_indices(batch_indices, "batch_indices")
         loss = as_floats(losses, indices.size, "losses")
         absent = np.full(indices.size, math.nan)
@@ -197,7 +199,6 @@ class PerSampleLossTracker:
         if recorded < indices.size:
             indices, loss, policy, value = (a[finite] for a in (indices, loss, policy, value))
         self._total_samples += recorded
-        epoch = int(epoch)
         if self._first_epoch is None:
             self._first_epoch = epoch
         elif epoch != self._first_epoch and self._learned_loss is None:
@@ -216,7 +217,7 @@ class PerSampleLossTracker:
         rows[:, LOSS], rows[:, POLICY], rows[:, VALUE] = loss, policy, value
         self._losses[slots] = rows
         facts = self._facts[slots]
-        facts[:, BATCH] = int(batch_idx)
+        facts[:, BATCH] = batch_idx
         facts[:, IN_EPOCH] = 1
         facts[:, ENTRIES] += facts[:, EPOCH] != epoch
         facts[:, EPOCH] = epoch
@@ -249,8 +250,7 @@ class PerSampleLossTracker:
     def _touch(self, slots: np.ndarray) -> None:
         """Mark as seen now: queue (slot, stamp); older entries of the slot are stale from now on."""
         if slots.size > self._queue.shape[1] - self._tail:
-            live = self._queue[:, self._head : self._tail]
-            live = live[:, self._stamp[live[0]] == live[1]]
+            live = self._live()
             self._queue[:, : live.shape[1]] = live
             self._head, self._tail = 0, live.shape[1]
         stamps = self._touches + np.arange(slots.size)
@@ -259,6 +259,11 @@ class PerSampleLossTracker:
         self._queue[1, self._tail : self._tail + slots.size] = stamps
         self._tail += slots.size
         self._touches += slots.size
+
+    def _live(self) -> np.ndarray:
+        """The queue's entries that are not stale, (2, K)."""
+        queued = self._queue[:, self._head : self._tail]
+        return queued[:, self._stamp[queued[0]] == queued[1]]
 
     def _evict(self, number: int) -> None:
         while number > 0:
@@ -308,8 +313,7 @@ class PerSampleLossTracker:
 
     def get_hardest_samples(self, n: int = 100) -> list[tuple[int, float]]:
         """The ``n`` samples of the current epoch with the highest loss: (index, loss), descending."""
-        if n < 0:
-            raise ValueError(f"n must not be negative, got {n}")
+        n = check_whole("n", n, 0)
         used = self._slots.used()
         current = used[self._facts[used, IN_EPOCH] == 1]
         loss, indices = self._losses[current, LOSS], self._slots.index_of[current]
@@ -376,7 +380,8 @@ class PerSampleLossTracker:
         self._facts[:, IN_EPOCH] = 0
 
     def _slot(self, sample_idx: int) -> int:
-        return int(self._slots.lookup(as_indices([int(sample_idx)], "sample_idx"))[0])
+        index = check_whole("sample_idx", sample_idx, 0, MAX_INDEX + 1)
+        return int(self._slots.lookup(np.array([index]))[0])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain numbers; size follows the samples tracked."""
@@ -388,7 +393,7 @@ class PerSampleLossTracker:
             "stamp": torch.from_numpy(self._stamp[:top].copy()),
             "history_epoch": torch.from_numpy(self._history_epoch[:top].copy()),
             "history_loss": torch.from_numpy(self._history_loss[:top].copy()),
-            "queue": torch.from_numpy(self._queue[:, self._head : self._tail].copy()),
+            "queue": torch.from_numpy(self._live().copy()),
             "touches": self._touches,
             "total_samples": self._total_samples,
             "skipped": self._skipped,
@@ -396,8 +401,10 @@ class PerSampleLossTracker:
             "learned_loss": self._learned_loss,
         }
 
+    @whole_state
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; ``ValueError`` where the sizes differ."""
+        """Restore :meth:`state_dict`; ``ValueError`` for other sizes or damage changes nothing."""
+        check_keys(state, self.state_dict(), "PerSampleLossTracker")
         history = np.asarray(state["history_loss"])
         if history.shape[1] != self.history_epochs:
             raise ValueError(
@@ -417,11 +424,12 @@ class PerSampleLossTracker:
         queue = np.asarray(state["queue"])
         self._queue[:, : queue.shape[1]] = queue
         self._tail = queue.shape[1]
-        self._touches = int(state["touches"])
-        self._total_samples = int(state["total_samples"])
-        self._skipped = int(state["skipped"])
-        self._first_epoch = state["first_epoch"]
-        self._learned_loss = state["learned_loss"]
+        self._touches = check_whole("touches", state["touches"], 0)
+        self._total_samples = check_whole("total_samples", state["total_samples"], 0)
+        self._skipped = check_whole("skipped", state["skipped"], 0)
+        first, learned = state["first_epoch"], state["learned_loss"]
+        self._first_epoch = None if first is None else check_whole("first_epoch", first, 0)
+        self._learned_loss = None if learned is None else check_number("learned_loss", learned)
 
 
 def _mark_learned(facts: np.ndarray, now: np.ndarray) -> None:

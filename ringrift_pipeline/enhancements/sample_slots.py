@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ringrift_pipeline.enhancements.argument_checks import host_array, number_array
+
 MAX_INDEX = 2**30  # a direct-address map of 4 GiB; data-set rows are numbered from 0
 
 
@@ -21,9 +23,7 @@ def as_indices(indices: Any, name: str = "indices") -> np.ndarray:
     Raises:
         ValueError: not one-dimensional, not whole numbers, negative or above ``MAX_INDEX``.
     """
-    if isinstance(indices, torch.Tensor):
-        indices = indices.detach().cpu().numpy()
-    array = np.asarray(indices)
+    array = host_array(name, indices)
     if array.ndim != 1:
         raise ValueError(f"{name} must have shape (B,), got {array.shape}")
     if array.size == 0:
@@ -43,12 +43,7 @@ def as_floats(values: Any, size: int, name: str) -> np.ndarray:
     Raises:
         ValueError: another shape or not numbers.
     """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().to(device="cpu", dtype=torch.float64).numpy()
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
-    array = array.astype(np.float64, copy=False)
+    array = number_array(name, values)
     if array.shape != (size,):
         raise ValueError(f"{name} must have shape ({size},) as the indices do, got {array.shape}")
     return array

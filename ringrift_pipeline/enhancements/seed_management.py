@@ -19,7 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ringrift_pipeline.enhancements.argument_checks import check_keys, check_whole
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_device,
+    check_keys,
+    check_type,
+    check_whole,
+    whole_state,
+)
 
 # The first word of each step of a stream's path. Paths are (domain, position, number) triples.
 _GLOBAL, _WORKER, _TORCH, _NUMPY, _FORK, _LOADER = range(6)
@@ -144,8 +150,9 @@ class SeedManager:
         """A torch generator on its own stream, the same for the same ``offset`` and position.
 
         Raises:
-            ValueError: ``offset`` outside of ``[0, 2**32)``.
+            ValueError: ``offset`` outside of ``[0, 2**32)``, or a ``device`` that is not here.
         """
+        device = check_device("device", device)
         sequence = self._stream(_TORCH, "offset", offset)
         generator = torch.Generator(device=device)
         _seed_torch(generator, sequence)
@@ -221,6 +228,7 @@ class SeedManager:
             "cuda": [_encode(state) for state in cuda],
         }
 
+    @whole_state
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore manager and global generators; the next draw is the one that would have come.
 
@@ -234,6 +242,8 @@ class SeedManager:
         seed = check_whole("seed", state["seed"], 0, 2**128)
         path = tuple(check_whole("path", word, 0, _WORD) for word in state["path"])
         position = check_whole("position", state["position"], 0, _WORD)
+        check_type("deterministic", state["deterministic"], bool)
+        check_type("benchmark", state["benchmark"], bool)
         part = "python"
         try:
             version, words, gauss = state["python"]
@@ -252,8 +262,8 @@ class SeedManager:
         except (TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
             raise ValueError(f"{part} state is malformed: {error}") from error
         self.seed, self._path, self._position = seed, path, position
-        self.deterministic = bool(state["deterministic"])
-        self.benchmark = bool(state["benchmark"])
+        self.deterministic = state["deterministic"]
+        self.benchmark = state["benchmark"]
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(torch_state)
@@ -284,6 +294,7 @@ def set_reproducible_seed(seed: int, deterministic: bool = True) -> SeedManager:
     Raises:
         ValueError: a seed outside of ``[0, 2**128)``.
     """
+    check_whole("seed", seed, 0, 2**128)
     manager = SeedManager(seed=seed, deterministic=deterministic, benchmark=False)
     manager.set_global_seed()
     return manager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,14 @@ class TemperatureFit:
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TemperatureFit:
+        """What :meth:`to_dict` gave, also after JSON; ValueError for anything else."""
+        if not isinstance(data, Mapping) or data.keys() != {field.name for field in fields(cls)}:
+            raise ValueError(f"temperature_fit is not what to_dict gave: {data!r:.80}")
+        low, high = data["log_loss_gain_interval"]
+        return cls(**{**data, "log_loss_gain_interval": (low, high)})
 
 
 def _check_logits(logits: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:

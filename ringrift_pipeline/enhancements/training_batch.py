@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ringrift_pipeline.enhancements.argument_checks import host_array, number_array
 from ringrift_pipeline.enhancements.sample_slots import as_indices
 
 REQUIRED = ("features", "policy_targets", "value_targets")
+_DEVICE_TROUBLE = (
+    torch.OutOfMemoryError,
+    getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
+)
 _ON_HOST = ("indices", "games", "surprise", "reference_loss")
 
 
@@ -42,8 +48,8 @@ def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> T
         required: names a mapping must have.
 
     Raises:
-        ValueError: neither form, a part missing, or weights that are negative, not finite, all 0
-            or not (B,).
+        ValueError: neither form, a part missing or not to be moved, weights that are negative, not
+            finite, all 0 or not (B,), or facts that are no numbers (B,); by name.
     """
     if isinstance(batch, Mapping):
         missing = [name for name in required if name not in batch]
@@ -64,39 +70,65 @@ def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> T
     facts = {}
     for name in _ON_HOST[1:]:
         if named.get(name) is not None:
-            facts[name] = _on_host(named[name])
+            read = _game_numbers if name == "games" else number_array
+            facts[name] = read(name, named[name])
             if indices is not None and facts[name].shape != indices.shape:
                 raise ValueError(
                     f"{name} must have shape {indices.shape} as the indices do, "
                     f"got {facts[name].shape}"
                 )
     tensors = {
-        name: value if name in _ON_HOST else to_device(value, device)
+        name: value if name in _ON_HOST else _moved(name, value, device)
         for name, value in named.items()
     }
     weights = None
     if named.get("weights") is not None:
-        _check_weights(named["weights"], indices)
+        check_weights(named["weights"], indices)
         weights = tensors["weights"]
     return TrainingBatch(tensors, indices, weights, facts)
 
 
-def _check_weights(weights: Any, indices: np.ndarray | None) -> None:
+def check_weights(weights: Any, indices: np.ndarray | None) -> None:
+    """ValueError unless weights are (B,) >= 0, finite, not all 0; on a device only the shape."""
     if getattr(weights, "ndim", 0) != 1 or (
         indices is not None and weights.shape[0] != indices.size
     ):
         raise ValueError(f"weights must be (B,), got {tuple(getattr(weights, 'shape', ()))}")
-    if isinstance(weights, Tensor) and weights.device.type != "cpu":
+    if isinstance(weights, Tensor) and weights.device.type not in ("cpu", "meta"):
         return  # reading them would synchronise; a bad one makes a loss that is refused
-    values = np.asarray(weights)
+    values = number_array("weights", weights)
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise ValueError("weights must be finite and not negative")
     if not values.sum() > 0:
         raise ValueError("the weights of a batch must not all be 0")
 
 
-def _on_host(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+def _game_numbers(name: str, values: Any) -> np.ndarray:
+    games = host_array(name, values)
+    if games.dtype.kind not in "iu" or (games.size and int(games.min()) < 0):
+        raise ValueError(f"{name} must be whole numbers from 0, got dtype {games.dtype}")
+    return games
+
+
+def _moved(name: str, value: Any, device: torch.device) -> Any:
+    try:
+        return to_device(value, device)
+    except (NotImplementedError, TypeError) as error:  # the meta device; arrays that are no tensors
+        raise ValueError(f"{name} cannot be moved to {device}: {error}") from error
+
+
+@contextlib.contextmanager
+def features_fit(model: str) -> Iterator[None]:
+    """What a model raises over features of another kind or shape becomes a ValueError.
+
+    Trouble of the device's own, such as too little memory, passes as it is.
+    """
+    try:
+        yield
+    except (TypeError, RuntimeError) as error:
+        if isinstance(error, _DEVICE_TROUBLE):
+            raise
+        raise ValueError(f"features do not fit {model}: {error}") from error
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
@@ -114,4 +146,11 @@ def to_device(tree: Any, device: torch.device) -> Any:
     return tree
 
 
-__all__ = ["REQUIRED", "TrainingBatch", "read_batch", "to_device"]
+__all__ = [
+    "REQUIRED",
+    "TrainingBatch",
+    "check_weights",
+    "features_fit",
+    "read_batch",
+    "to_device",
+]

@@ -28,6 +28,8 @@ from ringrift_pipeline.enhancements.config_groups import (
     ConfigGroup,
     EnsembleConfig,
     EvaluationConfig,
+    FeedbackConfig,
+    FinetuneConfig,
     GradientsConfig,
     MiningConfig,
     NetworkSettings,
@@ -100,7 +102,28 @@ class ConfigField(NamedTuple):
     type: Any  # int, float, bool, str, tuple[float, float], Literal[...]
     default: Any
     description: str
-    bounds: dict[str, Any]  # any of ge, gt, le, lt, choices, min_length
+    bounds: dict[str, Any]  # any of ge, gt, le, lt, choices, min_length, pattern
+
+    @property
+    def limits(self) -> str:
+        """Default and bounds in words: ``default 256; >= 1``."""
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "entries >="}
+        default = list(self.default) if isinstance(self.default, tuple) else self.default
+        parts = [f"default {default}"]
+        parts += [
+            f"{sign} {self.bounds[name]}" for name, sign in signs.items() if name in self.bounds
+        ]
+        if "choices" in self.bounds:
+            parts.append("one of " + ", ".join(map(str, self.bounds["choices"])))
+        return "; ".join(parts)
+
+
+class FieldGroup(NamedTuple):
+    """Settings that belong together."""
+
+    name: str  # "training", or "" for those without a group
+    description: str  # one line
+    fields: list[ConfigField]
 
 
 class TrainingConfig(ConfigGroup):
@@ -130,12 +153,29 @@ class TrainingConfig(ConfigGroup):
     ensemble: EnsembleConfig = EnsembleConfig()
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     stability: StabilityConfig = StabilityConfig()
 
     @property
     def effective_batch_size(self) -> int:
         """Samples of one optimizer step: batch size times accumulation steps."""
         return self.training.batch_size * self.gradients.accumulation_steps
+
+    @property
+    def effective_learning_rate(self) -> float:
+        """Peak learning rate of a step, evaluation feedback included."""
+        return self.optimizer.learning_rate * self.feedback.rate_factor
+
+    @property
+    def effective_temperature(self) -> float:
+        """Temperature of moves sampled in network selfplay, evaluation feedback included."""
+        return self.selfplay.temperature * self.feedback.exploration_factor
+
+    @property
+    def effective_games(self) -> int:
+        """Games a generation, at least one, evaluation feedback included."""
+        return max(1, round(self.selfplay.games * self.feedback.selfplay_factor))
 
     @classmethod
     def load(
@@ -144,6 +184,7 @@ class TrainingConfig(ConfigGroup):
         file: str | os.PathLike[str] | None = None,
         environ: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
+        base: TrainingConfig | None = None,
     ) -> TrainingConfig:
         """Merge defaults < preset < file < environment < overrides.
 
@@ -152,14 +193,19 @@ class TrainingConfig(ConfigGroup):
             file: a ``.toml``, ``.yaml``, ``.yml`` or ``.json`` file of nested or dotted settings.
             environ: environment variables; None reads the process's own, ``{}`` none.
             overrides: dotted name -> value (text is parsed by the field's type), or nested.
+            base: what takes the place of the defaults.
 
         Raises:
             ConfigError: unknown preset or setting, unreadable file, value out of bounds.
         """
         merged: dict[str, tuple[Any, str]] = {}
+        if base is not None:
+            merged.update(_flatten(base.to_dict(), "base"))
         if preset is not None:
             merged.update(_flatten(_preset(preset), f"preset {preset}"))
         if file is not None:
+            if not isinstance(file, str | os.PathLike):
+                raise ConfigError(f"config file must be a path, not {file!r:.40}")
             merged.update(_flatten(_read_file(Path(file)), f"file {file}"))
         merged.update(_from_environment(os.environ if environ is None else environ))
         if overrides:
@@ -191,6 +237,17 @@ class TrainingConfig(ConfigGroup):
         """Every setting: dotted name, type, default, description and bounds, in order."""
         return list(_walk(cls, ""))
 
+    @classmethod
+    def groups(cls) -> list[FieldGroup]:
+        """The same fields by group, in order, those without a group first."""
+        about = {"": "Settings without a group."}
+        for name, info in cls.model_fields.items():
+            about[name] = (getattr(info.annotation, "__doc__", None) or name).split("\n")[0]
+        grouped: dict[str, list[ConfigField]] = {"": []}
+        for field in cls.fields():
+            grouped.setdefault(field.name.rpartition(".")[0], []).append(field)
+        return [FieldGroup(name, about[name], fields) for name, fields in grouped.items()]
+
 
 def _walk(group: type[ConfigGroup], prefix: str) -> Iterator[ConfigField]:
     hints = typing.get_type_hints(group)
@@ -220,7 +277,7 @@ def _known() -> dict[str, ConfigField]:
 
 
 def _preset(name: str) -> dict[str, Any]:
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
@@ -260,6 +317,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
     """Variables with a double underscore must name a setting; others belong to other programs."""
     by_variable = {ENVIRONMENT_PREFIX + name.replace(".", "__").upper(): name for name in _known()}
     found: dict[str, tuple[Any, str]] = {}
+    if not isinstance(environ, Mapping):
+        raise ConfigError(f"environ must hold variables by name, not {environ!r:.40}")
     for variable, text in environ.items():
         if not variable.startswith(ENVIRONMENT_PREFIX):
             continue
@@ -277,6 +336,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 def _flatten(tree: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, tuple[Any, str]]:
     """Nested or dotted settings -> dotted name -> (value, source); unknown names are refused."""
     flat: dict[str, tuple[Any, str]] = {}
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{source}: settings must be a table of names, not {tree!r:.40}")
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if name in _known():
@@ -355,4 +416,11 @@ def _explain(error: Any, flat: Mapping[str, tuple[Any, str]]) -> str:
     return f"{name}: {message}" + (f" (from {', '.join(sources)})" if sources else "")
 
 
-__all__ = ["ENVIRONMENT_PREFIX", "PRESETS", "ConfigError", "ConfigField", "TrainingConfig"]
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "PRESETS",
+    "ConfigError",
+    "ConfigField",
+    "FieldGroup",
+    "TrainingConfig",
+]

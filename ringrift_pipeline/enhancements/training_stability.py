@@ -234,10 +234,12 @@ class StepGuard:
         clipper: clips the gradients; None only measures them.
         mean_weight: scalar tensor by which the gradients still have to be divided, or None.
         before_change: called when the loss is good and the weights are about to change.
+        add_penalty: adds a penalty's gradient to the gradients and returns the penalty, or None.
 
     Attributes:
         verdict: the monitor's, where it was not ``ok``.
         norm: total gradient norm before clipping; NaN when the loss was refused.
+        penalty: what ``add_penalty`` returned, a scalar.
     """
 
     def __init__(
@@ -247,12 +249,15 @@ class StepGuard:
         clipper: AdaptiveGradientClipper | None,
         mean_weight: Tensor | None,
         before_change: Callable[[], None],
+        add_penalty: Callable[[], Tensor] | None = None,
     ) -> None:
         self.loss = loss
         self.monitor = monitor
         self.clipper = clipper
         self.mean_weight = mean_weight
         self.before_change = before_change
+        self.add_penalty = add_penalty
+        self.penalty: Tensor | None = None
         self.verdict: Verdict | None = None
         self.norm = math.nan
 
@@ -267,6 +272,9 @@ class StepGuard:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.mean_weight is not None and gradients:
             torch._foreach_mul_(gradients, (1.0 / self.mean_weight).to(gradients[0].dtype))
+        if self.add_penalty is not None:
+            self.penalty = self.add_penalty()
+            gradients = [p.grad for p in parameters if p.grad is not None]
         if self.clipper is not None:
             self.norm = self.clipper.update_and_clip(parameters)
         else:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ringrift_pipeline.enhancements.argument_checks import check_number
 from ringrift_pipeline.enhancements.loss_parts import LossParts
 
 # rows of the (4 or 5, B) tensor of one batch's losses
@@ -28,6 +29,7 @@ class TrainStepStats:
         samples: samples of the batch (of the rest, for ``flush``).
         lr: rate of the first parameter group in this step.
         grad_norm: total L2 norm before clipping; NaN when no step was due or its loss was refused.
+        penalty: of the regularizer, not part of ``loss``; 0 without one or when no step was due.
         stepped: whether the optimizer stepped.
         should_stop: whether to end training, and ``stop_reason`` why ("" otherwise).
         anomaly: ``spike``, ``non_finite``, ``divergence`` or None; ``message`` says it in words.
@@ -40,6 +42,7 @@ class TrainStepStats:
         "grad_norm",
         "lr",
         "message",
+        "penalty",
         "samples",
         "step",
         "stepped",
@@ -58,6 +61,7 @@ class TrainStepStats:
         stop_reason: str = "",
         anomaly: str | None = None,
         message: str = "",
+        penalty: float = 0.0,
     ) -> None:
         self._losses = losses
         self._means: tuple[float, ...] | None = None
@@ -69,6 +73,7 @@ class TrainStepStats:
         self.stop_reason = stop_reason
         self.anomaly = anomaly
         self.message = message
+        self.penalty = penalty
 
     @property
     def should_stop(self) -> bool:
@@ -267,10 +272,20 @@ class TrainingProgress:
         self.__dict__.update(fresh.__dict__)
 
 
+def check_figures(val_loss: Any, current_elo: Any) -> None:
+    """ValueError by name for what is no number; ``val_loss`` may be NaN or infinite."""
+    real = isinstance(val_loss, int | float | np.number) and not isinstance(val_loss, bool)
+    if val_loss is not None and not real:
+        raise ValueError(f"val_loss must be a number, got {val_loss!r}")
+    if current_elo is not None:
+        check_number("current_elo", current_elo)
+
+
 __all__ = [
     "EpochStatistics",
     "TrainStepStats",
     "TrainingProgress",
+    "check_figures",
     "join_losses",
     "pack_losses",
     "weighted_means",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ringrift_pipeline.evaluation.evaluating import EvaluationError, evaluate
+    from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
     from ringrift_pipeline.evaluation.gate import (
         Floor,
         GateDecision,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "evaluating": ("EvaluationError", "evaluate"),
+    "feedback": ("NextSettings", "next_settings"),
     "gate": (
         "Floor",
         "GateDecision",
@@ -63,6 +65,7 @@ __all__ = [
     "GateDecision",
     "Match",
     "MatchError",
+    "NextSettings",
     "RatingError",
     "Ratings",
     "SprtResult",
@@ -71,6 +74,7 @@ __all__ = [
     "evaluate",
     "expected_share",
     "fit_ratings",
+    "next_settings",
     "play_matches",
     "play_sets",
     "set_interval",

@@ -17,14 +17,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import polars as pl
 
     from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
 
-__all__ = ["Entrant", "Match", "TournamentError", "play_matches"]
+__all__ = ["Entrant", "Match", "Played", "TournamentError", "play_matches"]
 
 JOB_GAMES = 32
 """Games that one job plays side by side, at most (and at least one set)."""
@@ -74,6 +74,18 @@ class Match:
     decided: Callable[[pl.DataFrame], bool] | None = None
 
 
+class Played(Protocol):
+    """Where the games of finished jobs are kept, so that a killed tournament goes on."""
+
+    def load(self, job: int) -> pl.DataFrame | None:
+        """The games of a job that was finished before, None if it was not."""
+        ...
+
+    def keep(self, job: int, games: pl.DataFrame) -> None:
+        """Keep the games of a job."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Job:
     number: int
@@ -98,6 +110,7 @@ def play_matches(
     seed: int,
     workers: int = 0,
     opening_decisions: int | None = None,
+    played: Played | None = None,
     progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> pl.DataFrame:
@@ -112,15 +125,17 @@ def play_matches(
         seed: of openings and decisions.
         workers: processes; 0 means one a core, 1 plays in this process.
         opening_decisions: random decisions that open a set; None for the usual number.
+        played: keeps every finished job, of the very same matches; None keeps nothing.
         progress: called with games finished and planned and a line that says of which match.
         should_stop: asked at least every half second.
 
     Raises:
-        Interrupted: if asked to stop; nothing is kept.
+        Interrupted: if asked to stop; only what ``played`` holds is kept.
         TournamentError: if a worker dies.
         MatchError: for a line-up that does not fit.
     """
     from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS, MatchError
+    from ringrift_pipeline.selfplay.workers import cores
 
     known = {entrant.name: entrant for entrant in entrants}
     if len({match.name for match in matches}) != len(matches):
@@ -135,12 +150,13 @@ def play_matches(
         raise ValueError(f"workers must be 0 (one a core) or more, not {workers}")
     opening = OPENING_DECISIONS if opening_decisions is None else opening_decisions
     jobs = list(_jobs(config, known, matches, seed, opening))
-    ledger = _Ledger(matches, jobs, progress, should_stop)
-    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    ledger = _Ledger(matches, jobs, played, progress, should_stop)
+    missing = ledger.recall()
+    count = min(workers or cores(), len(missing))
     if count <= 1:
-        _play_here(jobs, ledger)
+        _play_here(missing, ledger)
     else:
-        _play_in_processes(jobs, ledger, count)
+        _play_in_processes(missing, ledger, count)
     return ledger.table()
 
 
@@ -172,6 +188,7 @@ class _Ledger:
         self,
         matches: Sequence[Match],
         jobs: Sequence[_Job],
+        played: Played | None,
         progress: Progress | None,
         should_stop: ShouldStop | None,
     ) -> None:
@@ -179,15 +196,34 @@ class _Ledger:
 
         self._matches = {match.name: match for match in matches}
         self._jobs = jobs
+        self._played = played
         self._next = {match.name: 0 for match in matches}
         self._of = {name: [job for job in jobs if job.match == name] for name in self._matches}
         self._landed: dict[int, pl.DataFrame] = {}
         self._running: dict[int, int] = {}
+        self._recalled = 0  # games that were kept from an earlier try
         self.over: set[str] = set()
         self.reporter = Reporter(progress, should_stop)
 
+    def recall(self) -> list[_Job]:
+        """Take the games that were kept; returns the jobs without any."""
+        missing = []
+        for job in self._jobs:
+            games = None if self._played is None else self._played.load(job.number)
+            if games is None:
+                missing.append(job)
+            else:
+                self._recalled += job.games
+                self._take(job, games)
+        return missing
+
     def land(self, job: _Job, games: pl.DataFrame) -> None:
-        """Take a job's games; ends its match if they decide it."""
+        """Keep and take a job's games; ends its match if they decide it."""
+        if self._played is not None:
+            self._played.keep(job.number, games)
+        self._take(job, games)
+
+    def _take(self, job: _Job, games: pl.DataFrame) -> None:
         import polars as pl
 
         self._landed[job.number] = games
@@ -205,8 +241,9 @@ class _Ledger:
             self.over.add(job.match)
         self.report(job)
 
-    def advance(self, job: _Job, games: int) -> None:
+    def advance(self, number: int, games: int) -> None:
         """Note how many games of a running job have ended."""
+        job = self._jobs[number]
         self._running[job.number] = max(games, self._running.get(job.number, 0))
         self.report(job)
 
@@ -220,12 +257,13 @@ class _Ledger:
         self.reporter.report(
             done,
             total,
-            f"{job.match}: {done}/{total} games in all, {done / seconds:.2f} games/s",
+            f"{job.match}: {done}/{total} games in all, "
+            f"{(done - self._recalled) / seconds:.2f} games/s",
         )
 
     def check(self) -> None:
         """Raise Interrupted if asked to stop."""
-        self.reporter.check("evaluation: stopped; run again to play the matches anew")
+        self.reporter.check("evaluation: stopped; run again to play what is missing")
 
     def table(self) -> pl.DataFrame:
         """The games that count."""
@@ -247,7 +285,7 @@ def _play_here(jobs: Sequence[_Job], ledger: _Ledger) -> None:
         ledger.check()
 
         def progress(done: int, total: int, message: str, at: _Job = job) -> None:
-            ledger.advance(at, done)
+            ledger.advance(at.number, done)
 
         ledger.land(job, _play(job, players, progress, ledger.check))
 
@@ -343,7 +381,7 @@ def _play_in_processes(jobs: Sequence[_Job], ledger: _Ledger, count: int) -> Non
                 if job.match not in ledger.over:
                     running[pool.submit(_work, job)] = job
             done, _ = wait(list(running), timeout=0.25, return_when=FIRST_COMPLETED)
-            _hear(messages, jobs, ledger)
+            _hear(messages, ledger)
             for future in done:
                 job = running.pop(future)
                 if job.match not in ledger.over:
@@ -365,10 +403,10 @@ def _play_in_processes(jobs: Sequence[_Job], ledger: _Ledger, count: int) -> Non
         messages.cancel_join_thread()
 
 
-def _hear(messages: Any, jobs: Sequence[_Job], ledger: _Ledger) -> None:
+def _hear(messages: Any, ledger: _Ledger) -> None:
     while True:
         try:
             number, done = messages.get_nowait()
         except queue.Empty:
             return
-        ledger.advance(jobs[number], done)
+        ledger.advance(number, done)

@@ -79,13 +79,16 @@ def replay_trace(trace: Any) -> ReplayReport:
         raise RecordError(f"a trace is an object, not {type(trace).__name__}")
     if trace.get("format") != FORMAT:
         raise RecordError(f"format is {trace.get('format')!r}, expected {FORMAT!r}")
-    for key in ("config", "initial", "plies"):
+    for key in ("config", "initial", "plies", "winner", "reason"):
         if key not in trace:
-            raise RecordError(f"trace: field {key!r} is missing")
+            raise RecordError(f"trace: field {key!r} is missing; is the trace truncated?")
     if not isinstance(trace["config"], str):
         raise RecordError(f"trace.config: {trace['config']!r} is not the name of a config")
+    swap_rule = trace.get("swap_rule", False)
+    if not isinstance(swap_rule, bool):
+        raise RecordError(f"trace.swap_rule: {swap_rule!r} is not true or false")
     try:
-        state = new_game(trace["config"], swap_rule=bool(trace.get("swap_rule", False)))
+        state = new_game(trace["config"], swap_rule=swap_rule)
     except ValueError as error:
         raise RecordError(f"trace.config: {error}") from None
     config, plies = trace["config"], trace["plies"]
@@ -120,8 +123,10 @@ def replay_trace(trace: Any) -> ReplayReport:
         difference = _compare(_object(ply["after"], f"ply {i}: after"), state)
         if difference:
             return ReplayReport(config, i, i, f"after.{difference[0]}", difference[1])
+    if not state.is_terminal:
+        raise RecordError(f"the game is not over after {len(plies)} plies: the trace is truncated")
     for field, found in (("winner", state.winner), ("reason", state.reason)):
-        if field in trace and trace[field] != found:
+        if trace[field] != found:
             return ReplayReport(
                 config, len(plies), len(plies), field, f"expected {trace[field]!r}, found {found!r}"
             )

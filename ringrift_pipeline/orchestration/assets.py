@@ -101,8 +101,8 @@ RECIPES: tuple[Recipe, ...] = (
         "hard_examples",
         ("selfplay_shards", "quality_scores"),
         _mine,
-        "Positions that the parent model judges worst, with the reason; the next training starts "
-        "its miner from them.",
+        "Positions that the parent model judges worst, or that the last ensemble's members judge "
+        "least alike, with the reason; the next training starts its miner from them.",
         frozenset({"polars", "parquet"}),
         HARD_EXAMPLES,
     ),

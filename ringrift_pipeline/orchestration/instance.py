@@ -12,7 +12,6 @@ from typing import Any
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
 from ringrift_pipeline.orchestration.champion import reconcile
-from ringrift_pipeline.orchestration.jobs import cores
 from ringrift_pipeline.orchestration.names import CPU_POOL
 from ringrift_pipeline.orchestration.places import (
     DATA_VARIABLE,
@@ -20,6 +19,7 @@ from ringrift_pipeline.orchestration.places import (
     home_folder,
     progress_folder,
 )
+from ringrift_pipeline.selfplay.workers import cores
 from ringrift_pipeline.store import Store, write_bytes_atomic
 
 LOCK = "dagster-instance"

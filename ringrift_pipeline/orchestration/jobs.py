@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from dagster import (
@@ -20,14 +19,7 @@ from ringrift_pipeline.orchestration.names import (
     asset_key,
     job_name,
 )
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
+from ringrift_pipeline.selfplay.workers import cores
 
 
 def executor() -> ExecutorDefinition:

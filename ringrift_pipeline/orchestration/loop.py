@@ -6,14 +6,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster import (
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    RunRecord,
+    RunsFilter,
+)
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.evaluation.feedback import next_settings
 from ringrift_pipeline.orchestration.instance import no_retry, own_instance
 from ringrift_pipeline.orchestration.names import (
     ASSETS,
@@ -134,6 +142,14 @@ class Loop:
         self._finished_at: dict[int, float] = {}
 
     @property
+    def planned(self) -> TrainingConfig | None:
+        """The settings that the first generation was planned with, None if it has no plan yet."""
+        if self.first not in self.store.generations(self.request.config):
+            return None
+        plan = self.store.read_plan(self.request.config, self.first)
+        return TrainingConfig.from_dict(plan["settings"])
+
+    @property
     def instance(self) -> DagsterInstance:
         """The open instance. Only inside the ``with`` block."""
         assert self._instance is not None, "the loop has not been entered"
@@ -149,12 +165,15 @@ class Loop:
             stack.callback(self._stop)
             backend = Backend(self.request.data)
             self._services.append(backend)
+            settings = next_settings(
+                self.store, self.request.config, self.first, self.request.settings
+            ).settings
             submit_generation(
                 self.instance,
                 self.request.config,
                 self.first,
                 run_config(
-                    self.request.settings,
+                    settings,
                     last_generation=self.last,
                     resume=self.request.resume,
                 ),
@@ -223,7 +242,8 @@ class Loop:
                 state.decided = True
                 state.steps = []
 
-    def _newest_run(self, generation: int) -> DagsterRun | None:
+    def _runs(self, generation: int) -> Sequence[RunRecord]:
+        """The newest run of a generation, whoever started it and when, in a list."""
         filters = RunsFilter(
             job_name=job_name(self.request.config),
             tags={
@@ -231,7 +251,10 @@ class Loop:
                 PARTITION_TAG: generation_key(generation),
             },
         )
-        records = self.instance.get_run_records(filters, limit=1)
+        return self.instance.get_run_records(filters, limit=1)
+
+    def _newest_run(self, generation: int) -> DagsterRun | None:
+        records = self._runs(generation)
         if not records:
             return None
         run = records[0].dagster_run
@@ -294,10 +317,14 @@ class Loop:
         ):
             known = decision(self.store, self.request.config, before.generation)
             if before.decided and after.run_id is None and known and known["next"] is None:
-                reasons = "; ".join(known["reasons"])
-                raise LoopError(
-                    f"{self.request.config} generation {before.key} ends the loop: {reasons}"
-                )
+                name = f"{self.request.config} generation {after.key}"
+                if self._runs(after.generation):
+                    raise LoopError(
+                        f"{name} was started before and is not started twice: the run history in "
+                        f"{home_folder(self.request.data)} knows it, but its files are gone; "
+                        "restore them, or begin with an empty data folder"
+                    )
+                raise LoopError(f"{name} was not started: {'; '.join(known['reasons'])}")
 
     def failure(self, run_id: str) -> str:
         """The first failed step of a run and its error, in one line."""

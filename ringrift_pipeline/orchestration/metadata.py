@@ -34,6 +34,8 @@ FIRST: dict[str, tuple[str, ...]] = {
             "mean_surprise",
             "full_search_fraction",
             "distinct_games",
+            "opponent_games",
+            "opponent_win_rate",
         )
     ),
     "checkpoint": (
@@ -101,7 +103,7 @@ def of_artefact(artefact: Artefact) -> dict[str, Any]:
             shown[Path(name).stem] = picture(artefact.file(name))
     shown["digest"] = artefact.digest
     shown["path"] = MetadataValue.path(artefact.path)
-    for name in ("parent_generation", "parent_digest"):
+    for name in ("parent_config", "parent_generation", "parent_digest"):
         if artefact.metadata.get(name) is not None:
             shown[name] = artefact.metadata[name]
     return shown

@@ -29,6 +29,8 @@ OWNERS = ["team:ringrift"]
 CONFIG_TAG = "ringrift/config"
 PARTITION_TAG = "dagster/partition"
 BACKFILL_TAG = "dagster/backfill"
+TREND_TAG = "ringrift/trend"  # what the evaluation feedback saw: rising, plateau, …
+FACTORS_TAG = "ringrift/factors"  # what it has come to: rate x0.9, exploration x1.1, …
 
 
 def asset_key(config: str, name: str) -> AssetKey:

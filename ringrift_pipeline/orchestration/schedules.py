@@ -13,6 +13,8 @@ from dagster import (
 )
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.evaluation.feedback import next_settings
 from ringrift_pipeline.orchestration.gauntlet import JOB, week_seed
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
@@ -48,7 +50,9 @@ def next_to_play(store: Store, config: str) -> int | None:
     "or ringrift loop, goes on from them.",
 )
 def nightly_selfplay(context: ScheduleEvaluationContext) -> list[RunRequest] | SkipReason:
-    """One run a config: its next generation's selfplay, with its newest generation's settings."""
+    """One run a config: its next generation's selfplay, with its newest generation's settings,
+    changed as the evaluation feedback asks for.
+    """
     store = Store(data_folder())
     when = context.scheduled_execution_time.date().isoformat()
     requests = []
@@ -59,12 +63,13 @@ def nightly_selfplay(context: ScheduleEvaluationContext) -> list[RunRequest] | S
         key = generation_key(generation)
         if not context.instance.has_dynamic_partition(partitions_name(config), key):
             context.instance.add_dynamic_partitions(partitions_name(config), [key])
-        settings = store.read_plan(config, store.generations(config)[-1])["settings"]
+        newest = store.read_plan(config, store.generations(config)[-1])["settings"]
+        changed = next_settings(store, config, generation, TrainingConfig.from_dict(newest))
         requests.append(
             RunRequest(
                 run_key=f"nightly/{config}/{when}",
                 asset_selection=[asset_key(config, "selfplay_shards")],
-                run_config={"resources": {"settings": {"config": settings}}},
+                run_config={"resources": {"settings": {"config": changed.settings.to_dict()}}},
                 tags={CONFIG_TAG: config, PARTITION_TAG: key},
             )
         )

@@ -108,7 +108,8 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         partitions_def=partitions(config),
         ins={CHAMPION: AssetIn(asset_key(config, CHAMPION), dagster_type=Nothing)},
         description=f"Games of {config} that the champion (the heuristic, before there is one) "
-        "plays against itself, one Arrow file a shard, with search policies and outcomes.",
+        "plays against itself, and some against an earlier model of the last ensemble; one Arrow "
+        "file a shard, with search policies and outcomes.",
         owners=OWNERS,
         kinds={"numba", "arrow"},
         code_version=CODE_VERSION,

@@ -28,21 +28,25 @@ from dagster import (
     sensor,
 )
 
+from ringrift_pipeline.enhancements.training_config import ConfigError, TrainingConfig
+from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
 from ringrift_pipeline.orchestration.champion import champion_event
 from ringrift_pipeline.orchestration.checks import blocking_checks
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
     CONFIG_TAG,
     CONFIGS,
+    FACTORS_TAG,
     PARTITION_TAG,
     SENSOR,
+    TREND_TAG,
     asset_key,
     generation_key,
     job_name,
     partitions_name,
 )
 from ringrift_pipeline.orchestration.places import data_folder
-from ringrift_pipeline.orchestration.settings import run_values
+from ringrift_pipeline.orchestration.settings import carried_on, run_values
 from ringrift_pipeline.orchestration.verdicts import State, verdict
 from ringrift_pipeline.store import Champion, Store, StoreError
 
@@ -151,8 +155,12 @@ def _handle(
         event = champion_event(instance, promoted)
         if event is not None:
             outcome.events.append(event)
-    following = _next(instance, store, config, generation, run, outcome)
-    _decide(store, config, generation, record, promoted is not None, reasons, following)
+    try:
+        following, feedback = _next(instance, store, config, generation, run, outcome)
+    except (StoreError, ConfigError) as error:  # its plan cannot be read; other configs go on
+        reasons = [*reasons, f"no next generation: {error}"]
+        following, feedback = None, None
+    _decide(store, config, generation, record, promoted is not None, reasons, following, feedback)
     outcome.notes.append(
         f"{where}: {'promoted' if promoted else 'not promoted'} ({'; '.join(reasons)})"
     )
@@ -184,19 +192,26 @@ def _next(
     generation: int,
     run: DagsterRun | None,
     outcome: Outcome,
-) -> int | None:
-    """Request the run of the next generation, unless the loop ends here; its number."""
+) -> tuple[int | None, dict[str, Any] | None]:
+    """Request the run of the next generation, unless the loop ends here.
+
+    Its settings are this generation's, changed as the trend of the ratings asks for. Returns its
+    number, None where it is not started, and what the feedback came to.
+    """
     values = run_values(run.run_config) if run is not None else {}
     last = values.get("last_generation")
     following = generation + 1
     key = generation_key(following)
+    planned = TrainingConfig.from_dict(store.read_plan(config, generation)["settings"])
+    changed = next_settings(store, config, following, carried_on(planned, values))
+    feedback = _feedback(changed)
     if last is not None and following > last:
         outcome.notes.append(f"{config}: generation {generation_key(last)} was the last asked for")
-        return None
+        return None, feedback
     if _has_run(instance, config, key):
         outcome.notes.append(f"{config}: generation {key} has been started already")
-        return None
-    settings = store.read_plan(config, generation)["settings"]
+        return None, feedback
+    settings = changed.settings.to_dict()
     carried = {name: values[name] for name in ("last_generation",) if values.get(name) is not None}
     if not instance.has_dynamic_partition(partitions_name(config), key):
         outcome.partitions.append(AddDynamicPartitionsRequest(partitions_name(config), [key]))
@@ -206,10 +221,33 @@ def _next(
             job_name=job_name(config),
             partition_key=key,
             run_config={"resources": {"settings": {"config": {**settings, **carried}}}},
-            tags={CONFIG_TAG: config, PARTITION_TAG: key},
+            tags={
+                CONFIG_TAG: config,
+                PARTITION_TAG: key,
+                TREND_TAG: feedback["trend"],
+                FACTORS_TAG: feedback["factors"],
+            },
         )
     )
-    return following
+    outcome.notes.append(f"{config} generation {key}: {changed.note}; {feedback['factors']}")
+    return following, feedback
+
+
+def _feedback(changed: NextSettings) -> dict[str, Any]:
+    """What the feedback saw and came to, for the decision artefact and the run's tags."""
+    factors = changed.settings.feedback
+    decision = changed.decision.to_dict() if changed.decision is not None else {}
+    return {
+        **decision,
+        "trend": decision.get("trend", "undecided"),
+        "reason": changed.note,
+        "factors": f"rate x{factors.rate_factor:.3g}, "
+        f"exploration x{factors.exploration_factor:.3g}, "
+        f"selfplay x{factors.selfplay_factor:.3g}",
+        "learning_rate": changed.settings.effective_learning_rate,
+        "temperature": changed.settings.effective_temperature,
+        "games": changed.settings.effective_games,
+    }
 
 
 def _has_run(instance: DagsterInstance, config: str, key: str) -> bool:
@@ -226,12 +264,14 @@ def _decide(
     promoted: bool,
     reasons: list[str],
     following: int | None,
+    feedback: dict[str, Any] | None = None,
 ) -> None:
     """Keep what was decided beside what it was decided on; the command line waits for it."""
     decision = {
         "promoted": promoted,
         "reasons": reasons,
         "next": following,
+        "feedback": feedback,
         "run": record.run_id,
         "storage_id": record.storage_id,
     }

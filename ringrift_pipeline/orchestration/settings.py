@@ -8,7 +8,7 @@ which refuses bad values with its own message. A job-level config mapping does t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin
@@ -28,17 +28,6 @@ from ringrift_pipeline.enhancements.training_config import (
 RUN_FIELDS = ("preset", "last_generation", "resume")
 
 
-def _describe(field: ConfigField) -> str:
-    """Description with default and bounds, as the launchpad shows it."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    limits = [f"{signs[name]} {value}" for name, value in field.bounds.items() if name in signs]
-    if "choices" in field.bounds:
-        limits.append("one of " + ", ".join(map(str, field.bounds["choices"])))
-    default = list(field.default) if isinstance(field.default, tuple) else field.default
-    tail = "; ".join([f"default {default}", *limits])
-    return f"{field.description} ({tail})"
-
-
 def _choice(name: str, choices: tuple[str, ...]) -> type[Enum]:
     """An enumeration: Dagster takes an optional Enum, but no optional Literal."""
     return Enum(name, {choice: choice for choice in choices})  # type: ignore[return-value]
@@ -53,28 +42,20 @@ def _annotation(field: ConfigField) -> Any:
     return field.type
 
 
-def _fields(fields: Mapping[str, ConfigField]) -> dict[str, Any]:
+def _fields(fields: Iterable[ConfigField]) -> dict[str, Any]:
+    """Fields as create_model wants them, under their names without the group."""
     return {
-        name: (_annotation(field) | None, Field(default=None, description=_describe(field)))
-        for name, field in fields.items()
+        field.name.rpartition(".")[2]: (
+            _annotation(field) | None,
+            Field(default=None, description=f"{field.description} ({field.limits})"),
+        )
+        for field in fields
     }
 
 
-def _classes() -> tuple[dict[str, Any], dict[str, type[Config]]]:
-    """Top-level fields (as create_model wants them) and one Config class a group."""
-    top: dict[str, ConfigField] = {}
-    groups: dict[str, dict[str, ConfigField]] = {}
-    for field in TrainingConfig.fields():
-        group, _, name = field.name.rpartition(".")
-        if group:
-            groups.setdefault(group, {})[name] = field
-        else:
-            top[name] = field
-    classes = {
-        group: create_model(f"{group.capitalize()}Settings", __base__=Config, **_fields(fields))
-        for group, fields in groups.items()
-    }
-    run: dict[str, Any] = {
+def _generation_config() -> type[Config]:
+    """The run's own fields, the settings without a group, and one Config a group of settings."""
+    every: dict[str, Any] = {
         "preset": (
             _choice("preset", tuple(PRESETS)) | None,
             Field(default=None, description="Preset to start from; what is given below wins."),
@@ -96,28 +77,17 @@ def _classes() -> tuple[dict[str, Any], dict[str, type[Config]]]:
             ),
         ),
     }
-    return {**run, **_fields(top)}, classes
+    for group in TrainingConfig.groups():
+        fields = _fields(group.fields)
+        if not group.name:
+            every |= fields
+            continue
+        made = create_model(f"{group.name.capitalize()}Settings", __base__=Config, **fields)
+        every[group.name] = (made, Field(default_factory=made, description=group.description))
+    return create_model("GenerationConfig", __base__=Config, **every)
 
 
-TOP_FIELDS, GROUPS = _classes()
-
-# For each group: a field of that group's type, everything in it optional.
-GROUP_FIELDS: dict[str, Any] = {
-    group: (
-        cls,
-        Field(
-            default_factory=cls,
-            description=(TrainingConfig.model_fields[group].annotation.__doc__ or group).split(
-                "\n"
-            )[0],
-        ),
-    )
-    for group, cls in GROUPS.items()
-}
-
-GenerationConfig: type[Config] = create_model(
-    "GenerationConfig", __base__=Config, **TOP_FIELDS, **GROUP_FIELDS
-)
+GenerationConfig = _generation_config()
 
 
 def _plain(value: Any) -> Any:
@@ -151,6 +121,17 @@ def resolve(values: Mapping[str, Any]) -> TrainingConfig:
     if last is not None and last < 0:
         raise ConfigError(f"last_generation counts from 0, not {last}")
     return TrainingConfig.load(preset=_plain(values.get("preset")), overrides=given(values))
+
+
+def carried_on(planned: TrainingConfig, values: Mapping[str, Any]) -> TrainingConfig:
+    """The settings a run's successor starts with: what the run was asked for, over its plan.
+
+    They differ where the generation had been planned before somebody asked for something else.
+
+    Raises:
+        ConfigError: a value out of bounds, or an unknown setting.
+    """
+    return resolve(values) if values.get("preset") else planned.with_overrides(given(values))
 
 
 def run_config(

@@ -8,7 +8,7 @@ from enum import Enum
 from dagster import AssetCheckKey, AssetKey, DagsterInstance, DagsterRun, EventLogRecord
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 
-HISTORY = 50  # newest executions of a check that are looked through
+HISTORY = 1000  # newest executions of a check that are looked through
 
 
 class State(Enum):

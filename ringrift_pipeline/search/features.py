@@ -1,4 +1,4 @@
-"""What the one-ply heuristic sees in a position: a dozen features a seat.
+"""What the one-ply heuristic sees in a position: sixteen features a seat.
 
 All are counted in one pass over the board; rays of movement and capture and the axes of lines
 are those of the board constants.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.game import CONFIGS
 from ringrift_pipeline.search.errors import PlayerSpecError
@@ -16,6 +16,16 @@ from ringrift_pipeline.search.players import (
     RandomPlayer,
     RolloutPlayer,
 )
+from ringrift_pipeline.search.value_temperature import (
+    ValueTemperature,
+    data_root_of,
+    value_temperature,
+)
+from ringrift_pipeline.store.kinds import EMA_MODEL
+from ringrift_pipeline.store.layout import MANIFEST
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store import Artefact, Store
 
 #: What ``load_player`` understands, for messages and help texts.
 VALID_SPECS = (
@@ -27,7 +37,6 @@ VALID_SPECS = (
     "the path of a model folder (one that holds model.safetensors and model.json)",
 )
 _GENERATION = re.compile(r"generation:(\d+)")
-_MODEL_KIND = "ema_model"
 
 
 def load_player(
@@ -49,6 +58,11 @@ def load_player(
     current folder); ``device`` is where a network runs. ``settings`` may be any object with the
     attributes of :class:`~ringrift_pipeline.search.SearchSettings`.
 
+    A network's ``value_temperature`` is that of the calibration report of this very model, where
+    its data root holds one (for a path: the root that the folder lies in, else ``data``); it
+    tempers the chances of an analysis and nothing else. Without a report that can be used it is
+    1, and the player's ``calibration`` says why (see :mod:`~.value_temperature`).
+
     Raises :class:`PlayerSpecError` for a spec that names no player or a model that cannot play
     this config, ``ValueError`` for an unknown config or device and for simulations out of range,
     :class:`~ringrift_pipeline.store.MissingArtefactError` when there is no such champion or
@@ -63,7 +77,7 @@ def load_player(
         return HeuristicPlayer(config, seed)
     if text == "rollout":
         return RolloutPlayer(config, seed, playouts=simulations)
-    folder = _model_folder(text, config, data)
+    folder, calibration = _model_folder(text, config, data)
 
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import Evaluator, load_model
@@ -77,16 +91,26 @@ def load_player(
         )
     evaluator = Evaluator(model, rules, device)
     return NetworkPlayer(
-        config, evaluator, simulations=simulations, seed=seed, settings=settings, name=text
+        config,
+        evaluator,
+        simulations=simulations,
+        seed=seed,
+        settings=settings,
+        name=text,
+        value_temperature=calibration.temperature,
+        calibration=calibration.reason,
     )
 
 
-def _model_folder(text: str, config: str, data: str | os.PathLike[str] | None) -> Path:
-    """The verified model folder that a spec other than a baseline's names."""
+def _model_folder(
+    text: str, config: str, data: str | os.PathLike[str] | None
+) -> tuple[Path, ValueTemperature]:
+    """The verified model folder that a spec other than a baseline's names, and its temperature."""
     from ringrift_pipeline.store import MissingArtefactError, Store
 
+    root = data if data is not None else os.environ.get("RINGRIFT_DATA") or "data"
     if text == "champion" or text.startswith("generation:"):
-        store = Store(data if data is not None else os.environ.get("RINGRIFT_DATA") or "data")
+        store = Store(root)
         if text == "champion":
             champion = store.champion(config)
             if champion is None:
@@ -94,11 +118,11 @@ def _model_folder(text: str, config: str, data: str | os.PathLike[str] | None) -
                     f"a champion of {config} in {store.root}",
                     f"`ringrift loop --config {config}` makes one, or choose another player",
                 )
-            return store.open(champion.path).path
+            return _calibrated(store, store.open(champion.path), config)
         match = _GENERATION.fullmatch(text)
         if match is None:
             raise _unknown(text, "the generation must be a number")
-        return store.require(config, int(match[1]), _MODEL_KIND).path
+        return _calibrated(store, store.require(config, int(match[1]), EMA_MODEL), config)
     path = Path(text).expanduser()
     if path.is_file() and path.name in ("model.safetensors", "model.json"):
         path = path.parent
@@ -106,7 +130,14 @@ def _model_folder(text: str, config: str, data: str | os.PathLike[str] | None) -
         raise _unknown(text, "it is no player's name and no such path exists")
     if not (path / "model.json").is_file():
         raise _unknown(text, f"{path} holds no model.json")
-    return path
+    if not (path / MANIFEST).is_file():
+        return path, ValueTemperature(1.0, f"{path} is no artefact of a store")
+    store = Store(data_root_of(path) or root)
+    return _calibrated(store, store.open(path), config)
+
+
+def _calibrated(store: Store, model: Artefact, config: str) -> tuple[Path, ValueTemperature]:
+    return model.path, value_temperature(store, model, config)
 
 
 def _unknown(text: str, why: str) -> PlayerSpecError:

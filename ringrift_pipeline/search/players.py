@@ -16,6 +16,7 @@ from ringrift_pipeline.search.gumbel import GumbelSearch, SearchSettings
 from ringrift_pipeline.search.noise import derive_seeds, uniform
 from ringrift_pipeline.search.rollout import EXPLORATION, uct_search
 from ringrift_pipeline.search.tree import list_moves, settle
+from ringrift_pipeline.search.value_temperature import tempered
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Move, State
@@ -28,7 +29,8 @@ class Analysis:
 
     moves: tuple[Move, ...]  # the legal moves in canonical order
     policy: np.ndarray  # (moves,) float64, sums to 1
-    value: np.ndarray  # (players,) float64, each seat's share of the win; sums to about 1
+    value: np.ndarray  # (players,) float64, each seat's share of the win; sums to about 1;
+    # at the player's value_temperature
     visits: np.ndarray  # (moves,) int64; zeros where nothing is searched
 
 
@@ -37,6 +39,8 @@ class Player(Protocol):
 
     name: str
     config: str
+    value_temperature: float  # of the chances in an analysis; 1 where nothing calibrates them
+    calibration: str  # where that comes from, or why it is 1
 
     def choose(self, state: State) -> Move:
         """The player's move in ``state``; :class:`SearchError` when the game is over."""
@@ -70,6 +74,8 @@ class _BatchPlayer(ABC):
     """The object API on top of one batched ``_think``."""
 
     name: str
+    value_temperature: float = 1.0
+    calibration: str = "only networks are calibrated"
 
     def __init__(self, config: str, seed: int = 0) -> None:
         self.rules = get_rules(config)
@@ -238,6 +244,12 @@ class NetworkPlayer(_BatchPlayer):
     ``settings`` may be any object with the attributes of :class:`SearchSettings`; its
     ``gumbel_scale`` is not used. The value of an analysis is that of the improved policy; in a
     state with one move it is the evaluator's, or the exact result, at the next real decision.
+
+    ``value_temperature`` (the calibration's) tempers the chances that :meth:`analyze` reports,
+    ``p ** (1 / T)`` over the seats that play, but not exact results. The search goes on with the
+    evaluator's own values, so moves, policy and visits are the same at any temperature: neither
+    strength nor reproducibility depends on a report. ``calibration`` says where the temperature
+    comes from.
     """
 
     name = "network"
@@ -251,16 +263,24 @@ class NetworkPlayer(_BatchPlayer):
         seed: int = 0,
         settings: Any = None,
         name: str = "network",
+        value_temperature: float = 1.0,
+        calibration: str = "no temperature was asked for",
     ) -> None:
         super().__init__(config, seed)
         if simulations < 0:
             raise SearchError(f"simulations must not be negative, got {simulations}")
+        if not 0.0 < value_temperature < float("inf"):
+            raise SearchError(
+                f"value_temperature must be finite and above 0, got {value_temperature}"
+            )
         settings = SearchSettings() if settings is None else settings
         quiet = SearchSettings(settings.max_considered, settings.c_visit, settings.c_scale, 0.0)
         self.simulations = int(simulations)
         self.search = GumbelSearch(self.rules, evaluator, quiet)
         self.evaluator = evaluator
         self.name = name
+        self.value_temperature = float(value_temperature)
+        self.calibration = calibration
 
     def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
         found = self.search.search(states, seeds, self.simulations)
@@ -274,12 +294,13 @@ class NetworkPlayer(_BatchPlayer):
         )
 
     def analyze(self, state: State) -> Analysis:
-        """Improved policy, its value, and visits in ``state``."""
-        analysis = super().analyze(state)
-        if len(analysis.moves) > 1:
-            return analysis
-        value = self._value_after_forced_moves(np.array(state.array, dtype=np.int64))
-        return Analysis(analysis.moves, analysis.policy, value, analysis.visits)
+        """Improved policy, its value at ``value_temperature``, and visits in ``state``."""
+        found = super().analyze(state)
+        if len(found.moves) > 1:
+            value = tempered(found.value, self.value_temperature)
+        else:
+            value = self._value_after_forced_moves(np.array(state.array, dtype=np.int64))
+        return Analysis(found.moves, found.policy, value, found.visits)
 
     def _value_after_forced_moves(self, row: np.ndarray) -> np.ndarray:
         buffer = np.empty((1, self.rules.max_moves), dtype=np.int64)
@@ -291,4 +312,4 @@ class NetworkPlayer(_BatchPlayer):
         moves = np.ascontiguousarray(buffer[:, :count])
         _, values = self.evaluator.evaluate(row[None], moves, np.array([count], dtype=np.int32))
         value[:] = values[0]
-        return value
+        return tempered(value, self.value_temperature)

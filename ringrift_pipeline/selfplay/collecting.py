@@ -21,6 +21,7 @@ SUMMARY = "summary.json"
 
 _COLUMNS = (
     "game_id",
+    "game",
     "player",
     "moves",
     "full_search",
@@ -37,7 +38,9 @@ def collect(store: Store, plan: Plan) -> Artefact:
 
     ``shards.json`` lists ``{"index", "games", "positions", "digest", "path"}``; ``summary.json``
     holds games, positions, rates, mean plies, wins by seat, draws, how games ended, and how many
-    games are distinct. The same numbers are metadata named ``selfplay/…``.
+    games are distinct. Where the champion met earlier models, ``opponents`` names them, and
+    ``opponent_games`` and ``opponent_win_rate`` (the champion's share of the win, even being
+    1 / players) say how that went. The same numbers are metadata named ``selfplay/…``.
 
     Raises
     ------
@@ -83,13 +86,17 @@ def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
 
     games: list[dict[str, np.ndarray]] = []
     legal = full = surprise = 0.0
-    for shard in shards:
+    against: list[np.ndarray] = []
+    for shard, planned in zip(shards, plan.shards, strict=True):
         with open_shard(shard.file(SHARD_FILE), columns=_COLUMNS) as reader:
             table = reader.read_all()
         games.append(_games(table))
         legal += games[-1].pop("legal").sum()
         full += games[-1].pop("full").sum()
         surprise += games[-1].pop("surprise").sum()
+        numbers = games[-1].pop("number")
+        if planned.get("opponent"):
+            against.append(_champions_shares(planned["opponent"], numbers, games[-1]["outcome"]))
     joined = {name: np.concatenate([part[name] for part in games]) for name in games[0]}
     positions = int(joined["decisions"].sum())
     seconds = _busy_seconds(shards)
@@ -118,6 +125,29 @@ def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
         "endings": {
             names[int(reason)]: int(count) for reason, count in zip(reasons, counts, strict=True)
         },
+        **_opponents(plan, against),
+    }
+
+
+def _champions_shares(
+    opponent: dict[str, Any], numbers: np.ndarray, outcome: np.ndarray
+) -> np.ndarray:
+    """The champion's share of the win in a shard's games against its opponent."""
+    met = numbers < opponent["games"]
+    seats = (opponent["first_seat"] + numbers[met]) % outcome.shape[1]
+    return outcome[met, seats]
+
+
+def _opponents(plan: Plan, against: list[np.ndarray]) -> dict[str, Any]:
+    """What came of the games against earlier models; nothing where there were none."""
+    if not against:
+        return {}
+    shares = np.concatenate(against)
+    met = [shard["opponent"] for shard in plan.shards if shard.get("opponent")]
+    return {
+        "opponents": sorted({f"generation:{entry['generation']:04d}" for entry in met}),
+        "opponent_games": len(shares),
+        "opponent_win_rate": float(shares.mean(dtype=np.float64)),
     }
 
 
@@ -134,6 +164,7 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
     traces = [hash(selected[starts[i] : starts[i + 1]].tobytes()) for i in range(len(counts))]
     lengths, _ = ragged_column(table, "moves")
     return {
+        "number": column(table, "game")[first],
         "decisions": counts,
         "outcome": column(table, "outcome")[first],
         "plies": column(table, "game_plies")[first],

@@ -1,15 +1,16 @@
 """The plan of a generation: written first, and all that later steps read.
 
 A plan fixes everything a generation's result depends on: the resolved settings, who plays
-(the champion, or the heuristic as long as there is none), the model the training starts from,
-the earlier shards in the training window, the seed of every shard, and one time stamp.
+(the champion, or the heuristic as long as there is none) and against whom, the model the
+training starts from, the last ensemble, the earlier shards in the training window, the seed of
+every shard, and one time stamp.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -39,15 +40,25 @@ class Plan:
     champion:
         ``{"generation", "digest", "path"}`` of the model that plays, None for the heuristic.
     parent:
-        The same for the model that training starts from, None for fresh weights.
+        The same for the model that training starts from, None for fresh weights; with
+        ``"config"`` where it is another config's (``finetune.source``).
     window:
         Earlier shards that training also reads: ``{"generation", "shard", "digest"}``.
     shards:
-        This generation's shards: ``{"index", "games", "seed"}``.
+        This generation's shards: ``{"index", "games", "seed"}``, and ``"opponent"`` where some
+        of the games are against an earlier model (see :func:`opponents.draw_opponents`).
     seed:
         Root seed of the generation; ``seed_for`` derives the seed of each step from it.
     created:
         ISO time stamp, UTC; freshness counts from here, never from the wall clock.
+    ensemble:
+        ``{"generation", "digest", "path"}`` of the last ensemble, None where there was none.
+    finetune:
+        For every generation of a config that began with another's model: ``{"source"}`` (that
+        model: ``{"config", "generation", "digest", "path"}``), ``"generation"`` (which began with
+        it) and ``"samples"`` (rows its Fisher information is measured on). Else None.
+    device:
+        Where the plan is carried out, if not where its settings say; not part of the plan.
     """
 
     raw: dict[str, Any] = field(repr=False)
@@ -59,6 +70,9 @@ class Plan:
     shards: tuple[dict[str, Any], ...]
     seed: int
     created: str
+    ensemble: dict[str, Any] | None = None
+    finetune: dict[str, Any] | None = None
+    device: str | None = None
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Plan:
@@ -85,6 +99,9 @@ class Plan:
         for position, shard in enumerate(raw["shards"]):
             if shard.get("index") != position or shard.get("games", 0) < 1:
                 raise PlanError(f"plan.json: shard {position} is {shard!r}, which is no shard")
+            met = shard.get("opponent")
+            if met is not None and not 0 < met.get("games", 0) <= shard["games"]:
+                raise PlanError(f"plan.json: shard {position} has no opponent in {met!r}")
         return cls(
             raw=raw,
             config=raw["config"],
@@ -95,6 +112,8 @@ class Plan:
             shards=tuple(raw["shards"]),
             seed=int(raw["seed"]),
             created=raw["created"],
+            ensemble=raw.get("ensemble"),  # plans of earlier versions name none
+            finetune=raw.get("finetune"),
         )
 
     @cached_property
@@ -102,7 +121,12 @@ class Plan:
         """The resolved settings this generation was planned with."""
         from ringrift_pipeline.enhancements.training_config import TrainingConfig
 
-        return TrainingConfig.from_dict(self.raw["settings"])
+        settings = TrainingConfig.from_dict(self.raw["settings"])
+        return settings.with_overrides({"device": self.device}) if self.device else settings
+
+    def on_device(self, device: str) -> Plan:
+        """The same plan, carried out on another device than it was made for."""
+        return replace(self, device=device)
 
     @cached_property
     def digest(self) -> str:
@@ -147,18 +171,24 @@ def plan_generation(
 
     The champion of the moment plays; while there is none, the heuristic does. Training starts
     from the newest earlier generation's EMA model, promoted or not: the gate decides who
-    plays, the lineage of weights is one line.
+    plays, the lineage of weights is one line. In ``selfplay.opponent_fraction`` of the games the
+    champion meets an earlier model of the last ensemble, where that has one besides it.
+
+    Where there is no earlier model of this config, ``finetune.source`` may name another config's;
+    once a config has a model of its own, that setting changes nothing.
 
     Raises
     ------
     PlanError
-        if the generation is negative or a setting cannot be planned with.
+        if the generation is negative or a setting cannot be planned with: ``finetune.source``
+        names a model that is not there, or one of another geometry or network shape.
     ValueError
         if the config is unknown (the message lists the known ones).
     """
     from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.selfplay.opponents import draw_opponents, newest_ensemble
 
-    get_rules(config)
+    players = get_rules(config).players
     if generation < 0:
         raise PlanError(f"generations count from 0, not {generation}")
     existing = _existing(store, config, generation)
@@ -166,24 +196,48 @@ def plan_generation(
         return existing
     root = np.random.SeedSequence(settings.seed, spawn_key=(_key(config), generation))
     seed = _state(root)
-    sizes = _shard_sizes(settings.selfplay.games, settings.selfplay.games_per_shard)
+    sizes = _shard_sizes(settings.effective_games, settings.selfplay.games_per_shard)
+    champion = _champion(store, config)
+    ensemble = newest_ensemble(store, config, generation)
+    opponents: list[dict[str, Any] | None] = [None] * len(sizes)
+    if champion is not None and ensemble is not None:
+        opponents = draw_opponents(
+            store,
+            ensemble,
+            champion,
+            sizes,
+            fraction=settings.selfplay.opponent_fraction,
+            players=players,
+            generator=np.random.default_rng(
+                np.random.SeedSequence(seed, spawn_key=(_key("opponents"),))
+            ),
+        )
+    parent = _parent(store, config, generation)
+    finetune = _finetune(store, config, generation, settings, parent)
+    if parent is None and finetune is not None:
+        parent = finetune["source"]
     raw = {
         "format": PLAN_FORMAT,
         "config": config,
         "generation": generation,
         "created": (now or datetime.now(UTC)).astimezone(UTC).isoformat(timespec="seconds"),
         "seed": seed,
-        "champion": _champion(store, config),
-        "parent": _parent(store, config, generation),
+        "champion": champion,
+        "parent": parent,
         "window": _window(store, config, generation, settings.training.window_generations),
+        "ensemble": ensemble
+        and _reference(store, ensemble.generation, ensemble.digest, ensemble.path),
         "shards": [
             {"index": index, "games": games, "seed": _state(child)}
-            for index, (games, child) in enumerate(
-                zip(sizes, np.random.SeedSequence(seed).spawn(len(sizes)), strict=True)
+            | ({"opponent": opponent} if opponent else {})
+            for index, (games, child, opponent) in enumerate(
+                zip(sizes, np.random.SeedSequence(seed).spawn(len(sizes)), opponents, strict=True)
             )
         ],
         "settings": settings.to_dict(),
     }
+    if finetune is not None:
+        raw["finetune"] = finetune
     return Plan.from_dict(store.write_plan(config, generation, raw))
 
 
@@ -193,7 +247,7 @@ def load_plan(store: Store, config: str, generation: int) -> Plan:
 
 
 def open_model(store: Store, reference: dict[str, Any]) -> Artefact:
-    """The verified artefact behind a plan's ``champion`` or ``parent`` entry.
+    """The verified artefact behind a plan's ``champion``, ``parent``, … entry.
 
     Raises
     ------
@@ -250,6 +304,31 @@ def _parent(store: Store, config: str, generation: int) -> dict[str, Any] | None
         if model is not None:
             return _reference(store, earlier, model.digest, model.path)
     return None
+
+
+def _finetune(
+    store: Store,
+    config: str,
+    generation: int,
+    settings: TrainingConfig,
+    parent: dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """The plan's ``finetune`` entry: the first generation's, as long as its weights live on."""
+    from ringrift_pipeline.selfplay.finetuning import source_model
+
+    if parent is not None:
+        return load_plan(store, config, parent["generation"]).finetune
+    if not settings.finetune.source:
+        return None
+    source = source_model(store, config, settings)
+    return {
+        "source": {
+            "config": source.config,
+            **_reference(store, source.generation, source.digest, source.path),
+        },
+        "generation": generation,
+        "samples": settings.finetune.ewc_samples,
+    }
 
 
 def _window(store: Store, config: str, generation: int, generations: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,30 @@ from ringrift_pipeline.selfplay.stopping import Reporter
 
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.training_config import TrainingConfig
+    from ringrift_pipeline.game import Rules
     from ringrift_pipeline.search import GumbelSearch
 
 # A kernel call plays at most this many decisions, so that a stop is heard within a second.
 DECISIONS_PER_CALL = 32
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """An earlier model in the first ``games`` games of a shard.
+
+    The champion sits on seat ``(first_seat + game) % players``, the opponent on all others.
+    """
+
+    search: GumbelSearch
+    games: int
+    first_seat: int
+
+    def moves_in(
+        self, games: NDArray[np.int64], seats: NDArray[np.int64], players: int
+    ) -> NDArray[np.bool_]:
+        """Whether the opponent is to move, (G,), where seat ``seats`` (G,) moves in ``games``."""
+        ours = (self.first_seat + games) % players
+        return (games < self.games) & (seats != ours)
 
 
 class _Shard:
@@ -131,6 +152,7 @@ def play_search_games(
     settings: TrainingConfig,
     search: GumbelSearch,
     reporter: Reporter,
+    opponent: Opponent | None = None,
 ) -> tuple[Decisions, Games]:
     """Play games by network search, ``selfplay.parallel_games`` of them side by side.
 
@@ -138,6 +160,9 @@ def play_search_games(
     probability ``full_search_fraction``, else cheaply; only the full ones train the policy. The
     first ``temperature_plies`` decisions of a game are drawn from the search policy, later ones
     take its maximum. A finished game's place is taken by the next one, so batches stay full.
+
+    Where an ``opponent`` is to move, its own search chooses, always a cheap one: what it plays
+    never trains the policy. Its rows say ``opponent``, and hold its own policy and values.
 
     Raises
     ------
@@ -172,13 +197,42 @@ def play_search_games(
         active = np.flatnonzero(live)
         if not len(active):
             return shard.result()
-        chosen = _search_once(
-            shard, settings, search, states[active], game_of[active], decisions[active]
-        )
+        chosen = np.empty(len(active), np.int64)
+        for rows, player, theirs in _movers(rules, search, opponent, states, game_of, active):
+            those = active[rows]
+            chosen[rows] = _search_once(
+                shard,
+                settings,
+                player,
+                states[those],
+                game_of[those],
+                decisions[those],
+                theirs,
+            )
         played = states[active]
         stepping.apply_moves(rules.constants, played, chosen)
         states[active] = played
         decisions[active] += 1
+
+
+def _movers(
+    rules: Rules,
+    search: GumbelSearch,
+    opponent: Opponent | None,
+    states: NDArray[np.int64],
+    game_of: NDArray[np.int64],
+    active: NDArray[np.int64],
+) -> list[tuple[NDArray[np.int64], GumbelSearch, bool]]:
+    """Who searches which of the ``active`` slots: (places in it, search, is the opponent's)."""
+    if opponent is None:
+        return [(np.arange(len(active)), search, False)]
+    seats = states[active, layout.PLAYER]
+    theirs = opponent.moves_in(game_of[active], seats, rules.players)
+    parts = [
+        (np.flatnonzero(~theirs), search, False),
+        (np.flatnonzero(theirs), opponent.search, True),
+    ]
+    return [part for part in parts if len(part[0])]
 
 
 def _search_once(
@@ -188,6 +242,7 @@ def _search_once(
     states: NDArray[np.int64],
     games: NDArray[np.int64],
     decisions: NDArray[np.int64],
+    opponent: bool,
 ) -> NDArray[np.int64]:
     """Search one decision of each game, record it, and return the moves to play (G,)."""
     size = len(games)
@@ -195,6 +250,8 @@ def _search_once(
     stepping.decision_seeds(shard.seeds[games], decisions, seeds)
     full = np.empty(size, np.bool_)
     stepping.full_searches(seeds, settings.selfplay.full_search_fraction, full)
+    if opponent:
+        full[:] = False
     simulations = np.where(
         full, settings.search.simulations, settings.search.cheap_simulations
     ).astype(np.int32)
@@ -206,7 +263,7 @@ def _search_once(
         counts,
         seeds,
         decisions,
-        settings.selfplay.temperature,
+        settings.effective_temperature,
         settings.selfplay.temperature_plies,
         index,
     )
@@ -223,5 +280,6 @@ def _search_once(
         root_value=result.root_value,
         search_value=result.search_value,
         surprise=result.surprise,
+        opponent=opponent,
     )
     return chosen

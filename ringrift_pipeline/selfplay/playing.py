@@ -28,7 +28,7 @@ def play_shard(
     Raises
     ------
     PlanError
-        if the plan has no such shard, or its champion's files are not those it names.
+        if the plan has no such shard, or its champion's or opponent's files are not those it names.
     Interrupted
         if ``should_stop`` says so; nothing of the shard is kept.
     """
@@ -55,7 +55,7 @@ def finished_shard(store: Store, plan: Plan, index: int) -> Artefact | None:
 
 def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artefact:
     """Play and land a shard, whatever is there already."""
-    from ringrift_pipeline.selfplay.play import play_heuristic_games, play_search_games
+    from ringrift_pipeline.selfplay.play import Opponent, play_heuristic_games, play_search_games
     from ringrift_pipeline.selfplay.shards import (
         SHARD_FILE,
         shard_kind,
@@ -70,8 +70,10 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
     if plan.champion is None:
         decisions, games = play_heuristic_games(*arguments, reporter)
     else:
-        search = _search(store, plan)
-        decisions, games = play_search_games(*arguments, search, reporter)
+        search = _search(store, plan, plan.champion)
+        met = shard.get("opponent")
+        opponent = met and Opponent(_search(store, plan, met), met["games"], met["first_seat"])
+        decisions, games = play_search_games(*arguments, search, reporter, opponent)
     with store.create(plan.config, plan.generation, shard_kind(index)) as draft:
         write_shard(draft.path / SHARD_FILE, decisions, games, metadata)
         draft.metadata.update(
@@ -80,6 +82,7 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
                 "games": len(games.plies),
                 "positions": len(decisions),
                 "player": metadata["player"],
+                "opponent": metadata.get("opponent"),
                 "started": began,
                 "seconds": time.time() - began,
             }
@@ -87,15 +90,14 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
     return draft.artefact
 
 
-def _search(store: Store, plan: Plan) -> Any:
-    """The network search of the plan's champion."""
+def _search(store: Store, plan: Plan, reference: dict[str, Any]) -> Any:
+    """The network search of the model that the plan refers to."""
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import Evaluator, load_model
     from ringrift_pipeline.search import GumbelSearch
 
-    assert plan.champion is not None
     rules = get_rules(plan.config)
-    model = load_model(open_model(store, plan.champion).path)
+    model = load_model(open_model(store, reference).path)
     # One thread a worker: sums round alike however many workers share the machine.
     evaluator = Evaluator(model, rules, plan.settings.device, threads=1)
     return GumbelSearch(rules, evaluator, plan.settings.search)

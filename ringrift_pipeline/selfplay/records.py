@@ -43,6 +43,7 @@ class Decisions:
     root_value, search_value: (R, players) float32, value before and after search,
         absolute seats.
     surprise: (R,) float32, KL(policy || prior) in nats.
+    opponent: (R,) bool, an earlier model moved, not the champion.
     """
 
     game: NDArray[np.int32]
@@ -56,6 +57,7 @@ class Decisions:
     root_value: NDArray[np.float32]
     search_value: NDArray[np.float32]
     surprise: NDArray[np.float32]
+    opponent: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.game)
@@ -89,8 +91,11 @@ class Recorder:
         root_value: NDArray,
         search_value: NDArray,
         surprise: NDArray,
+        opponent: bool = False,
     ) -> None:
         """Add K decisions: shapes as in :class:`Decisions`, ``moves`` and ``policy`` flat.
+
+        ``opponent`` holds for all of them.
 
         The arrays are copied, so the caller may use its buffers again.
         """
@@ -108,6 +113,7 @@ class Recorder:
                 "root_value": np.array(root_value, np.float32),
                 "search_value": np.array(search_value, np.float32),
                 "surprise": np.array(surprise, np.float32),
+                "opponent": np.full(len(game), opponent, np.bool_),
             }
         )
 
@@ -125,6 +131,7 @@ class Recorder:
             "root_value": np.zeros((0, self._players), np.float32),
             "search_value": np.zeros((0, self._players), np.float32),
             "surprise": np.zeros(0, np.float32),
+            "opponent": np.zeros(0, np.bool_),
         }
         joined = {
             name: np.concatenate([empty[name]] + [part.pop(name) for part in self._parts])

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact, Store
 
 SHARD_FORMAT = 1
+OPPONENT_FORMAT = 2
+"""Format of shards with games against an opponent: one column more, ``opponent``."""
 SHARD_FILE = "shard.arrow"
 ROWS_PER_BATCH = 1024
 
@@ -45,8 +47,12 @@ def game_id(config: str, generation: int, shard: int, game: int) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def SHARD_SCHEMA(config: str) -> pa.Schema:  # noqa: N802 - a constant of each config
+def SHARD_SCHEMA(  # noqa: N802 - a constant of each config
+    config: str, opponents: bool = False
+) -> pa.Schema:
     """Arrow schema of a config's shards (format 1), without file metadata.
+
+    ``opponents``: of those with games against an opponent (format 2).
 
     ========================  ====================  ==========================================
     column                    type                  meaning
@@ -72,6 +78,7 @@ def SHARD_SCHEMA(config: str) -> pa.Schema:  # noqa: N802 - a constant of each c
     move_kind                 list<uint8>           kind of each legal move
     move_cells                list<int16[3]>        its cells as plane indices, -1 = none
     move_rank                 list<int16>           its rank among moves alike
+    opponent                  bool                  format 2: the opponent moved, not the model
     ========================  ====================  ==========================================
 
     Only decisions with more than one legal move have a row.
@@ -104,6 +111,8 @@ def SHARD_SCHEMA(config: str) -> pa.Schema:  # noqa: N802 - a constant of each c
         ("move_cells", _ragged(_fixed(pa.int16(), 3))),
         ("move_rank", _ragged(pa.int16())),
     ]
+    if opponents:
+        columns.append(("opponent", pa.bool_()))
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
 
@@ -126,14 +135,29 @@ def shard_metadata(plan: Plan, index: int) -> dict[str, Any]:
     """What a shard's file says of where it comes from.
 
     No time and no path is in it: games planned alike in another folder give the same bytes.
+    ``model`` is the champion; ``opponent``, where there is one, names the other model, in how
+    many games (the first ones) it plays, and the champion's seat in the first of them.
     """
     from ringrift_pipeline import game
     from ringrift_pipeline.network import ENCODING_VERSION
 
     shard = plan.shard(index)
     champion = plan.champion
-    return {
-        "format": SHARD_FORMAT,
+    met = shard.get("opponent")
+    opponent = (
+        {
+            "opponent": {
+                "model": met["digest"],
+                "model_generation": met["generation"],
+                "games": met["games"],
+                "first_seat": met["first_seat"],
+            }
+        }
+        if met
+        else {}
+    )
+    return opponent | {
+        "format": OPPONENT_FORMAT if met else SHARD_FORMAT,
         "config": plan.config,
         "generation": plan.generation,
         "shard": index,
@@ -158,7 +182,7 @@ def write_shard(path: Path, decisions: Decisions, games: Games, metadata: dict[s
     config = metadata["config"]
     _check(path, decisions, games)
     counts = {"rows": len(decisions), "moves": int(decisions.offsets[-1])}
-    schema = SHARD_SCHEMA(config).with_metadata(
+    schema = SHARD_SCHEMA(config, metadata["format"] == OPPONENT_FORMAT).with_metadata(
         {**{name: json.dumps(value) for name, value in metadata.items()}}
         | {"counts": json.dumps(counts)}
     )
@@ -226,6 +250,7 @@ def _record_batch(
         "root_value": decisions.root_value[rows],
         "search_value": decisions.search_value[rows],
         "surprise": decisions.surprise[rows],
+        "opponent": decisions.opponent[rows],
         "game_plies": games.plies[game],
         "reason": games.reason[game],
         "planes": encoded["planes"],
@@ -280,12 +305,14 @@ def open_shard(
         except pa.ArrowInvalid as error:
             raise ShardError(f"{path}: is no shard, or a truncated one ({error})") from error
         metadata = full.metadata or {}
-        if metadata.get(b"format") != str(SHARD_FORMAT).encode():
+        known = {str(number).encode(): number for number in (SHARD_FORMAT, OPPONENT_FORMAT)}
+        found = known.get(metadata.get(b"format", b""))
+        if found is None:
             raise ShardError(
                 f"{path}: has shard format {metadata.get(b'format')!r}, this version reads "
-                f"{SHARD_FORMAT}: play the generation again"
+                f"{SHARD_FORMAT} and {OPPONENT_FORMAT}: play the generation again"
             )
-        expected = SHARD_SCHEMA(json.loads(metadata[b"config"]))
+        expected = SHARD_SCHEMA(json.loads(metadata[b"config"]), found == OPPONENT_FORMAT)
         if not full.equals(expected, check_metadata=False):
             raise ShardError(
                 f"{path}: was written with another encoding of positions: play it again"

@@ -34,6 +34,14 @@ class SelfplayError(RuntimeError):
     """A shard could not be played; the message carries the worker's own error."""
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
 def play_shards(
     store: Store,
     plan: Plan,
@@ -62,7 +70,7 @@ def play_shards(
     wanted = plan.settings.selfplay.workers if workers is None else workers
     if wanted < 0:
         raise ValueError(f"workers must be 0 (one a core) or more, not {wanted}")
-    count = wanted or len(os.sched_getaffinity(0))
+    count = wanted or cores()
     artefacts = {index: finished_shard(store, plan, index) for index in range(len(plan.shards))}
     missing = [index for index, artefact in artefacts.items() if artefact is None]
     tally = _Tally(plan, missing, Reporter(progress, should_stop))

@@ -147,8 +147,8 @@ def advice(kind: str, config: str, generation: int) -> str:
     else:
         verb = "train"
     return (
-        f"`ringrift {verb} --config {config}` makes it (generation {generation_key(generation)}), "
-        f"and `ringrift loop --config {config}` makes all there is"
+        f"`ringrift {verb} --config {config} --generation {generation}` makes it, and "
+        f"`ringrift loop --config {config}` makes all of an unfinished generation"
     )
 
 

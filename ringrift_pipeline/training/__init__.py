@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ringrift_pipeline.training.averaging import average
     from ringrift_pipeline.training.calibrating import calibrate
+    from ringrift_pipeline.training.consolidation import FinetuneError, measure_fisher
     from ringrift_pipeline.training.dataset import WindowDataset
     from ringrift_pipeline.training.ensembling import build_ensemble
     from ringrift_pipeline.training.hard_examples import mine_hard_examples
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "averaging": ("average",),
     "calibrating": ("calibrate",),
+    "consolidation": ("FinetuneError", "measure_fisher"),
     "dataset": ("WindowDataset",),
     "ensembling": ("build_ensemble",),
     "hard_examples": ("mine_hard_examples",),
@@ -53,6 +55,7 @@ __all__ = [
     "HARD_EXAMPLES",
     "QUALITY_SCORES",
     "Column",
+    "FinetuneError",
     "ResumeError",
     "TableError",
     "Window",
@@ -62,6 +65,7 @@ __all__ = [
     "build_ensemble",
     "build_window",
     "calibrate",
+    "measure_fisher",
     "mine_hard_examples",
     "open_window",
     "read_table",

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.selfplay.plan import Plan
 from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
+from ringrift_pipeline.store.kinds import EMA_MODEL
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 
 if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact, Store
 
-KIND = "ema_model"
+KIND = EMA_MODEL
 
 
 def average(
@@ -44,6 +45,7 @@ def average(
         "checkpoint": checkpoint.digest,
         "parent_generation": checkpoint.metadata["parent_generation"],
         "parent_digest": checkpoint.metadata["parent_digest"],
+        "parent_config": checkpoint.metadata.get("parent_config"),
         "parameters": model.num_parameters,
         "train/step": checkpoint.metadata["train/best_step"],
         "half_life_samples": plan.settings.averaging.decay_half_life_samples,

@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.plan import Plan
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.store.kinds import CALIBRATION, CALIBRATION_FILE, CALIBRATION_FORMAT
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.window import Window, build_window, open_window
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from ringrift_pipeline.enhancements.calibration import TemperatureFit
     from ringrift_pipeline.store import Artefact, Store
 
-KIND = "calibration_report"
-REPORT = "report.json"
+KIND = CALIBRATION
+REPORT = CALIBRATION_FILE
 BINS = "bins.parquet"
 PICTURE = "reliability.png"
 
@@ -29,12 +31,14 @@ def calibrate(
     progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> Artefact:
-    """Measure the EMA model's calibration and fit one temperature to its value head.
+    """Measure the EMA model's calibration and set the temperature that its players report with.
 
-    Half of the held-out games fit the temperature, the other half judge it; the reports
-    ``before`` and ``after`` are of the games that judge, ``held_out`` is of all at temperature 1.
-    The temperature is applied (``temperature`` in ``report.json``,
-    which players divide value logits by) if it lowers the judges' log loss, else 1 is. With
+    :class:`CalibrationAutomation` decides. It asks for recalibration where the calibration error
+    of all held-out games (``held_out``, at temperature 1) is above
+    ``calibration.deviation_threshold`` and its interval excludes 0. Half of the games fit its
+    temperature, the other half judge it (``before`` and ``after``). The temperature is applied
+    (``temperature`` in ``report.json``, which players divide value logits by) if recalibration
+    was asked for and it lowers the judges' log loss; else 1 is, and ``reason`` says why. With
     fewer than ``calibration.min_games`` held-out games nothing is fitted.
 
     Files: ``report.json`` (``temperature``, ``fitted``, ``applied``, ``recalibrate``,
@@ -104,7 +108,6 @@ def _report(
 
     from ringrift_pipeline.enhancements.calibration import (
         CalibrationAutomation,
-        fit_temperature,
         value_probabilities,
     )
     from ringrift_pipeline.game import layout
@@ -124,13 +127,14 @@ def _report(
         check_interval=1,
         min_samples=1,
         window_size=len(rows),
-        min_games=min(settings.min_games, len(np.unique(games))),
+        min_games=settings.min_games,
         **options,
     )
     watcher.add_samples(probabilities, shares, games, phases)
     recalibrate = watcher.should_recalibrate()
     played = len(np.unique(games))
     result: dict[str, Any] = {
+        "format": CALIBRATION_FORMAT,
         "config": plan.config,
         "generation": plan.generation,
         "games": played,
@@ -149,23 +153,38 @@ def _report(
             f"{played} held-out games are fewer than calibration.min_games ({settings.min_games})"
         )
     else:
-        fit = fit_temperature(seats, shares, games, **options)
+        watcher.compute_optimal_temperature(seats, shares, games=games)
+        fit = watcher.temperature_fit
+        assert fit is not None
         before, after = fit.before, fit.after
         details = fit.to_dict()
         del details["before"], details["after"]
         result |= {"fitted": True, "fit": details}
-        if fit.log_loss_gain > 0.0 and not fit.at_bound:
+        result["reason"] = _verdict(fit, recalibrate, settings.deviation_threshold)
+        if recalibrate and fit.log_loss_gain > 0.0 and not fit.at_bound:
             result |= {"applied": True, "temperature": fit.temperature}
-            result["reason"] = "it lowers the log loss of games it was not fitted on"
         else:
             after = before
-            result["reason"] = "it does not lower the log loss of games it was not fitted on"
     for stage, measured in (("before", before), ("after", after)):
         result[f"ece_{stage}"] = measured["calibration_error"]
         result[f"ece_{stage}_interval"] = measured["calibration_error_interval"]
         result[f"log_loss_{stage}"] = measured["log_loss"]
         result[f"brier_{stage}"] = measured["brier"]
     return result | {"held_out": held_out, "before": before, "after": after}
+
+
+def _verdict(fit: TemperatureFit, recalibrate: bool, threshold: float) -> str:
+    """Why the temperature fitted is applied, or is not."""
+    if not recalibrate:
+        return (
+            "the calibration error is not above calibration.deviation_threshold "
+            f"({threshold:g}) beyond doubt"
+        )
+    if fit.at_bound:
+        return "its likelihood has no optimum within the bounds of temperatures"
+    if fit.log_loss_gain <= 0.0:
+        return "it does not lower the log loss of games it was not fitted on"
+    return "it lowers the log loss of games it was not fitted on"
 
 
 def _by_seat(

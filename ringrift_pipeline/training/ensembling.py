@@ -9,14 +9,15 @@ import numpy as np
 
 from ringrift_pipeline.selfplay.plan import Plan
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.store.kinds import ENSEMBLE, ENSEMBLE_MEMBERS
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.window import build_window, open_window
 
 if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact, Store
 
-KIND = "ensemble"
-MEMBERS = "members.json"
+KIND = ENSEMBLE
+MEMBERS = ENSEMBLE_MEMBERS
 REPORT = "report.json"
 
 

@@ -1,4 +1,4 @@
-"""Hard examples: the decisions of a generation that its parent model understood least."""
+"""Hard examples: the decisions of a generation that the models before it understood least."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.plan import Plan, open_model
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.training.disagreement import disagreement, panel
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.window import Window, build_window, open_window
 
@@ -31,17 +32,21 @@ def mine_hard_examples(
 
     Hardness is in nats: ``policy_weight`` times KL(search policy || parent's policy) for full
     searches, plus ``value_weight`` times KL(search value || parent's value), plus
-    ``mining.surprise_weight`` times the surprise recorded at selfplay. Divergences, unlike
-    losses on outcomes, are zero for a model that has learned all there is to learn. Where
-    there is no parent model, surprise stands alone; games of the heuristic had no prior, and
-    theirs is measured against the uniform one (``uniform_prior_surprise``).
+    ``mining.surprise_weight`` times the surprise recorded at selfplay, plus
+    ``mining.uncertainty_weight`` times the disagreement of the last ensemble's members
+    (:func:`disagreement.disagreement`). Divergences, unlike losses on outcomes, are zero for a
+    model that has learned all there is to learn. Where there is no parent model, surprise stands
+    alone; games of the heuristic had no prior, and theirs is measured against the uniform one
+    (``uniform_prior_surprise``). Where the plan has no ensemble of two members that are still
+    there, ``uncertainty`` is 0.
 
-    Held-out games are never mined. Columns of the table: :data:`tables.HARD_EXAMPLES`.
+    Held-out games are never mined, nor are the moves of an opponent: its search is another
+    model's. Columns of the table: :data:`tables.HARD_EXAMPLES`.
 
     Raises
     ------
     MissingArtefactError, PlanError
-        if a shard or the parent model is not there as the plan names it.
+        if a shard, the parent model or the ensemble is not there as the plan names it.
     Interrupted
         if ``should_stop`` says so.
     """
@@ -53,19 +58,28 @@ def mine_hard_examples(
     sources = [artefact]
     if plan.parent is not None:
         sources.append(open_model(store, plan.parent))
-    inputs = sealed_inputs(plan, sources)
+    artefacts, members = panel(store, plan)
+    inputs = sealed_inputs(plan, [*sources, *artefacts])
+    inputs["columns"] = [column.name for column in tables.HARD_EXAMPLES]
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
         return existing
     window = open_window(artefact.path)
-    rows = np.flatnonzero(~window.holdout & (window.generation == plan.generation))
+    own = ~window.holdout & (window.generation == plan.generation)
+    rows = np.flatnonzero(own & ~window.opponent)
+    passes = (plan.parent is not None) + bool(members)
     reporter = Reporter(progress, should_stop)
     settings = plan.settings
     surprise, uniform = _surprise(window, rows, heuristic=plan.champion is None)
     policy = np.zeros(len(rows))
     value = np.zeros(len(rows))
+    uncertainty = np.zeros(len(rows))
+    total = passes * len(rows)
     if plan.parent is not None:
-        policy, value = _divergences(plan, sources[1], window, rows, reporter)
+        policy, value = _divergences(plan, sources[1], window, rows, reporter, total)
+    if members:
+        done = total - len(rows)
+        uncertainty = disagreement(plan, members, window, rows, reporter, done, total)
     if plan.champion is None:
         value[:] = 0.0  # the heuristic knows no values
     terms = {
@@ -77,6 +91,8 @@ def mine_hard_examples(
     if plan.parent is None:
         terms = {name: term for name, term in terms.items() if "surprise" in name}
         terms = {name: surprise for name in terms}
+    if members:
+        terms["uncertainty"] = settings.mining.uncertainty_weight * uncertainty
     stacked = np.stack(list(terms.values()))
     hardness = stacked.sum(axis=0)
     reasons = np.array(list(terms))[stacked.argmax(axis=0)]
@@ -90,6 +106,7 @@ def mine_hard_examples(
             "policy_loss": policy[keep],
             "value_loss": value[keep],
             "surprise": surprise[keep],
+            "uncertainty": uncertainty[keep],
             "reason": reasons[keep].tolist(),
         },
         schema={column.name: getattr(pl, column.dtype) for column in tables.HARD_EXAMPLES},
@@ -99,10 +116,13 @@ def mine_hard_examples(
         "examples": frame.height,
         "scored_rows": len(rows),
         "scored_with": "parent" if plan.parent is not None else "surprise",
+        "ensemble_members": [member.name for member in members],
         "train/hardness_mean": float(hardness.mean()),
         "train/hardness_p90": float(np.quantile(hardness, 0.9)),
         "train/hardness_max": float(hardness.max()),
     }
+    if members:
+        metadata["train/uncertainty_mean"] = float(uncertainty.mean())
     metadata |= {f"reason_{name}": int((reasons[keep] == name).sum()) for name in terms}
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         tables.write_table(draft.path / TABLE, frame, tables.HARD_EXAMPLES)
@@ -130,7 +150,12 @@ def _surprise(
 
 
 def _divergences(
-    plan: Plan, parent: Artefact, window: Window, rows: NDArray[np.int64], reporter: Reporter
+    plan: Plan,
+    parent: Artefact,
+    window: Window,
+    rows: NDArray[np.int64],
+    reporter: Reporter,
+    total: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """KL of the search's policy and value against the parent model's, each (K,) in nats."""
     import torch
@@ -162,7 +187,7 @@ def _divergences(
             log_value = torch.log_softmax(values.double()[:, : window.players], dim=1)
             value[some] = _kl(searched, log_value)
             done += len(some)
-            reporter.report(done, len(rows), f"{done}/{len(rows)} decisions scored")
+            reporter.report(done, total, f"{done}/{total} decisions scored")
     return policy, value
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.selfplay.plan import Plan, open_model
 from ringrift_pipeline.selfplay.stopping import Interrupted, Progress, Reporter, ShouldStop
+from ringrift_pipeline.training.consolidation import measure_fisher
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.window import build_window, open_window
 
@@ -40,7 +41,9 @@ def train(
 
     Reads the window, the quality scores and the hard examples (as far as the settings use them)
     and starts from the plan's parent model, or from fresh weights where there is none or its
-    shape is not the one the settings ask for. Every ``checkpoint_every`` steps the whole state
+    shape is not the one the settings ask for. With ``finetune.ewc_weight``, leaving what the model
+    of another config needs, from which this one began, is penalised (a ``fisher`` artefact tells,
+    measured here the first time). Every ``checkpoint_every`` steps the whole state
     is saved as a ``training_state``, so that a killed run loses no more than that; resumed, it
     ends in the same checkpoint bit for bit (on the CPU).
 
@@ -61,14 +64,16 @@ def train(
         if scores, hard examples or a shard have not been made.
     ResumeError
         if ``resume`` names a state of another plan or window.
+    FinetuneError
+        if the penalty cannot be had: the network's shape is no longer the source's.
     Interrupted
         if ``should_stop`` says so, after the state was saved.
     """
     from ringrift_pipeline.training.run import TrainingRun
-    from ringrift_pipeline.training.threads import torch_seed, torch_threads
+    from ringrift_pipeline.training.threads import reproducible, torch_threads
 
     reporter = Reporter(progress, should_stop)
-    sources = _sources(store, plan, should_stop)
+    sources = _sources(store, plan, progress, should_stop)
     inputs = sealed_inputs(plan, sources.values())
     if resume == "auto":
         existing = reuse(store, plan, KIND, inputs)
@@ -76,13 +81,14 @@ def train(
             return existing
     parent, parent_note = _parent_model(plan, sources.get("parent"))
     threads = plan.settings.training.threads
-    with torch_threads(threads), torch_seed(plan.seed_for("torch")):
+    with torch_threads(threads), reproducible(plan.seed_for("torch")):
         run = TrainingRun(
             plan,
             open_window(sources["window"].path),
             _scores(sources),
             _hard_examples(sources),
             parent,
+            sources.get("fisher"),
         )
         resumed_from = _restore(store, plan, run, resume, inputs)
         began, first = time.monotonic(), run.samples
@@ -113,7 +119,9 @@ def train(
         return _land(store, plan, run, metadata)
 
 
-def _sources(store: Store, plan: Plan, should_stop: ShouldStop | None) -> dict[str, Artefact]:
+def _sources(
+    store: Store, plan: Plan, progress: Progress | None, should_stop: ShouldStop | None
+) -> dict[str, Artefact]:
     """The artefacts that a run reads, by their role."""
     sources = {"window": build_window(store, plan, should_stop=should_stop)}
     if plan.settings.quality.enabled:
@@ -122,6 +130,8 @@ def _sources(store: Store, plan: Plan, should_stop: ShouldStop | None) -> dict[s
         sources["hard_examples"] = store.require(plan.config, plan.generation, "hard_examples")
     if plan.parent is not None:
         sources["parent"] = open_model(store, plan.parent)
+    if plan.finetune is not None and plan.settings.finetune.ewc_weight > 0.0:
+        sources["fisher"] = measure_fisher(store, plan, progress, should_stop)
     return sources
 
 
@@ -154,7 +164,8 @@ def _parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork 
     )
     if differing:
         return None, f"fresh weights: the parent differs in {', '.join(differing)}"
-    return model, f"weights of generation {parent.generation:04d}"
+    whose = "" if parent.config == plan.config else f"{parent.config} "
+    return model, f"weights of {whose}generation {parent.generation:04d}"
 
 
 def _restore(
@@ -210,6 +221,7 @@ def _metadata(
         "window": sources["window"].digest,
         "parent_generation": parent.get("generation"),
         "parent_digest": parent.get("digest"),
+        **({"parent_config": parent["config"]} if "config" in parent else {}),
         "parameters": run.model.num_parameters,
         "stop_reason": run.stop_reason or "all steps made",
         "train/steps": run.iteration,
@@ -224,7 +236,7 @@ def _metadata(
         "train/loss": last.get("train/epoch_loss"),
         "train/loss_policy": last.get("train/epoch_loss_policy"),
         "train/loss_value": last.get("train/epoch_loss_value"),
-        "train/learning_rate": plan.settings.optimizer.learning_rate,
+        "train/learning_rate": plan.settings.effective_learning_rate,
         "train/rollbacks": last.get("train/rollbacks"),
         **losses.metrics(),
         **run.held_out(run.model).metrics("val/last_"),
@@ -242,6 +254,8 @@ def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) 
         "parent_generation": metadata["parent_generation"],
         "parent_digest": metadata["parent_digest"],
     }
+    if "parent_config" in metadata:
+        about["parent_config"] = metadata["parent_config"]
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         save_model(draft.path, run.model, {**about, "step": run.iteration})
         save_model(

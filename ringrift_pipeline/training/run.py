@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +16,14 @@ from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
 from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, resolve_device
 from ringrift_pipeline.selfplay.plan import Plan
+from ringrift_pipeline.training.consolidation import open_regularizer
 from ringrift_pipeline.training.dataset import WindowDataset
 from ringrift_pipeline.training.forward import HeldOut, held_out_losses
 from ringrift_pipeline.training.stream import BatchStream, RowsExhausted
 from ringrift_pipeline.training.window import Window
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store import Artefact
 
 
 def planned_steps(plan: Plan, rows: int) -> int:
@@ -65,6 +69,9 @@ class TrainingRun:
         Window rows (K,) and hardness (K,) that the miner begins with; None for none.
     parent:
         Network to start from; it is trained in place. None starts from fresh weights.
+    fisher:
+        Artefact by which leaving the fine-tuning's source is penalised with
+        ``finetune.ewc_weight``; None for no penalty.
 
     Attributes
     ----------
@@ -85,6 +92,7 @@ class TrainingRun:
         game_scores: Mapping[str, float] | None = None,
         hard_examples: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None,
         parent: RingRiftNetwork | None = None,
+        fisher: Artefact | None = None,
     ) -> None:
         settings = plan.settings
         self.plan = plan
@@ -99,7 +107,7 @@ class TrainingRun:
         self.model = parent.to(self.device).requires_grad_(True).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
-            lr=settings.optimizer.learning_rate,
+            lr=settings.effective_learning_rate,
             betas=settings.optimizer.betas,
             weight_decay=settings.optimizer.weight_decay,
         )
@@ -107,7 +115,10 @@ class TrainingRun:
             FacadeConfig.from_training_config(settings, self.total),
             seed=plan.seed_for("mining"),
         )
-        self.facade = TrainingEnhancementsFacade(self.model, self.optimizer, config)
+        ewc = None
+        if fisher is not None:
+            ewc = open_regularizer(fisher, self.model, settings.finetune.ewc_weight)
+        self.facade = TrainingEnhancementsFacade(self.model, self.optimizer, config, ewc=ewc)
         miner = self.facade.miner
         if miner is not None and hard_examples is not None and len(hard_examples[0]):
             miner.load_examples(*hard_examples, games=window.game[hard_examples[0]])
@@ -181,6 +192,8 @@ class TrainingRun:
                 "train/grad_norm": _number(stats.grad_norm),
                 "train/lr": stats.lr,
             }
+            if self.facade.ewc is not None:
+                record["train/penalty"] = _number(stats.penalty)
             if stats.anomaly:
                 record |= {"train/anomaly": stats.anomaly, "message": stats.message}
             self.records.append(record)
@@ -195,7 +208,7 @@ class TrainingRun:
         epoch = self.facade.on_epoch_end(losses.loss)
         self.stop_reason = self.stop_reason or epoch.stop_reason
         if self.best is None or losses.loss < self.best_loss:
-            self.best_loss, self.best_step = losses.loss, self.iteration
+            self.best_loss, self.best_step = float(losses.loss), self.iteration
             source = averaged if averaged is not None else self.model
             self.best = {k: v.detach().cpu().clone() for k, v in source.state_dict().items()}
         self.records.append(

@@ -63,7 +63,7 @@ QUALITY_SCORES: tuple[Column, ...] = (
     _score("score", "Weighted mean of the scores: the sampling weight of the game's rows."),
 )
 
-REASONS = ("policy_loss", "value_loss", "surprise", "uniform_prior_surprise")
+REASONS = ("policy_loss", "value_loss", "surprise", "uniform_prior_surprise", "uncertainty")
 
 HARD_EXAMPLES: tuple[Column, ...] = (
     Column("game_id", "String", "Id of the game."),
@@ -73,6 +73,7 @@ HARD_EXAMPLES: tuple[Column, ...] = (
     Column("policy_loss", "Float64", "KL(search policy || parent model's policy), nats.", 0.0),
     Column("value_loss", "Float64", "KL(search value || parent model's value), nats.", 0.0),
     Column("surprise", "Float64", "KL(search policy || prior at selfplay), nats.", 0.0),
+    Column("uncertainty", "Float64", "Disagreement of the last ensemble's members, nats.", 0.0),
     Column("reason", "String", "The term that weighs most.", choices=REASONS),
 )
 

@@ -81,7 +81,8 @@ class Window:
     offsets: (R+1,) int64, where each row's moves begin.
     policy: (M,) float32; move_kind: (M,) uint8; move_cells: (M, 3) int16; move_rank: (M,).
     outcome, search_value: (R, P) float32, **mover first** (seat of the mover, then the next).
-    full_search: (R,) bool; surprise: (R,) float32, nats.
+    full_search: (R,) bool; surprise: (R,) float32, nats, 0 where an opponent moved.
+    opponent: (R,) bool, an earlier model moved, not the generation's champion.
     game: (R,) int32, index into ``games``; generation: (R,) int32.
     ply, decision: (R,) int32; player: (R,) int8, seat of the mover from 0; phase: (R,) int8.
     holdout: (R,) bool, the row's game is held out.
@@ -98,6 +99,7 @@ class Window:
     outcome: NDArray[np.float32]
     search_value: NDArray[np.float32]
     full_search: NDArray[np.bool_]
+    opponent: NDArray[np.bool_]
     surprise: NDArray[np.float32]
     game: NDArray[np.int32]
     generation: NDArray[np.int32]
@@ -138,6 +140,7 @@ _ROW_COLUMNS = {
     "outcome": np.float32,
     "search_value": np.float32,
     "full_search": np.bool_,
+    "opponent": np.bool_,
     "surprise": np.float32,
     "game": np.int32,
     "generation": np.int32,
@@ -207,6 +210,8 @@ def open_window(folder: Path) -> Window:
         name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         for name in header["columns"]
     }
+    # windows built before there were opponents
+    columns.setdefault("opponent", np.zeros(header["rows"], np.bool_))
     games = tuple((folder / "games.txt").read_text().split())
     return Window(**columns, games=games, config=header["config"])
 
@@ -272,13 +277,18 @@ class _Writer:
 
         player = column(batch, "player")
         planes = column(batch, "planes")
+        opponent = np.zeros(len(player), np.bool_)
+        if "opponent" in batch.schema.names:
+            opponent = column(batch, "opponent")
         rows = {
             "planes": planes.reshape(len(planes), -1, self._size, self._size),
             "globals": column(batch, "globals"),
             "outcome": relative_to_mover(column(batch, "outcome"), player),
             "search_value": relative_to_mover(column(batch, "search_value"), player),
             "full_search": column(batch, "full_search"),
-            "surprise": column(batch, "surprise"),
+            "opponent": opponent,
+            # what surprised another model says nothing of what ours has yet to learn
+            "surprise": np.where(opponent, 0.0, column(batch, "surprise")),
             "game": self._game_indices(batch),
             "generation": np.full(len(player), generation),
             "ply": column(batch, "ply"),
@@ -329,5 +339,6 @@ class _Writer:
             "games": len(games),
             "holdout_games": int(held_out.sum()),
             "holdout_rows": int(flags.sum()),
+            "opponent_rows": int(self._columns["opponent"].sum()),
             "own_rows": int((self._columns["generation"] == self._plan.generation).sum()),
         }

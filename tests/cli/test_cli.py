@@ -36,6 +36,64 @@ def test_help_shows_the_same_flags_on_every_verb(
         assert flag in text, flag
 
 
+def settings_of_help(verb: str, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """What a verb's help says of each setting, line breaks taken out."""
+    assert run([verb, "--help"]) == 0
+    text = capsys.readouterr().out.split("Every setting, with its default", 1)[1]
+    said: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        words = line.strip("│ ").split()
+        if not line.startswith("│"):
+            name = ""
+        elif line.startswith("│ ") and not line.startswith("│  "):
+            name, words = words[0], words[1:]
+        if name:
+            said[name] = " ".join([*said.get(name, "").split(), *words])
+    return said
+
+
+@pytest.mark.parametrize("verb", ["train", "selfplay", "evaluate", "loop"])
+def test_help_shows_every_setting_with_default_and_bounds(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ringrift_pipeline.enhancements import TrainingConfig
+
+    said = settings_of_help(verb, capsys)
+    fields = {field.name: field for field in TrainingConfig.fields()}
+    assert list(said) == list(fields)
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "entries >="}
+    for name, field in fields.items():
+        text = said[name]
+        assert text.startswith(field.description + " ("), name
+        limits = text.removeprefix(field.description + " (").removesuffix(")").split("; ")
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        assert limits[0] == f"default {default}", name
+        for bound, value in field.bounds.items():
+            if bound == "choices":
+                assert "one of " + ", ".join(value) in limits, name
+            elif bound != "pattern":  # the device's description says it in words
+                assert f"{signs[bound]} {value}" in limits, name
+
+
+@pytest.mark.parametrize("verb", ["play", "replay", "ui"])
+def test_verbs_that_train_nothing_show_no_settings(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([verb, "--help"]) == 0
+    assert "training.batch_size" not in capsys.readouterr().out
+
+
+def test_help_fits_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ringrift_pipeline.commands.console import output
+
+    wide = settings_of_help("train", capsys)
+    monkeypatch.setattr(output, "width", 80)
+    assert settings_of_help("train", capsys) == wide
+
+
 def test_top_level_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out

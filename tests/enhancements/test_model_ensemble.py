@@ -82,6 +82,11 @@ def test_policy_in_log_probabilities_value_in_probabilities(masked: bool) -> Non
     spread = np.sqrt(np.tensordot(shares, (np.array(values) - mean_value) ** 2, 1)).max(axis=1)
     np.testing.assert_allclose(prediction.value_disagreement.numpy(), spread, atol=1e-6)
     assert float(prediction.policy_disagreement.min()) > 1e-4
+    apart = entropy(mean_value) - np.tensordot(shares, [entropy(v) for v in values], 1)
+    assert prediction.value_divergence is not None
+    np.testing.assert_allclose(prediction.value_divergence.numpy(), apart, atol=1e-6)
+    assert float(prediction.value_divergence.min()) > 1e-4
+    assert float(prediction.value_divergence.max()) < np.log(3)
 
 
 def test_scale_of_one_head_does_not_leak_into_the_other() -> None:
@@ -109,6 +114,8 @@ def test_copies_of_one_model_agree() -> None:
     torch.testing.assert_close(prediction.value, value.softmax(-1))
     assert float(prediction.policy_disagreement.max()) < 1e-6
     assert float(prediction.value_disagreement.max()) < 1e-6
+    assert prediction.value_divergence is not None
+    assert float(prediction.value_divergence.max()) < 1e-6
 
 
 def test_zero_weight_takes_no_part() -> None:
@@ -133,13 +140,31 @@ def test_value_forms(kind: Any, seats: int) -> None:
         ensemble.add_model(model)
     with torch.no_grad():
         raw = torch.stack([model(features())[1] for model in models])
-    got = ensemble.predict(features()).value
+    prediction = ensemble.predict(features())
+    got = prediction.value
+    assert (prediction.value_divergence is None) == (seats == 1)
     if seats == 1:
         torch.testing.assert_close(got, raw.mean(0)[:, 0])
     elif kind == "probabilities":
         torch.testing.assert_close(got, raw.mean(0))
     else:
         torch.testing.assert_close(got, raw.softmax(-1).mean(0))
+
+
+def test_a_probability_of_zero_leaves_the_divergence_finite() -> None:
+    class Sure(nn.Module):
+        def __init__(self, seat: int) -> None:
+            super().__init__()
+            self.seat = seat
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(len(x), 2), torch.eye(2)[[self.seat] * len(x)]
+
+    ensemble = ModelEnsemble(value_kind="probabilities")
+    ensemble.add_model(Sure(0))
+    ensemble.add_model(Sure(1))
+    divergence = ensemble.predict(torch.zeros(3, 1)).value_divergence
+    torch.testing.assert_close(divergence, torch.full((3,), math.log(2)))
 
 
 def test_caller_keeps_mode_gradients_and_weights() -> None:

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import ringrift_pipeline.enhancements as enhancements
-from ringrift_pipeline.enhancements.training_config import PRESETS, ConfigError, TrainingConfig
+from ringrift_pipeline.enhancements.training_config import (
+    PRESETS,
+    ConfigError,
+    ConfigField,
+    TrainingConfig,
+)
 
 NUMBERS = [f for f in TrainingConfig.fields() if f.type in (int, float) and f.bounds]
 
@@ -176,6 +181,67 @@ def test_every_field_is_described_and_its_default_valid() -> None:
             or (field.name == "optimizer.betas")
         ), f"{field.name} has no bounds"
         assert load(overrides={field.name: field.default}) == TrainingConfig()
+
+
+def other_value(field: ConfigField) -> Any:
+    """A good value that is not the default."""
+    if field.type is bool:
+        return not field.default
+    if "choices" in field.bounds:
+        return next(choice for choice in field.bounds["choices"] if choice != field.default)
+    if field.name == "device":
+        return "cpu"
+    if field.name == "finetune.source":
+        return "square8_2p"
+    if field.name == "optimizer.betas":
+        return [0.5, 0.75]
+    if get_origin(field.type) is tuple:
+        return ["random"]
+    near = [field.default * 1.01, field.default + 1]
+    tries = [*near, field.default - 1, field.default * 2, field.default / 2]
+    for value in map(field.type, tries):
+        try:
+            if value != field.default:
+                load(overrides={field.name: value})
+                return value
+        except ConfigError:
+            continue
+    raise AssertionError(f"no other value of {field.name} was found")
+
+
+@pytest.mark.parametrize("field", TrainingConfig.fields(), ids=lambda field: field.name)
+def test_every_setting_can_be_given_in_every_way(field: ConfigField, tmp_path: Path) -> None:
+    group, _, name = field.name.rpartition(".")
+    value = other_value(field)
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    nested = {group: {name: value}} if group else {name: value}
+    wanted = TrainingConfig.from_dict(nested)
+    assert wanted != TrainingConfig()
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(nested))
+    (tmp_path / "run.toml").write_text(f"{field.name} = {json.dumps(value)}\n")
+    variable = f"RINGRIFT_{field.name.replace('.', '__').upper()}"
+    assert load(overrides={field.name: text}) == wanted
+    assert load(environ={variable: text}) == wanted
+    assert load(file=file) == wanted
+    assert load(file=tmp_path / "run.toml") == wanted
+
+
+def test_effective_values_have_the_factors_of_the_feedback() -> None:
+    config = load(
+        overrides={
+            "feedback.rate_factor": 0.5,
+            "feedback.exploration_factor": 1.5,
+            "feedback.selfplay_factor": 1.25,
+        }
+    )
+    assert config.effective_learning_rate == config.optimizer.learning_rate / 2 == 1e-3
+    assert config.effective_temperature == 1.5
+    assert config.effective_games == 640
+    plain = TrainingConfig()
+    assert plain.effective_learning_rate == plain.optimizer.learning_rate
+    assert plain.effective_temperature == plain.selfplay.temperature
+    assert plain.effective_games == plain.selfplay.games
 
 
 @given(data=st.data())

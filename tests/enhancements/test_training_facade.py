@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ringrift_pipeline.enhancements.ewc_regularization import EWCRegularizer
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.loss_parts import LossParts
 from ringrift_pipeline.enhancements.per_sample_loss import compute_per_sample_loss
@@ -775,3 +776,107 @@ def test_parts_for_a_loop_of_ones_own() -> None:
     assert facade.get_hard_indices(2).size == 2
     assert facade.get_hardest_samples(1)[0][1] == pytest.approx(losses.max().item())
     assert facade.get_epoch_statistics().tracked_samples == 8
+
+
+# --- the regularizer ------------------------------------------------------------------------
+
+
+def regularized(weight: float, **settings) -> tuple[TrainingEnhancementsFacade, EWCRegularizer]:
+    """A facade over a model that has moved away from what its regularizer holds on to."""
+    model = Net()
+    ewc = EWCRegularizer(model, weight)
+    ewc.compute_fisher([make_batch(50, size=32)["features"]])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    return TrainingEnhancementsFacade(model, optimizer, FacadeConfig(**settings), ewc=ewc), ewc
+
+
+@pytest.mark.parametrize("accumulation", (1, 3))
+def test_the_penalty_is_added_once_a_step(accumulation: int) -> None:
+    """As autograd adds it to the mean loss of all batches, weights included."""
+    facade, ewc = regularized(2.0, gradient_accumulation_steps=accumulation, **OFF)
+    model = copy.deepcopy(facade.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(3):
+        batches = [
+            make_batch(10 * step + i, weights=torch.rand(8) + 0.1) for i in range(accumulation)
+        ]
+        for batch in batches:
+            stats = facade.train_step(batch)
+        assert stats.stepped
+        optimizer.zero_grad()
+        losses, weights = [], []
+        for batch in batches:
+            policy, value = model(batch["features"])
+            losses.append(
+                compute_per_sample_loss(
+                    policy, batch["policy_targets"], value, batch["value_targets"]
+                )
+            )
+            weights.append(batch["weights"])
+        weight, loss = torch.cat(weights), torch.cat(losses)
+        mean = (weight * loss).sum() / weight.sum()
+        penalty = ewc.penalty(model)
+        (mean + penalty).backward()
+        optimizer.step()
+        assert stats.penalty == pytest.approx(float(penalty.detach()), rel=1e-5) and penalty > 0
+        assert stats.as_dict()["penalty"] == stats.penalty
+        if accumulation == 1:
+            assert stats.loss == pytest.approx(float(mean.detach()), rel=1e-5)
+        assert_same(facade.model, model)
+
+
+def test_without_a_regularizer_nothing_is_different() -> None:
+    """Bit for bit, with everything on: a weight of 0, none at all."""
+    facade, _ = regularized(0.0)
+    plain = new()
+    plain.model.load_state_dict(facade.model.state_dict())
+    for step in range(12):
+        one, other = facade.train_step(make_batch(step)), plain.train_step(make_batch(step))
+        assert one.penalty == other.penalty == 0.0 and one.loss == other.loss
+    assert_same(facade.model, plain.model, exact=True)
+    assert "ewc" not in plain.state_dict()["parts"]
+
+
+def test_a_strong_penalty_holds_the_weights() -> None:
+    def wander(weight: float) -> float:
+        facade, ewc = regularized(weight, gradient_accumulation_steps=2)
+        for step in range(60):
+            facade.train_step(make_batch(step))
+        with torch.no_grad():
+            return float(ewc.penalty(facade.model)) / weight
+
+    assert wander(30.0) < 0.2 * wander(1e-6)
+
+
+def test_the_regularizer_is_saved_with_the_facade() -> None:
+    whole, _ = regularized(5.0, gradient_accumulation_steps=2)
+    for step in range(5):
+        whole.train_step(make_batch(step))
+    model = Net(seed=9)
+    resumed = TrainingEnhancementsFacade(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
+        FacadeConfig(gradient_accumulation_steps=2),
+        ewc=EWCRegularizer(model),  # knows no task yet
+    )
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for step in range(5, 12):
+        assert whole.train_step(make_batch(step)).penalty == (
+            resumed.train_step(make_batch(step)).penalty
+        )
+    assert_same(whole.model, resumed.model, exact=True)
+    with pytest.raises(ValueError, match="ewc only on one side"):
+        new(gradient_accumulation_steps=2).load_state_dict(whole.state_dict())
+
+
+def test_a_regularizer_of_another_model_is_refused() -> None:
+    _, ewc = regularized(1.0)
+    model = Net(seats=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with pytest.raises(ValueError, match="value.weight has shape"):
+        TrainingEnhancementsFacade(model, optimizer, ewc=ewc)
+    with pytest.raises(ValueError, match="ewc"):
+        TrainingEnhancementsFacade(model, optimizer, ewc=1.0)  # type: ignore[arg-type]

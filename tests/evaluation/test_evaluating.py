@@ -14,6 +14,7 @@ from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.evaluation import EvaluationError, evaluate, fit_ratings, set_scores
 from ringrift_pipeline.evaluation.gate import decide
 from ringrift_pipeline.selfplay import Plan, plan_generation
+from ringrift_pipeline.selfplay.stopping import Interrupted
 from ringrift_pipeline.store import Artefact, MissingArtefactError, Store
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -144,6 +145,27 @@ def test_same_inputs_same_bytes_and_no_second_playing(loop, tmp_path: Path) -> N
     # another candidate in the same generation is evaluated anew
     land_model(other, "square8_2p", 0, seed=99)
     assert evaluate(other, plan).digest != repeated.digest
+
+
+def test_a_killed_evaluation_goes_on_with_what_is_missing(loop, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan, _ = generation(store, 0)
+
+    def parts() -> list[str]:
+        return [kind for kind in store.kinds("square8_2p", 0) if kind.startswith("evaluation-")]
+
+    with pytest.raises(Interrupted):
+        evaluate(store, plan, should_stop=lambda: bool(parts()))
+    kept = [store.require("square8_2p", 0, kind) for kind in parts()]
+    assert kept and store.current("square8_2p", 0, "evaluation") is None
+    games = sum(pl.read_parquet(part.file("games.parquet")).height for part in kept)
+    told: list[int] = []
+    finished = evaluate(store, plan, progress=lambda done, total, text: told.append(done))
+    assert told[len(kept) - 1] == games  # before the first one is played
+    assert not parts()
+    whole = loop[2][0]
+    for name in ("report.json", "games.parquet", "ratings.parquet"):
+        assert finished.file(name).read_bytes() == whole.file(name).read_bytes(), name
 
 
 def test_three_players(tmp_path: Path) -> None:

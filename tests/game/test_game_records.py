@@ -242,8 +242,8 @@ def test_hostile_state_records_never_crash_or_hang(data: Any) -> None:
 
 
 # --- traces ---------------------------------------------------------------------------------------
-def small_trace(plies: int = 30, config: str = "square8_2p") -> dict[str, Any]:
-    """A trace of our own, in the reference's format."""
+def small_trace(config: str = "square8_2p") -> dict[str, Any]:
+    """A whole game of our own as a trace, in the reference's format."""
 
     def bare(state: State) -> dict[str, Any]:
         return {k: v for k, v in state.to_record().items() if k != "resume"}
@@ -256,23 +256,24 @@ def small_trace(plies: int = 30, config: str = "square8_2p") -> dict[str, Any]:
         "initial": bare(state),
         "plies": [],
     }
-    for i in range(plies):
+    while not state.is_terminal:
         legal = state.legal_moves()
-        chosen = (i * 7919) % len(legal)
+        chosen = (len(trace["plies"]) * 7919) % len(legal)
         ply = {"phase": state.phase, "player": state.current_player}
         state = state.apply(legal[chosen])
         trace["plies"].append(
             ply | {"legal": [m.to_record() for m in legal], "chosen": chosen, "after": bare(state)}
         )
-    return trace
+    return trace | {"winner": state.winner, "reason": state.reason}
 
 
 TRACE = small_trace()
+PLIES = len(TRACE["plies"])
 
 
 def test_a_trace_of_our_own_replays() -> None:
     report = replay_trace(copy.deepcopy(TRACE))
-    assert report.ok and report.plies == 30 and report.config == "square8_2p"
+    assert report.ok and report.plies == PLIES and report.config == "square8_2p"
 
 
 def difference(change: Any) -> tuple[int | None, str | None]:
@@ -298,8 +299,9 @@ def test_replay_names_the_first_ply_and_field_that_differ() -> None:
     assert difference(lambda t: t["plies"][5]["after"]["stacks"].update({"0,0": "12"})) == (
         *(5, "after.stacks"),
     )
-    assert difference(lambda t: t.update(winner=1)) == (30, "winner")
-    assert difference(lambda t: t.update(reason="territory")) == (30, "reason")
+    loser = 3 - TRACE["winner"]
+    assert difference(lambda t: t.update(winner=loser)) == (PLIES, "winner")
+    assert difference(lambda t: t.update(reason="resigned")) == (PLIES, "reason")
     # The order of the cells of a region or line does not matter, nor that of the moves.
     trace = copy.deepcopy(TRACE)
     for ply in trace["plies"]:
@@ -324,6 +326,11 @@ def test_replay_names_the_first_ply_and_field_that_differ() -> None:
         lambda t: t.update(plies={}),
         lambda t: t.update(plies=[7]),
         lambda t: t.update(swap_rule=True, config="square8_3p"),
+        lambda t: t.update(swap_rule="no"),
+        lambda t: t.pop("winner"),
+        lambda t: t.pop("reason"),
+        lambda t: t["plies"].clear(),
+        lambda t: t["plies"].pop(),
         lambda t: t["plies"][3].pop("after"),
         lambda t: t["plies"][3].pop("legal"),
         lambda t: t["plies"][3].update(legal=[[]]),
@@ -362,7 +369,8 @@ def test_hostile_traces_never_crash(data: Any) -> None:
         assert str(error)
 
 
-HOSTILE = small_trace(plies=9, config="hex8_2p")
+HOSTILE = small_trace("hex8_2p")
+HOSTILE["plies"] = HOSTILE["plies"][:9]
 for _ply in HOSTILE["plies"]:
     # Few legal moves, so that the places drawn are spread over the trace.
     keep = _ply["legal"][_ply["chosen"]]

@@ -51,7 +51,8 @@ def land(instance: DagsterInstance, store: Store) -> Land:
     """``land(config, generation)``: an evaluation lands in a real run, with its blocking check.
 
     ``promote`` is what the gate says, ``passed`` what the check says (None: the check does not
-    run), ``last`` the run's last generation, ``tags`` more tags of the run.
+    run), ``last`` the run's last generation, ``tags`` more tags of the run, ``rating`` the candidate's
+    with half its interval.
     """
 
     def landed(
@@ -62,8 +63,9 @@ def land(instance: DagsterInstance, store: Store) -> Land:
         passed: bool | None = True,
         last: int | None = None,
         tags: dict[str, str] | None = None,
+        rating: tuple[float, float] | None = None,
     ) -> Any:
-        fake_evaluation(store, config, generation, promote)
+        fake_evaluation(store, config, generation, promote, rating)
         key = names.generation_key(generation)
         if not instance.has_dynamic_partition(names.partitions_name(config), key):
             instance.add_dynamic_partitions(names.partitions_name(config), [key])

@@ -19,15 +19,24 @@ def fake_model(store: Store, config: str, generation: int) -> Any:
     return draft.artefact
 
 
-def fake_evaluation(store: Store, config: str, generation: int, promote: bool) -> None:
-    """Plan, model and evaluation report of a generation, as far as the sensor reads them."""
+def fake_evaluation(
+    store: Store, config: str, generation: int, promote: bool, rating: tuple[float, float] | None
+) -> None:
+    """Plan, model and evaluation report of a generation, as far as the sensor reads them.
+
+    ``rating`` is the candidate's, with half the width of its interval, Elo.
+    """
     store.write_plan(config, generation, PLAN)
     model = store.current(config, generation, "ema_model") or fake_model(store, config, generation)
     report = {
         "candidate": {"digest": model.digest},
         "gate": {"promote": promote, "reasons": ["beats everybody" if promote else "too weak"]},
     }
-    with store.create(config, generation, "evaluation") as draft:
+    numbers = {}
+    if rating is not None:
+        elo, half = rating
+        numbers = {"eval/elo": elo, "eval/elo_low": elo - half, "eval/elo_high": elo + half}
+    with store.create(config, generation, "evaluation", numbers) as draft:
         (draft.path / "report.json").write_text(json.dumps(report))
 
 

@@ -142,16 +142,26 @@ def test_a_launch_refuses_unknown_names(values: dict[str, Any]) -> None:
         launch("hex8_2p", values)
 
 
-def test_the_launchpad_describes_every_setting() -> None:
+def test_the_launchpad_has_the_settings_and_no_others() -> None:
+    """The same names, descriptions, defaults and bounds as on the command line."""
     from ringrift_pipeline.enhancements import TrainingConfig
-    from ringrift_pipeline.orchestration.settings import settings_resource
+    from ringrift_pipeline.orchestration.settings import RUN_FIELDS, settings_resource
 
     shape: Any = settings_resource.config_schema.config_type
-    for field in TrainingConfig.fields():
-        group, _, name = field.name.rpartition(".")
-        inner = shape.fields[group].config_type if group else shape
-        described = inner.fields[name].description
-        assert field.description in described and "default" in described
+    shown = {}
+    for name, field in shape.fields.items():
+        inner = getattr(field.config_type, "fields", None)
+        if inner is None:
+            shown[name] = field.description
+        else:
+            shown |= {f"{name}.{leaf}": each.description for leaf, each in inner.items()}
+    for name in RUN_FIELDS:
+        assert shown.pop(name)
+    wanted = {f.name: f"{f.description} ({f.limits})" for f in TrainingConfig.fields()}
+    assert shown == wanted
+    for group in TrainingConfig.groups():
+        if group.name:
+            assert shape.fields[group.name].description == group.description
 
 
 def test_at_most_fifteen_numbers_are_shown() -> None:

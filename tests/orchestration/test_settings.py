@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from ringrift_pipeline.enhancements.training_config import ConfigError, TrainingConfig
+from ringrift_pipeline.enhancements.training_config import (
+    ConfigError,
+    ConfigField,
+    TrainingConfig,
+)
 from ringrift_pipeline.orchestration.settings import resolve, run_config, run_values
 
 
@@ -38,3 +44,21 @@ def test_bad_values_are_named() -> None:
 def test_runs_of_other_jobs_say_nothing() -> None:
     assert run_values({}) == {}
     assert run_values({"ops": {"gauntlet": {}}}) == {}
+
+
+def just_outside(field: ConfigField) -> list[Any]:
+    """Values that the field's bounds forbid."""
+    step = {"ge": -1, "gt": 0, "le": 1, "lt": 0}
+    values = [field.type(bound + step[b]) for b, bound in field.bounds.items() if b in step]
+    return values + (["no such choice"] if "choices" in field.bounds else [])
+
+
+BOUNDED = [field for field in TrainingConfig.fields() if just_outside(field)]
+
+
+@pytest.mark.parametrize("field", BOUNDED, ids=lambda field: field.name)
+def test_every_bound_is_enforced_where_a_run_is_configured(field: ConfigField) -> None:
+    group, _, name = field.name.rpartition(".")
+    for value in just_outside(field):
+        with pytest.raises(ConfigError, match=name):
+            resolve({group: {name: value}} if group else {name: value})

@@ -18,7 +18,7 @@ from ringrift_pipeline.selfplay import (
 from ringrift_pipeline.selfplay.stopping import Reporter
 from ringrift_pipeline.store import CorruptArtefactError, MissingArtefactError, Store
 
-from .conftest import CONFIG, NOW, save_champion, settings
+from .conftest import CONFIG, NOW, prepared, settings
 
 
 def shard_bytes(store: Store, plan: Plan) -> list[bytes]:
@@ -31,12 +31,11 @@ def shard_bytes(store: Store, plan: Plan) -> list[bytes]:
 
 
 def test_workers_do_not_change_the_bytes_and_a_killed_one_is_replaced(
-    searched: tuple[Store, Plan], store: Store
+    met: tuple[Store, Plan], store: Store
 ) -> None:
-    alone, reference = searched
-    plan_generation(store, CONFIG, 0, settings(), NOW)
-    save_champion(store)
-    plan = plan_generation(store, CONFIG, 1, settings(), NOW)
+    """Games of the champion alone and against an earlier model."""
+    alone, reference = met
+    plan = prepared(store)
     killed: list[int] = []
     seen: list[tuple[int, int]] = []
 
@@ -52,7 +51,7 @@ def test_workers_do_not_change_the_bytes_and_a_killed_one_is_replaced(
     assert killed and [a.metadata["games"] for a in artefacts] == [2, 2, 1]
     assert shard_bytes(store, plan) == shard_bytes(alone, reference)
     assert [a.digest for a in artefacts] == [
-        alone.require(CONFIG, 1, shard_kind(index)).digest for index in range(3)
+        alone.require(CONFIG, 3, shard_kind(index)).digest for index in range(3)
     ]
     assert seen[-1] == (5, 5) and all(total == 5 for _, total in seen)
     assert not multiprocessing.active_children()

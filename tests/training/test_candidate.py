@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ringrift_pipeline.network import load_model
+from ringrift_pipeline.search import load_player
 from ringrift_pipeline.selfplay import Plan
 from ringrift_pipeline.store import MissingArtefactError, Store
 from ringrift_pipeline.training import (
@@ -24,7 +27,7 @@ from ringrift_pipeline.training import (
     score_games,
     train,
 )
-from ringrift_pipeline.training.calibrating import _by_seat
+from ringrift_pipeline.training.calibrating import _by_seat, _report
 from ringrift_pipeline.training.forward import held_out_losses, value_logits
 
 
@@ -114,6 +117,9 @@ def test_calibration_reports_before_and_after_on_held_out_games(
         assert report["temperature"] == 1.0
         assert report["log_loss_after"] == report["log_loss_before"]
     assert artefact.metadata["val/ece_before"] == report["ece_before"]
+    player = load_player("generation:0001", second.config, data=trained.root, device="cpu")
+    assert player.value_temperature == report["temperature"]
+    assert artefact.digest[:12] in player.calibration
     assert artefact.file("reliability.png").read_bytes().startswith(b"\x89PNG")
     bins = read_table(artefact.file("bins.parquet"), CALIBRATION_BINS)
     whole = bins.filter((bins["stage"] == "held_out") & (bins["split"] == "all"))
@@ -134,6 +140,49 @@ def test_values_are_turned_back_to_absolute_seats(trained: Store, second: Plan) 
     # All rows of a game have the same outcome once seats are absolute.
     for game in set(window.game[rows]):
         assert len(np.unique(shares[window.game[rows] == game], axis=0)) == 1
+
+
+def judged(plan: Plan, sharpness: float, games: int = 600, **changed: float) -> dict[str, Any]:
+    """The report on a value head that is ``sharpness`` times too sure, 4 positions a game."""
+    rng = np.random.default_rng(4)
+    truth = rng.normal(size=(games, 2))
+    chances = np.exp(truth) / np.exp(truth).sum(axis=1, keepdims=True)
+    outcome = np.eye(2)[(rng.random(games) > chances[:, 0]).astype(int)]
+    player = np.tile([0, 1], 2 * games)
+    window = SimpleNamespace(
+        players=2,
+        game=np.repeat(np.arange(games), 4),
+        player=player,
+        phase=np.zeros(4 * games, int),
+        outcome=np.where(
+            player[:, None] == 0, *(np.repeat(o, 4, 0) for o in (outcome, 1 - outcome))
+        ),
+    )
+    logits = np.repeat(truth * sharpness, 4, axis=0)
+    mover_first = np.where(player[:, None] == 0, logits, logits[:, ::-1])
+    overrides = {f"calibration.{name}": value for name, value in changed.items()}
+    settings = plan.settings.with_overrides({"calibration.bins": 15, **overrides})
+    plan = Plan.from_dict({**plan.raw, "settings": settings.to_dict()})
+    return _report(plan, window, np.arange(4 * games), mover_first)  # type: ignore[arg-type]
+
+
+def test_the_temperature_is_applied_above_the_threshold_only(second: Plan) -> None:
+    sure = judged(second, 3.0)
+    assert sure["recalibrate"] and sure["applied"]
+    assert sure["temperature"] == sure["fit"]["temperature"] == pytest.approx(3.0, rel=0.2)
+    assert sure["held_out"]["calibration_error"] > 0.05 > sure["ece_after"]
+    # The same head, and a threshold that its error does not reach.
+    lenient = judged(second, 3.0, deviation_threshold=0.4)
+    assert not lenient["recalibrate"] and not lenient["applied"]
+    assert lenient["temperature"] == 1.0 and lenient["after"] == lenient["before"]
+    assert lenient["fit"] == sure["fit"], "what a temperature would do is told all the same"
+    assert "deviation_threshold (0.4)" in lenient["reason"]
+    # A head that is right has a fit near 1, and keeps 1 itself.
+    right = judged(second, 1.0)
+    assert not right["applied"] and right["temperature"] == 1.0
+    assert right["fit"]["temperature"] == pytest.approx(1.0, abs=0.2)
+    few = judged(second, 3.0, games=40, min_games=41)
+    assert not few["fitted"] and few["temperature"] == 1.0 and "fewer than" in few["reason"]
 
 
 def test_steps_name_what_they_miss(store: Store, second: Plan) -> None:

@@ -148,7 +148,9 @@ def test_unplayed_generations_are_refused(store: Store) -> None:
 
 def test_tables_that_break_their_schema_are_refused(tmp_path: Path) -> None:
     types = {column.name: getattr(pl, column.dtype) for column in HARD_EXAMPLES}
-    good = pl.DataFrame([["a", 0, 0, 1.0, 0.5, 0.5, 0.0, "surprise"]], schema=types, orient="row")
+    good = pl.DataFrame(
+        [["a", 0, 0, 1.0, 0.5, 0.5, 0.0, 0.1, "surprise"]], schema=types, orient="row"
+    )
     path = tmp_path / "table.parquet"
     write_table(path, good, HARD_EXAMPLES)
     assert read_table(path, HARD_EXAMPLES).equals(good)

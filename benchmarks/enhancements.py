@@ -1,0 +1,421 @@
+"""What the enhancement modules cost, beside the reference project's algorithms and torch's own.
+
+Run ``python benchmarks/enhancements.py [--quick] [--json]``. One JSON object a claim; a bigger
+ratio is better, ``target`` is the least acceptable one. One thread; processor times, the compared
+calls alternating, medians (of mining the mean, so that its rare passes over the buffer count).
+The reference's algorithms are those of ``reference_enhancements.py``; where a claim leans on one,
+``note`` says how its time compares with the figure measured apart.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("POLARS_MAX_THREADS", "1")  # read when polars is imported
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import reference_enhancements as reference
+import torch
+from torch import Tensor, nn
+
+from ringrift_pipeline.enhancements import (
+    AdaptiveGradientClipper,
+    CheckpointAverager,
+    DataQualityScorer,
+    HardExampleMiner,
+    PerSampleLossTracker,
+    QualityWeightedSampler,
+    compute_per_sample_loss,
+)
+from ringrift_pipeline.enhancements.calibration import calibration_report
+from ringrift_pipeline.enhancements.checkpoint_averaging import average_checkpoints
+from ringrift_pipeline.enhancements.checkpoint_files import write_checkpoint
+
+NOW = 1_700_000_000.0
+MILLION = 1_000_000
+Claim = dict[str, Any]
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    start = time.process_time()
+    call()
+    return (time.process_time() - start) * 1e3
+
+
+def alternating(repeats: int, *calls: Callable[[], Any]) -> list[float]:
+    """Median processor time of each call, ms; they take turns, after one round that is not read."""
+    for call in calls:
+        call()
+    times = [[milliseconds(call) for call in calls] for _ in range(repeats)]
+    return [float(value) for value in np.median(times, axis=0)]
+
+
+def claim(
+    text: str, value: float, against: float, target: float, unit: str = "ms", note: str = ""
+) -> Claim:
+    """``against`` over ``value`` is the ratio."""
+    made: Claim = {
+        "claim": text,
+        "value": round(value, 4),
+        "unit": unit,
+        "reference": round(against, 4),
+        "ratio": round(against / value, 3),
+        "target": round(target, 3),
+    }
+    return made | ({"note": note} if note else {})
+
+
+def beside_figure(name: str, measured: float) -> str:
+    """How a re-creation's time compares with what the reference itself took, measured apart."""
+    times = measured / reference.BASELINES[name]
+    fits = "within" if 1 / 1.5 <= times <= 1.5 else "outside"
+    return f"{name}: {times:.2f} times its figure measured apart, {fits} 1.5 times"
+
+
+def mining(quick: bool) -> Iterator[Claim]:
+    """Record 512, draw 256 hard ones, mix a batch of 512: 1M rows, 100k tracked."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(MILLION)
+    miner = HardExampleMiner(buffer_size=100_000, min_samples_before_mining=1000)
+    for start in range(0, MILLION, 5000):
+        miner.record_batch(rows[start : start + 5000], rng.exponential(size=5000))
+    other = reference.Miner(100_000)
+    for start in range(0, 100_000, 5000):
+        other.record_batch(rows[start : start + 5000], rng.exponential(size=5000))
+    batches = [(rng.integers(0, MILLION, 512), rng.exponential(size=512)) for _ in range(400)]
+
+    def timed(which: HardExampleMiner | reference.Miner, batch: tuple) -> list[float]:
+        return [
+            milliseconds(lambda: which.record_batch(*batch)),
+            milliseconds(lambda: which.get_hard_indices(256)),
+            milliseconds(lambda: which.create_mixed_batch_indices(512, rows)),
+        ]
+
+    np.random.seed(0)
+    for batch in batches[:50]:
+        timed(miner, batch)
+    ours, theirs = [], []
+    for number, batch in enumerate(batches[50 : 150 if quick else 400]):
+        ours.append(timed(miner, batch))
+        if number % 35 == 0:
+            theirs.append(timed(other, batch))
+    mine = np.mean(ours, axis=0)
+    apart = np.median(theirs, axis=0)
+    names = (
+        "record a batch of 512, buffer 100k",
+        "hard indices, 256 of 100k tracked",
+        "mixed batch of 512, 1M rows",
+    )
+    notes = "; ".join(beside_figure(n, t) for n, t in zip(names, apart, strict=True))
+    yield claim(
+        "hard examples: record_batch + get_hard_indices + create_mixed_batch_indices, batch 512, "
+        "1M rows, 100k tracked (mean of ours, its passes over the buffer included)",
+        mine.sum(),
+        apart.sum(),
+        300.0,
+        note=notes,
+    )
+    for name, value, against in zip(names, mine, apart, strict=True):
+        yield claim(f"hard examples: {name}", value, against, 100.0)
+
+
+def games(number: int) -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    return pl.DataFrame(
+        {
+            "length": rng.integers(10, 600, number),
+            "winner": rng.integers(0, 3, number),
+            "elo_p1": rng.normal(1500, 100, number),
+            "elo_p2": rng.normal(1500, 100, number),
+            "policy_entropy": 4 * rng.random(number),
+            "timestamp": NOW - 1e6 * rng.random(number),
+        }
+    )
+
+
+def scoring(quick: bool) -> Iterator[Claim]:
+    """The same six facts a game: one call each, against one expression."""
+    million = games(MILLION)
+    scorer, other = DataQualityScorer(), reference.Scorer()
+    some = MILLION // 10  # its time does not depend on what came before
+    columns = [million[name].head(some).to_list() for name in million.columns]
+
+    def one_by_one() -> list[reference.Score]:
+        return [other.score_game("g", *facts, NOW) for facts in zip(*columns, strict=True)]
+
+    ours, tenth = alternating(
+        5 if quick else 9, lambda: scorer.score_frame(million, NOW), one_by_one
+    )
+    theirs = tenth * 10
+    yield claim(
+        "quality: scoring a million games",
+        ours,
+        theirs,
+        30.0,
+        note=beside_figure("score a million games", theirs),
+    )
+    if quick:
+        return
+    many = games(20 * MILLION)
+    (long,) = alternating(3, lambda: scorer.score_frame(many, NOW))
+    yield claim(
+        "quality: time a game at 20 million games, against that at one million (linear)",
+        long / 20,
+        ours,
+        0.8,
+        unit="ns",
+    )
+
+
+def sampling(quick: bool) -> Iterator[Claim]:
+    """Build, draw and shuffle as many as there are, against torch.multinomial alone."""
+    rng = np.random.default_rng(0)
+    for number, repeats in ((MILLION, 7), (16 * MILLION, 1)):
+        if quick and number > MILLION:
+            return
+        weights = rng.random(number)
+        double = torch.from_numpy(weights)
+        single = double.float()
+        ours, faster, slower = alternating(
+            repeats,
+            lambda w=weights: QualityWeightedSampler(None, weights=w).draw(),
+            lambda w=single, n=number: torch.multinomial(w, n, replacement=True),
+            lambda w=double, n=number: torch.multinomial(w, n, replacement=True),
+        )
+        name = "draw a million of a million"
+        yield claim(
+            f"quality sampler: build, draw and shuffle {number // MILLION} million of as many, "
+            "against torch.multinomial in float32",
+            ours,
+            faster,
+            4.0,
+            note=f"in float64 {slower / ours:.2f} times"
+            + ("; " + beside_figure(name, slower) if number == MILLION else ""),
+        )
+
+
+class Wide(nn.Module):
+    """9.7 million parameters in 52 tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(torch.randn(432, 432) for _ in range(51))
+        self.weights.append(torch.randn(9_700_000 - 51 * 432 * 432))
+
+
+def averaging(quick: bool) -> Iterator[Claim]:
+    torch.manual_seed(0)
+    model = Wide()
+    averager = CheckpointAverager(num_checkpoints=5, keep_on_disk=False)
+    copies = [p.detach().clone() for p in model.parameters()]
+    values = [p.detach() for p in model.parameters()]
+    ours, bare = alternating(
+        10 if quick else 30,
+        lambda: averager.update(model, 256),
+        lambda: torch._foreach_lerp_(copies, values, 0.01),
+    )
+    yield claim(
+        "averaging: an EMA update of 9.7M parameters, against torch._foreach_lerp_ alone",
+        ours,
+        bare,
+        0.8,
+    )
+    checkpoints = []
+    for _ in range(5):
+        for p in values:
+            p.add_(torch.randn_like(p), alpha=0.01)
+        averager.add_checkpoint(model.state_dict())
+        checkpoints.append({name: value.clone() for name, value in model.state_dict().items()})
+    ours, theirs = alternating(
+        5 if quick else 15,
+        lambda: averager.get_averaged_state_dict("mean"),
+        lambda: reference.mean_of_checkpoints(checkpoints),
+    )
+    yield claim(
+        "averaging: mean of five checkpoints of 9.7M parameters in memory",
+        ours,
+        theirs,
+        1.0,
+        note=beside_figure("mean of five checkpoints, 9.7M parameters", theirs),
+    )
+    if sys.platform != "linux":
+        return
+    size = 4 * 9.7
+    for what, text in (
+        ("files", "the mean of five checkpoint files of 9.7M parameters"),
+        ("ema", "the EMA of 9.7M parameters, ten updates"),
+    ):
+        peak = memory_of(what)
+        yield claim(
+            f"averaging: peak memory of {text}, against one copy of the weights",
+            peak,
+            size,
+            1 / 1.1,
+            unit="MB",
+        )
+
+
+def memory_of(what: str) -> float:
+    """Most memory (MB, resident) that a fresh process takes on while it averages."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--memory-of", what, folder]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(found.stdout)
+
+
+def resident(field: str) -> float:
+    """A line of /proc/self/status, MB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1000 * 1.024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def measure_memory(what: str, folder: Path) -> float:
+    """Runs in a process of its own; see ``memory_of``."""
+    torch.set_num_threads(1)
+    small = nn.Linear(4, 4)  # what is loaded at first use does not count
+    CheckpointAverager(keep_on_disk=False).update(small, 1)
+    write_checkpoint(folder / "small.safetensors", dict(small.state_dict()))
+    average_checkpoints([folder / "small.safetensors"] * 2)
+    model = Wide()
+    paths = [folder / f"{number}.safetensors" for number in range(5)]
+    if what == "files":
+        for path in paths:
+            write_checkpoint(path, dict(model.state_dict()))
+        del model
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = resident("VmRSS")
+    if what == "files":
+        kept: Any = average_checkpoints(paths)
+    else:
+        kept = CheckpointAverager()
+        for _ in range(10):
+            kept.update(model, 256)
+    peak = resident("VmHWM") - before
+    del kept
+    return peak
+
+
+def calibration(quick: bool) -> Iterator[Claim]:
+    rng = np.random.default_rng(0)
+    predictions = rng.random(MILLION)
+    outcomes = (rng.random(MILLION) < predictions).astype(np.float64)
+    games_of = np.repeat(np.arange(25_000), 40)
+    signed = 2 * predictions - 1, 2 * outcomes - 1
+    ours, theirs = alternating(
+        3 if quick else 9,
+        lambda: calibration_report(predictions, outcomes, games_of, bootstrap=200),
+        lambda: reference.calibration_error(*signed),
+    )
+    yield claim(
+        "calibration: report of 25,000 games x 40 positions with a bootstrap of 200 over games "
+        "(error, Brier, log loss, each with interval), against the bare error",
+        ours,
+        theirs,
+        1 / 3,
+        note=beside_figure("calibration error, 1M predictions", theirs),
+    )
+
+
+def clipping(quick: bool) -> Iterator[Claim]:
+    torch.manual_seed(0)
+    parameters: list[Tensor] = list(Wide().parameters())
+    for parameter in parameters:
+        parameter.grad = 1e-3 * torch.randn_like(parameter)
+    clipper, other = AdaptiveGradientClipper(), reference.Clipper()
+    ours, bare, theirs = alternating(
+        30 if quick else 100,
+        lambda: clipper.update_and_clip(parameters),
+        lambda: torch.nn.utils.clip_grad_norm_(parameters, 1.0),
+        lambda: other.update_and_clip(parameters),
+    )
+    about = "9.7M parameters in 52 tensors"
+    yield claim(
+        f"clipping: per parameter, {about}, against torch.nn.utils.clip_grad_norm_",
+        ours,
+        bare,
+        1 / 1.2,
+        note=beside_figure(f"clip_grad_norm_, {about}", bare),
+    )
+    yield claim(
+        f"clipping: per parameter, {about}, against the reference's adaptive clipper",
+        ours,
+        theirs,
+        1.0,
+        note=beside_figure(f"clipper, {about}", theirs),
+    )
+
+
+def losses(quick: bool) -> Iterator[Claim]:
+    torch.manual_seed(0)
+    logits, value = torch.randn(512, 7000), torch.randn(512)
+    targets, outcome = torch.randn(512, 7000).softmax(dim=1), 2 * torch.rand(512) - 1
+    arguments = logits, targets, value, outcome
+    ours, theirs = alternating(
+        10 if quick else 40,
+        lambda: compute_per_sample_loss(*arguments),
+        lambda: reference.per_sample_loss(*arguments),
+    )
+    yield claim(
+        "per-sample loss: 512 x 7,000 dense targets, checked and safe for masked logits",
+        ours,
+        theirs,
+        0.6,
+        note=beside_figure("per-sample loss, 512 x 7,000", theirs),
+    )
+    rng = np.random.default_rng(0)
+    batches = [torch.from_numpy(rng.integers(0, MILLION, 512)) for _ in range(64)]
+    numbers = torch.rand(512)
+    tracker, other = PerSampleLossTracker(10_000), reference.Tracker(10_000)
+    turn = iter(range(10**9))
+
+    def record(which: PerSampleLossTracker | reference.Tracker) -> None:
+        which.record_batch(batches[next(turn) % 64], numbers, 0)
+
+    for _ in range(50):
+        record(tracker)
+        record(other)
+    ours, theirs = alternating(300, lambda: record(tracker), lambda: record(other))
+    yield claim(
+        "loss tracker: record 512 of 1M rows, history and learning curves kept",
+        ours,
+        theirs,
+        1.0,
+        note=beside_figure("tracker, record 512", theirs),
+    )
+
+
+PARTS = (mining, scoring, sampling, averaging, calibration, clipping, losses)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, no large sets")
+    parser.add_argument("--json", action="store_true", help="only the JSON lines")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory_of:
+        print(measure_memory(arguments.memory_of[0], Path(arguments.memory_of[1])))
+        return
+    torch.set_num_threads(1)
+    if not arguments.json:
+        print("processor time of one thread; compared calls alternate; medians")
+    for part in PARTS:
+        for made in part(arguments.quick):
+            print(json.dumps(made), flush=True)
+
+
+if __name__ == "__main__":
+    main()

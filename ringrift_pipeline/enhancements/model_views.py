@@ -1,0 +1,56 @@
+"""A model seen through its wrappers, and held still while it is measured."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ringrift_pipeline.enhancements.argument_checks import check_type
+
+
+class Evaluating:
+    """Evaluation mode, with modes, buffers and gradients put back at the end."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def __enter__(self) -> None:
+        self._modes = [(module, module.training) for module in self._model.modules()]
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in self._model.buffers()]
+        self._model.eval()
+
+    def __exit__(self, *error: object) -> None:
+        for module, training in self._modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, saved in self._buffers:
+                if not torch.equal(buffer, saved):
+                    buffer.copy_(saved)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, (distributed) data parallelism and ``AveragedModel``."""
+    wrappers = (
+        nn.DataParallel,
+        nn.parallel.DistributedDataParallel,
+        torch.optim.swa_utils.AveragedModel,
+    )
+    check_type("model", model, nn.Module)
+    while True:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(model, wrappers):
+            model = model.module
+        else:
+            return model
+
+
+def plain_names(model: nn.Module) -> dict[str, str]:
+    """Parameter name -> the name without the marks of wrappers around parts of the model."""
+    plain = {name: name.replace("_orig_mod.", "") for name, _ in model.named_parameters()}
+    while plain and all(name.startswith("module.") for name in plain.values()):
+        plain = {name: short.removeprefix("module.") for name, short in plain.items()}
+    return plain
+
+
+__all__ = ["Evaluating", "plain_names", "unwrapped"]
