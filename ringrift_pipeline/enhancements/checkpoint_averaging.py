@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -89,6 +89,7 @@ class CheckpointAverager:
         self._window: list[Path | dict[str, Tensor]] = []
         self._ema: AveragedModel | None = None
         self._dtypes: dict[str, torch.dtype] = {}  # of the model's own state, by name
+        self._shapes: list[torch.Size] = []  # of the averaged parameters
         self._decay = 0.0
         self._pending: dict[str, Any] | None = None  # loaded before there was a model
 
@@ -119,10 +120,11 @@ class CheckpointAverager:
             self._start(inner)
         ema = self._ema
         assert ema is not None
-        if [p.shape for p in ema.module.parameters()] != [p.shape for p in inner.parameters()]:
+        current = _Widened(inner)
+        if [p.shape for p in current.parameters()] != self._shapes:
             raise ValueError("model does not have the parameters of the averaged one")
         self._decay = self.decay(samples)
-        ema.update_parameters(cast(nn.Module, _Widened(inner)))
+        ema.update_parameters(cast(nn.Module, current))
         self.samples_seen += samples
 
     def _start(self, model: nn.Module) -> None:
@@ -137,6 +139,7 @@ class CheckpointAverager:
             dtypes = self._pending["dtypes"]
             self._pending = None
         self._ema, self._dtypes = ema, dtypes
+        self._shapes = [parameter.shape for parameter in ema.module.parameters()]
 
     def _blend(self, average: Any, current: Any, _: Any) -> None:
         """AveragedModel's callback: one list a device and dtype."""
@@ -308,13 +311,14 @@ class _Widened:
     """A model whose low-precision tensors read as float32, as ``AveragedModel`` needs them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._parameters = [widened(parameter.detach()) for parameter in model.parameters()]
+        self._buffers = [widened(buffer.detach()) for buffer in model.buffers()]
 
-    def parameters(self) -> Iterator[Tensor]:
-        return (widened(parameter.detach()) for parameter in self._model.parameters())
+    def parameters(self) -> list[Tensor]:
+        return self._parameters
 
-    def buffers(self) -> Iterator[Tensor]:
-        return (widened(buffer.detach()) for buffer in self._model.buffers())
+    def buffers(self) -> list[Tensor]:
+        return self._buffers
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -90,8 +90,18 @@ class CheckpointReader:
             return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
         return {name: tuple(entry["shape"]) for name, entry in self._header.items()}
 
-    def read(self, name: str) -> Tensor:
-        """The tensor itself from memory, a fresh one from a file."""
+    def largest(self) -> int:
+        """Bytes of the largest tensor that has to be read, 0 from memory."""
+        spans = (entry["data_offsets"] for entry in self._header.values())
+        return max((end - start for start, end in spans), default=0)
+
+    def read(self, name: str, scratch: Tensor | None = None) -> Tensor:
+        """The tensor itself from memory; from a file a fresh one, or one that lies in ``scratch``.
+
+        Args:
+            name: which one.
+            scratch: uint8, of at least the tensor's bytes; the next read into it overwrites it.
+        """
         if self._tensors is not None:
             return self._tensors[name]
         entry = self._header[name]
@@ -100,7 +110,8 @@ class CheckpointReader:
             with safe_open(self.label, framework="pt", device="cpu") as source:
                 return source.get_tensor(name)
         start, end = entry["data_offsets"]
-        raw = torch.empty(end - start, dtype=torch.uint8)
+        raw = torch.empty(end - start, dtype=torch.uint8) if scratch is None else scratch
+        raw = raw[: end - start]
         with open(self.label, "rb", buffering=0) as handle:
             handle.seek(self._data_start + start)
             view, done = raw.numpy().data, 0
@@ -133,16 +144,19 @@ def mean_of_checkpoints(
     for reader in readers[1:]:
         check_match(shapes, reader.shapes(), reader.label)
     shares = [1.0] * len(readers) if weights is None else list(weights)
+    # One buffer for all that is read: freed ones would not be used again, the allocator aligns.
+    scratch = torch.empty(max(reader.largest() for reader in readers), dtype=torch.uint8)
     averaged: dict[str, Tensor] = {}
     for name in shapes:
-        newest = readers[-1].read(name)
-        if newest.is_floating_point() or newest.is_complex():
-            total = widened(newest) * shares[-1]
+        value = readers[-1].read(name, scratch)
+        if value.is_floating_point() or value.is_complex():
+            dtype = value.dtype
+            total = widened(value) * shares[-1]
             for reader, share in zip(readers[:-1], shares[:-1], strict=True):
-                total.add_(reader.read(name).to(total.device), alpha=share)
-            value = (total.div_(len(readers)) if weights is None else total).to(newest.dtype)
+                total.add_(reader.read(name, scratch).to(total.device), alpha=share)
+            value = (total.div_(len(readers)) if weights is None else total).to(dtype)
         else:
-            value = newest.clone()
+            value = value.clone()
         averaged[name] = value if device is None else value.to(device)
     return averaged
 

@@ -2,9 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ringrift_pipeline.enhancements.sample_slots import run_starts
+from ringrift_pipeline.enhancements.argument_checks import check_whole, host_array
+from ringrift_pipeline.enhancements.sample_slots import MAX_INDEX, run_starts
+
+
+def as_population(all_indices: Any) -> np.ndarray | range:
+    """A data set as its rows: of a size N the rows 0 .. N-1; a range or an array as it is.
+
+    Raises:
+        ValueError: empty, not whole numbers (N,), or a range or size out of bounds.
+    """
+    if isinstance(all_indices, (int, np.integer)):
+        return range(check_whole("all_indices", all_indices, 1, MAX_INDEX + 1))
+    if isinstance(all_indices, range):
+        population: np.ndarray | range = all_indices
+        if all_indices and min(all_indices[0], all_indices[-1]) < 0:
+            raise ValueError(f"all_indices must not be negative, got {all_indices}")
+    else:
+        population = host_array("all_indices", all_indices)
+        if population.ndim != 1 or (population.size and population.dtype.kind not in "iu"):
+            raise ValueError(
+                f"all_indices must be integers (N,), got {population.dtype} {population.shape}"
+            )
+    if len(population) == 0:
+        raise ValueError("all_indices is empty: there is nothing to draw a batch from")
+    return population
+
+
+def filled_up(
+    chosen: np.ndarray, population: np.ndarray | range, number: int, generator: np.random.Generator
+) -> np.ndarray:
+    """``number`` rows, int64: the ``chosen`` distinct ones and others drawn uniformly, shuffled.
+
+    The others do not repeat, unless the population is smaller than ``number``.
+    """
+    size, missing = len(population), number - chosen.size
+    # distinct positions in random order; those chosen already fall out
+    enough = min(size, missing + chosen.size)
+    others = rows_at(population, distinct_positions(size, enough, generator))
+    others = others[~np.isin(others, chosen)][:missing]
+    parts = [chosen, others]
+    missing -= others.size
+    while missing > 0:
+        again = rows_at(population, generator.permutation(size)[:missing])
+        parts.append(again)
+        missing -= again.size
+    return generator.permutation(np.concatenate(parts))
 
 
 def rows_at(population: np.ndarray | range, positions: np.ndarray) -> np.ndarray:
@@ -82,4 +129,12 @@ def top_with_limit(scores: np.ndarray, groups: np.ndarray, number: int, limit: i
     return pool[:number]
 
 
-__all__ = ["distinct_positions", "first_of_each", "is_member", "rows_at", "top_with_limit"]
+__all__ = [
+    "as_population",
+    "distinct_positions",
+    "filled_up",
+    "first_of_each",
+    "is_member",
+    "rows_at",
+    "top_with_limit",
+]

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ringrift_pipeline.enhancements.argument_checks import (
@@ -27,45 +25,25 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_number,
     check_type,
     check_whole,
-    host_array,
     whole_state,
 )
-from ringrift_pipeline.enhancements.example_selection import distinct_positions, is_member, rows_at
-from ringrift_pipeline.enhancements.sample_slots import (
-    MAX_INDEX,
-    as_floats,
-    as_indices,
-    run_starts,
-)
+from ringrift_pipeline.enhancements.batch_measures import read_measures
+from ringrift_pipeline.enhancements.draw_counts import DrawCounts
+from ringrift_pipeline.enhancements.example_selection import as_population, filled_up, is_member
+from ringrift_pipeline.enhancements.sample_slots import as_floats, as_games, as_indices
 from ringrift_pipeline.enhancements.successive_sampling import RowPool
 from ringrift_pipeline.enhancements.tracked_examples import (
     GAME,
     KEY,
     LOSS,
-    STEP,
     SURPRISE,
     UNCERTAINTY,
+    HardExample,
     TrackedExamples,
 )
 
 Values = Sequence[float] | np.ndarray | Tensor
 Indices = Sequence[int] | np.ndarray | Tensor
-
-_EXCESS = -1  # beside the table's columns: loss above the reference model's
-
-
-@dataclass(frozen=True)
-class HardExample:
-    """One tracked sample."""
-
-    index: int  # row of the data set
-    loss: float  # smoothed; NaN if only loaded, never recorded
-    uncertainty: float
-    times_sampled: int = 0  # times drawn as a hard example
-    last_seen_step: int = 0  # number of the record_batch call
-    surprise: float = 0.0
-    hardness: float = 0.0  # faded up to now
-    game: int = -1  # -1: not known
 
 
 class HardExampleMiner:
@@ -132,7 +110,7 @@ class HardExampleMiner:
 
     def _clear(self) -> None:
         self._table = self._new_table()
-        self._draws = np.zeros(1024, dtype=np.uint32)  # by data-set index: times drawn as hard
+        self._drawn = DrawCounts()  # as hard
         self._seen = 0
         self._steps = 0
         self._skipped = 0
@@ -184,57 +162,28 @@ class HardExampleMiner:
         Raises:
             ValueError: lengths that differ, indices or games that are negative or not whole.
         """
-        rows = as_indices(indices)
-        size = rows.size
-        loss = as_floats(losses, size, "losses")
-        columns = {LOSS: loss, _EXCESS: loss}
-        if reference_losses is not None:
-            columns[_EXCESS] = loss - as_floats(reference_losses, size, "reference_losses")
-        for column, values, name in (
-            (UNCERTAINTY, uncertainties, "uncertainties"),
-            (SURPRISE, surprises, "surprises"),
-        ):
-            if values is not None:
-                columns[column] = as_floats(values, size, name)
-        game = None if games is None else _as_games(games, size)
-        finite = np.isfinite(sum(columns.values()))
-        recorded = int(np.count_nonzero(finite))
-        self._skipped += size - recorded
+        shown = read_measures(
+            indices,
+            losses,
+            reference_losses,
+            games,
+            {
+                UNCERTAINTY: (uncertainties, "uncertainties"),
+                SURPRISE: (surprises, "surprises"),
+            },
+        )
+        self._skipped += shown.skipped
         self._steps += 1
-        if recorded < size:
-            rows = rows[finite]
-            columns = {key: values[finite] for key, values in columns.items()}
-            game = None if game is None else game[finite]
-        if recorded == 0:
-            return 0
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        starts = run_starts(ordered)
-        if not starts.all():
-            at = np.flatnonzero(starts)
-            times = np.diff(at, append=recorded)
-            columns = {k: np.add.reduceat(v[order], at) / times for k, v in columns.items()}
-            rows = ordered[at]
-            game = None if game is None else game[order[at]]
-        self._seen += recorded
-        for start in range(0, rows.size, self._table.spare):  # once, unless the batch is huge
-            piece = slice(start, start + self._table.spare)
-            slots = self._claim(rows[piece])
-            of_piece = {key: values[piece] for key, values in columns.items()}
-            self._table.record(
-                slots,
-                of_piece.pop(_EXCESS),
-                of_piece.pop(LOSS),
-                of_piece,
-                None if game is None else game[piece],
-                self._steps,
-                self._faded,
-            )
+        self._seen += shown.recorded
+        for start in range(0, shown.rows.size, self._table.spare):  # once, unless B is huge
+            piece = shown.piece(slice(start, start + self._table.spare))
+            slots = self._claim(piece.rows)
+            self._table.record(slots, piece, self._steps, self._faded)
             if self._pool is not None:
                 self._pool.note_changes(slots)
         if self._recorded_since_threshold is not None:
-            self._recorded_since_threshold += recorded
-        return recorded
+            self._recorded_since_threshold += shown.recorded
+        return shown.recorded
 
     @property
     def _faded(self) -> float:
@@ -261,7 +210,7 @@ class HardExampleMiner:
         """
         rows = as_indices(indices)
         values = as_floats(hardness, rows.size, "hardness")
-        game = None if games is None else _as_games(games, rows.size)
+        game = None if games is None else as_games(games, rows.size)
         if np.unique(rows).size != rows.size:
             raise ValueError("indices of loaded examples must be distinct")
         if not (np.isfinite(values).all() and (values >= 0.0).all()):
@@ -307,18 +256,7 @@ class HardExampleMiner:
         return self._pool
 
     def _below_cap(self, indices: np.ndarray) -> np.ndarray:
-        return self._times_drawn(indices) < self.max_times_sampled
-
-    def _times_drawn(self, indices: np.ndarray) -> np.ndarray:
-        self._grow_draws(indices)
-        return self._draws[indices]
-
-    def _grow_draws(self, indices: np.ndarray) -> None:
-        top = int(indices.max(initial=0)) + 1
-        if top > self._draws.size:
-            grown = np.zeros(max(top, 2 * self._draws.size), dtype=np.uint32)
-            grown[: self._draws.size] = self._draws
-            self._draws = grown
+        return self._drawn.of(indices) < self.max_times_sampled
 
     def get_hard_indices(
         self, num_samples: int, return_scores: bool = False
@@ -361,7 +299,7 @@ class HardExampleMiner:
             self._generator,
         )
         indices = index_of[chosen]
-        self._draws[indices] += 1
+        self._drawn.add(indices)
         if exhausted:
             pool.keep(self._below_cap(index_of[pool.rows]))
         return indices, np.exp(table.measures[chosen, KEY] - self._faded)
@@ -395,7 +333,7 @@ class HardExampleMiner:
         hard &= self._below_cap(rows)
         weights[hard] = hard_weight
         if count:
-            self._draws[rows[hard]] += 1
+            self._drawn.add(rows[hard])
         return weights
 
     def create_mixed_batch_indices(
@@ -419,61 +357,13 @@ class HardExampleMiner:
             ValueError: an argument out of range or of another kind, by name; nothing changes.
         """
         batch_size = check_whole("batch_size", batch_size, 1)
-        if isinstance(all_indices, (int, np.integer)):
-            size = check_whole("all_indices", all_indices, 1, MAX_INDEX + 1)
-            population: np.ndarray | range = range(size)
-        elif isinstance(all_indices, range):
-            population = all_indices
-            if population and min(population[0], population[-1]) < 0:
-                raise ValueError(f"all_indices must not be negative, got {all_indices}")
-        else:
-            population = host_array("all_indices", all_indices)
-        if not isinstance(population, range) and (
-            population.ndim != 1 or (population.size and population.dtype.kind not in "iu")
-        ):
-            raise ValueError(
-                f"all_indices must be integers (N,), got {population.dtype} {population.shape}"
-            )
-        size = len(population)
-        if size == 0:
-            raise ValueError("all_indices is empty: there is nothing to draw a batch from")
+        population = as_population(all_indices)
         hard, _ = self._draw(int(batch_size * self.hard_fraction), population)
-        missing = batch_size - hard.size
-        # distinct positions in random order; those that are hard already fall out
-        number = min(size, missing + hard.size)
-        others = rows_at(population, distinct_positions(size, number, self._generator))
-        others = others[~np.isin(others, hard)][:missing]
-        parts = [hard, others]
-        missing -= others.size
-        while missing > 0:
-            again = rows_at(population, self._generator.permutation(size)[:missing])
-            parts.append(again)
-            missing -= again.size
-        return self._generator.permutation(np.concatenate(parts))
+        return filled_up(hard, population, batch_size, self._generator)
 
     def hardest(self, n: int = 100) -> list[HardExample]:
         """The ``n`` hardest tracked samples, hardest first; draws nothing and counts nothing."""
-        n = check_whole("n", n, 0)
-        table = self._table
-        slots = table.kept()
-        indices = table.slots.index_of[slots]
-        order = np.lexsort((indices, -table.measures[slots, KEY]))[:n]
-        slots, indices = slots[order], indices[order]
-        drawn = self._times_drawn(indices)
-        hardness = np.exp(table.measures[slots, KEY] - self._faded)
-        return [
-            HardExample(
-                index=int(indices[i]),
-                loss=float(table.measures[slot, LOSS]),
-                uncertainty=float(table.measures[slot, UNCERTAINTY]),
-                times_sampled=int(drawn[i]),
-                last_seen_step=int(table.facts[slot, STEP]),
-                surprise=float(table.measures[slot, SURPRISE]),
-                hardness=float(hardness[i]),
-                game=int(table.facts[slot, GAME]),
-            )
-            for i, slot in enumerate(slots)
-        ]
+        return self._table.hardest(check_whole("n", n, 0), self._faded, self._drawn)
 
     def get_statistics(self) -> dict[str, Any]:
         """Counts and the tracked losses: ``total_samples_seen``, ``tracked_examples``,
@@ -485,7 +375,7 @@ class HardExampleMiner:
         loss = loss[np.isfinite(loss)]
         if loss.size == 0:
             loss = np.zeros(1)
-        drawn = self._times_drawn(self._table.slots.index_of[slots])
+        drawn = self._drawn.of(self._table.slots.index_of[slots])
         threshold = self._threshold_among(slots)
         hard = int(np.count_nonzero(self._table.measures[slots, KEY] >= threshold))
         return {
@@ -505,11 +395,9 @@ class HardExampleMiner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain values; a miner that loads it goes on bit for bit."""
-        drawn = np.flatnonzero(self._draws)
         return {
             **self._table.state_dict(),
-            "drawn_indices": torch.from_numpy(drawn.astype(np.int64)),
-            "drawn_times": torch.from_numpy(self._draws[drawn].astype(np.int64)),
+            **self._drawn.state_dict(),
             "seen": self._seen,
             "steps": self._steps,
             "skipped": self._skipped,
@@ -529,9 +417,7 @@ class HardExampleMiner:
         table.load_state_dict(state)
         self._clear()
         self._table = table
-        drawn = np.asarray(state["drawn_indices"], dtype=np.int64)
-        self._grow_draws(drawn)
-        self._draws[drawn] = np.asarray(state["drawn_times"])
+        self._drawn.load_state_dict(state)
         self._seen = check_whole("seen", state["seen"], 0)
         self._steps = check_whole("steps", state["steps"], 0)
         self._skipped = check_whole("skipped", state["skipped"], 0)
@@ -543,17 +429,6 @@ class HardExampleMiner:
         if state["pool"] is not None:
             self._pool = RowPool.from_state(state["pool"], table.slots.capacity)
         self._generator.bit_generator.state = state["generator"]
-
-
-def _as_games(games: Indices, size: int) -> np.ndarray:
-    """Game numbers (size,) int64; any whole number >= 0, however large (a hash will do)."""
-    array = host_array("games", games)
-    if array.shape != (size,) or (size and array.dtype.kind not in "iu"):
-        raise ValueError(f"games must be integers ({size},), got {array.dtype} {array.shape}")
-    array = array.astype(np.int64, copy=False)
-    if size and int(array.min()) < 0:
-        raise ValueError(f"games must not be negative, got {int(array.min())}")
-    return array
 
 
 __all__ = ["HardExample", "HardExampleMiner"]

@@ -49,6 +49,21 @@ def as_floats(values: Any, size: int, name: str) -> np.ndarray:
     return array
 
 
+def as_games(games: Any, size: int) -> np.ndarray:
+    """Game numbers (size,) int64; any whole number >= 0, however large (a hash will do).
+
+    Raises:
+        ValueError: another shape, not whole numbers, or negative.
+    """
+    array = host_array("games", games)
+    if array.shape != (size,) or (size and array.dtype.kind not in "iu"):
+        raise ValueError(f"games must be integers ({size},), got {array.dtype} {array.shape}")
+    array = array.astype(np.int64, copy=False)
+    if size and int(array.min()) < 0:
+        raise ValueError(f"games must not be negative, got {int(array.min())}")
+    return array
+
+
 def run_starts(ordered: np.ndarray) -> np.ndarray:
     """(B,) bool: where a run of equal values begins in sorted (B,) values."""
     starts = np.ones(ordered.size, dtype=bool)
@@ -161,4 +176,4 @@ class SampleSlots:
             self._slot_of[index_of[held]] = held + 1
 
 
-__all__ = ["MAX_INDEX", "SampleSlots", "as_floats", "as_indices", "run_starts"]
+__all__ = ["MAX_INDEX", "SampleSlots", "as_floats", "as_games", "as_indices", "run_starts"]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from ringrift_pipeline.enhancements.batch_measures import BatchMeasures
+from ringrift_pipeline.enhancements.draw_counts import DrawCounts
 from ringrift_pipeline.enhancements.sample_slots import SampleSlots
 
 LEAST_HARDNESS = 1e-30  # so that its logarithm exists
@@ -27,6 +30,20 @@ _NEW_FACTS = (0, -1)
 def keys_of(hardness: np.ndarray, faded: float) -> np.ndarray:
     """Keys of (K,) hardness measured when the logarithm of everything had faded by ``faded``."""
     return np.log(np.maximum(hardness, LEAST_HARDNESS)) + faded
+
+
+@dataclass(frozen=True)
+class HardExample:
+    """One tracked sample."""
+
+    index: int  # row of the data set
+    loss: float  # smoothed; NaN if only loaded, never recorded
+    uncertainty: float
+    times_sampled: int = 0  # times drawn as a hard example
+    last_seen_step: int = 0  # number of the record_batch call
+    surprise: float = 0.0
+    hardness: float = 0.0  # faded up to now
+    game: int = -1  # -1: not known
 
 
 class TrackedExamples:
@@ -57,30 +74,18 @@ class TrackedExamples:
         self.measures = np.tile(np.array(_NEW_MEASURES), (capacity, 1))
         self.facts = np.tile(np.array(_NEW_FACTS, dtype=np.int64), (capacity, 1))
 
-    def record(
-        self,
-        slots: np.ndarray,
-        excess: np.ndarray,
-        loss: np.ndarray,
-        extra: Mapping[int, np.ndarray],
-        games: np.ndarray | None,
-        step: int,
-        faded: float,
-    ) -> None:
-        """Blend new measures into distinct rows ``slots`` (B,); all arrays are (B,).
-
-        ``excess`` is the loss above the reference model's, ``extra`` has uncertainty and surprise
-        by column where they were measured.
-        """
+    def record(self, slots: np.ndarray, shown: BatchMeasures, step: int, faded: float) -> None:
+        """Blend what a batch showed into the rows ``slots`` (B,) of its samples."""
+        loss = shown.loss
         measures = self.measures[slots]
         old = measures[:, LOSS]
         known = old == old  # not NaN
         kept = np.where(known, 1.0 - self._smoothing, 0.0)  # share of what was measured before
         shift = kept * np.where(known, old - loss, 0.0)
-        hardness = np.maximum(excess + shift, 0.0)
+        hardness = np.maximum(shown.excess + shift, 0.0)
         for column, weight in self._weights:
-            if column in extra:
-                new = extra[column]
+            if column in shown.extra:
+                new = shown.extra[column]
                 measures[:, column] = new + kept * (measures[:, column] - new)
             if weight:
                 hardness += weight * np.maximum(measures[:, column], 0.0)
@@ -88,8 +93,8 @@ class TrackedExamples:
         measures[:, KEY] = keys_of(hardness, faded)
         self.measures[slots] = measures
         self.facts[slots, STEP] = step
-        if games is not None:
-            self.facts[slots, GAME] = games
+        if shown.games is not None:
+            self.facts[slots, GAME] = shown.games
 
     def load(
         self, slots: np.ndarray, hardness: np.ndarray, games: np.ndarray | None, faded: float
@@ -137,6 +142,25 @@ class TrackedExamples:
             return used
         return used[np.argpartition(self.measures[used, KEY], surplus)[surplus:]]
 
+    def hardest(self, number: int, faded: float, drawn: DrawCounts) -> list[HardExample]:
+        """The ``number`` hardest of the rows that :meth:`prune` would leave, hardest first."""
+        slots = self.kept()
+        indices = self.slots.index_of[slots]
+        order = np.lexsort((indices, -self.measures[slots, KEY]))[:number]
+        slots, indices = slots[order], indices[order]
+        hardness = np.exp(self.measures[slots, KEY] - faded)
+        columns = (
+            indices,
+            self.measures[slots, LOSS],
+            self.measures[slots, UNCERTAINTY],
+            drawn.of(indices),
+            self.facts[slots, STEP],
+            self.measures[slots, SURPRISE],
+            hardness,
+            self.facts[slots, GAME],
+        )
+        return [HardExample(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors."""
         top = self.slots.high_water
@@ -173,6 +197,7 @@ __all__ = [
     "STEP",
     "SURPRISE",
     "UNCERTAINTY",
+    "HardExample",
     "TrackedExamples",
     "keys_of",
 ]

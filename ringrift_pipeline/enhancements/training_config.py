@@ -200,6 +200,8 @@ class TrainingConfig(ConfigGroup):
         """
         merged: dict[str, tuple[Any, str]] = {}
         if base is not None:
+            if not isinstance(base, TrainingConfig):
+                raise ConfigError(f"base must be a TrainingConfig, not a {type(base).__name__}")
             merged.update(_flatten(base.to_dict(), "base"))
         if preset is not None:
             merged.update(_flatten(_preset(preset), f"preset {preset}"))

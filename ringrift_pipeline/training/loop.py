@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 KIND = "checkpoint"
 STATE_KIND = "training_state"
 METRICS = "metrics.jsonl"
+PATIENCE = 30.0
+"""Seconds that another process's training of the same generation is waited for: one whose run was
+killed ends by itself within seconds."""
 BEST = "best"
 """Sub-folder of a checkpoint: the averaged model with the lowest held-out loss."""
 
@@ -68,7 +71,20 @@ def train(
         if the penalty cannot be had: the network's shape is no longer the source's.
     Interrupted
         if ``should_stop`` says so, after the state was saved.
+    LockedError
+        if another process trains this generation, and goes on doing so.
     """
+    with store.lock(plan.config, f"training-{plan.generation:04d}", PATIENCE):
+        return _train(store, plan, resume, progress, should_stop)
+
+
+def _train(
+    store: Store,
+    plan: Plan,
+    resume: str | Path,
+    progress: Progress | None,
+    should_stop: ShouldStop | None,
+) -> Artefact:
     from ringrift_pipeline.training.run import TrainingRun
     from ringrift_pipeline.training.threads import reproducible, torch_threads
 

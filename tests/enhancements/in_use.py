@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements import (
     AdaptiveGradientClipper,
@@ -37,6 +36,8 @@ from ringrift_pipeline.enhancements import (
     TrainingEnhancementsFacade,
     WarmRestartsScheduler,
 )
+from ringrift_pipeline.enhancements.batch_measures import read_measures
+from ringrift_pipeline.enhancements.draw_counts import DrawCounts
 from ringrift_pipeline.enhancements.facade_recovery import Recovery
 from ringrift_pipeline.enhancements.learning_rate_scheduling import ConstantScheduler
 from ringrift_pipeline.enhancements.sample_slots import SampleSlots
@@ -44,68 +45,18 @@ from ringrift_pipeline.enhancements.tracked_examples import TrackedExamples
 from ringrift_pipeline.enhancements.training_stability import LossMonitor, Snapshot
 from ringrift_pipeline.enhancements.training_statistics import TrainingProgress
 
-FEATURES, ACTIONS, SEATS, BATCH, ROWS = 6, 5, 2, 8, 64
-
-Things = dict[str, Any]
-Trail = list[Any]
-
-
-class Net(nn.Module):
-    """Features (B, 6) to policy logits (B, 5) and value logits (B, 2)."""
-
-    def __init__(self, seed: int = 0, dropout: float = 0.0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.body = nn.Linear(FEATURES, 7)
-        self.policy, self.value = nn.Linear(7, ACTIONS), nn.Linear(7, SEATS)
-        self.dropout = nn.Dropout(dropout)
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.normal_(0.0, 0.4, generator=generator)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.dropout(torch.tanh(self.body(features)))
-        return self.policy(hidden), self.value(hidden)
-
-
-def adam(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW with two groups of different rates."""
-    first, *others = model.parameters()
-    return torch.optim.AdamW([{"params": [first], "lr": 0.02}, {"params": others, "lr": 0.01}])
-
-
-def make_batch(step: int) -> dict[str, Any]:
-    """A batch that depends on the number of its step alone."""
-    rng = np.random.default_rng([step, 17])
-    rows = rng.choice(ROWS, BATCH, replace=False)
-    return {
-        "features": torch.from_numpy(rng.normal(size=(BATCH, FEATURES)).astype(np.float32)),
-        "policy_targets": torch.from_numpy(rng.integers(ACTIONS, size=BATCH)),
-        "value_targets": torch.eye(SEATS)[torch.from_numpy(rng.integers(SEATS, size=BATCH))],
-        "indices": torch.from_numpy(rows),
-        "weights": torch.linspace(0.5, 1.5, BATCH),
-        "legal_mask": torch.ones(BATCH, ACTIONS, dtype=torch.bool),
-        "games": rows // 4,
-        "surprise": rng.random(BATCH),
-        "reference_loss": rng.random(BATCH),
-    }
-
-
-def plain_loss(model: nn.Module, step: int) -> Tensor:
-    batch = make_batch(step)
-    logits, value = model(batch["features"])
-    policy = nn.functional.cross_entropy(logits, batch["policy_targets"])
-    return policy + nn.functional.cross_entropy(value, batch["value_targets"])
-
-
-def weights_of(model: nn.Module) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in model.parameters()]
-
-
-def model_and_optimizer(seed: int) -> Things:
-    model = Net(seed)
-    return {"model": model, "optimizer": adam(model)}
-
+from .small_training import (
+    BATCH,
+    ROWS,
+    Net,
+    Things,
+    Trail,
+    adam,
+    make_batch,
+    model_and_optimizer,
+    plain_loss,
+    weights_of,
+)
 
 # One pair of functions a use: what there is, and what a step does with it. `seed` changes what a
 # state has to bring along (weights, generators), `folder` is for files.
@@ -371,8 +322,19 @@ def drive_tracked(things: Things, step: int) -> Any:
     rows = rng.choice(ROWS, BATCH, replace=False)
     slots, _ = it.claim(rows)
     losses = rng.random(BATCH)
-    it.record(slots, losses / 2, losses, {2: rng.random(BATCH)}, rows // 4, step, 0.01 * step)
+    shown = read_measures(rows, losses, losses / 2, rows // 4, {2: (rng.random(BATCH), "values")})
+    it.record(slots, shown, step, 0.01 * step)
     return it.kept(), it.slots.index_of[it.kept()], it.measures[slots], it.facts[slots]
+
+
+def new_counts(seed: int, folder: Path) -> Things:
+    return {"it": DrawCounts()}
+
+
+def drive_counts(things: Things, step: int) -> Any:
+    rows = np.random.default_rng(step).integers(0, 3 * ROWS, BATCH)
+    things["it"].add(rows)
+    return things["it"].of(np.arange(3 * ROWS))
 
 
 def new_seeds(seed: int, folder: Path) -> Things:
@@ -536,6 +498,7 @@ USES: dict[str, Use] = {
     "ewc": Use("EWCRegularizer", new_ewc, drive_ewc),
     "feedback": Use("EvaluationFeedbackHandler", new_feedback, drive_feedback),
     "tracked": Use("TrackedExamples", new_tracked, drive_tracked),
+    "counts": Use("DrawCounts", new_counts, drive_counts),
     "seeds": Use("SeedManager", new_seeds, drive_seeds),
     "monitor": Use("LossMonitor", new_monitor, drive_monitor),
     "snapshot": Use("Snapshot", new_snapshot, drive_snapshot),
@@ -544,23 +507,3 @@ USES: dict[str, Use] = {
     "slots": Use("SampleSlots", new_slots, drive_slots),
     "facade": Use("TrainingEnhancementsFacade", new_facade, drive_facade),
 }
-
-
-def fingerprint(tree: Any) -> Any:
-    """A value that is equal for trees that are equal bit for bit, types included, and prints."""
-    if isinstance(tree, Tensor):
-        tensor = tree.detach().cpu().contiguous()
-        if tensor.dtype == torch.bfloat16:
-            return "bfloat16", tuple(tensor.shape), tensor.view(torch.int16).numpy().tobytes().hex()
-        return "tensor", fingerprint(tensor.numpy())
-    if isinstance(tree, np.ndarray):
-        if tree.dtype == object:
-            return "objects", [fingerprint(value) for value in tree.tolist()]
-        return str(tree.dtype), tree.shape, np.ascontiguousarray(tree).tobytes().hex()
-    if isinstance(tree, dict):
-        return {repr(key): fingerprint(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [fingerprint(value) for value in tree]
-    if hasattr(tree, "__dataclass_fields__"):
-        return [fingerprint(value) for value in vars(tree).values()]
-    return type(tree).__name__, repr(tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from ringrift_pipeline.enhancements.calibration import (
 from ringrift_pipeline.enhancements.calibration_measures import (
     Forecasts,
     debiased_gap,
+    game_draws,
     reliability,
 )
 from ringrift_pipeline.enhancements.temperature_scaling import optimal_temperature
@@ -397,3 +399,44 @@ def test_picture(tmp_path) -> None:
     assert (tmp_path / "window.png").stat().st_size > 1000
     with pytest.raises(ValueError, match="no report"):
         draw_reliability({}, path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 200), st.integers(1, 40), st.integers(0, 4))
+def test_equal_mass_bins_are_those_of_numpy_quantiles(seed, size, bins, kind) -> None:
+    rng = np.random.default_rng(seed)
+    p = (
+        lambda: rng.random(size),
+        lambda: rng.integers(0, 5, size) / 4,  # ties, 0 and 1
+        lambda: np.round(rng.beta(0.1, 0.1, size), 3),
+        lambda: rng.random(size) * 1e-5,  # one cell
+        lambda: 0.5 + (rng.random(size) - 0.5) / 2**11,
+    )[kind]()
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1], method="higher"))
+    expected = np.unique(np.searchsorted(edges, p, side="right"), return_inverse=True)[1]
+    table = reliability(Forecasts.check(p, p), bins)
+    assert table.count.tolist() == np.bincount(expected).tolist()
+    assert table.prediction == pytest.approx(np.bincount(expected, weights=p) / table.count)
+
+
+@pytest.mark.parametrize("kind", ["dense", "wide", "negative", "words"])
+def test_games_are_told_apart_whatever_their_ids(kind: str) -> None:
+    number = np.random.default_rng(0).integers(0, 40, 300)
+    ids = {
+        "dense": number.astype(np.uint8) + 200,
+        "wide": number * 10**15,
+        "negative": number - 20,
+        "words": np.array([f"game {n}" for n in number]),
+    }[kind]
+    forecasts = Forecasts.check(np.full(300, 0.5), np.full(300, 0.5), ids)
+    expected = np.unique(ids, return_inverse=True)[1]
+    assert forecasts.games.tolist() == expected.tolist()
+    assert forecasts.num_games == np.unique(ids).size
+
+
+def test_bootstrap_draws_every_game_equally_often() -> None:
+    draws = game_draws(50, 2000, 3)
+    assert draws.shape == (2000, 50) and (draws.sum(axis=1) == 50).all()
+    assert draws.mean(axis=0) == pytest.approx(np.ones(50), abs=4.5 / math.sqrt(2000))
+    assert draws.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # multinomial
+    assert np.array_equal(draws, game_draws(50, 2000, 3))

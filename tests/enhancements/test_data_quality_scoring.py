@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringrift_pipeline.enhancements import data_quality_scoring, random_order
 from ringrift_pipeline.enhancements.data_quality_scoring import (
     DataQualityScorer,
     GameQualityScore,
@@ -114,6 +115,97 @@ def test_every_score_lies_in_unit_interval_and_frame_agrees_with_one_game(
     }
     for name, expected in pairs.items():
         assert row[name] == pytest.approx(expected, abs=1e-9), name
+
+
+def test_two_ratings_in_columns_count_as_a_list_of_two() -> None:
+    rng = np.random.default_rng(0)
+    elos = rng.normal(1500, 200, (50, 2))
+    scorer = DataQualityScorer()
+    listed = scorer.score_frame(pl.DataFrame({"length": [90] * 50, "elos": elos.tolist()}), NOW)
+    columns = {"length": [90] * 50, "elo_p1": elos[:, 0], "elo_p2": elos[:, 1]}
+    apart = scorer.score_frame(pl.DataFrame(columns), NOW)
+    assert apart["balance_score"].to_list() == listed["balance_score"].to_list()
+    assert apart["balance_score"].n_unique() > 20
+    columns["elo_p2"] = np.where(np.arange(50) == 7, np.inf, elos[:, 1])
+    with pytest.raises(ValueError, match="'elo_p2' is out of range in row 7"):
+        scorer.score_frame(pl.DataFrame(columns), NOW)
+
+
+def test_scoring_in_slices_is_scoring_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.random((101, 3)) + 0.01
+    frame = pl.DataFrame(
+        {
+            "game": [f"g{i}" for i in range(101)],
+            "length": rng.integers(0, 600, 101),
+            "mean_values": values.tolist(),
+            "timestamp": NOW - rng.random(101) * 1e6,
+        }
+    )
+    whole = DataQualityScorer().score_frame(frame, NOW)
+    monkeypatch.setattr(data_quality_scoring, "_SLICE", 10)
+    assert DataQualityScorer().score_frame(frame, NOW).equals(whole)
+    assert whole["game"].to_list() == frame["game"].to_list()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 10_000),
+            st.none() | st.floats(0, 10),
+            st.none() | st.floats(0, 10),
+            st.none() | st.floats(0, 1e9),
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    st.integers(0, 5),
+)
+def test_more_of_a_good_thing_never_lowers_a_score(rows: list[tuple], which: int) -> None:
+    """Fresher, more surprising, more diverse or closer to the optimal length is better."""
+    scorer = DataQualityScorer()
+    schema = {"length": pl.Int64} | dict.fromkeys(
+        ("policy_entropy", "surprise", "timestamp"), pl.Float64
+    )
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    before = scorer.score_frame(frame, NOW)["total_score"].to_numpy()
+    better = {
+        0: (pl.col("length") + 100) // 2,
+        1: (pl.col("length") + 300) // 4,
+        2: pl.col("policy_entropy") + 0.5,
+        3: pl.col("surprise") * 2,
+        4: pl.col("timestamp") + 3600.0,
+        5: pl.lit(100, dtype=pl.Int64).alias("length"),
+    }[which]
+    after = scorer.score_frame(frame.with_columns(better), NOW)["total_score"].to_numpy()
+    assert (after >= before - 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("outcome", [[1.0, 0.0], [1.0, None]]),
+        ("outcome", [[1.0, 0.0], [0.0, 0.0]]),
+        ("mean_values", [[0.5, 0.5], [0.5, -0.1]]),
+        ("mean_values", [[0.5, 0.5], [0.2] * 5]),
+        ("elos", [[1500.0, 1500.0], [1500.0, float("nan")]]),
+        ("elos", [[1500.0, 1500.0], []]),
+        ("winner", [1, 5]),
+        ("winner", [1, -1]),
+        ("policy_entropy", [0.5, -0.5]),
+        ("timestamp", [0.5, float("inf")]),
+    ],
+)
+def test_one_bad_row_is_found_behind_good_ones(column: str, values: list) -> None:
+    scorer = DataQualityScorer()
+    good = pl.DataFrame({"length": [50], column: [values[0]]})
+    scorer.score_frame(good, NOW)
+    unknown = pl.DataFrame({"length": [50], column: [None]}, schema=good.schema)
+    scorer.score_frame(pl.concat([good, unknown]), NOW)
+    bad = pl.DataFrame({"length": [50], column: [values[1]]}, schema=good.schema)
+    with pytest.raises(ValueError, match=f"'{column}' is out of range in row 2"):
+        scorer.score_frame(pl.concat([good, unknown, bad]), NOW)
 
 
 def test_terms_mean_what_they_say() -> None:
@@ -269,6 +361,48 @@ def test_neighbours_are_not_bound_together() -> None:
     assert len(outcomes) == 50
 
 
+def test_counts_over_a_thousand_seeds_have_the_right_mean() -> None:
+    weights = np.random.default_rng(1).exponential(size=40)
+    expected = 25 * weights / weights.sum()
+    samplers = [QualityWeightedSampler(None, 25, weights=weights, seed=s) for s in range(1000)]
+    counts = np.array([np.bincount(sampler.draw(), minlength=40) for sampler in samplers])
+    assert (np.abs(counts - expected) < 1 + 1e-9).all()
+    # each count is one of two whole numbers, so its variance is p (1 - p) of the fraction
+    fraction = expected % 1.0
+    error = np.sqrt(fraction * (1 - fraction) / 1000)
+    assert (np.abs(counts.mean(axis=0) - expected) < 4.5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("items", [70_000, 300_000])
+def test_many_items_are_dealt_and_drawn_as_few_are(items: int, monkeypatch) -> None:
+    monkeypatch.setattr(random_order, "_WHOLE", 2**16)  # so that the shuffle deals too
+    weights = np.random.default_rng(2).exponential(size=items)
+    sampler = QualityWeightedSampler(None, 150_001, weights=weights, seed=4)
+    drawn = sampler.draw()
+    counts = np.bincount(drawn, minlength=items)
+    expected = 150_001 * weights / weights.sum()
+    assert drawn.size == 150_001 and (np.abs(counts - expected) < 1 + 1e-6).all()
+    # in random order: a position tells nothing of the item, nor an item of the next one
+    position = np.arange(drawn.size)
+    assert abs(np.corrcoef(position, drawn)[0, 1]) < 4.5 / math.sqrt(drawn.size)
+    assert abs(np.corrcoef(drawn[1:], drawn[:-1])[0, 1]) < 4.5 / math.sqrt(drawn.size)
+    assert np.array_equal(
+        drawn, QualityWeightedSampler(None, 150_001, weights=weights, seed=4).draw()
+    )
+
+
+def test_no_distance_between_dealt_items_binds_them() -> None:
+    """Of equal items half are drawn: those at any distance go together half of the time."""
+    items = 100_000
+    sampler = QualityWeightedSampler(None, items // 2, weights=np.ones(items), seed=0)
+    taken = np.zeros(items)
+    taken[sampler.draw()] = 1.0
+    for distance in (1, 2, 3, 64, 255, 256, 257, 1000, 50_000):
+        together = float((taken[distance:] * taken[:-distance]).mean())
+        # a bound pair would make this 0 or 1/2; dealt to one of 256 piles it moves it by 1/1024
+        assert together == pytest.approx(0.25, abs=0.01), distance
+
+
 def test_without_replacement() -> None:
     scores = np.array([1.0, 1.0, 0.02, 0.02, 0.02, 0.5])
     sampler = QualityWeightedSampler(scores, 4, replacement=False, seed=1)
@@ -325,8 +459,13 @@ def test_more_items_than_float32_and_multinomial_can_take() -> None:
     weights = np.ones(items)
     weights[items // 2 :] = 2.0
     sampler = QualityWeightedSampler(None, 30_000, weights=weights)
-    share = float((sampler.draw() < items // 2).mean())
-    assert share == pytest.approx(1 / 3, abs=0.01)
+    drawn = sampler.draw()
+    assert float((drawn < items // 2).mean()) == pytest.approx(1 / 3, abs=0.01)
+    assert np.unique(drawn).size == 30_000  # expectations are far below 1
+    everything = QualityWeightedSampler(None, weights=weights).draw()
+    counts = np.bincount(everything, minlength=items)
+    assert np.flatnonzero(np.bincount(counts[: items // 2])).tolist() == [0, 1]
+    assert np.flatnonzero(np.bincount(counts[items // 2 :])).tolist() == [1, 2]
 
 
 def test_importance_corrections_are_unbiased() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,6 +269,43 @@ def test_agc_mode_against_a_loop_over_units(scale: float) -> None:
     assert total > 0
     for parameter, wanted in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-5, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def timm_agc():
+    """timm's ``adaptive_clip_grad``: its one file, as the package wants torchvision to import."""
+    found = importlib.util.find_spec("timm")
+    if found is None or found.origin is None:
+        pytest.skip("timm is not installed (pip install --no-deps timm)")
+    path = Path(found.origin).parent / "utils" / "agc.py"
+    spec = importlib.util.spec_from_file_location("timm_agc", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.adaptive_clip_grad
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.02, 5.0])
+@pytest.mark.parametrize("ratio", [0.01, 0.3])
+def test_agc_mode_against_timm(timm_agc, scale: float, ratio: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def layers() -> list[nn.Parameter]:
+        made = []
+        for shape in ((8, 5, 3, 3), (7, 11), (9,), (1, 4)):
+            made.append(nn.Parameter(torch.randn(shape, generator=generator)))
+            made[-1].grad = scale * torch.randn(shape, generator=generator).exp()
+        made.append(nn.Parameter(torch.zeros(6, 2)))  # may move by eps
+        made[-1].grad = scale * torch.ones(6, 2)
+        return made
+
+    ours = layers()
+    generator.manual_seed(3)
+    theirs = layers()
+    AdaptiveGradientClipper(mode="agc", agc_ratio=ratio).update_and_clip(ours)
+    timm_agc(theirs, clip_factor=ratio)
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-5, atol=1e-9)
 
 
 def test_global_mode_against_numpy_percentile() -> None:

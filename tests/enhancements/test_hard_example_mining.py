@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ringrift_pipeline.enhancements.example_selection import is_member, top_with_limit
 from ringrift_pipeline.enhancements.hard_example_mining import HardExampleMiner
+from ringrift_pipeline.enhancements.sample_slots import SampleSlots
 
 
 def ready(**changes) -> HardExampleMiner:
@@ -354,6 +355,132 @@ def test_sample_weights() -> None:
     assert set(np.flatnonzero(weights == 3.0).tolist()) == set(range(80, 100))
     assert (weights[100:] == 0.5).all()
     assert miner.get_statistics()["max_times_sampled"] == 0
+
+
+def test_between_two_thresholds_nothing_costs_the_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    miner = HardExampleMiner(buffer_size=20_000, seed=2)
+    rng = np.random.default_rng(0)
+    miner.record_batch(np.arange(20_000), rng.exponential(size=20_000))
+    passes = []
+    for name in ("used", "release"):
+        whole = getattr(SampleSlots, name)
+        monkeypatch.setattr(
+            SampleSlots,
+            name,
+            lambda *a, name=name, whole=whole: (passes.append(name), whole(*a))[1],
+        )
+
+    def batches(number: int) -> None:
+        for _ in range(number):
+            rows = rng.choice(40_000, 100, replace=False)
+            miner.record_batch(rows, rng.exponential(size=100))
+            miner.get_hard_indices(50)
+            miner.create_mixed_batch_indices(100, 40_000)
+            miner.get_sample_weights(rows)
+
+    batches(1)
+    passes.clear()
+    batches(24)  # 2,400 samples: less than an eighth
+    assert passes == []
+    batches(10)
+    assert passes
+
+
+def test_hardness_is_that_of_now_between_two_thresholds() -> None:
+    miner = HardExampleMiner(
+        buffer_size=50_000, decay_rate=1.0, max_times_sampled=10_000, smoothing=1.0, seed=0
+    )
+    losses = np.ones(50_000)
+    losses[:10_000] = 2.0
+    losses[0] = 1e6
+    miner.record_batch(np.arange(50_000), losses)
+    assert all(0 in miner.get_hard_indices(20) for _ in range(5))
+    miner.record_batch([0, 60_000], [0.5, 1e6])  # one is learned, another comes
+    for _ in range(20):
+        drawn = miner.get_hard_indices(20)
+        assert 0 not in drawn and 60_000 in drawn and np.unique(drawn).size == 20
+    miner.record_batch([60_000, 5], [2.0, 20_000.0])
+    share = np.mean([5 in miner.get_hard_indices(1) for _ in range(2000)])
+    assert share == pytest.approx(0.5, abs=0.05)  # 20,000 of 40,000
+
+
+def test_asking_for_numbers_changes_nothing() -> None:
+    asked, left = (HardExampleMiner(buffer_size=3000, seed=1) for _ in range(2))
+    for miner in (asked, left):
+        rng = np.random.default_rng(0)
+        trail = []
+        for _ in range(30):
+            rows = rng.choice(20_000, 400, replace=False)
+            miner.record_batch(rows, rng.exponential(size=400))
+            if miner is asked:
+                assert miner.get_statistics()["tracked_examples"] <= 3000
+                miner.hardest(5)
+                miner.state_dict()
+            trail.append(miner.get_hard_indices(30).tolist())
+        if miner is asked:
+            expected = trail
+    assert trail == expected
+
+
+def test_a_pool_that_is_used_up_still_gives_what_is_left() -> None:
+    miner = ready(
+        buffer_size=10_000, max_times_sampled=1, loss_threshold_percentile=50.0, hard_fraction=1.0
+    )
+    miner.record_batch(np.arange(10_000), np.arange(10_000.0))
+    drawn = np.concatenate([miner.get_hard_indices(300) for _ in range(20)])
+    assert sorted(drawn.tolist()) == list(range(5_000, 10_000))
+    batch = miner.create_mixed_batch_indices(64, 100)
+    assert batch.size == 64 and batch.max() < 100
+
+
+def noisy_share_of_what_is_mined(with_reference: bool) -> tuple[float, float]:
+    """Train on labels of which a fifth are random; (share of noise mined, share of noise)."""
+    rng = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(12, 5, generator=generator)
+
+    def data(rows: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+        features = torch.randn(rows, 12, generator=generator)
+        labels = (features @ teacher).argmax(dim=1)
+        noisy = rng.random(rows) < 0.2
+        shift = torch.from_numpy(rng.integers(1, 5, rows))
+        return features, torch.where(torch.from_numpy(noisy), (labels + shift) % 5, labels), noisy
+
+    def fit(student: torch.nn.Linear, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        losses = torch.nn.functional.cross_entropy(student(x), y, reduction="none")
+        student.zero_grad()
+        losses.mean().backward()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter -= 0.3 * parameter.grad
+        return losses.detach()
+
+    torch.manual_seed(0)
+    held_out, reference = data(4000), torch.nn.Linear(12, 5)
+    for _ in range(300):
+        fit(reference, *held_out[:2])
+    x, y, noisy = data(4000)
+    with torch.no_grad():
+        reference_losses = torch.nn.functional.cross_entropy(reference(x), y, reduction="none")
+    student = torch.nn.Linear(12, 5)
+    miner = ready(buffer_size=4000, max_times_sampled=1000, hard_fraction=0.5, seed=0)
+    for _ in range(150):
+        rows = torch.from_numpy(miner.create_mixed_batch_indices(128, 4000))
+        losses = fit(student, x[rows], y[rows])
+        extra = {"reference_losses": reference_losses[rows]} if with_reference else {}
+        miner.record_batch(rows, losses, **extra)
+    drawn = np.zeros(4000)
+    for example in miner.hardest(4000):
+        drawn[example.index] = example.times_sampled
+    assert drawn.sum() > 5000
+    return float(drawn[noisy].sum() / drawn.sum()), float(noisy.mean())
+
+
+def test_with_reference_losses_mining_does_not_collect_label_noise() -> None:
+    share, base = noisy_share_of_what_is_mined(with_reference=True)
+    assert share < 1.1 * base
+    share, base = noisy_share_of_what_is_mined(with_reference=False)
+    assert share > 2.5 * base
 
 
 def drive(miner: HardExampleMiner, rng: np.random.Generator, steps: int) -> list:

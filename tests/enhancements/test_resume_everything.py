@@ -20,7 +20,8 @@ import pytest
 import ringrift_pipeline.enhancements as enhancements
 from ringrift_pipeline.training.state import load_state, save_state
 
-from .in_use import USES, Things, fingerprint
+from .in_use import USES
+from .small_training import Things, fingerprint
 
 STOP, END = 11, 24  # the facade is within an accumulation at STOP
 

@@ -13,7 +13,7 @@ import torch
 
 import ringrift_pipeline.enhancements as library
 
-from .in_use import Net, adam, make_batch, weights_of
+from .small_training import Net, adam, make_batch, weights_of
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 THEIRS = "app.training.enhancements"

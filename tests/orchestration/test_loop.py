@@ -74,11 +74,21 @@ TINY = [
 ]
 
 
-def start(data: Path) -> subprocess.Popen[str]:
+def start(data: Path, *more: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RINGRIFT_DATA", None)
     return subprocess.Popen(
-        [sys.executable, "-m", "ringrift_pipeline", "loop", "--data", str(data), "--json", *TINY],
+        [
+            sys.executable,
+            "-m",
+            "ringrift_pipeline",
+            "loop",
+            "--data",
+            str(data),
+            "--json",
+            *TINY,
+            *more,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -115,19 +125,20 @@ def test_a_real_loop_is_stopped_cleanly_and_goes_on(tmp_path: Path) -> None:
         (run,) = instance.get_runs()
         assert run.status == DagsterRunStatus.CANCELED
 
-    again = start(data)
+    again = start(data, "--generations=2")  # the second one is the sensor's to start
     shown, told = again.communicate(timeout=560)
     assert again.returncode == 0, told
     assert processes_of(data) == []
     summary = json.loads(shown)
-    (generation,) = summary["generations"]
-    assert generation["generation"] == 0 and generation["games"] == 8
-    assert generation["decided"] and isinstance(generation["promoted"], bool)
-    assert set(generation["seconds"]) >= {"selfplay_shards", "checkpoint", "evaluation"}
+    assert [one["generation"] for one in summary["generations"]] == [0, 1]
+    for generation in summary["generations"]:
+        assert generation["games"] == 8
+        assert generation["decided"] and isinstance(generation["promoted"], bool)
+        assert set(generation["seconds"]) >= {"selfplay_shards", "checkpoint", "evaluation"}
     assert str(data) in summary["ui"]
     store = Store(data)
-    assert first_generation(store, "square8_2p", "auto") == 1
+    assert first_generation(store, "square8_2p", "auto") == 2
     with open_instance(data) as instance:
         statuses = sorted(run.status.value for run in instance.get_runs())
-        assert statuses == ["CANCELED", "SUCCESS"]
-        assert instance.get_dynamic_partitions("square8_2p_generation") == ["0000"]
+        assert statuses == ["CANCELED", "SUCCESS", "SUCCESS"]
+        assert instance.get_dynamic_partitions("square8_2p_generation") == ["0000", "0001"]

@@ -215,3 +215,16 @@ def test_a_damaged_state_is_not_resumed(store: Store, first: Plan) -> None:
     data[-3] ^= 4
     path.write_bytes(data)
     assert train(store, first).metadata["resumed_from_step"] == 0
+
+
+def test_two_trainings_of_one_generation_do_not_meet(
+    store: Store, first: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ringrift_pipeline.store import LockedError
+    from ringrift_pipeline.training import loop
+
+    monkeypatch.setattr(loop, "PATIENCE", 0.1)
+    prepare(store, first)
+    with store.lock(CONFIG, "training-0000"), pytest.raises(LockedError):
+        train(store, first)
+    assert train(store, first).kind == "checkpoint"

@@ -1,4 +1,4 @@
-"""Ways of making an argument bad, by what the argument is: hypothesis strategies of `Change`s.
+"""Ways of making an argument bad, by what the argument is.
 
 A `Change` turns a good argument into another one. Most must be refused; those that are `fine`
 must give a normal result.
@@ -16,8 +16,6 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-Kind = st.SearchStrategy["Change"]
-
 
 @dataclass(frozen=True)
 class Change:
@@ -31,12 +29,20 @@ class Change:
         return self.label
 
 
+@dataclass(frozen=True)
+class Kind:
+    """How an argument can be changed: in these ways, each tried, and in ways that are drawn."""
+
+    changes: tuple[Change, ...]
+    drawn: st.SearchStrategy[Change] | None = None
+
+
 def becomes(value: Any, fine: bool = False) -> Change:
     return Change(f"becomes {value!r}", lambda good: value, fine)
 
 
 def any_of(*changes: Change) -> Kind:
-    return st.sampled_from(changes)
+    return Kind(changes)
 
 
 NOT_NUMBERS = tuple(
@@ -50,23 +56,24 @@ def number(
     low: float = -math.inf, high: float = math.inf, above: bool = False, optional: bool = False
 ) -> Kind:
     """A finite number in [low, high], or above low."""
-    ways = [any_of(*NOT_NUMBERS, becomes(None, fine=optional))]
+    ways = []
     if low > -math.inf:
         ways.append(st.floats(max_value=low, exclude_max=not above, allow_nan=False).map(becomes))
     if high < math.inf:
         ways.append(st.floats(min_value=high, exclude_min=True, allow_nan=False).map(becomes))
-    return st.one_of(ways)
+    fixed = (*NOT_NUMBERS, becomes(None, fine=optional))
+    return Kind(fixed, st.one_of(ways) if ways else None)
 
 
 def whole(least: int, below: int | None = None, optional: bool = False) -> Kind:
     """A whole number, at least `least` and below `below`."""
-    ways = [
-        any_of(*NOT_NUMBERS, becomes(1.5), becomes(None, fine=optional)),
-        st.integers(max_value=least - 1).map(becomes),
-    ]
+    ways = [st.integers(max_value=least - 1).map(becomes)]
+    edges = [becomes(least - 1)]
     if below is not None:
         ways.append(st.integers(min_value=below).map(becomes))
-    return st.one_of(ways)
+        edges.append(becomes(below))
+    fixed = (*NOT_NUMBERS, becomes(1.5), becomes(None, fine=optional), *edges)
+    return Kind(fixed, st.one_of(ways))
 
 
 def choice(optional: bool = False) -> Kind:
@@ -140,7 +147,7 @@ def holding_whole(value: int) -> Change:
     return Change(f"holds {value}", put)
 
 
-def _out_of(low: float, high: float) -> list[Kind]:
+def _out_of(low: float, high: float) -> list[st.SearchStrategy[Change]]:
     ways = []
     if low > -math.inf:
         below = st.floats(max_value=low, exclude_max=True, allow_infinity=False, width=32)
@@ -164,21 +171,19 @@ def values(
     """Numbers (B,) in [low, high]; unless `finite`, NaN and infinity are taken (and left out)."""
     odd = [holding(x, fine=not finite) for x in (math.nan, math.inf, -math.inf)]
     shapes = MISSHAPEN[2:] if any_length else MISSHAPEN
-    return st.one_of(
-        any_of(*shapes, EMPTY, *odd, becomes(None, fine=optional), *others),
-        any_of(*((LIST,) if lists else ()), SINGLE),
-        *_out_of(low, high),
-    )
+    forms = (LIST, SINGLE) if lists else (SINGLE,)
+    fixed = (*shapes, EMPTY, *odd, becomes(None, fine=optional), *others, *forms)
+    outside = _out_of(low, high)
+    return Kind(fixed, st.one_of(outside) if outside else None)
 
 
 def rows(
     *, optional: bool = False, tensors: bool = False, changes: tuple[Change, ...] = ()
 ) -> Kind:
     """Whole numbers (B,) from 0."""
-    good = (SMALL,) if tensors else (SMALL, LIST)
-    return st.one_of(
-        any_of(*MISSHAPEN, EMPTY, FRACTIONS, TRUTHS, becomes(None, fine=optional), *changes),
-        any_of(*good),
+    forms = (SMALL,) if tensors else (SMALL, LIST)
+    return Kind(
+        (*MISSHAPEN, EMPTY, FRACTIONS, TRUTHS, becomes(None, fine=optional), *changes, *forms),
         st.integers(-(2**62), -1).map(holding_whole),
     )
 
@@ -212,9 +217,9 @@ def damaged(state: dict[str, Any], may_lack: tuple[str, ...] = ()) -> Kind:
     def rubbish(key: str, value: Any) -> Change:
         return Change(f"{key!r} becomes {value!r}", lambda good: {**good, key: value})
 
-    kinds = (None, "rubbish", 3, [], object())
-    return st.one_of(
-        any_of(*map(becomes, kinds), becomes({})),
-        st.sampled_from(needed).map(without),
-        st.builds(rubbish, st.sampled_from(sorted(state)), st.just(object())),
+    no_states = (None, "rubbish", 3, [], {}, object())
+    return any_of(
+        *map(becomes, no_states),
+        *map(without, needed),
+        *(rubbish(key, object()) for key in sorted(state)),
     )

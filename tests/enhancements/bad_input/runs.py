@@ -1,0 +1,363 @@
+"""Rows of seeds, configuration, feedback and the facade."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from ringrift_pipeline.enhancements import FacadeConfig, TrainingConfig
+
+from ..small_training import BATCH, ROWS, Net, adam, make_batch
+from .changes import (
+    EMPTY,
+    FRACTIONS,
+    META,
+    NONE,
+    SHORT,
+    Change,
+    any_of,
+    becomes,
+    choice,
+    flag,
+    holding,
+    number,
+    of_class,
+    rows,
+    tensor,
+    values,
+    whole,
+)
+from .models import SHAPES, loss_kinds
+from .row import Row, built, device, indices, losses, optimizer, state_row, unit
+
+
+def seed_rows() -> list[Row]:
+    owner = "SeedManager"
+    word = whole(0, 2**32)
+    return [
+        built(
+            owner,
+            {"seed": whole(0, 2**128, optional=True), "deterministic": flag(), "benchmark": flag()},
+            seed=3,
+        ),
+        *(
+            Row(f"{owner}.{name}", {"offset": word}, lambda it, folder: {"offset": 3}, "seeds")
+            for name in ("seed_sequence", "get_numpy_generator", "fork")
+        ),
+        Row(
+            f"{owner}.get_generator",
+            {"offset": word, "device": device()},
+            lambda it, folder: {"offset": 3, "device": "cpu"},
+            "seeds",
+        ),
+        Row(f"{owner}.advance", {"steps": whole(0, 2**32)}, lambda it, folder: {"steps": 3}, "seeds",
+            says={"steps": "steps|position"}),
+        state_row(owner, "seeds"),
+        state_row(owner, "seeds", "state", "load_state"),
+        Row(
+            "set_reproducible_seed",
+            {"seed": whole(0, 2**128), "deterministic": flag()},
+            lambda it, folder: {"seed": 3, "deterministic": False},
+        ),
+    ]  # fmt: skip
+
+
+def config_rows() -> list[Row]:
+    owner = "TrainingConfig"
+    settings = any_of(
+        *map(
+            becomes,
+            (
+                3,
+                "rubbish",
+                [1],
+                {"training.batch_size": -4},
+                {"training": {"batch_size": math.nan}},
+                {"training": 3},
+                {"seed": []},
+                {"rubbish": 1},
+                {3: 4},
+                {"optimizer.betas": (1.0,)},
+                {"optimizer.learning_rate": math.inf},
+            ),
+        )
+    )
+    named = "settings|training|batch_size|seed|rubbish|3|betas|learning_rate"
+    presets = any_of(*map(becomes, ("rubbish", "", 3, [], object())))
+    bounds = {
+        "policy_weight": number(0.0),
+        "gradient_accumulation_steps": whole(1),
+        "hard_fraction": number(0.0, 1.0),
+        "lr_backoff": number(0.0, 1.0, above=True),
+        "precision": choice(),
+        "value_kind": choice(),
+        "clip_mode": choice(),
+        "schedule": of_class(TrainingConfig(), optional=True),
+        "total_steps": whole(1),
+        "validate_targets": any_of(*map(becomes, ("rubbish", 3, [])), becomes(None, fine=True)),
+        "enable_hard_mining": any_of(*map(becomes, ("rubbish", 3, None))),
+        "seed": whole(0),
+        "min_clip": number(0.0, 10.0, above=True),
+    }
+    return [
+        Row(
+            f"{owner}.load",
+            {
+                "preset": any_of(*map(becomes, ("rubbish", "", 3, [])), becomes(None, fine=True)),
+                "file": any_of(
+                    *map(becomes, ("nothing.toml", __file__, 3, [])), becomes(None, fine=True)
+                ),
+                "environ": any_of(
+                    *map(
+                        becomes,
+                        (
+                            3,
+                            "rubbish",
+                            {"RINGRIFT_TRAINING__BATCH_SIZE": "-4"},
+                            {"RINGRIFT_TRAINING__BATCH_SIZES": "4"},
+                            {"RINGRIFT_SEED": "x"},
+                        ),
+                    ),
+                    becomes({"RINGRIFT": "x"}, fine=True),
+                ),
+                "overrides": settings,
+                "base": of_class(FacadeConfig(), optional=True),
+            },
+            lambda it, folder: {"preset": "smoke", "environ": {}, "overrides": {"seed": 3}},
+            says={
+                "file": "file",
+                "environ": "environ|batch_size|BATCH_SIZE|seed",
+                "overrides": f"overrides|{named}",
+            },
+        ),
+        Row(f"{owner}.preset", {"name": presets}, lambda it, folder: {"name": "smoke"},
+            says={"name": "preset"}),
+        Row(
+            f"{owner}.from_dict",
+            {"data": settings},
+            lambda it, folder: {"data": {"seed": 3}},
+            says={"data": f"data|{named}"},
+        ),
+        Row(
+            f"{owner}.with_overrides",
+            {"overrides": settings},
+            lambda it, folder: {"overrides": {"seed": 3}},
+            says={"overrides": f"overrides|{named}"},
+            call=lambda it, arguments: TrainingConfig().with_overrides(**arguments),
+        ),
+        built(
+            "FacadeConfig",
+            bounds,
+            says={"total_steps": "total_steps"},
+            schedule=TrainingConfig().schedule,
+            total_steps=10,
+        ),
+        Row(
+            "FacadeConfig.from_training_config",
+            {"config": of_class(None, FacadeConfig()), "total_steps": whole(1)},
+            lambda it, folder: {"config": TrainingConfig(), "total_steps": 10},
+        ),
+    ]  # fmt: skip
+
+
+def feedback_rows() -> list[Row]:
+    owner = "EvaluationFeedbackHandler"
+    above = number(0.0, above=True)
+    share = number(0.0, 1.0, above=True)
+    settings = {
+        "optimizer": of_class(Net(), optional=True),
+        "config_key": any_of(*map(becomes, (None, 3, "", []))),
+        "min_lr": number(0.0),
+        "max_lr": number(1e-6),
+        "elo_history_window": whole(2),
+        "lr_increase_factor": number(1.0),
+        "lr_decrease_factor": share,
+        "lr_plateau_factor": share,
+        "elo_rising_threshold": number(0.0),
+        "elo_falling_threshold": number(high=0.0),
+        "exploration_plateau_factor": above,
+        "selfplay_plateau_factor": above,
+        "selfplay_falling_factor": above,
+        "confidence": share,
+        "min_evaluations": whole(2, 6),
+        "plateau_slack": number(1.0),
+    }
+    good = {"optimizer": optimizer(), "config_key": "hex8_2p"}
+    wide = 1e7  # Elo
+    return [
+        built(owner, settings, **good),
+        Row(
+            "create_evaluation_feedback_handler",
+            {name: settings[name] for name in good},
+            lambda it, folder: dict(good),
+        ),
+        Row(
+            f"{owner}.on_evaluation",
+            {
+                "evaluation_id": any_of(*map(becomes, (None, 3, "", []))),
+                "elo": number(-wide, wide),
+                "low": number(-wide, 1200.0),
+                "high": number(1200.0, wide),
+                "number": whole(0, optional=True),
+                "confidence": share,
+            },
+            lambda it, folder: {
+                "evaluation_id": "new",
+                "elo": 1200.0,
+                "low": 1190.0,
+                "high": 1210.0,
+                "number": 9,
+                "confidence": 0.95,
+            },
+            "feedback",
+            says={"elo": "elo|low|high"},
+        ),
+        Row(
+            f"{owner}.apply_lr_adjustment",
+            {"current_epoch": whole(0)},
+            lambda it, folder: {"current_epoch": 3},
+            "feedback",
+        ),
+        state_row(owner, "feedback"),
+    ]
+
+
+def facade_rows() -> list[Row]:
+    owner = "TrainingEnhancementsFacade"
+    weights = values(0.0, lists=False, optional=True, others=(becomes(torch.zeros(BATCH)),))
+    facts = values(finite=False, optional=True)
+    return [
+        Row(
+            f"{owner}.__init__",
+            {
+                "model": of_class(None, nn.Identity(), optimizer()),
+                "optimizer": of_class(None, Net()),
+                "config": of_class(TrainingConfig(), optional=True),
+                "loss_fn": any_of(becomes(3), becomes("rubbish"), becomes(None, fine=True)),
+                "ewc": of_class(optional=True),
+            },
+            lambda it, folder: (lambda model: {"model": model, "optimizer": adam(model)})(Net()),
+        ),
+        Row(
+            f"{owner}.train_step:parts",
+            {
+                "features": any_of(SHORT, META, NONE, EMPTY),
+                "policy_targets": tensor(becomes(torch.full((BATCH,), 99)), FRACTIONS),
+                "value_targets": tensor(holding(math.nan), holding(-0.5)),
+                "indices": rows(optional=True, changes=(becomes(np.full(BATCH, ROWS)),)),
+                "weights": weights,
+                "legal_mask": loss_kinds()["legal_mask"],
+                "games": rows(optional=True),
+                "surprise": facts,
+                "reference_loss": facts,
+            },
+            lambda it, folder: make_batch(3),
+            "facade",
+            says={**SHAPES, "features": "features|policy_targets|legal_mask"},
+            call=lambda it, arguments: it.train_step(arguments),
+        ),
+        Row(
+            f"{owner}.train_step",
+            {
+                "batch": any_of(
+                    *map(becomes, (None, 3, "rubbish", [], {}, (1, 2), {"features": torch.ones(1)})),
+                    Change("a tuple", lambda b: tuple(list(b.values())[:3]), fine=True),
+                )
+            },
+            lambda it, folder: {"batch": make_batch(3)},
+            "facade",
+        ),
+        Row(
+            f"{owner}.set_total_epochs",
+            {"total_epochs": whole(1)},
+            lambda it, folder: {"total_epochs": 3},
+            "facade",
+        ),
+        Row(
+            f"{owner}.get_curriculum_lr_scale",
+            {"progress": any_of(*map(becomes, ("1", math.nan, [1.0], True)),
+                                *(becomes(x, fine=True) for x in (-1.0, 2.0, None)))},
+            lambda it, folder: {"progress": 0.5},
+            "facade",
+        ),
+        Row(
+            f"{owner}.set_quality_scores",
+            {"scores": values(0.0, 1.0, optional=True, any_length=True), "temperature": number(0.0, above=True, optional=True)},
+            lambda it, folder: {"scores": np.linspace(0.1, 0.9, ROWS), "temperature": 2.0},
+            "facade",
+        ),
+        Row(
+            f"{owner}.get_hard_indices",
+            {"num_samples": whole(0)},
+            lambda it, folder: {"num_samples": 2},
+            "facade",
+        ),
+        Row(
+            f"{owner}.create_mixed_batch_indices",
+            {"batch_size": whole(1), "all_indices": any_of(*map(becomes, (0, -5, None, "rubbish", [])))},
+            lambda it, folder: {"batch_size": 4, "all_indices": ROWS},
+            "facade",
+        ),
+        Row(f"{owner}.get_hardest_samples", {"n": whole(0)}, lambda it, folder: {"n": 2}, "facade"),
+        Row(
+            f"{owner}.get_weighted_loss",
+            {
+                "per_sample_losses": tensor(EMPTY),
+                "batch_indices": rows(optional=True),
+                "weights": weights,
+            },
+            lambda it, folder: {
+                "per_sample_losses": losses(),
+                "batch_indices": indices(),
+                "weights": torch.ones(BATCH),
+            },
+            "facade",
+            says={"per_sample_losses": "per_sample_losses|batch_indices",
+                  "batch_indices": "batch_indices"},
+        ),
+        Row(
+            f"{owner}.record_batch",
+            {
+                "batch_indices": rows(),
+                "per_sample_losses": values(finite=False),
+                "uncertainties": facts,
+            },
+            lambda it, folder: {
+                "batch_indices": indices(),
+                "per_sample_losses": losses(),
+                "uncertainties": unit(),
+            },
+            "facade",
+            says={"batch_indices": "batch_indices|per_sample_losses"},
+        ),
+        Row(
+            f"{owner}.on_epoch_end",
+            {
+                "val_loss": any_of(*map(becomes, ("1", [1.0], 1j, True)),
+                                   *(becomes(x, fine=True) for x in (math.nan, math.inf, None))),
+                "current_elo": number(optional=True),
+            },
+            lambda it, folder: {"val_loss": 1.0, "current_elo": 1200.0},
+            "facade",
+        ),
+        Row(
+            f"{owner}.on_validation",
+            {
+                "val_loss": any_of(*map(becomes, ("1", [1.0], 1j, True)),
+                                   *(becomes(x, fine=True) for x in (math.nan, math.inf, None))),
+                "current_elo": number(optional=True),
+            },
+            lambda it, folder: {"val_loss": 1.0, "current_elo": 1200.0},
+            "facade",
+        ),
+        Row(
+            f"{owner}.state_dict",
+            {"include_model": flag()},
+            lambda it, folder: {"include_model": True},
+            "facade",
+        ),
+        state_row(owner, "facade", "state"),
+    ]  # fmt: skip
