@@ -14,6 +14,7 @@ import os
 os.environ.setdefault("POLARS_MAX_THREADS", "1")  # read when polars is imported
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -55,10 +56,19 @@ def milliseconds(call: Callable[[], Any]) -> float:
 
 
 def alternating(repeats: int, *calls: Callable[[], Any]) -> list[float]:
-    """Median processor time of each call, ms; they take turns, after one round that is not read."""
+    """Median processor time of each call, ms, after one round that is not read.
+
+    They take turns, another one first in every round: each leaves its data in the cache.
+    """
     for call in calls:
         call()
-    times = [[milliseconds(call) for call in calls] for _ in range(repeats)]
+    times = np.zeros((repeats, len(calls)))
+    gc.collect()
+    gc.disable()  # a million records would have it count them over and over
+    for turn in range(repeats):
+        for number in np.roll(range(len(calls)), turn):
+            times[turn, number] = milliseconds(calls[number])
+    gc.enable()
     return [float(value) for value in np.median(times, axis=0)]
 
 
@@ -247,10 +257,10 @@ def averaging(quick: bool) -> Iterator[Claim]:
         lambda: reference.mean_of_checkpoints(checkpoints),
     )
     yield claim(
-        "averaging: mean of five checkpoints of 9.7M parameters in memory",
+        "averaging: mean of five checkpoints of 9.7M parameters in memory, against the reference's",
         ours,
         theirs,
-        1.0,
+        0.9,
         note=beside_figure("mean of five checkpoints, 9.7M parameters", theirs),
     )
     if sys.platform != "linux":

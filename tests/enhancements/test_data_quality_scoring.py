@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrift_pipeline.enhancements import data_quality_scoring, random_order
+from ringrift_pipeline.enhancements import data_quality_scoring, random_order, weighted_sampling
 from ringrift_pipeline.enhancements.data_quality_scoring import (
     DataQualityScorer,
     GameQualityScore,
@@ -375,13 +375,17 @@ def test_counts_over_a_thousand_seeds_have_the_right_mean() -> None:
 
 @pytest.mark.parametrize("items", [70_000, 300_000])
 def test_many_items_are_dealt_and_drawn_as_few_are(items: int, monkeypatch) -> None:
-    monkeypatch.setattr(random_order, "_WHOLE", 2**16)  # so that the shuffle deals too
+    monkeypatch.setattr(random_order, "PIECE", 2**16)  # so that the shuffle deals too
+    monkeypatch.setattr(weighted_sampling, "PIECE", 90_000)
     weights = np.random.default_rng(2).exponential(size=items)
+    weights[60_000:] *= np.arange(items - 60_000) % 3 > 0
+    weights[180_000:] = 0.0  # one piece and more
     sampler = QualityWeightedSampler(None, 150_001, weights=weights, seed=4)
     drawn = sampler.draw()
     counts = np.bincount(drawn, minlength=items)
     expected = 150_001 * weights / weights.sum()
     assert drawn.size == 150_001 and (np.abs(counts - expected) < 1 + 1e-6).all()
+    assert not counts[weights == 0.0].any()
     # in random order: a position tells nothing of the item, nor an item of the next one
     position = np.arange(drawn.size)
     assert abs(np.corrcoef(position, drawn)[0, 1]) < 4.5 / math.sqrt(drawn.size)

@@ -1,0 +1,85 @@
+"""The columns that quality scores are made of: what may stand in them."""
+
+from __future__ import annotations
+
+import polars as pl
+
+__all__ = ["check_columns"]
+
+
+def check_columns(games: pl.DataFrame) -> None:
+    """Refuse facts about games that no score can be made of.
+
+    Args:
+        games: one row a game, columns as ``DataQualityScorer.expression`` reads them.
+
+    Raises:
+        ValueError: naming the column and the first row that is out of range.
+    """
+    have = set(games.columns)
+    numbers = (
+        "length",
+        "policy_entropy",
+        "surprise",
+        "timestamp",
+        "winner",
+        "elo_p1",
+        "elo_p2",
+    )
+    finite: list[str] = [name for name in numbers if name in have]
+    lists: list[str] = [name for name in ("outcome", "elos", "mean_values") if name in have]
+    if not games.height or all(games.select(_all_in_range(finite, lists)).row(0)):
+        return
+    bad: list[pl.Expr] = []  # by row, to say which
+    for name in finite:
+        value = pl.col(name).cast(pl.Float64)
+        wrong = ~value.is_finite()
+        if name == "winner":
+            wrong = wrong | (value < 0) | (value > 4)
+        elif name in ("length", "policy_entropy", "surprise"):
+            wrong = wrong | (value < 0)
+        if name == "length":
+            wrong = wrong | value.is_null()
+        bad.append(wrong.fill_null(False).alias(name))
+    for name in lists:
+        value = pl.col(name).cast(pl.List(pl.Float64))
+        wrong = ~value.list.len().is_between(2, 4)
+        wrong = wrong | ~value.list.eval(pl.element().is_finite().fill_null(False)).list.all()
+        if name != "elos":
+            wrong = wrong | (value.list.min() < 0) | (value.list.sum() <= 0)
+        bad.append(wrong.fill_null(False).alias(name))
+    checks = games.select(bad)
+    for name in checks.columns:
+        if checks[name].any():
+            row = int(checks[name].arg_max() or 0)
+            raise ValueError(
+                f"column {name!r} is out of range in row {row}: {games[name][row]!r} "
+                "(lengths, entropies, surprises, shares and values are finite and >= 0; "
+                "lists have 2 to 4 seats; winner is 0 to 4)"
+            )
+
+
+def _all_in_range(numbers: list[str], lists: list[str]) -> list[pl.Expr]:
+    """One truth a column, by its extremes: cheap where, as nearly always, all is well."""
+    found = []
+    for name in numbers:
+        value = pl.col(name).cast(pl.Float64)
+        fine = value.sum().is_finite()  # NaN and infinity spread; too large a sum is looked into
+        if name not in ("timestamp", "elo_p1", "elo_p2"):
+            fine = fine & (value.min() >= 0).fill_null(True)
+        if name == "winner":
+            fine = fine & (value.max() <= 4).fill_null(True)
+        if name == "length":
+            fine = fine & (value.null_count() == 0)
+        found.append(fine.alias(name))
+    for name in lists:
+        seats = pl.col(name).cast(pl.List(pl.Float64))
+        width, value = seats.list.len(), seats.explode()
+        fine = (width.min() >= 2).fill_null(True) & (width.max() <= 4).fill_null(True)
+        # an exploded null list is one null; any more are nulls within lists
+        fine = fine & value.sum().is_finite() & (value.null_count() == seats.null_count())
+        if name != "elos":
+            fine = fine & (value.min() >= 0).fill_null(True)
+            fine = fine & (seats.list.sum().min() > 0).fill_null(True)
+        found.append(fine.alias(name))
+    return found
