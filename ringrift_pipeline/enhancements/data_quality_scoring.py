@@ -46,7 +46,7 @@ __all__ = ["DataQualityScorer", "GameQualityScore", "QualityWeightedSampler"]
 
 TERMS = ("length", "balance", "diversity", "decisiveness", "freshness", "surprise")
 _UNKNOWN = 0.5
-_SLICE = 2**18  # games scored at a time: the memory for what lies between follows from it
+_SLICE = 2**17  # games scored at a time: the memory for what lies between follows from it
 # share of the total that each term gets of what freshness leaves over
 _SHARES = {"length": 0.2, "balance": 0.2, "diversity": 0.2, "decisiveness": 0.2, "surprise": 0.2}
 
@@ -78,11 +78,6 @@ def _seats(name: str, values: Sequence[float], low: float = -math.inf) -> list[f
     if not isinstance(values, Sequence | np.ndarray) or not 2 <= len(values) <= 4:
         raise ValueError(f"{name} must have one number for each of 2 to 4 seats, got {values!r}")
     return [check_number(f"{name}[{seat}]", value, low) for seat, value in enumerate(values)]
-
-
-def _at_most(value: pl.Expr, bound: float) -> pl.Expr:
-    """``value``, null included, or the bound where it is above; faster than ``clip``."""
-    return pl.when(value > bound).then(bound).otherwise(value)
 
 
 class DataQualityScorer:
@@ -326,19 +321,34 @@ class DataQualityScorer:
                 the clock: the same plan must give the same scores).
         """
         check_type("columns", columns, Sequence)
+        terms = self._terms(columns, current_time)
+        total = self._total(terms)
+        return pl.struct(
+            *[term.alias(name) for name, term in terms.items()], total.alias("total_score")
+        ).alias("quality")
+
+    def _total(self, terms: Mapping[str, pl.Expr]) -> pl.Expr:
+        total = pl.lit(0.0)
+        for name in TERMS:
+            total = total + self.weights[name] * terms[f"{name}_score"]
+        return total.clip(0.0, 1.0)
+
+    def _terms(self, columns: Sequence[str], current_time: float) -> dict[str, pl.Expr]:
+        """Every term's score by the name of its column; nothing costly is computed twice."""
         have = set(columns)
         if "length" not in have:
             raise ValueError(f"the frame needs a column 'length' (plies), it has {sorted(have)}")
         now = check_number("current_time", current_time)
 
-        # log(plies / optimum) over its value at the bound of its own side, without a branch
+        # 2 ** -(log(plies / optimum) / log(bound / optimum)) ** 2, the bound by the side
         plies = pl.col("length").cast(pl.Float64)
-        plies = pl.when(plies > 0.0).then(plies).otherwise(1e-300)
-        relative = (plies / self.optimal_game_length).log()
-        low = 1.0 / math.log(self.min_game_length / self.optimal_game_length)
-        high = 1.0 / math.log(self.max_game_length / self.optimal_game_length)
-        scaled = relative * ((high + low) / 2) + relative.abs() * ((high - low) / 2)
-        length = (-math.log(2.0) * scaled.pow(2)).exp()
+        low, high = (
+            -math.log(2.0) / math.log(bound / self.optimal_game_length) ** 2
+            for bound in (self.min_game_length, self.max_game_length)
+        )
+        factor = pl.when(plies < self.optimal_game_length).then(low).otherwise(high)
+        relative = (plies.clip(lower_bound=1e-300) / self.optimal_game_length).log()
+        length = (factor * relative.pow(2)).exp()
 
         unknown = pl.lit(None, dtype=pl.Float64)
         balance = diversity = surprise = freshness = unknown
@@ -363,7 +373,7 @@ class DataQualityScorer:
             nats = pl.col("surprise").cast(pl.Float64)
             surprise = 1.0 - (-math.log(2.0) / self.surprise_scale * nats).exp()
         if "timestamp" in have:
-            since = _at_most(pl.col("timestamp").cast(pl.Float64) - now, 0.0)
+            since = (pl.col("timestamp").cast(pl.Float64) - now).clip(upper_bound=0.0)
             freshness = (math.log(2.0) / (3600.0 * self.freshness_decay_hours) * since).exp()
 
         best = max(self.decisive_bonus, self.draw_penalty)
@@ -385,14 +395,7 @@ class DataQualityScorer:
             "freshness": freshness,
             "surprise": surprise,
         }
-        known = {name: term.fill_null(_UNKNOWN) for name, term in terms.items()}
-        total = pl.lit(0.0)
-        for name, term in known.items():
-            total = total + self.weights[name] * term
-        return pl.struct(
-            *[term.alias(f"{name}_score") for name, term in known.items()],
-            _at_most(total, 1.0).alias("total_score"),
-        ).alias("quality")
+        return {f"{name}_score": term.fill_null(_UNKNOWN) for name, term in terms.items()}
 
     def score_frame(self, games: pl.DataFrame, current_time: float) -> pl.DataFrame:
         """`games` with the columns ``<term>_score`` and ``total_score`` (float64) added.
@@ -405,17 +408,22 @@ class DataQualityScorer:
             ValueError: naming the column and the first row that is out of range.
         """
         check_type("games", games, pl.DataFrame)
-        scores = self.expression(games.columns, current_time)
-        try:
-            check_columns(games)
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(f"games: a column does not hold numbers: {error}") from error
-        parts = [
-            # lazily, so that what the terms share is computed once
-            part.lazy().with_columns(scores).unnest("quality").collect()
-            for part in games.iter_slices(_SLICE)
-        ]
-        return pl.concat(parts) if parts else games.with_columns(scores).unnest("quality")
+        terms = self._terms(games.columns, current_time)
+        total = self._total({name: pl.col(name) for name in terms}).alias("total_score")
+        scored = []
+        for number, part in enumerate(games.iter_slices(_SLICE)):  # checked and scored in cache
+            try:
+                check_columns(part, number * _SLICE)
+            except pl.exceptions.PolarsError as error:
+                raise ValueError(f"games: a column does not hold numbers: {error}") from error
+            # in two steps, so that the total is made of the terms and not of their making
+            scores = part.with_columns(term.alias(name) for name, term in terms.items())
+            scored.append(scores.with_columns(total))
+        if not scored:
+            return games.with_columns(self.expression(games.columns, current_time)).unnest(
+                "quality"
+            )
+        return pl.concat(scored)
 
     def compute_sample_weights(
         self,

@@ -7,11 +7,12 @@ import polars as pl
 __all__ = ["check_columns"]
 
 
-def check_columns(games: pl.DataFrame) -> None:
+def check_columns(games: pl.DataFrame, first_row: int = 0) -> None:
     """Refuse facts about games that no score can be made of.
 
     Args:
         games: one row a game, columns as ``DataQualityScorer.expression`` reads them.
+        first_row: number of the first of them, for messages about a part of a frame.
 
     Raises:
         ValueError: naming the column and the first row that is out of range.
@@ -53,7 +54,7 @@ def check_columns(games: pl.DataFrame) -> None:
         if checks[name].any():
             row = int(checks[name].arg_max() or 0)
             raise ValueError(
-                f"column {name!r} is out of range in row {row}: {games[name][row]!r} "
+                f"column {name!r} is out of range in row {first_row + row}: {games[name][row]!r} "
                 "(lengths, entropies, surprises, shares and values are finite and >= 0; "
                 "lists have 2 to 4 seats; winner is 0 to 4)"
             )

@@ -19,7 +19,7 @@ from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
 if TYPE_CHECKING:
     import polars as pl
 
-    from ringrift_pipeline.enhancements.config_groups import EvaluationConfig
+    from ringrift_pipeline.enhancements.config_stages import EvaluationConfig
     from ringrift_pipeline.selfplay.plan import Plan
     from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
     from ringrift_pipeline.store import Artefact, Store

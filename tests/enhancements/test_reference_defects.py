@@ -234,7 +234,7 @@ def test_two_checkpoints_of_one_epoch_are_two(tmp_path: Path) -> None:
 
 def test_every_setting_is_read_by_some_module() -> None:
     """A setting that nobody reads would be a promise not kept."""
-    configs = {"config_groups.py", "training_config.py"}
+    configs = {"config_groups.py", "config_stages.py", "training_config.py"}
     read = set()
     for path in PACKAGE.rglob("*.py"):
         if path.name not in configs:

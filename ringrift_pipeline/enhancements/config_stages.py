@@ -1,0 +1,200 @@
+"""Settings of the loop's stages: selfplay, search, network, training run, evaluation, fine-tuning.
+
+One frozen pydantic model a group; every field has a description with its unit and its bounds. The
+settings of the training modules are in ``config_groups``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ringrift_pipeline.enhancements.config_base import ConfigGroup
+
+
+class SelfplayConfig(ConfigGroup):
+    """How games are played to make training data."""
+
+    games: int = Field(default=512, ge=1, description="Games a generation.")
+    games_per_shard: int = Field(default=64, ge=1, description="Games in one shard file.")
+    parallel_games: int = Field(
+        default=64,
+        ge=1,
+        description="Games whose search leaves are evaluated together in one batch.",
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="Worker processes; 0 means one a core. Does not change the result.",
+    )
+    full_search_fraction: float = Field(
+        default=0.25,
+        gt=0.0,
+        le=1.0,
+        description="Share of decisions searched in full; only these train the policy.",
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=10.0,
+        description="Softmax temperature of sampled moves (1 = as searched).",
+    )
+    temperature_plies: int = Field(
+        default=30,
+        ge=0,
+        description="Decisions of a game sampled from the policy before greedy play.",
+    )
+    generation0_temperature: float = Field(
+        default=1.0,
+        gt=0.0,
+        description="Softmax temperature of generation 0, in units of the heuristic's score.",
+    )
+    max_plies: int = Field(
+        default=0, ge=0, description="Plies after which a game is cut; 0 = never."
+    )
+    # A tenth takes one in twenty rows from the policy (two players) and no time: measured 0.99 of
+    # the positions a second.
+    opponent_fraction: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Share of games against an earlier model of the ensemble, where there is one; "
+        "its moves train the value only. 0 = none.",
+    )
+
+
+class SearchConfig(ConfigGroup):
+    """Gumbel search (Danihelka et al. 2022, "Policy improvement by planning with Gumbel")."""
+
+    simulations: int = Field(
+        default=64, ge=1, description="Simulations of a full search, a decision."
+    )
+    cheap_simulations: int = Field(default=16, ge=1, description="Simulations of a cheap search.")
+    max_considered: int = Field(
+        default=16, ge=2, description="Root actions that sequential halving starts with."
+    )
+    c_visit: float = Field(
+        default=50.0, ge=0.0, description="Visit offset of the value scale, visits."
+    )
+    c_scale: float = Field(default=1.0, gt=0.0, description="Factor of the value scale, no unit.")
+    gumbel_scale: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="Scale of the root's Gumbel noise; 0 searches without noise.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SearchConfig:
+        if self.cheap_simulations > self.simulations:
+            raise ValueError(
+                f"cheap_simulations ({self.cheap_simulations}) must not exceed "
+                f"simulations ({self.simulations})"
+            )
+        return self
+
+
+class NetworkSettings(ConfigGroup):
+    """Size of the convolutional network."""
+
+    blocks: int = Field(default=6, ge=1, le=64, description="Residual blocks.")
+    channels: int = Field(default=64, ge=4, le=1024, description="Channels of the trunk.")
+    value_channels: int = Field(
+        default=32, ge=1, le=1024, description="Channels of the value head."
+    )
+
+
+class TrainingLoopConfig(ConfigGroup):
+    """One generation's training run."""
+
+    batch_size: int = Field(default=256, ge=1, description="Rows of one forward pass.")
+    epochs: float = Field(
+        default=4.0,
+        gt=0.0,
+        description="Passes over the window; steps = ceil(epochs * rows / effective batch).",
+    )
+    max_steps: int = Field(default=0, ge=0, description="Cap on optimizer steps; 0 = no cap.")
+    holdout_fraction: float = Field(
+        default=0.1, gt=0.0, lt=0.9, description="Share of games held out, by the hash of their id."
+    )
+    window_generations: int = Field(
+        default=8,
+        ge=1,
+        description="Generations of selfplay in the training window, the own included.",
+    )
+    policy_weight: float = Field(default=1.0, ge=0.0, description="Factor of the policy loss.")
+    value_weight: float = Field(default=1.0, ge=0.0, description="Factor of the value loss.")
+    sample_reuse_limit: float = Field(
+        default=8.0, gt=0.0, description="Most visits of a row within one training run."
+    )
+    checkpoint_every: int = Field(
+        default=200, ge=1, description="Optimizer steps between checkpoints."
+    )
+    early_stopping_patience: int = Field(
+        default=5,
+        ge=0,
+        description="Validations without a better loss after which training stops; 0 = never.",
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Arithmetic of the forward pass; auto: bfloat16 on CUDA, else float32.",
+    )
+    threads: int = Field(
+        default=2,
+        ge=1,
+        le=1024,
+        description="CPU threads of torch; fixed here, so that the result is the same anywhere.",
+    )
+
+
+class EvaluationConfig(ConfigGroup):
+    """Matches, ratings and the promotion gate."""
+
+    games: int = Field(default=200, ge=2, description="Games against each opponent, seats rotated.")
+    simulations: int = Field(
+        default=64, ge=1, description="Simulations a decision in evaluation games."
+    )
+    confidence: float = Field(
+        default=0.95, gt=0.5, lt=1.0, description="Confidence of every reported interval."
+    )
+    elo0: float = Field(default=0.0, description="Null hypothesis of the sequential test, Elo.")
+    elo1: float = Field(default=35.0, description="Alternative of the sequential test, Elo.")
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of promoting at elo0.")
+    beta: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of refusing at elo1.")
+    max_games: int = Field(
+        default=600, ge=2, description="Games after which the sequential test ends."
+    )
+    opponents: tuple[str, ...] = Field(
+        default=("random", "heuristic", "champion"),
+        strict=False,
+        min_length=1,
+        description="Players met: random, heuristic, rollout, champion, generation:NNNN.",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> EvaluationConfig:
+        if self.elo0 >= self.elo1:
+            raise ValueError(f"elo0 ({self.elo0}) must be below elo1 ({self.elo1})")
+        return self
+
+
+class FinetuneConfig(ConfigGroup):
+    """A config's first generation started from another config's model."""
+
+    source: str = Field(
+        default="",
+        pattern=r"^([a-z0-9]+_[234]p(/[0-9]{4,})?)?$",
+        description="Model to start from where a config has none of its own: square8_2p is that "
+        "config's champion, square8_2p/0007 its generation 7; empty = fresh weights.",
+    )
+    ewc_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Weight of the penalty for leaving what the source needs (elastic weight "
+        "consolidation, Kirkpatrick et al. 2017); 0 = none.",
+    )
+    ewc_samples: int = Field(
+        default=1_000,
+        ge=1,
+        description="Rows of the source's data that tell which weights it needs.",
+    )
