@@ -29,7 +29,12 @@ LEAST_LOW = 0.90  # Wilson lower bound against random
 SIMULATIONS = 32
 GAMES = 400
 SEED = 20_260_101
-QUICK = ("selfplay.games=24", "training.epochs=2.0", "evaluation.games=8", "evaluation.max_games=8")
+QUICK = (
+    "selfplay.games=24",
+    "training.sample_reuse=2.0",
+    "evaluation.games=8",
+    "evaluation.max_games=8",
+)
 
 
 def claim(name: str, value: float, unit: str, reference: float | None, ratio: float | None) -> Any:

@@ -42,11 +42,11 @@ def _top(
 
 
 def _add_verbs() -> None:
-    from ringrift_pipeline.commands import generation, loop, play, replay, ui
+    from ringrift_pipeline.commands import export, generation, loop, play, replay, ui
     from ringrift_pipeline.commands.settings_help import SettingsCommand
 
     trains = (loop.loop, generation.selfplay, generation.train, generation.evaluate)
-    for verb in (*trains, play.play, replay.replay, ui.ui):
+    for verb in (*trains, play.play, replay.replay, export.export, ui.ui):
         app.command(cls=SettingsCommand if verb in trains else None)(with_common(verb))
 
 
@@ -67,6 +67,7 @@ def _bad_input(error: BaseException) -> bool:
     named = {
         "ringrift_pipeline.selfplay.plan": ("PlanError",),
         "ringrift_pipeline.training.loop": ("ResumeError",),
+        "ringrift_pipeline.training.staleness": ("StaleWindowError",),
         "ringrift_pipeline.evaluation.evaluating": ("EvaluationError",),
         "ringrift_pipeline.game.errors": ("RecordError", "IllegalMoveError"),
         "ringrift_pipeline.search.errors": ("PlayerSpecError", "SearchError"),

@@ -110,6 +110,7 @@ def train(common: Common, generation: GenerationOption = None) -> None:
     ]
     made = []
     with store.lock(plan.config, f"generation-{plan.generation:04d}"):
+        training.require_fresh(store, plan)
         for title, make, more in steps:
             with progress(title) as report:
                 made.append(make(store, plan, progress=report, **more))

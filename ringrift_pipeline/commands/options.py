@@ -167,7 +167,8 @@ class Common:
     def settings(self) -> TrainingConfig:
         """What a new generation is planned with: defaults < preset < file < environment < flags.
 
-        Without a preset the newest generation's settings stand in for the defaults.
+        Without a preset the newest generation's settings stand in for the defaults. A preset has
+        the sizes that suit ``config``.
 
         Raises:
             ConfigError: an unknown setting, a value out of bounds.
@@ -190,6 +191,7 @@ class Common:
             file=self.settings_file,
             overrides=overrides,
             base=None if self.preset else self._before(),
+            config=self.config,
         )
         check_device(settings.device)
         return settings

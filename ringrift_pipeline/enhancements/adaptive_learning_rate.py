@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.optim import Optimizer
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
     check_number,
     check_type,
@@ -245,6 +246,11 @@ class AdaptiveLRScheduler(LearningRateSchedule):
     @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.check_state(state_dict)
+        forms.record(
+            ratios=forms.listed(forms.number(0.0)),
+            losses=forms.listed(forms.number(), most=self.loss_lookback),
+            elos=forms.listed(forms.number(), most=self.elo_lookback),
+        )("", state_dict)
         ratios = [check_number("ratios", ratio, 0.0) for ratio in state_dict["ratios"]]
         if len(ratios) != len(self.optimizer.param_groups):
             raise ValueError(

@@ -68,6 +68,13 @@ def number_array(name: str, values: Any) -> np.ndarray:
     return array.astype(np.float64, copy=False)
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """``value``, which must be True or False; ValueError by ``name``."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r:.80}")
+    return bool(value)
+
+
 def check_keys(state: Mapping[str, Any], keys: Iterable[str], owner: str) -> None:
     """ValueError listing the ``keys`` that a saved state of ``owner`` lacks."""
     missing = [key for key in keys if key not in state]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
     check_device,
     check_keys,
@@ -29,6 +30,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
 from ringrift_pipeline.enhancements.calibration_measures import Forecasts
 from ringrift_pipeline.enhancements.calibration_report import calibration_report, draw_reliability
 from ringrift_pipeline.enhancements.temperature_scaling import (
+    FIT_FORM,
     TemperatureFit,
     fit_temperature,
     value_probabilities,
@@ -44,6 +46,19 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+_NAMED, _UNNAMED = "=", "#"  # what a game's id in the window begins with, by who gave it
+
+_CHECK = forms.record(
+    epoch=forms.whole(),
+    ece=forms.number(),
+    ece_interval=forms.listed(forms.number(), exactly=2),
+    brier=forms.number(0.0),
+    log_loss=forms.number(0.0),
+    samples=forms.whole(1),
+    games=forms.whole(1),
+    triggered=forms.flag,
+)
 
 
 class CalibrationAutomation:
@@ -147,10 +162,11 @@ class CalibrationAutomation:
         checked = Forecasts.check((p - low) / (high - low), (y - low) / (high - low), games, phases)
         rows = checked.predictions.shape[0]
         if games is None:
-            ids = np.array([f"#{self._unnamed + i}" for i in range(rows)], dtype=object)
+            numbers = np.arange(self._unnamed, self._unnamed + rows).astype(str)
+            ids = np.char.add(_UNNAMED, numbers).astype(object)
             self._unnamed += rows
         else:
-            ids = np.asarray(games).astype(str).astype(object)
+            ids = np.char.add(_NAMED, np.asarray(games).astype(str)).astype(object)
         names = checked.phases if checked.phases is not None else np.full(rows, "")
         if self.num_samples and checked.predictions.shape[1] != self._predictions.shape[1]:
             raise ValueError(
@@ -285,13 +301,31 @@ class CalibrationAutomation:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state_dict`; ValueError for a state that lacks something."""
         check_keys(state, self.state_dict(), "CalibrationAutomation")
+        forms.record(
+            epoch=forms.whole(),
+            last_check=forms.whole(),
+            unnamed=forms.whole(),
+            history=forms.listed(_CHECK),
+            predictions=forms.numbers(None, None, low=0.0),
+            outcomes=forms.numbers(None, None, low=0.0),
+            games=forms.listed(forms.text),
+            phases=forms.listed(forms.text),
+            temperature_fit=forms.optional(FIT_FORM),
+        )("", state)
+        if state["last_check"] != (state["history"][-1]["epoch"] if state["history"] else 0):
+            raise ValueError("last_check is not the epoch of the last check in history")
         predictions = np.array(state["predictions"], dtype=np.float64)
         rows = predictions.shape[0]
         games = np.array(state["games"], dtype=object)
         phases = np.array(state["phases"], dtype=object)
         outcomes = np.array(state["outcomes"], dtype=np.float64)
-        if not rows == outcomes.shape[0] == games.shape[0] == phases.shape[0]:
-            raise ValueError("calibration state is damaged: its columns differ in length")
+        if not (rows == games.shape[0] == phases.shape[0] and outcomes.shape == predictions.shape):
+            raise ValueError(
+                "calibration state is damaged: predictions, outcomes, games and phases differ in "
+                "length"
+            )
+        if rows:
+            Forecasts.check(predictions, outcomes)
         self._predictions, self._outcomes = predictions, outcomes
         self._games, self._phases = games, phases
         self._epoch, self._last_check = int(state["epoch"]), int(state["last_check"])

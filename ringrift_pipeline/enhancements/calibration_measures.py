@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -307,6 +308,36 @@ def game_draws(num_games: int, bootstrap: int, seed: int | Sequence[int]) -> np.
         drawn = rng.integers(0, num_games, num_games, dtype=np.int32)
         row[:] = np.bincount(drawn, minlength=num_games)
     return draws
+
+
+def error_interval(
+    error: float, plain: float, replicates: np.ndarray, confidence: float
+) -> tuple[float, float]:
+    """Interval of a debiased calibration error: normal, with the bootstrap's spread.
+
+    Percentiles of the replicates will not do: their noise is twice the sample's, so that they do
+    not lie around the estimate. Debiasing takes too much off where evidence is thin, but the plain
+    error is biased upwards, so the interval reaches to that at least.
+
+    Coverage of a nominal 0.95 over 300 simulations each, 15 bins (percentiles in brackets):
+
+    =============================  ==============  ===============
+    predictor                      500 games       4,000 games
+    =============================  ==============  ===============
+    calibrated                     0.99 (1.00)     0.98 (1.00)
+    too sure, error 0.028          1.00 (1.00)     0.94 (0.90)
+    too sure, error 0.061          0.97 (0.89)     0.98 (0.95)
+    shifted, error 0.055           0.93 (0.91)     0.96 (0.84)
+    =============================  ==============  ===============
+
+    Args:
+        error: the debiased error.
+        plain: the error as it stands.
+        replicates: (B,) debiased errors of the bootstrap, as ``Reliability.resampled`` gives them.
+        confidence: in (0, 1).
+    """
+    reach = NormalDist().inv_cdf((1.0 + confidence) / 2.0) * float(np.std(replicates, ddof=1))
+    return error - reach, max(error + reach, plain)
 
 
 def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -10,15 +10,52 @@ from typing import Any
 
 import numpy as np
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.calibration_measures import (
     Forecasts,
     Reliability,
+    error_interval,
     game_draws,
     interval,
     reliability,
 )
 
 __all__ = ["calibration_report", "draw_reliability"]
+
+
+_NUMBER, _PAIR = forms.number(), forms.listed(forms.number(), exactly=2)
+_BIN = forms.record(
+    bin=forms.whole(),
+    count=forms.whole(1),
+    games=forms.whole(1),
+    prediction=forms.number(0.0, 1.0),
+    outcome=forms.number(0.0, 1.0),
+    standard_error=forms.number(0.0),
+)
+
+
+_PART: dict[str, forms.Form] = {
+    "positions": forms.whole(1),
+    "games": forms.whole(1),
+    "calibration_error": _NUMBER,
+    "calibration_error_interval": _PAIR,
+    "calibration_error_plain": forms.number(0.0),
+    "squared_calibration_error": _NUMBER,
+    "p_value": forms.number(0.0, 1.0),
+    "brier": forms.number(0.0),
+    "brier_interval": _PAIR,
+    "log_loss": forms.number(0.0),
+    "log_loss_interval": _PAIR,
+    "mean_prediction": forms.listed(_NUMBER, least=1),
+    "mean_outcome": forms.listed(_NUMBER, least=1),
+    "bins": forms.listed(_BIN, least=1),
+}
+REPORT_FORM = forms.record(
+    **_PART,
+    confidence=forms.number(0.0, 1.0),
+    by_phase=forms.mapping(forms.record(**_PART)),
+    by_seat=forms.mapping(forms.record(**_PART)),
+)
 
 
 def _bins(table: Reliability) -> list[dict[str, float | int]]:
@@ -38,7 +75,7 @@ def _bins(table: Reliability) -> list[dict[str, float | int]]:
 def _summary(
     forecasts: Forecasts, table: Reliability, bootstrap: int, confidence: float, seed: int
 ) -> dict[str, Any]:
-    plain = table.error(debias=False)
+    error, plain = table.error(), table.error(debias=False)
     brier_sum, count = forecasts.by_game(forecasts.brier())
     loss_sum, _ = forecasts.by_game(forecasts.log_loss())
     draws = game_draws(forecasts.num_games, bootstrap, [seed, forecasts.num_games])
@@ -47,8 +84,8 @@ def _summary(
     return {
         "positions": int(forecasts.predictions.shape[0]),
         "games": forecasts.num_games,
-        "calibration_error": table.error(),
-        "calibration_error_interval": interval(errors, confidence),
+        "calibration_error": error,
+        "calibration_error_interval": error_interval(error, plain, errors, confidence),
         "calibration_error_plain": plain,
         "squared_calibration_error": table.squared_error(),
         # share of calibrated predictors that would have read at least as badly
@@ -86,7 +123,8 @@ def calibration_report(
         seed: of the bootstrap.
 
     Returns:
-        ``calibration_error`` (debiased mean absolute gap), ``calibration_error_interval``,
+        ``calibration_error`` (debiased mean absolute gap), ``calibration_error_interval`` (which
+        covers as `error_interval` says),
         ``calibration_error_plain`` (as commonly reported, biased upwards),
         ``squared_calibration_error`` (debiased), ``p_value`` of being calibrated, ``brier`` and
         ``log_loss`` (nats; both sums over seats, means over positions) with ``…_interval``,

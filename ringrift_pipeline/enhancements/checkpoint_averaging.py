@@ -7,6 +7,7 @@ safetensors files and holds one copy of the model, however many there are.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ringrift_pipeline.enhancements.argument_checks import (
     check_device,
+    check_flag,
     check_keys,
     check_number,
     check_type,
@@ -31,10 +33,15 @@ from ringrift_pipeline.enhancements.checkpoint_files import (
     CheckpointReader,
     average_checkpoints,
     check_match,
+    checked_dtypes,
+    checked_tensors,
     mean_of_checkpoints,
     widened,
     write_checkpoint,
 )
+from ringrift_pipeline.enhancements.gradient_norms import total_norm
+
+_STATE_KEYS = ("ema", "dtypes", "updates", "samples_seen", "window")
 
 
 class CheckpointAverager:
@@ -79,7 +86,7 @@ class CheckpointAverager:
         self.warmup_fraction = check_number(
             "warmup_fraction", warmup_fraction, 0.0, 1.0, above=True
         )
-        self.keep_on_disk = bool(keep_on_disk)
+        self.keep_on_disk = check_flag("keep_on_disk", keep_on_disk)
         if checkpoint_dir is not None:
             check_type("checkpoint_dir", checkpoint_dir, (str, os.PathLike))
         self.checkpoint_dir = Path(checkpoint_dir) if checkpoint_dir is not None else None
@@ -102,20 +109,28 @@ class CheckpointAverager:
         return 0.5 ** (num_samples / half_life)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, num_samples: int = 1) -> None:
+    def update(self, model: nn.Module, num_samples: int = 1, *, check_finite: bool = True) -> None:
         """Take the model's weights into the EMA, after an optimizer step.
 
         Args:
             model: always the same architecture; compiled and data-parallel wrappers are seen
-                through. Its weights should be finite, which is not checked here.
+                through.
             num_samples: samples of that step, at least 1.
+            check_finite: refuse weights or buffers that are not finite, which would stay in the
+                average for ever. It reads the weights once more and the device once; switch it
+                off only where they have been checked already.
 
         Raises:
-            ValueError: ``num_samples``, or a model that does not fit the average; no change.
+            ValueError: ``num_samples``, weights that are not finite, by name, or a model that does
+                not fit the average; no change.
         """
         samples = check_whole("num_samples", num_samples, 1)
         check_type("model", model, nn.Module)
         inner = _unwrap(model)
+        if check_flag("check_finite", check_finite):
+            bad = nonfinite_tensor(inner)
+            if bad is not None:
+                raise ValueError(f"model: {bad} is not finite")
         if self._ema is None:
             self._start(inner)
         ema = self._ema
@@ -219,6 +234,10 @@ class CheckpointAverager:
         Args:
             kind: ``ema``, ``mean``, or None for the EMA if there is one and else the mean.
 
+        Returns:
+            name -> tensor, of the names, shapes and dtypes of the model's own ``state_dict``; the
+            EMA on the average's device, the mean on the CPU or where the checkpoints are.
+
         Raises:
             ValueError: there is nothing of that kind yet.
         """
@@ -242,16 +261,17 @@ class CheckpointAverager:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """``ema``: name -> float32 tensor (a copy); the rest plain values.
+        """``ema``: name -> float32 tensor; ``window``: a list of name -> tensor; plain values.
 
-        A window on disk is in it by its files' names, which :meth:`load_state_dict` must find.
+        All tensors are copies. A window on disk is read into it, so that a state needs no file of
+        the run that saved it.
         """
         ema: dict[str, Tensor] = {}
         dtypes: dict[str, torch.dtype] = {}
         if self.num_updates:
             tensors, dtypes = self._ema_tensors()
             ema = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        window = [entry if isinstance(entry, dict) else str(entry) for entry in self._window]
+        window = [CheckpointReader(entry).copies() for entry in self._window]
         return {
             "ema": ema,
             "dtypes": {name: str(d).removeprefix("torch.") for name, d in dtypes.items()},
@@ -264,25 +284,19 @@ class CheckpointAverager:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a :meth:`state_dict`; works before the first :meth:`update` as well.
 
+        Of a window larger than ``num_checkpoints`` the newest are kept. On disk they become files
+        of this object, and those it had are removed.
+
         Raises:
-            ValueError: something missing, a file of the window gone, or tensors that do not fit
-                the model; no change.
+            ValueError: something missing or not finite, or tensors that do not fit the model or
+                one another; no change.
         """
-        check_keys(state_dict, self.state_dict(), "CheckpointAverager")
-        updates = check_whole("updates", state_dict["updates"], 0)
-        seen = check_whole("samples_seen", state_dict["samples_seen"], 0)
-        window: list[Path | dict[str, Tensor]] = []
-        for entry in state_dict["window"]:
-            if isinstance(entry, Mapping):
-                window.append({name: tensor.clone() for name, tensor in entry.items()})
-            elif Path(entry).is_file():
-                window.append(Path(entry))
-            else:
-                raise ValueError(f"window: checkpoint file {entry} is gone")
-        tensors = {name: tensor.detach().clone() for name, tensor in state_dict["ema"].items()}
-        dtypes = {name: getattr(torch, d) for name, d in state_dict["dtypes"].items()}
-        if updates and not tensors:
-            raise ValueError("ema is empty although updates is not 0")
+        updates, seen, newest, tensors, dtypes = self._read_state(state_dict)
+        if self._ema is not None and updates:
+            _check_fit(self._ema.module, tensors)
+        window: list[Path | dict[str, Tensor]] = list(newest)
+        if self.keep_on_disk:
+            window = self._written(newest)
         if self._ema is not None and updates:
             _load_exactly(self._ema.module, tensors)
             self._ema.n_averaged.fill_(updates)
@@ -291,7 +305,58 @@ class CheckpointAverager:
             self._ema = None
             pending = {"tensors": tensors, "dtypes": dtypes, "updates": updates}
             self._pending = pending if updates else None
+        for old in self._window:
+            self._drop(old)
         self.samples_seen, self._window = seen, window
+
+    def check_state(self, state_dict: Mapping[str, Any], model: nn.Module) -> None:
+        """Check a :meth:`state_dict` before it is loaded; changes nothing.
+
+        Raises:
+            ValueError: as :meth:`load_state_dict`, or an EMA of another model than this.
+        """
+        check_type("state_dict", state_dict, Mapping)
+        check_type("model", model, nn.Module)
+        tensors = self._read_state(state_dict)[3]
+        if tensors:
+            _check_fit(_unwrap(model), tensors)
+
+    def _read_state(
+        self, state_dict: Mapping[str, Any]
+    ) -> tuple[int, int, list[dict[str, Tensor]], dict[str, Tensor], dict[str, torch.dtype]]:
+        """Updates, samples seen, window, EMA and its dtypes, checked; the tensors are copies."""
+        check_keys(state_dict, _STATE_KEYS, "CheckpointAverager")
+        updates = check_whole("updates", state_dict["updates"], 0)
+        seen = check_whole("samples_seen", state_dict["samples_seen"], 0)
+        check_type("window", state_dict["window"], (list, tuple))
+        newest = [
+            checked_tensors(f"window[{number}]", entry)
+            for number, entry in enumerate(state_dict["window"])
+        ][-self.num_checkpoints :]
+        for entry in newest[1:]:
+            check_match(CheckpointReader(newest[0]).shapes(), CheckpointReader(entry).shapes())
+        tensors = checked_tensors("ema", state_dict["ema"], may_be_empty=True)
+        if bool(tensors) != bool(updates) or (updates and not seen):
+            raise ValueError(
+                f"updates ({updates}) and samples_seen ({seen}) do not fit an ema of "
+                f"{len(tensors)} tensors"
+            )
+        dtypes = checked_dtypes("dtypes", state_dict["dtypes"], tensors)
+        return updates, seen, newest, tensors, dtypes
+
+    def _written(self, entries: list[dict[str, Tensor]]) -> list[Path | dict[str, Tensor]]:
+        """The entries as new files, all or none."""
+        written: list[Path | dict[str, Tensor]] = []
+        try:
+            for entry in entries:
+                path = self._folder() / f"checkpoint-{uuid.uuid4().hex}.safetensors"
+                write_checkpoint(path, entry)
+                written.append(path)
+        except BaseException:
+            for path_written in written:
+                self._drop(path_written)
+            raise
+        return written
 
     def _folder(self) -> Path:
         if self.checkpoint_dir is not None:
@@ -338,15 +403,30 @@ def _unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def _load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    own = _tensors(module.state_dict())
+def nonfinite_tensor(model: nn.Module) -> str | None:
+    """Name of a parameter or buffer that is not finite, or None; one read of the device."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    floats = [t.detach() for _, t in named if t.is_floating_point() and t.device.type != "meta"]
+    if math.isfinite(total_norm(floats)):
+        return None
+    for name, tensor in named:  # or else only the norm has overflowed
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     check_match(
-        {name: tuple(tensor.shape) for name, tensor in own.items()},
+        {name: tuple(tensor.shape) for name, tensor in _tensors(module.state_dict()).items()},
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         "ema",
     )
+
+
+def _load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    _check_fit(module, tensors)
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in _tensors(module.state_dict()).items():
             tensor.copy_(tensors[name])
 
 

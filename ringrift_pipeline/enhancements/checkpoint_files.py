@@ -44,8 +44,9 @@ def average_checkpoints(
         device: where the result goes; None: CPU.
 
     Raises:
-        ValueError: no paths, a file that is missing or not safetensors, or names and shapes that
-            differ between files, all by path.
+        ValueError: no paths, a file that is missing or not safetensors (a pickle is never loaded:
+            the message says how to save it anew), or names and shapes that differ between files,
+            all by path.
     """
     if device is not None:
         device = check_device("device", device)
@@ -56,6 +57,26 @@ def average_checkpoints(
         raise ValueError("checkpoint_paths is empty")
     files = [Path(path) for path in checkpoint_paths]
     return mean_of_checkpoints([f / MODEL_FILE if f.is_dir() else f for f in files], device)
+
+
+_PICKLES = (b"PK\x03\x04", b"\x80")  # how files of torch.save begin, and bare pickles
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """Why a file gives no tensors, and what to do about it."""
+    try:
+        with path.open("rb") as handle:
+            pickled = handle.read(4).startswith(_PICKLES)
+    except OSError:
+        pickled = False
+    if not pickled:
+        return f"{path} is not a safetensors file: {error}"
+    return (
+        f"{path} is not a safetensors file but a pickle, as torch.save writes; a pickle can run "
+        "code and is never loaded here. Where the model is, save it with safetensors.torch."
+        "save_file({k: v.clone() for k, v in model.state_dict().items()}, "
+        f"{path.with_suffix('.safetensors').name!r})"
+    )
 
 
 class CheckpointReader:
@@ -77,7 +98,7 @@ class CheckpointReader:
             with safe_open(str(entry), framework="pt", device="cpu"):
                 pass  # checks the header, its offsets and the file's length
         except SafetensorError as error:
-            raise ValueError(f"checkpoint {entry} is not a safetensors file: {error}") from error
+            raise ValueError(f"checkpoint {unreadable(entry, error)}") from error
         with entry.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             self._header = json.loads(handle.read(length))
@@ -94,6 +115,12 @@ class CheckpointReader:
         """Bytes of the largest tensor that has to be read, 0 from memory."""
         spans = (entry["data_offsets"] for entry in self._header.values())
         return max((end - start for start, end in spans), default=0)
+
+    def copies(self) -> dict[str, Tensor]:
+        """All tensors by name, copies."""
+        if self._tensors is not None:
+            return {name: tensor.detach().clone() for name, tensor in self._tensors.items()}
+        return {name: self.read(name) for name in self._header}
 
     def read(self, name: str, scratch: Tensor | None = None) -> Tensor:
         """The tensor itself from memory; from a file a fresh one, or one that lies in ``scratch``.
@@ -174,6 +201,37 @@ def check_match(
             raise ValueError(f"{label}: {name} has shape {found[name]}, the others {shape}")
 
 
+def checked_tensors(label: str, tensors: Any, *, may_be_empty: bool = False) -> dict[str, Tensor]:
+    """Copies of the tensors of a saved state, by name.
+
+    Raises:
+        ValueError: no mapping of names to finite tensors, by ``label``.
+    """
+    if not isinstance(tensors, Mapping) or not (tensors or may_be_empty):
+        raise ValueError(f"{label} must hold tensors by name, got {tensors!r:.80}")
+    copies: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{label}[{name!r}] must be a tensor, got {tensor!r:.80}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{label}[{name!r}] is not finite")
+        copies[name] = tensor.detach().clone()
+    return copies
+
+
+def checked_dtypes(label: str, names: Any, tensors: Mapping[str, Tensor]) -> dict[str, torch.dtype]:
+    """Dtypes of these tensors by their names; ValueError by ``label``."""
+    if not isinstance(names, Mapping) or names.keys() != tensors.keys():
+        raise ValueError(f"{label} must name the dtype of every tensor of ema, got {names!r:.80}")
+    dtypes: dict[str, torch.dtype] = {}
+    for name, given in names.items():
+        dtype = getattr(torch, str(given), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{label}[{name!r}] is no dtype of torch: {given!r:.80}")
+        dtypes[name] = dtype
+    return dtypes
+
+
 def widened(tensor: Tensor) -> Tensor:
     low = tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64)
     return tensor.float() if low else tensor
@@ -207,7 +265,10 @@ __all__ = [
     "CheckpointReader",
     "average_checkpoints",
     "check_match",
+    "checked_dtypes",
+    "checked_tensors",
     "mean_of_checkpoints",
+    "unreadable",
     "widened",
     "write_checkpoint",
 ]

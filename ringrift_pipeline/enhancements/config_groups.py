@@ -39,6 +39,7 @@ class GradientsConfig(ConfigGroup):
     accumulation_steps: int = Field(
         default=1, ge=1, description="Batches whose gradients make one optimizer step."
     )
+    clipping: bool = Field(default=True, description="Clip gradients as below.")
     clip_mode: Literal["parameter", "agc", "global"] = Field(
         default="parameter",
         description="parameter: each tensor against its own moving average; agc: unit-wise "
@@ -141,6 +142,21 @@ class QualityConfig(ConfigGroup):
     temperature: float = Field(
         default=1.0, gt=0.0, description="Sampling temperature; larger is closer to uniform."
     )
+    max_elo_diff: float = Field(
+        default=400.0, gt=0.0, description="Rating gap of the seats at which balance is 0, Elo."
+    )
+    max_entropy: float = Field(
+        default=3.0, gt=0.0, description="Search-policy entropy at which diversity is 1, nats."
+    )
+    surprise_scale: float = Field(
+        default=0.5, gt=0.0, description="Surprise at which its score is one half, nats."
+    )
+    decisive_bonus: float = Field(
+        default=1.2, gt=0.0, description="Decisiveness of a game with one winner, before scaling."
+    )
+    draw_penalty: float = Field(
+        default=0.8, ge=0.0, description="Decisiveness of a shared win, before scaling."
+    )
 
     @model_validator(mode="after")
     def _some_weight(self) -> QualityConfig:
@@ -185,12 +201,47 @@ class MiningConfig(ConfigGroup):
     max_times_sampled: int = Field(
         default=10, ge=1, description="Cap on how often one sample is drawn as a hard example."
     )
+    upweight: float = Field(
+        default=1.0,
+        gt=0.0,
+        description="Weight in the loss of a row drawn as a hard example; 1 = drawn more often "
+        "is all.",
+    )
     max_game_share: float = Field(
         default=0.1,
         gt=0.0,
         le=1.0,
         description="Most of a batch's hard examples from one game, share.",
     )
+
+
+class TrackingConfig(ConfigGroup):
+    """The record of single samples' losses."""
+
+    enabled: bool = Field(default=True, description="Keep the losses of single samples.")
+    max_samples: int = Field(
+        default=10_000, ge=1, description="Samples tracked; the least recently seen goes first."
+    )
+    history_epochs: int = Field(default=3, ge=1, description="Epochs that a history reaches back.")
+
+
+class CurriculumConfig(ConfigGroup):
+    """Learning rate that follows the share of hard examples."""
+
+    enabled: bool = Field(default=False, description="Scale the rate by how hard batches are.")
+    min_scale: float = Field(default=0.8, gt=0.0, description="Least factor of the rate.")
+    max_scale: float = Field(default=1.2, gt=0.0, description="Greatest factor of the rate.")
+    warmup_fraction: float = Field(
+        default=0.1, ge=0.0, le=1.0, description="Share of the run before the factor applies."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CurriculumConfig:
+        if self.min_scale > self.max_scale:
+            raise ValueError(
+                f"min_scale ({self.min_scale}) must not exceed max_scale ({self.max_scale})"
+            )
+        return self
 
 
 class AveragingConfig(ConfigGroup):
@@ -206,6 +257,9 @@ class AveragingConfig(ConfigGroup):
         gt=0.0,
         le=1.0,
         description="Warm-up: the half-life is at most this share of the samples seen so far.",
+    )
+    interval: int = Field(
+        default=4, ge=1, description="Optimizer steps between updates; decay counts samples."
     )
 
 
@@ -246,6 +300,15 @@ class FeedbackConfig(ConfigGroup):
     )
     confidence: float = Field(
         default=0.9, ge=0.5, lt=0.9999, description="Confidence of the trend's interval."
+    )
+    min_evaluations: int = Field(
+        default=3, ge=2, description="Evaluations before any trend is believed."
+    )
+    plateau_slack: float = Field(
+        default=2.0,
+        ge=1.0,
+        description="Multiple of the thresholds that a full window's interval lies within on a "
+        "plateau.",
     )
     rising_threshold: float = Field(
         default=10.0, ge=0.0, description="Surely above it the rating rises, Elo a generation."
@@ -306,6 +369,9 @@ class FeedbackConfig(ConfigGroup):
 class StabilityConfig(ConfigGroup):
     """What counts as a spike of the loss, what as a divergence."""
 
+    enabled: bool = Field(
+        default=True, description="Skip spikes and roll back divergences; off: train on regardless."
+    )
     spike_factor: float = Field(
         default=3.0,
         gt=1.0,

@@ -83,6 +83,11 @@ class SearchConfig(ConfigGroup):
         ge=0.0,
         description="Scale of the root's Gumbel noise; 0 searches without noise.",
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Arithmetic of the network in search; auto: bfloat16 where the device has it, "
+        "else float32. A plan notes which it was.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> SearchConfig:
@@ -108,22 +113,62 @@ class TrainingLoopConfig(ConfigGroup):
     """One generation's training run."""
 
     batch_size: int = Field(default=256, ge=1, description="Rows of one forward pass.")
-    epochs: float = Field(
+    sample_reuse: float = Field(
         default=4.0,
         gt=0.0,
-        description="Passes over the window; steps = ceil(epochs * rows / effective batch).",
+        description="Visits of a new row on average; steps = ceil(sample_reuse * new rows / "
+        "effective batch), drawn from the whole window.",
     )
     max_steps: int = Field(default=0, ge=0, description="Cap on optimizer steps; 0 = no cap.")
     holdout_fraction: float = Field(
         default=0.1, gt=0.0, lt=0.9, description="Share of games held out, by the hash of their id."
     )
-    window_generations: int = Field(
-        default=8,
+    window_games: int = Field(
+        default=1024,
         ge=1,
-        description="Generations of selfplay in the training window, the own included.",
+        description="Games N0 up to which the training window holds all. After N games it holds "
+        "the newest N0 * (1 + growth * ((N / N0) ** exponent - 1) / exponent) of them.",
+    )
+    window_growth: float = Field(
+        default=0.4,
+        ge=0.0,
+        le=1.0,
+        description="Games by which the window grows a new game at first; 0 = it stays at N0.",
+    )
+    window_exponent: float = Field(
+        default=0.75,
+        gt=0.0,
+        le=1.0,
+        description="Power of the window's growth; 1 = in proportion.",
     )
     policy_weight: float = Field(default=1.0, ge=0.0, description="Factor of the policy loss.")
     value_weight: float = Field(default=1.0, ge=0.0, description="Factor of the value loss.")
+    territory_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Factor of the auxiliary loss on who owns each cell at the end; 0 = no head.",
+    )
+    margin_weight: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Factor of the auxiliary loss on the final ring margin; 0 = no head.",
+    )
+    search_value_share: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the search's value in the value target, the rest is the outcome.",
+    )
+    surprise_share: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the policy loss's weight that follows the search's surprise.",
+    )
+    augmentation: bool = Field(
+        default=True,
+        description="Turn each row of a batch by a symmetry of the board drawn at random.",
+    )
     sample_reuse_limit: float = Field(
         default=8.0, gt=0.0, description="Most visits of a row within one training run."
     )
@@ -135,9 +180,13 @@ class TrainingLoopConfig(ConfigGroup):
         ge=0,
         description="Validations without a better loss after which training stops; 0 = never.",
     )
+    early_stopping_min_delta: float = Field(
+        default=0.0, ge=0.0, description="Least fall of the held-out loss that counts as better."
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
-        description="Arithmetic of the forward pass; auto: bfloat16 on CUDA, else float32.",
+        description="Arithmetic of the forward pass; auto: bfloat16 where the device has it, else "
+        "float32.",
     )
     threads: int = Field(
         default=2,
@@ -146,6 +195,12 @@ class TrainingLoopConfig(ConfigGroup):
         description="CPU threads of torch; fixed here, so that the result is the same anywhere.",
     )
 
+    @model_validator(mode="after")
+    def _some_loss(self) -> TrainingLoopConfig:
+        if self.policy_weight == 0.0 and self.value_weight == 0.0:
+            raise ValueError("policy_weight and value_weight must not both be 0")
+        return self
+
 
 class EvaluationConfig(ConfigGroup):
     """Matches, ratings and the promotion gate."""
@@ -153,6 +208,13 @@ class EvaluationConfig(ConfigGroup):
     games: int = Field(default=200, ge=2, description="Games against each opponent, seats rotated.")
     simulations: int = Field(
         default=64, ge=1, description="Simulations a decision in evaluation games."
+    )
+    symmetries: int = Field(
+        default=1,
+        ge=1,
+        le=12,
+        description="Symmetries of the board that a network's evaluation is averaged over, at most "
+        "all it has; costs as many evaluations. 1 = as it stands.",
     )
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1.0, description="Confidence of every reported interval."
@@ -163,6 +225,12 @@ class EvaluationConfig(ConfigGroup):
     beta: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of refusing at elo1.")
     max_games: int = Field(
         default=600, ge=2, description="Games after which the sequential test ends."
+    )
+    anchor_games: int = Field(
+        default=32,
+        ge=0,
+        description="Games of rollout search against the heuristic, and of the heuristic against "
+        "random play, once a config: they put all three on the list of ratings; 0 = none.",
     )
     opponents: tuple[str, ...] = Field(
         default=("random", "heuristic", "champion"),
@@ -176,6 +244,38 @@ class EvaluationConfig(ConfigGroup):
         if self.elo0 >= self.elo1:
             raise ValueError(f"elo0 ({self.elo0}) must be below elo1 ({self.elo1})")
         return self
+
+
+class WatchConfig(ConfigGroup):
+    """What must not get worse silently: data that has gone stale, play that drifts."""
+
+    champion_age: int = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="Generations since the champion last played a shard of the training window; "
+        "if more, or if it has none there, nothing is trained.",
+    )
+    shard_hours: float = Field(
+        default=168.0,
+        gt=0.0,
+        le=87_600.0,
+        description="Hours since the window's newest shard was played; if more, nothing is "
+        "trained.",
+    )
+    drift_generations: int = Field(
+        default=8,
+        ge=3,
+        le=1000,
+        description="Earlier generations that a generation's selfplay is compared with, at most; "
+        "at least 3 are needed.",
+    )
+    drift_level: float = Field(
+        default=0.005,
+        gt=0.0,
+        lt=0.5,
+        description="Chance of a false warning of drift, for each thing measured in a generation.",
+    )
 
 
 class FinetuneConfig(ConfigGroup):

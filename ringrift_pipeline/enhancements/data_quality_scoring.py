@@ -31,6 +31,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
     check_keys,
     check_number,
@@ -72,6 +73,21 @@ class GameQualityScore:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary of all fields."""
         return asdict(self)
+
+
+def _seat_number(players: int, **facts: Sequence[float] | None) -> int:
+    """Seats of a game, told by the facts that have one number a seat, or else by ``players``."""
+    check_whole("players", players, 2, 5)
+    seats = {
+        name: len(_seats(name, values)) for name, values in facts.items() if values is not None
+    }
+    if len(set(seats.values())) > 1:
+        told = ", ".join(f"{name} {number}" for name, number in seats.items())
+        raise ValueError(f"per-seat arguments must have one number a seat: {told}")
+    number = next(iter(seats.values()), players)
+    if players not in (2, number):
+        raise ValueError(f"players is {players}, the per-seat arguments have {number} seats")
+    return number
 
 
 def _seats(name: str, values: Sequence[float], low: float = -math.inf) -> list[float]:
@@ -159,9 +175,16 @@ class DataQualityScorer:
     def for_lengths(
         cls, lengths: Sequence[int] | np.ndarray | pl.Series, **arguments: Any
     ) -> DataQualityScorer:
-        """A scorer whose lengths fit a board: 5%, 50% and 95% quantiles of `lengths` (plies).
+        """A scorer whose lengths fit a board: 5%, 50% and 95% quantiles of `lengths`.
 
         Boards differ tenfold in game length, so fixed bounds would score the board.
+
+        Args:
+            lengths: (N,) game lengths, plies, finite and above 0; any real dtype.
+            arguments: the constructor's others.
+
+        Raises:
+            ValueError: no lengths, or one that is not finite and above 0.
         """
         values = number_array("lengths", lengths)
         if values.ndim != 1 or values.size == 0 or not (np.isfinite(values) & (values > 0)).all():
@@ -221,7 +244,8 @@ class DataQualityScorer:
             move_entropy: mean entropy of the search policy over the game's decisions, nats.
             game_timestamp: Unix time of the game, seconds.
             pre_computed_quality: quality in [0, 1] that replaces all terms but freshness.
-            players: number of seats, 2 to 4, where no per-seat argument tells.
+            players: number of seats, 2 to 4, where no per-seat argument tells; those that do must
+                agree.
             elos: rating of every seat, in place of elo_p1 and elo_p2.
             outcome: share of the win of every seat, in place of `winner`.
             mean_values: mean search value of every seat (probabilities of winning).
@@ -231,7 +255,9 @@ class DataQualityScorer:
         Raises:
             ValueError: for a value out of range or not finite.
         """
-        check_whole("players", players, 2, 5)
+        seats = _seat_number(players, elos=elos, outcome=outcome, mean_values=mean_values)
+        if seats != 2 and not (elo_p1 is None and elo_p2 is None):
+            raise ValueError(f"elo_p1 and elo_p2 are for two seats, there are {seats}: give elos")
         length = self._length(check_number("game_length", game_length, 0.0))
         pair = [
             None if elo is None else check_number(name, elo)
@@ -249,6 +275,7 @@ class DataQualityScorer:
         diversity = _UNKNOWN
         if move_entropy is not None:
             diversity = min(1.0, check_number("move_entropy", move_entropy, 0.0) / self.max_entropy)
+        seat = 0 if winner is None else check_whole("winner", winner, 0, seats + 1)
         if outcome is not None:
             shares = _seats("outcome", outcome, 0.0)
             if sum(shares) <= 0:
@@ -256,7 +283,6 @@ class DataQualityScorer:
             even = 1.0 / len(shares)
             clear = max(0.0, (max(shares) / sum(shares) - even) / (1.0 - even))
         else:
-            seat = 0 if winner is None else check_whole("winner", winner, 0, players + 1)
             clear = 1.0 if seat > 0 else 0.0
         decisive = self.draw_penalty + (self.decisive_bonus - self.draw_penalty) * clear
         decisive /= max(self.decisive_bonus, self.draw_penalty)
@@ -430,11 +456,18 @@ class DataQualityScorer:
         scores: Sequence[GameQualityScore] | np.ndarray | torch.Tensor | pl.Series,
         temperature: float = 1.0,
     ) -> np.ndarray:
-        """Sampling weights, float64, summing to 1: score ** (1 / temperature), normalised.
+        """Sampling weights: score ** (1 / temperature), normalised.
 
         A game twice as good is drawn twice as often at temperature 1, four times at 1/2; a large
         temperature makes all equal. Scores below 0.01 count as 0.01, so that every game can be
         drawn and importance corrections stay finite.
+
+        Args:
+            scores: (N,) total scores in [0, 1], of any real dtype, or records that have them.
+            temperature: above 0.
+
+        Returns:
+            (N,) float64, summing to 1.
 
         Raises:
             ValueError: for scores outside [0, 1] or not finite, or a temperature not > 0.
@@ -461,4 +494,5 @@ class DataQualityScorer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the arguments that `state_dict` gave; ValueError changes nothing."""
         check_keys(state, self.state_dict(), "DataQualityScorer")
+        forms.mapping(forms.number(0.0))("weights", state["weights"])
         self.__init__(**dict(state))  # type: ignore[misc]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ringrift_pipeline.enhancements.argument_checks import whole_state
+from ringrift_pipeline.enhancements.argument_checks import check_keys, whole_state
 from ringrift_pipeline.enhancements.sample_slots import as_indices
 
 
@@ -46,10 +46,14 @@ class DrawCounts:
     @whole_state
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; ``ValueError`` for a damaged one changes nothing."""
+        check_keys(state, self.state_dict(), "DrawCounts")
         drawn = as_indices(state["drawn_indices"], "drawn_indices")
+        times = as_indices(state["drawn_times"], "drawn_times")
+        if drawn.shape != times.shape or np.unique(drawn).size != drawn.size or (times < 1).any():
+            raise ValueError("drawn_indices must be distinct, each with one of drawn_times above 0")
         self._times = np.zeros(1024, dtype=np.uint32)
         self._reach(drawn)
-        self._times[drawn] = as_indices(state["drawn_times"], "drawn_times")
+        self._times[drawn] = times
 
 
 __all__ = ["DrawCounts"]

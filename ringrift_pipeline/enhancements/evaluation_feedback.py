@@ -358,6 +358,8 @@ class EvaluationFeedbackHandler:
         numbers = [rating.number for rating in ratings]
         if numbers != sorted(set(numbers)) or len(numbers) > self.elo_history_window:
             raise ValueError("ratings must be in order of their numbers, at most a window of them")
+        if bool(ratings) != bool(seen):
+            raise ValueError(f"ratings: {len(ratings)} of {len(seen)} evaluations in seen")
         if not isinstance(state_dict["pending"], bool):
             raise ValueError(f"pending must be true or false, got {state_dict['pending']!r}")
         epoch = check_whole("last_adjustment_epoch", state_dict["last_adjustment_epoch"], -1)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
     check_keys,
     check_number,
@@ -115,12 +116,16 @@ class EWCRegularizer:
 
     @property
     def fisher(self) -> dict[str, Tensor]:
-        """The merged importance by parameter name, copies, float32 or float64."""
+        """Parameter name -> merged importance F, of its parameter's shape, >= 0; a copy.
+
+        float64 for float64 parameters, else float32, on the parameter's device. Empty before the
+        first task.
+        """
         return {name: tensor.clone() for name, tensor in self._fisher.items()}
 
     @property
     def anchors(self) -> dict[str, Tensor]:
-        """Where the penalty pulls to, by parameter name, copies."""
+        """Parameter name -> where the penalty pulls to; a copy, as :attr:`fisher` in all else."""
         return {name: tensor.clone() for name, tensor in self._anchor.items()}
 
     # --- a task ended -----------------------------------------------------------------------
@@ -218,7 +223,15 @@ class EWCRegularizer:
     def add_gradient(self, model: nn.Module) -> Tensor:
         """Add the penalty's gradient to ``.grad`` of the parameters; returns the penalty.
 
-        The same as ``penalty(model).backward()``, without a graph.
+        The same as ``penalty(model).backward()``, without a graph. A parameter's ``.grad`` has its
+        shape and dtype; where it is None one is made.
+
+        Args:
+            model: the one that was measured, or one of the same parameters, wrapped or not.
+
+        Returns:
+            The penalty, a 0-d tensor of the importance's dtype without graph, on the model's
+            device; 0 before the first task.
 
         Raises:
             ValueError: as ``penalty``; no gradient has changed then.
@@ -297,8 +310,11 @@ class EWCRegularizer:
                 model lacks or has in another shape, by name; the state is as before then.
         """
         if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
-            raise ValueError(f"state is not an {STATE_FORMAT} state")
+            raise ValueError(f"format: state is not an {STATE_FORMAT} state")
         check_keys(state, (*_SETTINGS, "tasks", "fisher", "anchors"), type(self).__name__)
+        forms.record(fisher=forms.mapping(forms.tensor), anchors=forms.mapping(forms.tensor))(
+            "", state
+        )
         fisher, anchors = dict(state["fisher"]), dict(state["anchors"])
         tasks = check_whole("tasks", state["tasks"], 0)
         if fisher.keys() != anchors.keys() or bool(fisher) != bool(tasks):

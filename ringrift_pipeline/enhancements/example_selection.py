@@ -30,6 +30,8 @@ def as_population(all_indices: Any) -> np.ndarray | range:
             )
     if len(population) == 0:
         raise ValueError("all_indices is empty: there is nothing to draw a batch from")
+    if isinstance(population, np.ndarray) and int(population.min()) < 0:
+        raise ValueError(f"all_indices must not be negative, got {int(population.min())}")
     return population
 
 

@@ -136,6 +136,10 @@ class FacadeConfig:
             raise ValueError(
                 "a schedule needs total_steps, the optimizer steps of the run (at least 1)"
             )
+        if self.policy_weight == 0 and self.value_weight == 0:
+            raise ValueError(
+                "policy_weight and value_weight must not both be 0: nothing would train"
+            )
         if self.min_clip > self.max_clip:
             raise ValueError(f"min_clip ({self.min_clip}) must not exceed max_clip")
 
@@ -143,7 +147,8 @@ class FacadeConfig:
     def from_training_config(cls, config: TrainingConfig, total_steps: int) -> FacadeConfig:
         """The facade that a ``TrainingConfig`` asks for.
 
-        Mining there means drawing batches, so mined samples get no extra weight in the loss.
+        Mining there means drawing batches, so mined samples get no extra weight in the loss
+        unless ``mining.upweight`` says so.
 
         Args:
             config: the run's configuration.
@@ -159,6 +164,7 @@ class FacadeConfig:
             policy_weight=training.policy_weight,
             value_weight=training.value_weight,
             gradient_accumulation_steps=gradients.accumulation_steps,
+            enable_gradient_clipping=gradients.clipping,
             clip_mode=gradients.clip_mode,
             clip_percentile=gradients.clip_percentile,
             clip_history=gradients.clip_history,
@@ -176,15 +182,24 @@ class FacadeConfig:
             hard_fraction=mining.hard_fraction,
             hard_buffer_size=mining.buffer_size,
             hard_min_samples_before_mining=mining.min_samples_before_mining,
-            hard_upweight=1.0,
+            hard_upweight=mining.upweight,
             hard_loss_threshold_percentile=mining.loss_threshold_percentile,
             hard_uncertainty_weight=mining.uncertainty_weight,
             hard_surprise_weight=mining.surprise_weight,
             hard_decay_rate=mining.decay_rate,
             hard_max_times_sampled=mining.max_times_sampled,
             hard_max_game_share=mining.max_game_share,
+            track_per_sample_loss=config.tracking.enabled,
+            loss_tracker_max_samples=config.tracking.max_samples,
+            loss_tracker_history_epochs=config.tracking.history_epochs,
+            enable_curriculum_lr=config.curriculum.enabled,
+            curriculum_lr_min_scale=config.curriculum.min_scale,
+            curriculum_lr_max_scale=config.curriculum.max_scale,
+            curriculum_warmup_fraction=config.curriculum.warmup_fraction,
+            averaging_interval=config.averaging.interval,
             averaging_half_life_samples=config.averaging.decay_half_life_samples,
             averaging_warmup_fraction=config.averaging.warmup_fraction,
+            enable_anomaly_detection=config.stability.enabled,
             spike_factor=config.stability.spike_factor,
             anomaly_window=config.stability.window,
             divergence_patience=config.stability.divergence_patience,
@@ -192,6 +207,7 @@ class FacadeConfig:
             max_rollbacks=config.stability.max_rollbacks,
             snapshot_every=config.stability.snapshot_every,
             early_stopping_patience=training.early_stopping_patience,
+            early_stopping_min_delta=training.early_stopping_min_delta,
             precision=training.precision,
             seed=config.seed,
         )

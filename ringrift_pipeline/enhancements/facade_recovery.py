@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ringrift_pipeline.enhancements.argument_checks import check_type
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.checkpoint_averaging import CheckpointAverager
 from ringrift_pipeline.enhancements.facade_state import copied
 from ringrift_pipeline.enhancements.training_stability import LossMonitor, Snapshot
@@ -72,6 +72,7 @@ class Recovery:
     def reset(self) -> None:
         """Forget the kept state."""
         self._snapshot.load_state_dict(None)
+        self._extra = {}
         self._steps = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,11 +84,47 @@ class Recovery:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`; ``ValueError`` when it is of another model."""
-        check_type("snapshot_extra", state["snapshot_extra"], Mapping)
-        self._snapshot.load_state_dict(state["snapshot"])
-        self._extra = copied(state["snapshot_extra"])
+        """Restore :meth:`state_dict`; ``ValueError`` when it is of another model or damaged."""
+        forms.record(
+            snapshot=forms.optional(_something),
+            snapshot_extra=forms.mapping(_something),
+            steps_since_snapshot=forms.whole(),
+        )("", state)
+        extra = copied(state["snapshot_extra"])
+        if state["snapshot"] is not None or extra:
+            self._check_extra(extra)
+        if (state["snapshot"] is None) != (not extra):
+            raise ValueError("snapshot and snapshot_extra must be there both or not at all")
+        with forms.naming("snapshot"):
+            self._snapshot.load_state_dict(state["snapshot"])
+        self._extra = extra
         self._steps = int(state["steps_since_snapshot"])
+
+    def _check_extra(self, extra: Mapping[str, Any]) -> None:
+        with forms.naming("snapshot_extra"):
+            forms.record(
+                step=forms.whole(),
+                unaveraged=forms.listed(forms.whole(), exactly=2),
+                averager=_something,
+                monitor=_something,
+            )("", extra)
+            for name, part in (("averager", self._averager), ("monitor", self._monitor)):
+                if (extra[name] is None) != (part is None):
+                    raise ValueError(f"{name} is there on one side only")
+            if self._averager is not None:
+                with forms.naming("averager"):
+                    self._averager.check_state(extra["averager"], self._snapshot.model)
+            if self._monitor is not None:
+                monitor = self._monitor
+                scratch = LossMonitor(
+                    monitor.spike_factor, monitor.window, monitor.divergence_patience
+                )
+                with forms.naming("monitor"):
+                    scratch.load_state_dict(extra["monitor"])
+
+
+def _something(name: str, value: Any) -> None:
+    pass
 
 
 __all__ = ["Recovery"]

@@ -29,7 +29,7 @@ def check_columns(games: pl.DataFrame, first_row: int = 0) -> None:
     )
     finite: list[str] = [name for name in numbers if name in have]
     lists: list[str] = [name for name in ("outcome", "elos", "mean_values") if name in have]
-    if not games.height or all(games.select(_all_in_range(finite, lists)).row(0)):
+    if not games.height or all(games.select(_all_in_range(have, finite, lists)).row(0)):
         return
     bad: list[pl.Expr] = []  # by row, to say which
     for name in finite:
@@ -49,10 +49,18 @@ def check_columns(games: pl.DataFrame, first_row: int = 0) -> None:
         if name != "elos":
             wrong = wrong | (value.list.min() < 0) | (value.list.sum() <= 0)
         bad.append(wrong.fill_null(False).alias(name))
+    for name, differs in _seats_differ(have, lists):
+        bad.append(differs.fill_null(False).alias(f"{name} (seats)"))
     checks = games.select(bad)
     for name in checks.columns:
         if checks[name].any():
             row = int(checks[name].arg_max() or 0)
+            name, _, seats = name.partition(" ")
+            if seats:
+                raise ValueError(
+                    f"column {name!r} does not fit the seats of {lists[0]!r} in row "
+                    f"{first_row + row}: {games[name][row]!r}"
+                )
             raise ValueError(
                 f"column {name!r} is out of range in row {first_row + row}: {games[name][row]!r} "
                 "(lengths, entropies, surprises, shares and values are finite and >= 0; "
@@ -60,7 +68,18 @@ def check_columns(games: pl.DataFrame, first_row: int = 0) -> None:
             )
 
 
-def _all_in_range(numbers: list[str], lists: list[str]) -> list[pl.Expr]:
+def _seats_differ(have: set[str], lists: list[str]) -> list[tuple[str, pl.Expr]]:
+    """By column, the rows that tell another number of seats than the first list, null unknown."""
+    if not lists:
+        return []
+    seats = pl.col(lists[0]).list.len()
+    found = [(name, pl.col(name).list.len() != seats) for name in lists[1:]]
+    if "winner" in have:
+        found.append(("winner", pl.col("winner").cast(pl.Float64) > seats))
+    return found
+
+
+def _all_in_range(have: set[str], numbers: list[str], lists: list[str]) -> list[pl.Expr]:
     """One truth a column, by its extremes: cheap where, as nearly always, all is well."""
     found = []
     for name in numbers:
@@ -83,4 +102,6 @@ def _all_in_range(numbers: list[str], lists: list[str]) -> list[pl.Expr]:
             fine = fine & (value.min() >= 0).fill_null(True)
             fine = fine & (seats.list.sum().min() > 0).fill_null(True)
         found.append(fine.alias(name))
+    for name, differs in _seats_differ(have, lists):
+        found.append((~differs.any()).fill_null(True).alias(f"{name} (seats)"))
     return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.optim import Optimizer
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.adaptive_learning_rate import AdaptiveLRScheduler
 from ringrift_pipeline.enhancements.argument_checks import (
     check_number,
@@ -158,6 +159,7 @@ class WarmRestartsScheduler(LearningRateSchedule):
     @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.check_state(state_dict)
+        forms.listed(forms.number(0.0))("base_lrs", state_dict["base_lrs"])
         peaks = [check_number("base_lrs", rate, 0.0) for rate in state_dict["base_lrs"]]
         groups = self.optimizer.param_groups
         if len(peaks) != len(groups):
@@ -208,6 +210,7 @@ class ConstantScheduler(LearningRateSchedule):
     @whole_state
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.check_state(state_dict)
+        forms.listed(forms.number(0.0))("base_lrs", state_dict["base_lrs"])
         rates = [check_number("base_lrs", rate, 0.0) for rate in state_dict["base_lrs"]]
         if len(rates) != len(self.optimizer.param_groups):
             raise ValueError(

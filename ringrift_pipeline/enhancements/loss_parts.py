@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ringrift_pipeline.enhancements.argument_checks import check_number, check_type
+from ringrift_pipeline.enhancements.argument_checks import check_flag, check_number, check_type
 
 ValueKind = Literal["auto", "scalar", "logits", "probabilities", "wdl"]
 
@@ -106,6 +106,10 @@ def compute_loss_parts(
     """
     check_number("policy_weight", policy_weight, 0.0)
     check_number("value_weight", value_weight, 0.0)
+    if policy_weight == 0 and value_weight == 0:
+        raise ValueError("policy_weight and value_weight must not both be 0")
+    if validate is not None:
+        check_flag("validate", validate)
     _check_policy(policy_logits, legal_mask)
     device = policy_logits.device
     _check_tensor("policy_targets", policy_targets, device)

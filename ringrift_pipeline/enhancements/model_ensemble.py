@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
     check_device,
     check_keys,
@@ -27,7 +28,11 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_whole,
     whole_state,
 )
-from ringrift_pipeline.enhancements.checkpoint_files import MODEL_FILE, mean_of_checkpoints
+from ringrift_pipeline.enhancements.checkpoint_files import (
+    MODEL_FILE,
+    mean_of_checkpoints,
+    unreadable,
+)
 from ringrift_pipeline.enhancements.ensemble_pooling import (
     EnsemblePrediction,
     pool,
@@ -137,7 +142,9 @@ class ModelEnsemble:
         file = path / MODEL_FILE if path.is_dir() else path
         try:
             tensors = load_file(str(file))
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
+            raise ValueError(f"model_or_path: {unreadable(file, error)}") from error
+        except OSError as error:
             raise ValueError(f"model_or_path: cannot read {file}: {error}") from error
         model = self.model_class(**self.model_kwargs)
         try:
@@ -197,7 +204,7 @@ class ModelEnsemble:
 
         Raises:
             ValueError: no members, a row without a legal action, or members whose outputs differ
-                in shape or are not ``(policy_logits, value)``.
+                in shape, are not finite or are not ``(policy_logits, value)``.
         """
         voters, shares = self._voters()
         if legal_mask is not None:
@@ -225,8 +232,12 @@ class ModelEnsemble:
             legal = ~illegal if legal_mask is None else legal_mask & ~illegal
             if not bool(legal.any(dim=1).all()):
                 raise ValueError("legal_mask: a row has no legal action")
-            log_probs.append(masked_log_softmax(logits, legal).masked_fill(~legal, -torch.inf))
-            values.append(self._value(value))
+            log_prob = masked_log_softmax(logits, legal).masked_fill(~legal, -torch.inf)
+            won = self._value(value)
+            if not bool((log_prob.isfinite() == legal).all() & won.isfinite().all()):
+                raise ValueError(f"{member.name} gives a policy or a value that is not finite")
+            log_probs.append(log_prob)
+            values.append(won)
         return pool(log_probs, values, shares.tolist())
 
     def _value(self, value: Tensor) -> Tensor:
@@ -418,16 +429,29 @@ class ModelEnsemble:
             rng.bit_generator.state = state_dict["rng"]
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"rng state is malformed: {error}") from error
+        member_form = forms.record(
+            name=forms.text,
+            weight=forms.number(0.0),
+            games=forms.number(0.0),
+            score=forms.number(0.0),
+        )
+        forms.record(
+            members=forms.listed(member_form),
+            models=forms.mapping(forms.mapping(forms.tensor)),
+            rng=forms.generator,
+        )("", state_dict)
+        given = [entry["name"] for entry in state_dict["members"]]
+        if len(set(given)) != len(given):
+            raise ValueError("members: names repeat")
+        if set(given) != state_dict["models"].keys():
+            raise ValueError("members and models must have the same names")
         members = []
         for entry in state_dict["members"]:
-            check_keys(entry, ("name", "weight", "games", "score"), "ModelEnsemble member")
             name = entry["name"]
             own = self.get_model(name)
             if own is None and self.model_class is None:
                 raise ValueError(f"members: {name!r} is not here, and there is no model_class")
             model = copy.deepcopy(own) if own is not None else self._build()
-            if name not in state_dict["models"]:
-                raise ValueError(f"models lacks {name!r}")
             try:
                 model.load_state_dict(state_dict["models"][name])
             except RuntimeError as error:
@@ -438,8 +462,6 @@ class ModelEnsemble:
             members.append(
                 _Member(name, model, check_number("weight", entry["weight"], 0.0), games, score)
             )
-        if len({m.name for m in members}) != len(members):
-            raise ValueError("members: names repeat")
         self._members, self._rng = members, rng
 
     def _build(self) -> nn.Module:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
     check_keys,
     check_number,
@@ -52,7 +53,27 @@ def compute_per_sample_loss(
     value_kind: ValueKind = "auto",
     validate: bool | None = None,
 ) -> Tensor:
-    """The total loss of :func:`compute_loss_parts`: (B,), or a scalar for ``mean`` and ``sum``."""
+    """Policy and value loss of each sample, weighted and added, with their gradient.
+
+    Args:
+        policy_logits: (B, A) floating point, ``-inf`` where an action is not legal.
+        policy_targets: (B, A) floating-point probabilities, or (B,) integer actions.
+        value_pred: (B,), (B, 1) or (B, seats) floating point, by ``value_kind``.
+        value_targets: (B,), (B, 1) or (B, seats), by ``value_kind``.
+        policy_weight: factor of the policy loss (cross-entropy, nats), >= 0.
+        reduction: ``none``, ``mean`` or ``sum``.
+        value_weight: factor of the value loss, >= 0; not 0 as well.
+        legal_mask: (B, A) bool, True where legal; None for ``-inf`` alone.
+        value_kind: form of the value head, see :func:`compute_loss_parts`.
+        validate: whether to look into the targets; None: on the CPU.
+
+    Returns:
+        (B,) in the dtype of the logits (float32 for half precision), or a 0-d tensor for ``mean``
+        and ``sum``.
+
+    Raises:
+        ValueError: as :func:`compute_loss_parts`, or an unknown reduction.
+    """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
     total = compute_loss_parts(
@@ -352,7 +373,13 @@ class PerSampleLossTracker:
         return CURVES[int(self._curve(np.array([self._slot(sample_idx)]))[0])]
 
     def learning_curves(self) -> dict[LearningCurve, np.ndarray]:
-        """Data-set indices (int64, ascending) of the tracked samples by learning curve."""
+        """The tracked samples by learning curve.
+
+        Returns:
+            Curve (``never_learned``, ``forgotten``, ``early`` or ``late``; ``unknown`` alone until
+            ``learned_loss`` is known) -> data-set indices (K,), int64, ascending; every tracked
+            sample is in one of them.
+        """
         used = self._slots.used()
         indices = self._slots.index_of[used]
         if self._learned_loss is None:
@@ -405,23 +432,41 @@ class PerSampleLossTracker:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`; ``ValueError`` for other sizes or damage changes nothing."""
         check_keys(state, self.state_dict(), "PerSampleLossTracker")
-        history = np.asarray(state["history_loss"])
+        forms.numbers(None, None, finite=False)("history_loss", state["history_loss"])
+        history = np.asarray(state["history_loss"], dtype=np.float64)
         if history.shape[1] != self.history_epochs:
             raise ValueError(
                 f"the state has {history.shape[1]} epochs of history, this tracker "
                 f"{self.history_epochs}: construct it with the same history_epochs"
             )
         slots = SampleSlots(self.max_samples)
-        slots.load_state_dict(state["slots"])
+        with forms.naming("slots"):
+            slots.load_state_dict(state["slots"])
+        top = slots.high_water
+        with forms.naming(f"after index_of, of {top} slots"):
+            forms.record(
+                losses=forms.numbers(top, len(_NEW_LOSSES), finite=False),
+                facts=forms.numbers(top, len(_NEW_FACTS), low=-1, whole=True),
+                stamp=forms.numbers(top, low=-1, whole=True),
+                history_epoch=forms.numbers(top, self.history_epochs, low=-1, whole=True),
+                history_loss=forms.numbers(top, self.history_epochs, finite=False),
+                queue=forms.numbers(2, None, low=0, whole=True),
+            )("", state)
+        losses, epochs = np.asarray(state["losses"]), np.asarray(state["history_epoch"])
+        if not np.isfinite(losses[slots.used(), LOSS]).all():
+            raise ValueError("losses must be finite where a sample is tracked")
+        if not np.array_equal(np.isfinite(history), epochs >= 0):
+            raise ValueError("history_loss must be finite where history_epoch tells an epoch")
+        queue = np.asarray(state["queue"], dtype=np.int64)
+        if queue.shape[1] > self._queue.shape[1] or (queue[0] >= max(top, 1)).any():
+            raise ValueError("queue must name slots in use")
         self.reset()
         self._slots = slots
-        top = slots.high_water
-        self._losses[:top] = np.asarray(state["losses"])
+        self._losses[:top] = losses
         self._facts[:top] = np.asarray(state["facts"])
         self._stamp[:top] = np.asarray(state["stamp"])
-        self._history_epoch[:top] = np.asarray(state["history_epoch"])
+        self._history_epoch[:top] = epochs
         self._history_loss[:top] = history
-        queue = np.asarray(state["queue"])
         self._queue[:, : queue.shape[1]] = queue
         self._tail = queue.shape[1]
         self._touches = check_whole("touches", state["touches"], 0)

@@ -1,16 +1,21 @@
-"""The presets: what each changes in the defaults of the settings."""
+"""The presets: what each changes in the defaults of the settings, and for which config."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
+
+# A test that accepts one model in twenty 20 Elo weaker and nine in ten 70 Elo stronger; the default
+# of 600 games does with less luck (benchmarks/gate.py).
+_SHORT_GATE = {"evaluation.elo1": 50.0, "evaluation.alpha": 0.1, "evaluation.max_games": 400}
 
 # Each preset is what differs from the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     # two generations in minutes on two cores
     "smoke": {
         "selfplay.games": 320,
-        "selfplay.games_per_shard": 40,
-        "selfplay.parallel_games": 40,
+        "selfplay.games_per_shard": 80,
+        "selfplay.parallel_games": 80,
         "selfplay.full_search_fraction": 0.3,
         "search.simulations": 32,
         "search.cheap_simulations": 8,
@@ -20,31 +25,140 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule.warmup_steps": 5,
         "evaluation.games": 96,
         "evaluation.simulations": 32,
-        "evaluation.max_games": 240,
+        **_SHORT_GATE,
     },
-    # a few generations in an hour on two cores
+    # about an hour on two cores for some thirteen generations
     "hour": {
-        "selfplay.games": 320,
-        "selfplay.games_per_shard": 40,
-        "selfplay.parallel_games": 40,
+        "selfplay.games": 1600,
+        "selfplay.games_per_shard": 200,
+        "selfplay.parallel_games": 100,
         "search.simulations": 48,
         "search.cheap_simulations": 12,
         "network.blocks": 4,
-        "network.channels": 48,
-        "evaluation.games": 96,
+        "network.channels": 32,
+        "training.sample_reuse": 5.0,
+        "training.window_games": 3200,
+        "training.checkpoint_every": 500,
+        "mining.buffer_size": 40_000,
+        "averaging.decay_half_life_samples": 50_000.0,
+        "evaluation.games": 64,
         "evaluation.simulations": 48,
-        "evaluation.max_games": 240,
+        **_SHORT_GATE,
     },
     # a day on a workstation
     "day": {
-        "selfplay.games": 1024,
+        "selfplay.games": 4096,
+        "selfplay.games_per_shard": 256,
+        "selfplay.parallel_games": 128,
         "search.simulations": 96,
         "search.cheap_simulations": 16,
-        "network.blocks": 8,
-        "network.channels": 96,
-        "mining.buffer_size": 50_000,
+        "network.blocks": 6,
+        "network.channels": 64,
+        "training.window_games": 16_384,
+        "mining.buffer_size": 100_000,
         "averaging.decay_half_life_samples": 100_000.0,
         "evaluation.games": 200,
         "evaluation.simulations": 96,
     },
 }
+
+# What a preset changes further for the configs that a pattern matches; later entries beat earlier
+# ones. A random game of square19 has 4 times the plies of one of square8 on 6 times the cells, one
+# of hexagonal 8 times the plies on 7 times the cells.
+BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
+    "smoke": {
+        "square19_*": {
+            "selfplay.games": 32,
+            "selfplay.games_per_shard": 8,
+            "selfplay.parallel_games": 8,
+            "selfplay.max_plies": 1_500,
+            "search.simulations": 16,
+            "search.cheap_simulations": 4,
+            "evaluation.games": 24,
+            "evaluation.simulations": 16,
+            "evaluation.max_games": 48,
+        },
+        "hexagonal_*": {
+            "selfplay.games": 16,
+            "selfplay.games_per_shard": 4,
+            "selfplay.parallel_games": 4,
+            "selfplay.max_plies": 2_500,
+            "search.simulations": 16,
+            "search.cheap_simulations": 4,
+            "evaluation.games": 12,
+            "evaluation.simulations": 16,
+            "evaluation.max_games": 24,
+        },
+    },
+    "hour": {
+        "square19_*": {
+            "selfplay.games": 64,
+            "selfplay.games_per_shard": 8,
+            "selfplay.parallel_games": 8,
+            "selfplay.max_plies": 1_500,
+            "search.simulations": 24,
+            "search.cheap_simulations": 6,
+            "evaluation.games": 24,
+            "evaluation.simulations": 24,
+            "evaluation.max_games": 130,
+            "training.window_games": 256,
+        },
+        "hexagonal_*": {
+            "selfplay.games": 32,
+            "selfplay.games_per_shard": 4,
+            "selfplay.parallel_games": 4,
+            "selfplay.max_plies": 2_500,
+            "search.simulations": 24,
+            "search.cheap_simulations": 6,
+            "evaluation.games": 12,
+            "evaluation.simulations": 24,
+            "evaluation.max_games": 130,
+            "training.window_games": 128,
+        },
+    },
+    "day": {
+        "square19_*": {
+            "selfplay.games": 256,
+            "selfplay.games_per_shard": 16,
+            "selfplay.parallel_games": 16,
+            "selfplay.max_plies": 1_500,
+            "search.simulations": 48,
+            "search.cheap_simulations": 8,
+            "evaluation.games": 96,
+            "evaluation.simulations": 48,
+            "evaluation.max_games": 400,
+            "training.window_games": 512,
+        },
+        "hexagonal_*": {
+            "selfplay.games": 128,
+            "selfplay.games_per_shard": 8,
+            "selfplay.parallel_games": 8,
+            "selfplay.max_plies": 2_500,
+            "search.simulations": 48,
+            "search.cheap_simulations": 8,
+            "evaluation.games": 48,
+            "evaluation.simulations": 48,
+            "evaluation.max_games": 400,
+            "training.window_games": 256,
+        },
+    },
+}
+
+
+def preset_for(name: str, config: str | None = None) -> dict[str, Any]:
+    """What preset ``name`` changes in the defaults, by dotted setting.
+
+    With ``config`` (``square19_2p``) what it changes for that config: the entries of
+    :data:`BY_CONFIG` whose pattern matches, over those of :data:`PRESETS`.
+
+    Raises:
+        ValueError: there is no such preset; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    changes = dict(PRESETS[name])
+    if config is not None:
+        for pattern, further in BY_CONFIG.get(name, {}).items():
+            if fnmatchcase(config, pattern):
+                changes |= further
+    return changes

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ringrift_pipeline.enhancements.argument_checks import host_array, number_array
+from ringrift_pipeline.enhancements import state_forms as forms
+from ringrift_pipeline.enhancements.argument_checks import host_array, number_array, whole_state
 
 MAX_INDEX = 2**30  # a direct-address map of 4 GiB; data-set rows are numbered from 0
 
@@ -155,16 +156,27 @@ class SampleSlots:
             "free": torch.from_numpy(self._free[: self._num_free].copy()),
         }
 
+    @whole_state
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore :meth:`state_dict`; a different capacity is refused with ``ValueError``."""
+        """Restore :meth:`state_dict`; ``ValueError`` for another capacity or damage changes nothing."""
+        forms.record(
+            capacity=forms.whole(1),
+            index_of=forms.numbers(None, low=-1, whole=True),
+            free=forms.numbers(None, low=0, whole=True),
+        )("", state)
         if int(state["capacity"]) != self.capacity:
             raise ValueError(
                 f"the state was saved with a capacity of {state['capacity']} samples, "
                 f"this object has {self.capacity}: construct it with the same size"
             )
-        self.clear()
         index_of = np.asarray(state["index_of"], dtype=np.int64)
         free = np.asarray(state["free"], dtype=np.int32)
+        rows = index_of[index_of >= 0]
+        if index_of.size > self.capacity or np.unique(rows).size != rows.size:
+            raise ValueError(f"index_of must be distinct rows, at most {self.capacity}")
+        if not np.array_equal(np.sort(free), np.flatnonzero(index_of < 0)):
+            raise ValueError("free must be the slots that index_of leaves free")
+        self.clear()
         self.high_water = index_of.size
         self.index_of[: index_of.size] = index_of
         self._free[: free.size] = free

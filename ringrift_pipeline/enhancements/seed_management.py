@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
     check_device,
+    check_flag,
     check_keys,
     check_type,
     check_whole,
@@ -123,8 +125,8 @@ class SeedManager:
     ) -> None:
         chosen = secrets.randbits(64) if seed is None else seed
         self.seed = check_whole("seed", chosen, 0, 2**128)
-        self.deterministic = bool(deterministic)
-        self.benchmark = bool(benchmark)
+        self.deterministic = check_flag("deterministic", deterministic)
+        self.benchmark = check_flag("benchmark", benchmark)
         self._path: tuple[int, ...] = ()
         self._position = 0
 
@@ -239,6 +241,19 @@ class SeedManager:
         """
         parts = ("seed", "path", "position", "deterministic", "benchmark", "python", "numpy")
         check_keys(state, (*parts, "torch", "cuda"), "SeedManager")
+        forms.record(
+            path=forms.listed(forms.whole(0, _WORD)),
+            python=forms.listed(lambda *_: None, exactly=3),
+            numpy=forms.record(
+                key=forms.numbers(624, low=0, whole=True),
+                pos=forms.whole(0, 625),
+                has_gauss=forms.whole(0, 2),
+                gauss=forms.number(),
+            ),
+            torch=forms.text,
+            cuda=forms.listed(forms.text),
+        )("", state)
+        forms.optional(forms.number())("python[2]", state["python"][2])
         seed = check_whole("seed", state["seed"], 0, 2**128)
         path = tuple(check_whole("path", word, 0, _WORD) for word in state["path"])
         position = check_whole("position", state["position"], 0, _WORD)

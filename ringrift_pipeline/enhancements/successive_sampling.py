@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.example_selection import first_of_each, top_with_limit
 
 _SMALL_POOL = 2048  # a pool of so many is drawn from directly
@@ -70,9 +71,21 @@ class RowPool:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], capacity: int) -> RowPool:
-        """A pool as :meth:`state_dict` saved it."""
-        pool = cls(np.asarray(state["rows"]), np.asarray(state["keys"]), capacity)
-        pool.note_changes(np.asarray(state["changed"]))
+        """A pool as :meth:`state_dict` saved it; ``ValueError`` for a damaged one."""
+        forms.record(
+            rows=forms.numbers(None, low=0, whole=True),
+            keys=forms.numbers(None),
+            changed=forms.numbers(None, low=0, whole=True),
+        )("pool", state)
+        rows, changed = (np.asarray(state[name], dtype=np.int64) for name in ("rows", "changed"))
+        keys = np.asarray(state["keys"], dtype=np.float64)
+        for name, found in (("rows", rows), ("changed", changed)):
+            if np.unique(found).size != found.size or (found >= capacity).any():
+                raise ValueError(f"pool.{name} must be distinct rows below {capacity}")
+        if rows.shape != keys.shape:
+            raise ValueError(f"pool.rows and pool.keys differ: {rows.shape} and {keys.shape}")
+        pool = cls(rows, keys, capacity)
+        pool.note_changes(changed)
         return pool
 
     def draw(

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.calibration_measures import Forecasts, game_draws, interval
-from ringrift_pipeline.enhancements.calibration_report import calibration_report
+from ringrift_pipeline.enhancements.calibration_report import REPORT_FORM, calibration_report
 
 __all__ = ["TemperatureFit", "fit_temperature", "optimal_temperature", "value_probabilities"]
 
@@ -71,6 +72,21 @@ class TemperatureFit:
             raise ValueError(f"temperature_fit is not what to_dict gave: {data!r:.80}")
         low, high = data["log_loss_gain_interval"]
         return cls(**{**data, "log_loss_gain_interval": (low, high)})
+
+
+FIT_FORM = forms.record(
+    temperature=forms.number(0.0, above=True),
+    games_fitted=forms.whole(1),
+    games_judged=forms.whole(1),
+    log_loss_before=forms.number(0.0),
+    log_loss_after=forms.number(0.0),
+    log_loss_gain=forms.number(),
+    log_loss_gain_interval=forms.listed(forms.number(), exactly=2),
+    helps=forms.flag,
+    at_bound=forms.flag,
+    before=REPORT_FORM,
+    after=REPORT_FORM,
+)
 
 
 def _check_logits(logits: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ringrift_pipeline.enhancements import state_forms as forms
+from ringrift_pipeline.enhancements.argument_checks import check_keys, whole_state
 from ringrift_pipeline.enhancements.batch_measures import BatchMeasures
 from ringrift_pipeline.enhancements.draw_counts import DrawCounts
 from ringrift_pipeline.enhancements.sample_slots import SampleSlots
@@ -170,18 +172,24 @@ class TrackedExamples:
             "facts": torch.from_numpy(self.facts[:top].copy()),
         }
 
+    @whole_state
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; ``ValueError`` for another size leaves everything as it was."""
+        check_keys(state, self.state_dict(), "TrackedExamples")
         slots = SampleSlots(self.slots.capacity)
-        slots.load_state_dict(state["slots"])
+        with forms.naming("slots"):
+            slots.load_state_dict(state["slots"])
         top = slots.high_water
+        with forms.naming(f"after index_of, of {top} slots"):
+            forms.record(
+                measures=forms.numbers(top, 4, finite=False),
+                facts=forms.numbers(top, 2, low=-1, whole=True),
+            )("", state)
         measures = np.asarray(state["measures"], dtype=np.float64)
         facts = np.asarray(state["facts"], dtype=np.int64)
-        if measures.shape != (top, 4) or facts.shape != (top, 2):
-            raise ValueError(
-                f"measures and facts must be ({top}, 4) and ({top}, 2), "
-                f"got {measures.shape} and {facts.shape}"
-            )
+        known = measures[:, [KEY, UNCERTAINTY, SURPRISE]]  # a loss is NaN until it is recorded
+        if np.isnan(known).any() or (known == math.inf).any() or np.isinf(measures[:, LOSS]).any():
+            raise ValueError("measures must be finite")
         self.slots = slots
         self.measures[:] = _NEW_MEASURES
         self.facts[:] = _NEW_FACTS

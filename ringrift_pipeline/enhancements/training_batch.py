@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ _DEVICE_TROUBLE = (
     torch.OutOfMemoryError,
     getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
 )
-_ON_HOST = ("indices", "games", "surprise", "reference_loss")
+_ON_HOST = ("indices", "games", "surprise", "uncertainty", "reference_loss")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class TrainingBatch:
         tensors: every entry of the caller's mapping, tensors on the model's device.
         indices: (B,) int64 data-set rows on the host, or None.
         weights: (B,) floating point >= 0 on the model's device, or None.
-        facts: of ``games``, ``surprise`` and ``reference_loss`` those given, (B,) on the host.
+        facts: of ``games``, ``surprise``, ``uncertainty`` and ``reference_loss`` those given, (B,)
+            on the host.
     """
 
     tensors: dict[str, Any]
@@ -45,10 +47,11 @@ def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> T
     Args:
         batch: a mapping, or the tuple (features, policy_targets, value_targets).
         device: where the model is.
-        required: names a mapping must have.
+        required: names a mapping must have; without any, as for a loss function of the caller's
+            own, it may have others too, but none that is nearly a name known here.
 
     Raises:
-        ValueError: neither form, a part missing or not to be moved, weights that are negative, not
+        ValueError: neither form, a part missing, unknown or not to be moved, weights that are negative, not
             finite, all 0 or not (B,), or facts that are no numbers (B,); by name.
     """
     if isinstance(batch, Mapping):
@@ -58,6 +61,7 @@ def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> T
                 f"the batch lacks {', '.join(missing)}; it has {', '.join(map(str, batch))}"
             )
         named = dict(batch)
+        _check_names(named, others=not required)
     elif isinstance(batch, (tuple, list)) and len(batch) == 3:
         named = dict(zip(REQUIRED, batch, strict=True))
     else:
@@ -86,6 +90,19 @@ def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> T
         check_weights(named["weights"], indices)
         weights = tensors["weights"]
     return TrainingBatch(tensors, indices, weights, facts)
+
+
+def _check_names(named: Mapping[Any, Any], others: bool) -> None:
+    """ValueError for a name that is not known; of ``others``, only for what is nearly known."""
+    known = (*REQUIRED, *_ON_HOST, "weights", "legal_mask")
+    for name in named:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8 if others else 0.6)
+        if others and (not near or near[0] in named):
+            continue
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        raise ValueError(f"the batch has an unknown entry {name!r}: {hint}")
 
 
 def check_weights(weights: Any, indices: np.ndarray | None) -> None:

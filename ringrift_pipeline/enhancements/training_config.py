@@ -12,11 +12,12 @@ setting is refused with the nearest valid name, a bad value with its bounds and 
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from ringrift_pipeline.enhancements.config_base import ConfigGroup, nearest_name
 from ringrift_pipeline.enhancements.config_groups import (
     AveragingConfig,
     CalibrationConfig,
+    CurriculumConfig,
     EnsembleConfig,
     FeedbackConfig,
     GradientsConfig,
@@ -34,6 +36,7 @@ from ringrift_pipeline.enhancements.config_groups import (
     QualityConfig,
     ScheduleConfig,
     StabilityConfig,
+    TrackingConfig,
 )
 from ringrift_pipeline.enhancements.config_stages import (
     EvaluationConfig,
@@ -42,10 +45,17 @@ from ringrift_pipeline.enhancements.config_stages import (
     SearchConfig,
     SelfplayConfig,
     TrainingLoopConfig,
+    WatchConfig,
 )
-from ringrift_pipeline.enhancements.presets import PRESETS
+from ringrift_pipeline.enhancements.presets import PRESETS, preset_for
 
 ENVIRONMENT_PREFIX = "RINGRIFT_"
+
+# Variables of the command line and the kernels, which are no settings.
+_OTHER_VARIABLES = ("RINGRIFT_DATA", "RINGRIFT_KERNEL_CACHE")
+
+# Settings that plans of earlier versions hold, and that mean nothing any more.
+_RETIRED = ("training.epochs", "training.window_generations")
 
 
 class ConfigError(ValueError):
@@ -109,8 +119,11 @@ class TrainingConfig(ConfigGroup):
     averaging: AveragingConfig = AveragingConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     feedback: FeedbackConfig = FeedbackConfig()
+    watch: WatchConfig = WatchConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     stability: StabilityConfig = StabilityConfig()
 
@@ -142,6 +155,7 @@ class TrainingConfig(ConfigGroup):
         environ: Mapping[str, str] | None = None,
         overrides: Mapping[str, Any] | None = None,
         base: TrainingConfig | None = None,
+        config: str | None = None,
     ) -> TrainingConfig:
         """Merge defaults < preset < file < environment < overrides.
 
@@ -151,6 +165,7 @@ class TrainingConfig(ConfigGroup):
             environ: environment variables; None reads the process's own, ``{}`` none.
             overrides: dotted name -> value (text is parsed by the field's type), or nested.
             base: what takes the place of the defaults.
+            config: board and players, such as ``square19_2p``, whose sizes the preset takes.
 
         Raises:
             ConfigError: unknown preset or setting, unreadable file, value out of bounds.
@@ -161,7 +176,7 @@ class TrainingConfig(ConfigGroup):
                 raise ConfigError(f"base must be a TrainingConfig, not a {type(base).__name__}")
             merged.update(_flatten(base.to_dict(), "base"))
         if preset is not None:
-            merged.update(_flatten(_preset(preset), f"preset {preset}"))
+            merged.update(_flatten(_preset(preset, config), f"preset {preset}"))
         if file is not None:
             if not isinstance(file, str | os.PathLike):
                 raise ConfigError(f"config file must be a path, not {file!r:.40}")
@@ -172,14 +187,27 @@ class TrainingConfig(ConfigGroup):
         return _build(merged)
 
     @classmethod
-    def preset(cls, name: Literal["smoke", "hour", "day"]) -> TrainingConfig:
-        """The defaults with one preset's changes; :class:`ConfigError` lists the valid names."""
-        return _build(_flatten(_preset(name), f"preset {name}"))
+    def preset(
+        cls, name: Literal["smoke", "hour", "day"], config: str | None = None
+    ) -> TrainingConfig:
+        """The defaults with one preset's changes, for ``config`` (``square19_2p``) if one is given;
+        :class:`ConfigError` lists the valid names.
+        """
+        return _build(_flatten(_preset(name, config), f"preset {name}"))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
-        """The config that :meth:`to_dict` wrote; missing settings take their defaults."""
-        return _build(_flatten(data, "dictionary"))
+        """The config that :meth:`to_dict` wrote; missing settings take their defaults, and those
+        that earlier versions had are left out.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"dictionary: settings must be a table of names, not {data!r:.40}")
+        kept = dict(data)
+        for name in _RETIRED:
+            group, _, field = name.partition(".")
+            if isinstance(kept.get(group), Mapping):
+                kept[group] = {key: value for key, value in kept[group].items() if key != field}
+        return _build(_flatten(kept, "dictionary"))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values that JSON can hold (tuples as lists)."""
@@ -235,10 +263,13 @@ def _known() -> dict[str, ConfigField]:
     return _FIELDS
 
 
-def _preset(name: str) -> dict[str, Any]:
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+def _preset(name: str, config: str | None) -> dict[str, Any]:
+    if config is not None and not isinstance(config, str):
+        raise ConfigError(f"config must be a name such as square8_2p, not {config!r:.40}")
+    try:
+        return preset_for(name, config)
+    except (TypeError, ValueError) as error:  # a name that cannot even be looked up
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}") from error
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
@@ -273,7 +304,9 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    """Variables with a double underscore must name a setting; others belong to other programs."""
+    """Variables with a double underscore must name a setting, and none may nearly name one; the
+    others belong to other programs.
+    """
     by_variable = {ENVIRONMENT_PREFIX + name.replace(".", "__").upper(): name for name in _known()}
     found: dict[str, tuple[Any, str]] = {}
     if not isinstance(environ, Mapping):
@@ -285,11 +318,19 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
         if variable in by_variable:
             name = by_variable[variable]
             found[name] = (_parse(name, text, source), source)
-        elif "__" in variable:
+        elif "__" in variable or (
+            variable not in _OTHER_VARIABLES and _nearly_names(variable, by_variable)
+        ):
             near = nearest_name(variable, list(by_variable))
             hint = f"did you mean {near}?" if near else "no such setting"
             raise ConfigError(f"unknown environment variable {variable}; {hint}")
     return found
+
+
+def _nearly_names(variable: str, known: Iterable[str]) -> bool:
+    """Whether a variable is a slip of the pen, or has one underscore where two belong."""
+    single = {name.replace("__", "_") for name in known}
+    return variable in single or bool(difflib.get_close_matches(variable, single, 1, 0.9))
 
 
 def _flatten(tree: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, tuple[Any, str]]:

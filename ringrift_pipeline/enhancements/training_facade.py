@@ -22,9 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ringrift_pipeline.enhancements.argument_checks import check_type, check_whole
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_flag,
+    check_keys,
+    check_type,
+    check_whole,
+)
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_state import (
+    check_facade_state,
     copied,
     pending_from,
     pending_state,
@@ -33,6 +39,7 @@ from ringrift_pipeline.enhancements.facade_state import (
 )
 from ringrift_pipeline.enhancements.per_sample_loss import Reduction, compute_per_sample_loss
 from ringrift_pipeline.enhancements.sample_slots import as_floats, as_indices
+from ringrift_pipeline.enhancements.state_forms import naming
 from ringrift_pipeline.enhancements.training_batch import (
     TrainingBatch,
     check_weights,
@@ -45,7 +52,7 @@ from ringrift_pipeline.enhancements.training_statistics import (
 )
 from ringrift_pipeline.enhancements.training_step import TrainingStep
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 class TrainingEnhancementsFacade(TrainingStep):
@@ -54,7 +61,8 @@ class TrainingEnhancementsFacade(TrainingStep):
     Args:
         model: ``model(features) -> (policy_logits (B, A), value)``, or any model with a
             ``loss_fn``. It stays the caller's, on the caller's device.
-        optimizer: over the model's parameters, built with the peak learning rate.
+        optimizer: over the model's parameters, built with the peak learning rate; with a
+            ``loss_fn`` it may have further ones.
         config: what to use and how; None for the defaults.
         loss_fn: ``loss_fn(model, batch)`` -> (B,) differentiable losses, or ``LossParts``; gets
             the batch as a dict with its tensors on the device. None: policy and value loss.
@@ -62,8 +70,8 @@ class TrainingEnhancementsFacade(TrainingStep):
             report it as ``penalty``, apart from the loss.
 
     Raises:
-        ValueError: a model without parameters, a config that does not fit the optimizer, or an
-            ``ewc`` of a model with other parameters.
+        ValueError: a model without parameters, an optimizer of another model, a config that does
+            not fit the optimizer, or an ``ewc`` of a model with other parameters.
 
     Attributes:
         miner, tracker, averager, clipper, scheduler, accumulator, monitor, ewc: the parts; None
@@ -106,7 +114,15 @@ class TrainingEnhancementsFacade(TrainingStep):
         self._sample_weights.set_quality(scores, temperature)
 
     def get_hard_indices(self, num_samples: int) -> np.ndarray:
-        """Draw up to ``num_samples`` hard examples (int64 rows); see ``HardExampleMiner``."""
+        """Draw up to ``num_samples`` hard examples; see ``HardExampleMiner``.
+
+        Returns:
+            (K,) int64 data-set rows, K <= num_samples; empty before mining is active or when it is
+            off.
+
+        Raises:
+            ValueError: ``num_samples`` is no whole number from 0.
+        """
         if self.miner is None:
             check_whole("num_samples", num_samples, 0)
             return np.zeros(0, dtype=np.int64)
@@ -137,7 +153,18 @@ class TrainingEnhancementsFacade(TrainingStep):
         *,
         legal_mask: Tensor | None = None,
     ) -> Tensor:
-        """Differentiable losses (B,) with the config's weights; see ``per_sample_loss``."""
+        """Differentiable losses with the config's weights; see ``per_sample_loss``.
+
+        Args:
+            policy_logits: (B, A) floating point.
+            policy_targets: (B, A) probabilities or (B,) integer actions.
+            value_pred, value_targets: (B,), (B, 1) or (B, seats), by the config's ``value_kind``.
+            reduction: ``none``, ``mean`` or ``sum``.
+            legal_mask: (B, A) bool, True where legal.
+
+        Returns:
+            (B,) floating point with its graph, or 0-d for ``mean`` and ``sum``.
+        """
         return compute_per_sample_loss(
             policy_logits,
             policy_targets,
@@ -287,6 +314,7 @@ class TrainingEnhancementsFacade(TrainingStep):
             include_model: with the model's and the optimizer's state; False where the caller
                 keeps them.
         """
+        check_flag("include_model", include_model)
         quality = self._sample_weights.quality
         random, device_random = random_state(self.device)
         state: dict[str, Any] = {
@@ -317,6 +345,10 @@ class TrainingEnhancementsFacade(TrainingStep):
                 that is damaged or of another model; nothing changes.
         """
         check_type("state", state, Mapping)
+        try:
+            self._check(state)
+        except Exception as error:  # as below
+            raise ValueError(f"state of the facade does not fit: {error}") from error
         before = self.state_dict()
         try:
             self._load(state)
@@ -324,40 +356,49 @@ class TrainingEnhancementsFacade(TrainingStep):
             self._load(before)
             raise ValueError(f"state of the facade does not fit: {error}") from error
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _check(self, state: Mapping[str, Any]) -> None:
         if state.get("format") != STATE_FORMAT:
             raise ValueError(
                 f"not a facade state of format {STATE_FORMAT}: {state.get('format')!r}"
             )
+        check_facade_state(state, self.model, self.optimizer, self._parameters())
         parts = self._parts.present()
         if parts.keys() != state["parts"].keys():
             odd = sorted(parts.keys() ^ state["parts"].keys())
             raise ValueError(
-                f"the state was saved with another config: {', '.join(odd)} only on one side"
+                f"the state was saved with another config: parts {', '.join(odd)} only on one side"
             )
-        saved = state["parts"]["accumulator"]["accumulation_steps"]
+        accumulator = state["parts"]["accumulator"]
+        check_keys(accumulator, self.accumulator.state_dict(), "parts.accumulator")
+        saved = accumulator["accumulation_steps"]
         if saved != self.config.gradient_accumulation_steps:
             raise ValueError(
                 f"the state was saved with gradient_accumulation_steps={saved}, "
                 f"the config has {self.config.gradient_accumulation_steps}"
             )
-        if state["device_random"] is not None:
-            check_type("device_random", state["device_random"], Tensor)
+        if len(state["pending"]) != accumulator["batches"]:
+            raise ValueError("pending does not hold the batches that the accumulator has counted")
+        if self.averager is not None:
+            with naming("parts.averager"):
+                self.averager.check_state(state["parts"]["averager"], self.model)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        parts = self._parts.present()
         self._discard_pending()
         if "model" in state:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(copied(state["optimizer"]))
         for name, part in parts.items():
-            part.load_state_dict(copied(state["parts"][name]))
+            with naming(f"parts.{name}"):
+                part.load_state_dict(copied(state["parts"][name]))
         self._recovery.load_state_dict(state)
         quality = state["quality"]
-        self._sample_weights.quality = None if quality is None else quality.numpy().copy()
-        self.progress.load_state_dict(state["progress"])
+        self._sample_weights.quality = None if quality is None else np.asarray(quality).copy()
+        with naming("progress"):
+            self.progress.load_state_dict(state["progress"])
         self._unaveraged = list(state["unaveraged"])
         self._rate.curriculum_scale = float(state["curriculum_scale"])
         self._pending = pending_from(state["pending"], self.device)
-        for losses, _ in self._pending:
-            self.accumulator.scale_loss(torch.zeros(()), losses.shape[1])
         for parameter, gradient in zip(self._parameters(), state["gradients"], strict=False):
             parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
         set_random_state(self.device, state["random"], state["device_random"])

@@ -14,8 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ringrift_pipeline.enhancements import state_forms as forms
+from ringrift_pipeline.enhancements.argument_checks import whole_state
 from ringrift_pipeline.enhancements.gradient_management import AdaptiveGradientClipper
 from ringrift_pipeline.enhancements.gradient_norms import total_norm
+from ringrift_pipeline.enhancements.optimizer_state import check_parameter_states
 
 Verdict = Literal["ok", "spike", "non_finite", "divergence"]
 
@@ -101,11 +104,33 @@ class LossMonitor:
         """Plain values."""
         return {"losses": list(self._losses), "best": self._best, "bad": self._bad}
 
+    @whole_state
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`; ValueError for a damaged one changes nothing."""
+        forms.record(
+            losses=forms.listed(forms.number(), most=self.window),
+            best=forms.optional(forms.number()),
+            bad=forms.whole(0, self.divergence_patience),
+        )("", state)
+        if (state["best"] is not None) != (len(state["losses"]) == self.window):
+            raise ValueError("best must be there when losses fill the window, and only then")
         self._losses = deque((float(x) for x in state["losses"]), maxlen=self.window)
         self._best = None if state["best"] is None else float(state["best"])
         self._bad = int(state["bad"])
+
+
+def _weights(name: str, value: Any) -> None:
+    """A parameter that is finite, or a buffer without NaN (a mask may be infinite)."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {value!r:.80}")
+    if name.startswith("model[p."):
+        forms.tensor(name, value)
+    elif bool(value.isnan().any()):
+        raise ValueError(f"{name} is NaN")
+
+
+def _anything(name: str, value: Any) -> None:
+    pass
 
 
 def _median(values: Any) -> float:
@@ -131,6 +156,11 @@ class Snapshot:
         self._saved: dict[str, Tensor] = {}
         self._saved_state: dict[int, dict[str, Any]] = {}  # by position in the parameter groups
         self.taken = False
+
+    @property
+    def model(self) -> nn.Module:
+        """The model it is of."""
+        return self._model
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {f"p.{name}": p for name, p in self._model.named_parameters()}
@@ -182,12 +212,16 @@ class Snapshot:
         if state is None:
             self._saved, self._saved_state, self.taken = {}, {}, False
             return
+        forms.record(model=forms.mapping(_weights), optimizer=forms.mapping(_anything, int))(
+            "", state
+        )
         live = self._tensors()
         saved = state["model"]
         if {k: v.shape for k, v in live.items()} != {k: v.shape for k, v in saved.items()}:
-            raise ValueError("the snapshot in the state is of a model of another shape")
-        self._saved = {k: saved[k].to(v, copy=True) for k, v in live.items()}
+            raise ValueError(f"model: the snapshot is of another one: {', '.join(saved)!s:.200}")
         parameters = self._parameters()
+        check_parameter_states("optimizer", state["optimizer"], parameters)
+        self._saved = {k: saved[k].to(v, copy=True) for k, v in live.items()}
         self._saved_state = {
             int(i): {
                 k: v.clone()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ringrift_pipeline.enhancements.argument_checks import check_number
+from ringrift_pipeline.enhancements import state_forms as forms
+from ringrift_pipeline.enhancements.argument_checks import check_number, whole_state
 from ringrift_pipeline.enhancements.loss_parts import LossParts
 
 # rows of the (4 or 5, B) tensor of one batch's losses
@@ -265,11 +266,39 @@ class TrainingProgress:
         """Plain values."""
         return asdict(self)
 
+    @whole_state
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`."""
+        """Restore :meth:`state_dict`; ValueError for a damaged one changes nothing."""
+        _PROGRESS("", state)
+        unknown = [name for name in state if name not in self.__dict__]
+        if unknown:
+            raise ValueError(f"state_dict has what no progress has: {', '.join(map(str, unknown))}")
+        total, _, _, weight, plain = state["epoch_sums"]  # the parts may not be known
+        if not (math.isfinite(total) and math.isfinite(plain) and weight >= 0.0):
+            raise ValueError(f"epoch_sums must be finite, got {state['epoch_sums']}")
+        if bool(weight) != bool(state["epoch_steps"]):
+            raise ValueError("epoch_sums and epoch_steps do not fit")
         fresh = TrainingProgress(**state)
         fresh.epoch_sums = list(fresh.epoch_sums)
         self.__dict__.update(fresh.__dict__)
+
+
+_PROGRESS = forms.record(
+    epoch=forms.whole(),
+    total_epochs=forms.whole(1),
+    steps=forms.whole(),
+    skipped=forms.whole(),
+    rollbacks=forms.whole(),
+    samples_seen=forms.whole(),
+    epoch_steps=forms.whole(),
+    epoch_skipped=forms.whole(),
+    epoch_samples=forms.whole(),
+    epoch_sums=forms.listed(forms.any_number, exactly=5),
+    val_loss=forms.optional(forms.any_number),
+    best_val_loss=forms.optional(forms.number()),
+    stale_validations=forms.whole(),
+    stop_reason=forms.text,
+)
 
 
 def check_figures(val_loss: Any, current_elo: Any) -> None:

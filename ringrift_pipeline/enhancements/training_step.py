@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.argument_checks import check_type
+from ringrift_pipeline.enhancements.checkpoint_averaging import nonfinite_tensor
 from ringrift_pipeline.enhancements.ewc_regularization import EWCRegularizer
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_learning_rate import LearningRate
@@ -68,6 +69,7 @@ class TrainingStep:
             raise ValueError(f"loss_fn must be a function, got {loss_fn!r:.80}")
         if next(model.parameters(), None) is None:
             raise ValueError("the model has no parameters")
+        _check_parameters(model, optimizer, others=loss_fn is not None)
         if ewc is not None:
             check_type("ewc", ewc, EWCRegularizer)
             with torch.no_grad():
@@ -135,7 +137,8 @@ class TrainingStep:
                 ``policy_targets`` ((B, A) probabilities or (B,) indices) and ``value_targets``
                 ((B,) or (B, seats)), and optionally ``indices`` (B,) (data-set rows: mining,
                 tracking and quality need them), ``weights`` (B,), ``legal_mask`` (B, A) bool,
-                ``games`` (B,), ``surprise`` (B,), ``reference_loss`` (B,); or the tuple of the
+                ``games`` (B,), ``surprise`` (B,), ``uncertainty`` (B,), which takes the place of the
+                predicted policy's entropy, ``reference_loss`` (B,); or the tuple of the
                 first three. Tensors or numpy arrays, on any device.
 
         Returns:
@@ -197,10 +200,18 @@ class TrainingStep:
         return self._step(losses, losses.shape[1])
 
     def update_average(self) -> None:
-        """Take the steps since the last multiple of ``averaging_interval`` into the average."""
-        if self.averager is not None and self._unaveraged[1]:
-            self.averager.update(self.model, self._unaveraged[1])
-            self._unaveraged = [0, 0]
+        """Take the steps since the last multiple of ``averaging_interval`` into the average.
+
+        Weights that are not finite are left out, with a warning.
+        """
+        if self.averager is None or not self._unaveraged[1]:
+            return
+        bad = nonfinite_tensor(self.model)
+        if bad is not None:  # a divergence, which the monitor is about to see
+            logger.warning("the average stays as it was: %s of the model is not finite", bad)
+            return
+        self.averager.update(self.model, self._unaveraged[1], check_finite=False)
+        self._unaveraged = [0, 0]
 
     def _losses(self, batch: TrainingBatch) -> LossParts:
         config = self.config
@@ -234,7 +245,8 @@ class TrainingStep:
             validate=config.validate_targets,
             with_entropy=self.miner is not None
             and config.hard_uncertainty_weight > 0.0
-            and batch.indices is not None,
+            and batch.indices is not None
+            and "uncertainty" not in batch.facts,
         )
 
     def _weights(self, batch: TrainingBatch, size: int, like: Tensor, count: bool) -> Tensor | None:
@@ -322,10 +334,11 @@ class TrainingStep:
         self, indices: np.ndarray, rows: np.ndarray, facts: Mapping[str, np.ndarray]
     ) -> None:
         if self.miner is not None:
+            entropy = rows[ENTROPY] if rows.shape[0] > ENTROPY else None
             self.miner.record_batch(
                 indices,
                 rows[TOTAL],
-                rows[ENTROPY] if rows.shape[0] > ENTROPY else None,
+                facts.get("uncertainty", entropy),
                 surprises=facts.get("surprise"),
                 reference_losses=facts.get("reference_loss"),
                 games=facts.get("games"),
@@ -380,6 +393,18 @@ class TrainingStep:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer, others: bool) -> None:
+    """ValueError when the optimizer is another model's; ``others``: it may have more to train."""
+    own = {id(parameter) for parameter in model.parameters()}
+    theirs = [p for group in optimizer.param_groups for p in group["params"]]
+    foreign = sum(id(parameter) not in own for parameter in theirs)
+    if foreign == len(theirs) or (foreign and not others):
+        raise ValueError(
+            f"optimizer: {foreign} of its {len(theirs)} parameters are not the model's; build it "
+            "over model.parameters()"
+        )
 
 
 __all__ = ["LossFunction", "TrainingStep"]

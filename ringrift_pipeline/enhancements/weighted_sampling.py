@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Sampler
 
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_flag,
     check_number,
     check_whole,
     host_array,
@@ -121,7 +122,7 @@ class QualityWeightedSampler(Sampler[int]):
             num_samples = values.size
         num_samples = check_whole("num_samples", num_samples, 1)
         self.weights = values
-        self.replacement = bool(replacement)
+        self.replacement = check_flag("replacement", replacement)
         self.seed = check_whole("seed", seed, 0)
         self.world_size = check_whole("world_size", world_size, 1)
         self.rank = check_whole("rank", rank, 0, self.world_size)

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ringrift_pipeline.evaluation.gate import decide, set_interval, sprt
+from ringrift_pipeline.evaluation.gate import decide, sequential_test, set_interval, sprt
 from ringrift_pipeline.evaluation.ratings import (
     ANCHOR,
     ANCHOR_RATING,
@@ -180,6 +180,7 @@ def _field(store: Store, plan: Plan, model: Artefact) -> tuple[_Field, list[Arte
             data=str(store.root),
             device=plan.settings.device,
             settings=plan.settings.search,
+            symmetries=settings.symmetries,
         )
 
     candidate = entrant(_name(plan.generation), str(model.path))
@@ -265,14 +266,7 @@ def _matches(field: _Field, settings: EvaluationConfig, seats: int) -> list[Matc
 def _test(games: pl.DataFrame, candidate: str, settings: EvaluationConfig, seats: int) -> Any:
     from ringrift_pipeline.evaluation.matches import set_scores
 
-    return sprt(
-        set_scores(games, candidate),
-        settings.elo0,
-        settings.elo1,
-        settings.alpha,
-        settings.beta,
-        seats,
-    )
+    return sprt(set_scores(games, candidate), players=seats, **sequential_test(settings))
 
 
 # -- what came of it ------------------------------------------------------------------------
@@ -297,11 +291,8 @@ def _report(
         scores[champion.name] if champion else None,
         _champion_shares(field),
         players=seats,
-        elo0=settings.elo0,
-        elo1=settings.elo1,
-        alpha=settings.alpha,
-        beta=settings.beta,
         confidence=settings.confidence,
+        **sequential_test(settings),
     )
     fit = _ratings(field, games, settings.confidence)
     matches = []

@@ -106,6 +106,8 @@ def _handler(config: str, feedback: FeedbackConfig) -> EvaluationFeedbackHandler
         selfplay_plateau_factor=feedback.plateau_selfplay,
         selfplay_falling_factor=feedback.falling_selfplay,
         confidence=feedback.confidence,
+        min_evaluations=feedback.min_evaluations,
+        plateau_slack=feedback.plateau_slack,
     )
 
 

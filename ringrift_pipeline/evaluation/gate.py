@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -18,15 +18,29 @@ from scipy.special import ndtri
 
 from ringrift_pipeline.evaluation.ratings import expected_share
 
+if TYPE_CHECKING:
+    from ringrift_pipeline.enhancements.config_stages import EvaluationConfig
+
 __all__ = [
     "Floor",
     "GateDecision",
     "SprtResult",
     "decide",
+    "sequential_test",
     "set_interval",
     "sprt",
     "wilson_interval",
 ]
+
+
+def sequential_test(settings: EvaluationConfig) -> dict[str, Any]:
+    """The sequential test that the settings ask for, as `sprt` and `decide` take it."""
+    return {
+        "elo0": settings.elo0,
+        "elo1": settings.elo1,
+        "alpha": settings.alpha,
+        "beta": settings.beta,
+    }
 
 
 def wilson_interval(wins: float, n: float, confidence: float = 0.95) -> tuple[float, float]:

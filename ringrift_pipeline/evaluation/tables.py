@@ -14,3 +14,14 @@ RATINGS: tuple[Column, ...] = (
     Column("share", "Float64", "Share of the wins of the seats the player held.", 0.0, 1.0),
     Column("anchor", "Boolean", "Whether the rating was given, not fitted."),
 )
+
+RATING_LIST: tuple[Column, ...] = (
+    *RATINGS,
+    Column("generation", "Int64", "Generation rated, null for a baseline.", 0, nullable=True),
+    Column(
+        "promoted",
+        "Boolean",
+        "Whether its gate let it through, null for a baseline.",
+        nullable=True,
+    ),
+)

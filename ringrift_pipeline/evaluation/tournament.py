@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
 
-__all__ = ["Entrant", "Match", "Played", "TournamentError", "play_matches"]
+__all__ = ["Entrant", "Match", "Played", "TournamentError", "job_edges", "play_matches"]
 
 JOB_GAMES = 32
 """Games that one job plays side by side, at most (and at least one set)."""
@@ -46,6 +46,7 @@ class Entrant:
         data: data root, for specs that name something in it.
         device: ``cpu``, ``cuda`` or ``auto``.
         settings: of the search, anything hashable with the attributes of ``SearchSettings``.
+        symmetries: of the board that a network's evaluations are averaged over.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Entrant:
     data: str | None = None
     device: str = "auto"
     settings: Any = None
+    symmetries: int = 1
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,13 @@ def play_matches(
     return ledger.table()
 
 
+def job_edges(sets: int, seats: int) -> list[int]:
+    """Where a match of so many rotated sets is cut: after each of them its test is asked."""
+    most = max(1, JOB_GAMES // seats)
+    pieces = -(-sets // most)
+    return [sets * i // pieces for i in range(pieces + 1)]
+
+
 def _jobs(
     config: str,
     known: Mapping[str, Entrant],
@@ -169,9 +178,7 @@ def _jobs(
 ) -> Iterator[_Job]:
     number = 0
     for match in matches:
-        most = max(1, JOB_GAMES // len(match.line_up))
-        pieces = -(-match.sets // most)
-        edges = [match.sets * i // pieces for i in range(pieces + 1)]
+        edges = job_edges(match.sets, len(match.line_up))
         players = tuple(known[name] for name in dict.fromkeys(match.line_up))
         for first, last in zip(edges, edges[1:], strict=False):
             sets = tuple(range(first, last))
@@ -316,6 +323,7 @@ def _play(
                     data=entrant.data,
                     device=entrant.device,
                     settings=entrant.settings,
+                    symmetries=entrant.symmetries,
                 )
         return play_sets(
             job.config,

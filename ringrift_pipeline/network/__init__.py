@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ringrift_pipeline.network.board_network import BoardNetwork
     from ringrift_pipeline.network.checkpoint import (
         CorruptModelError,
         MissingModelError,
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
         read_model_metadata,
         save_model,
     )
+    from ringrift_pipeline.network.encoder import encode_states
     from ringrift_pipeline.network.encoding import (
         ENCODING_VERSION,
         GLOBAL_NAMES,
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
         NUM_GLOBALS,
         NUM_PLANES,
         PLANE_NAMES,
-        encode_states,
     )
     from ringrift_pipeline.network.evaluator import (
         MASKED_LOGIT,
         Evaluator,
         features_to_tensors,
         resolve_device,
+        resolve_precision,
     )
     from ringrift_pipeline.network.model import NetworkConfig, RingRiftNetwork
     from ringrift_pipeline.network.moves import (
@@ -40,9 +42,12 @@ if TYPE_CHECKING:
         NUM_MOVE_KINDS,
         describe_moves,
     )
-    from ringrift_pipeline.network.symmetry import symmetry_tables, transform_features
+    from ringrift_pipeline.network.symmetric_evaluation import SymmetricEvaluator
+    from ringrift_pipeline.network.symmetry import BoardSymmetries
 
 _MODULE_OF = {
+    "BoardSymmetries": "symmetry",
+    "BoardNetwork": "board_network",
     "CELLS_PER_MOVE": "moves",
     "CorruptModelError": "checkpoint",
     "ENCODING_VERSION": "encoding",
@@ -60,15 +65,15 @@ _MODULE_OF = {
     "NetworkConfig": "model",
     "PLANE_NAMES": "encoding",
     "RingRiftNetwork": "model",
+    "SymmetricEvaluator": "symmetric_evaluation",
     "describe_moves": "moves",
-    "encode_states": "encoding",
+    "encode_states": "encoder",
     "features_to_tensors": "evaluator",
     "load_model": "checkpoint",
     "read_model_metadata": "checkpoint",
     "resolve_device": "evaluator",
+    "resolve_precision": "evaluator",
     "save_model": "checkpoint",
-    "symmetry_tables": "symmetry",
-    "transform_features": "symmetry",
 }
 
 __all__ = [
@@ -82,6 +87,8 @@ __all__ = [
     "NUM_MOVE_KINDS",
     "NUM_PLANES",
     "PLANE_NAMES",
+    "BoardNetwork",
+    "BoardSymmetries",
     "CorruptModelError",
     "Evaluator",
     "MissingModelError",
@@ -89,15 +96,15 @@ __all__ = [
     "ModelMismatchError",
     "NetworkConfig",
     "RingRiftNetwork",
+    "SymmetricEvaluator",
     "describe_moves",
     "encode_states",
     "features_to_tensors",
     "load_model",
     "read_model_metadata",
     "resolve_device",
+    "resolve_precision",
     "save_model",
-    "symmetry_tables",
-    "transform_features",
 ]
 
 

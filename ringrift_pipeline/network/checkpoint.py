@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from ringrift_pipeline.network.encoding import ENCODING_VERSION, NUM_GLOBALS, NUM_PLANES
 from ringrift_pipeline.network.evaluator import resolve_device
-from ringrift_pipeline.network.model import NetworkConfig, RingRiftNetwork
+from ringrift_pipeline.network.model import AUXILIARY, NetworkConfig, RingRiftNetwork
 from ringrift_pipeline.network.moves import NUM_MOVE_KINDS
 from ringrift_pipeline.store import write_bytes_atomic, write_json_atomic
 
@@ -66,6 +66,7 @@ def save_model(
     weights = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
+        if not name.startswith(AUXILIARY)
     }
     data = safetensors.torch.save(weights, metadata={"format": _FORMAT})
     sidecar = {

@@ -10,24 +10,12 @@ is applied inside the network. Globals (F,) are ``float32`` fractions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
-import numpy.typing as npt
 
 from ringrift_pipeline.game import layout
 from ringrift_pipeline.game.compile import kernel
 from ringrift_pipeline.game.layout import cap_height, height, rings_of
-from ringrift_pipeline.network.moves import (
-    CELL_ROLES,
-    CELLS_PER_MOVE,
-    MOST_MOVES,
-    describe_moves,
-    new_table,
-)
-
-if TYPE_CHECKING:
-    from ringrift_pipeline.game import Rules
+from ringrift_pipeline.network.moves import CELLS_PER_MOVE, describe_moves
 
 #: Raised whenever planes, globals or move descriptions change meaning; stored beside weights.
 ENCODING_VERSION = 1
@@ -230,6 +218,9 @@ def encode_batch(  # type: ignore[no-untyped-def]
     keys,
     stamps,
     tallies,
+    first_stamp,
+    seen,
+    queue,
     planes,
     globals_,
     kinds,
@@ -237,15 +228,14 @@ def encode_batch(  # type: ignore[no-untyped-def]
     ranks,
     legal,
 ):
-    """Encode a batch; the kernel behind :func:`encode_states`.
+    """Encode a batch; the kernel behind ``Encoder``.
 
-    ``states`` (B, >= HEADER+P) int64, ``moves`` (B, L) int64, ``counts`` (B,) int32. ``planes``
-    (B, C, N*N) and ``globals_`` (B, F) must be zero, ``legal`` (B, L) bool False on entry.
+    ``states`` (B, >= HEADER+P) int64, ``moves`` (B, L) int64, ``counts`` (B,) int32. The rows
+    take the B stamps from ``first_stamp`` on. ``planes`` (B, C, N*N) and ``globals_`` (B, F) must
+    be zero on entry; all of ``kinds``, ``cells``, ``ranks`` and ``legal`` is written.
     """
     size = b[layout.B_SIZE]
     hexagonal = b[layout.B_HEX] != 0
-    seen = np.empty(size * size, dtype=np.uint8)
-    queue = np.empty(size * size, dtype=np.int64)
     for row in range(states.shape[0]):
         count = np.int64(counts[row])
         describe_moves(
@@ -262,11 +252,12 @@ def encode_batch(  # type: ignore[no-untyped-def]
             keys,
             stamps,
             tallies,
-            row,
+            first_stamp + row,
             seen,
             queue,
         )
         legal[row, :count] = True
+        legal[row, count:] = False
         _encode_row(
             b,
             states[row],
@@ -279,90 +270,3 @@ def encode_batch(  # type: ignore[no-untyped-def]
             planes[row],
             globals_[row],
         )
-
-
-def _cell_of(rules: Rules) -> npt.NDArray[np.int32]:
-    """(N*N,) padded cell of each plane cell, -1 off the board."""
-    out = np.full(rules.size * rules.size, -1, dtype=np.int32)
-    cells = np.asarray(rules.cells)
-    out[np.asarray(rules.plane_of)[cells]] = cells
-    return out
-
-
-def encode_states(
-    rules: Rules,
-    states: npt.NDArray[np.int64],
-    moves: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int32],
-) -> dict[str, npt.NDArray[Any]]:
-    """Encode positions and their legal moves, relative to each position's player to move.
-
-    Args:
-        rules: the config's rules.
-        states: (B, >= HEADER+P) int64 state rows; the compact rows of a shard will do.
-        moves: (B, L) int64 packed legal moves in canonical order, padded at will.
-        counts: (B,) number of legal moves of each state.
-
-    Returns:
-        ``planes`` (B, NUM_PLANES, N, N) uint8, ``globals`` (B, NUM_GLOBALS) float32,
-        ``move_kind`` (B, L) uint8, ``move_cells`` (B, L, 3) int16 plane cells (-1 = none),
-        ``move_rank`` (B, L) int16, ``legal_mask`` (B, L) bool.
-
-    Raises:
-        ValueError: shapes disagree, a count exceeds L, or a state is over.
-    """
-    states = np.ascontiguousarray(states, dtype=np.int64)
-    moves = np.ascontiguousarray(moves, dtype=np.int64)
-    counts = np.ascontiguousarray(counts, dtype=np.int32)
-    plane_of = np.ascontiguousarray(rules.plane_of, dtype=np.int32)
-    least = layout.HEADER + plane_of.shape[0]
-    if states.ndim != 2 or states.shape[1] < least:
-        raise ValueError(
-            f"states must have shape (B, {least} or more) for {rules.config}, got {states.shape}"
-        )
-    batch = states.shape[0]
-    if moves.ndim != 2 or moves.shape[0] != batch or counts.shape != (batch,):
-        raise ValueError(
-            f"moves must be (B, L) and counts (B,) with B={batch}, "
-            f"got {moves.shape} and {counts.shape}"
-        )
-    width = moves.shape[1]
-    if batch and (int(counts.max()) > width or int(counts.min()) < 0):
-        raise ValueError(f"counts must lie in 0..{width}, the width of moves")
-    if batch and int(counts.max()) > MOST_MOVES:
-        raise ValueError(f"at most {MOST_MOVES} moves a state can be described")
-    over = np.flatnonzero(states[:, layout.PLAYER] < 0)
-    if over.size:
-        raise ValueError(f"state {int(over[0])} of the batch is over: it has no player to move")
-    size = int(rules.size)
-    planes = np.zeros((batch, NUM_PLANES, size * size), dtype=np.uint8)
-    globals_ = np.zeros((batch, NUM_GLOBALS), dtype=np.float32)
-    kinds = np.zeros((batch, width), dtype=np.uint8)
-    cells = np.full((batch, width, CELLS_PER_MOVE), -1, dtype=np.int16)
-    ranks = np.zeros((batch, width), dtype=np.int16)
-    legal = np.zeros((batch, width), dtype=np.bool_)
-    encode_batch(
-        rules.constants,
-        states,
-        moves,
-        counts,
-        plane_of,
-        _cell_of(rules),
-        np.ascontiguousarray(rules.cells, dtype=np.int32),
-        CELL_ROLES,
-        *new_table(),
-        planes,
-        globals_,
-        kinds,
-        cells,
-        ranks,
-        legal,
-    )
-    return {
-        "planes": planes.reshape(batch, NUM_PLANES, size, size),
-        "globals": globals_,
-        "move_kind": kinds,
-        "move_cells": cells,
-        "move_rank": ranks,
-        "legal_mask": legal,
-    }

@@ -31,6 +31,8 @@ from ringrift_pipeline.network.encoding import (
 )
 from ringrift_pipeline.network.moves import CELL_ROLES, CELLS_PER_MOVE, NO_ROLE, NUM_MOVE_KINDS
 
+#: Beginning of the names of the auxiliary heads' weights.
+AUXILIARY = "auxiliary."
 #: Value logit of a seat that does not exist: softmax makes it an exact zero in float32.
 ABSENT_SEAT_LOGIT = -1e4
 
@@ -181,41 +183,70 @@ class PolicyHead(nn.Module):
         ``x`` (B, C, N, N) and ``pooled`` (B, 3C) are the trunk's; ``moves`` holds ``move_kind``,
         ``move_rank`` and ``legal_mask`` (B, L) and ``move_cells`` (B, L, 3).
         """
+        hidden = F.relu(self.hidden(x) + self.hidden_pool(pooled)[:, :, None, None])
+        planes = self.planes(hidden).permute(0, 2, 3, 1).flatten(1, 2)
+        embed = self.embed(hidden).permute(0, 2, 3, 1).flatten(1, 2)
+        return self.gather(planes, embed, self.kind_bias(pooled), moves)
+
+    def gather(
+        self, planes: Tensor, embed: Tensor, kind_bias: Tensor, moves: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Logits (B, L) from what the board says, as ``forward``.
+
+        ``planes`` (B, N*N, ``num_planes``), ``embed`` (B, N*N, 3 * 16) and ``kind_bias``
+        (B, NUM_MOVE_KINDS).
+        """
         legal = moves["legal_mask"]
         where = legal.reshape(-1).nonzero().squeeze(1)  # (M,), padding costs nothing below
-        board = where // legal.shape[1]
-        kind = moves["move_kind"].reshape(-1).index_select(0, where).long()
-        rank = moves["move_rank"].reshape(-1).index_select(0, where).long()
-        cells = moves["move_cells"].reshape(-1, CELLS_PER_MOVE).index_select(0, where).long()
-        present = (cells >= 0).to(x.dtype)
-        flat = cells.clamp_min(0) + (board * (x.shape[2] * x.shape[3])).unsqueeze(1)
+        logits = self.gather_flat(
+            planes,
+            embed,
+            kind_bias,
+            where // legal.shape[1],
+            moves["move_kind"].reshape(-1).index_select(0, where).long(),
+            moves["move_cells"].reshape(-1, CELLS_PER_MOVE).index_select(0, where).long(),
+            moves["move_rank"].reshape(-1).index_select(0, where).long(),
+        )
+        out = torch.zeros(legal.numel(), dtype=logits.dtype, device=logits.device)
+        return out.index_copy(0, where, logits).view(legal.shape)
 
-        hidden = F.relu(self.hidden(x) + self.hidden_pool(pooled)[:, :, None, None])
+    def gather_flat(
+        self,
+        planes: Tensor,
+        embed: Tensor,
+        kind_bias: Tensor,
+        board: Tensor,
+        kind: Tensor,
+        cells: Tensor,
+        rank: Tensor,
+    ) -> Tensor:
+        """Logits (M,) of moves of kind ``kind``, cells ``cells`` (M, 3) and rank ``rank``.
+
+        ``board`` is each move's row of the batch; all four are int64.
+        """
+        present = (cells >= 0).to(embed.dtype)
+        flat = cells.clamp_min(0) + (board * planes.shape[1]).unsqueeze(1)
 
         # Sum of the kind's planes at the cells.
-        planes = self.planes(hidden).permute(0, 2, 3, 1).reshape(-1)
         index = flat * self.num_planes + self.plane_index.index_select(0, kind)
-        at_cells = planes.index_select(0, index.view(-1)).view(-1, CELLS_PER_MOVE)
+        at_cells = planes.reshape(-1).index_select(0, index.view(-1)).view(-1, CELLS_PER_MOVE)
         logits = (at_cells * present).sum(dim=1)
 
         # Interaction of the cells.
-        embed = self.embed(hidden).permute(0, 2, 3, 1).reshape(-1, _INTERACTION_CHANNELS)
-        slots = torch.arange(CELLS_PER_MOVE, device=x.device)
-        summed = F.embedding_bag(
-            flat * CELLS_PER_MOVE + slots, embed, mode="sum", per_sample_weights=present
-        )
+        slots = torch.arange(CELLS_PER_MOVE, device=cells.device)
+        rows = (flat * CELLS_PER_MOVE + slots).view(-1)
+        embedded = embed.reshape(-1, _INTERACTION_CHANNELS).index_select(0, rows)
+        embedded = embedded.view(-1, CELLS_PER_MOVE, _INTERACTION_CHANNELS)
+        summed = (embedded * present.unsqueeze(2)).sum(dim=1)
         summed = F.relu(summed + F.embedding(kind, self.kind_embed))
         logits = logits + (summed * F.embedding(kind, self.kind_out)).sum(dim=1)
 
         # Kind and rank.
-        kind_bias = self.kind_bias(pooled).reshape(-1)
-        logits = logits + kind_bias.index_select(0, board * NUM_MOVE_KINDS + kind)
+        logits = logits + kind_bias.reshape(-1).index_select(0, board * NUM_MOVE_KINDS + kind)
         slot = kind * _RANK_SLOTS + rank.clamp_max(_RANK_SLOTS - 1)
         logits = logits + self.rank_table.reshape(-1).index_select(0, slot)
         slope = self.rank_slope.index_select(0, kind)
-        logits = logits + slope * torch.log1p(rank.to(x.dtype))
-        out = torch.zeros(legal.numel(), dtype=logits.dtype, device=x.device)
-        return out.index_copy(0, where, logits).view(legal.shape)
+        return logits + slope * torch.log1p(rank.to(slope.dtype))
 
 
 class ValueHead(nn.Module):
@@ -232,6 +263,27 @@ class ValueHead(nn.Module):
         return self.out(F.relu(self.hidden(torch.cat((pooled, globals_), dim=1))))
 
 
+class AuxiliaryHeads(nn.Module):
+    """What only training asks of the trunk: who will own each cell, and the final ring margin.
+
+    They begin at zero, so that attaching them to a trained network disturbs nothing.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.territory = nn.Conv2d(channels, MAX_PLAYERS + 1, 1)
+        self.margin = nn.Linear(3 * channels + NUM_GLOBALS, MAX_PLAYERS)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, pooled: Tensor, globals_: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, 5, N, N) over the relative seats and nobody, and margins (B, 4).
+
+        ``x`` (B, C, N, N) and ``pooled`` (B, 3C) are the trunk's.
+        """
+        return self.territory(x), self.margin(torch.cat((pooled, globals_), dim=1))
+
+
 class RingRiftNetwork(nn.Module):
     """Policy and value of RingRift positions.
 
@@ -243,9 +295,13 @@ class RingRiftNetwork(nn.Module):
     ``policy_logits`` (B, L) and ``value_logits`` (B, 4). Logits of padded moves are 0: mask them
     with ``legal_mask``. Value logits are relative to the
     player to move; seats beyond the position's player count get ``ABSENT_SEAT_LOGIT``.
+
+    ``auxiliary`` is None but in training (:meth:`attach_auxiliary`); it is no part of the network
+    that plays: neither ``forward`` nor ``num_parameters`` nor model files know of it.
     """
 
     plane_scales: Tensor
+    auxiliary: AuxiliaryHeads | None
 
     def __init__(self, config: NetworkConfig, seed: int = 0) -> None:
         super().__init__()
@@ -261,6 +317,7 @@ class RingRiftNetwork(nn.Module):
         )
         self.policy = PolicyHead(channels)
         self.value = ValueHead(channels, config.value_channels)
+        self.auxiliary = None
         self._initialise(seed)
 
     @torch.no_grad()
@@ -303,9 +360,36 @@ class RingRiftNetwork(nn.Module):
     @property
     def num_parameters(self) -> int:
         """Number of trainable weights."""
-        return sum(p.numel() for p in self.parameters())
+        return sum(
+            p.numel() for name, p in self.named_parameters() if not name.startswith(AUXILIARY)
+        )
+
+    def attach_auxiliary(self) -> AuxiliaryHeads:
+        """Give the network heads for :meth:`forward_with_auxiliary`, untrained ones; returns them."""
+        self.auxiliary = AuxiliaryHeads(self.config.channels).to(self.plane_scales.device)
+        return self.auxiliary
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        x, mask, globals_ = self._trunk(features)
+        return self._heads(x, masked_pool(x, mask), mask, globals_, features)
+
+    def forward_with_auxiliary(
+        self, features: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What ``forward`` returns, and the auxiliary heads' territory and margin.
+
+        Raises:
+            ValueError: no heads are attached.
+        """
+        if self.auxiliary is None:
+            raise ValueError("the network has no auxiliary heads: attach_auxiliary() first")
+        x, mask, globals_ = self._trunk(features)
+        pooled = masked_pool(x, mask)
+        policy, value = self._heads(x, pooled, mask, globals_, features)
+        return policy, value, *self.auxiliary(x, pooled, globals_)
+
+    def _trunk(self, features: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The trunk's activations (B, C, N, N), the board's mask (B, 1, N, N) and the globals."""
         dtype = self.plane_scales.dtype
         planes = features["planes"].to(dtype=dtype)
         globals_ = features["globals"].to(dtype=dtype)
@@ -315,8 +399,17 @@ class RingRiftNetwork(nn.Module):
         x = x * mask
         for block in self.blocks:
             x = block(x, mask)
-        x = F.relu(x)
-        policy = self.policy(x, masked_pool(x, mask), features)
+        return F.relu(x), mask, globals_
+
+    def _heads(
+        self,
+        x: Tensor,
+        pooled: Tensor,
+        mask: Tensor,
+        globals_: Tensor,
+        features: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        policy = self.policy(x, pooled, features)
         value = self.value(x, mask, globals_)
         # Seats beyond the player count, read from the one-hot over 2, 3 and 4 players.
         players = 2 + globals_[:, G_PLAYERS : G_PLAYERS + 3].argmax(dim=1)

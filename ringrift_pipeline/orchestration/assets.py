@@ -8,6 +8,7 @@ from dagster import (
     AssetExecutionContext,
     AssetsDefinition,
     AssetSpec,
+    Failure,
     MaterializeResult,
     TableColumn,
     TableColumnConstraints,
@@ -42,6 +43,7 @@ class Recipe:
     description: str
     kinds: frozenset[str]
     columns: tuple[Column, ...] = ()  # of its Parquet table, if it has one
+    beside: Callable[[Step], Artefact] | None = None  # shown with it, and no asset of its own
     code_version: str = "1"
 
 
@@ -58,9 +60,14 @@ def _mine(step: Step, _: str) -> Artefact:
 
 
 def _train(step: Step, resume: str) -> Artefact:
-    from ringrift_pipeline.training import train
+    from ringrift_pipeline.training import StaleWindowError, require_fresh, train
 
-    return train(step.store, step.plan(), resume=resume, **step.hooks())
+    plan = step.plan()
+    try:  # the check of the shards says the same, but not where this asset alone is made
+        require_fresh(step.store, plan)
+    except StaleWindowError as error:
+        raise Failure(str(error), allow_retries=False) from None
+    return train(step.store, plan, resume=resume, **step.hooks())
 
 
 def _average(step: Step, _: str) -> Artefact:
@@ -85,6 +92,13 @@ def _evaluate(step: Step, _: str) -> Artefact:
     from ringrift_pipeline.evaluation import evaluate
 
     return evaluate(step.store, step.plan(), **step.hooks())
+
+
+def _rate(step: Step) -> Artefact:
+    from ringrift_pipeline.evaluation.rating_list import play_anchors, rate_all
+
+    play_anchors(step.store, step.plan(), **step.hooks())
+    return rate_all(step.store, step.config, step.generation)
 
 
 RECIPES: tuple[Recipe, ...] = (
@@ -142,8 +156,10 @@ RECIPES: tuple[Recipe, ...] = (
         ("ema_model", "calibration_report"),
         _evaluate,
         "Seat-rotated matches of the candidate against random, heuristic and champion, ratings "
-        "with intervals, and what the promotion gate says of them.",
-        frozenset({"numba", "torch", "parquet"}),
+        "with intervals, and what the promotion gate says of them. With it the list and the curve "
+        "of all ratings so far: random, heuristic, rollouts and every generation in one fit.",
+        frozenset({"numba", "torch", "parquet", "matplotlib"}),
+        beside=_rate,
     ),
 )
 
@@ -181,7 +197,8 @@ def recipe(config: str, made: Recipe) -> AssetsDefinition:
     )
     def body(context: AssetExecutionContext) -> MaterializeResult:
         with running_step(context, config) as step:
-            return materialized(made.make(step, context.resources.settings.resume))
+            artefact = made.make(step, context.resources.settings.resume)
+            return materialized(artefact, made.beside(step) if made.beside else None)
 
     return body
 

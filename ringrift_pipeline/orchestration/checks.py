@@ -14,7 +14,7 @@ from dagster import (
     asset_check,
 )
 
-from ringrift_pipeline.orchestration import judgements
+from ringrift_pipeline.orchestration import judgements, regressions
 from ringrift_pipeline.orchestration.judgements import Judgement
 from ringrift_pipeline.orchestration.names import CHAMPION, asset_key, partitions
 from ringrift_pipeline.orchestration.step import running_step
@@ -39,6 +39,8 @@ CHECKS: tuple[CheckRecipe, ...] = (
     CheckRecipe(CHAMPION, judgements.champion_verifies, blocking=True),
     CheckRecipe("selfplay_shards", judgements.shards_complete, blocking=True),
     CheckRecipe("selfplay_shards", judgements.games_differ),
+    CheckRecipe("selfplay_shards", regressions.window_fresh, blocking=True),
+    CheckRecipe("selfplay_shards", regressions.play_steady),
     CheckRecipe("quality_scores", judgements.scores_sound, blocking=True, table=True),
     CheckRecipe("hard_examples", judgements.examples_sound, blocking=True, table=True),
     CheckRecipe("checkpoint", judgements.losses_finite, blocking=True),
@@ -48,6 +50,7 @@ CHECKS: tuple[CheckRecipe, ...] = (
     CheckRecipe("calibration_report", judgements.calibration_sound),
     CheckRecipe("evaluation", judgements.evaluation_sound, blocking=True),
     CheckRecipe("evaluation", judgements.beats_random),
+    CheckRecipe("evaluation", regressions.gate_passed),
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext, job, op
 from pydantic import Field
 
+from ringrift_pipeline.orchestration.metadata import for_people
 from ringrift_pipeline.orchestration.names import (
     CHAMPION,
     CPU_POOL,
@@ -18,11 +19,11 @@ from ringrift_pipeline.orchestration.names import (
 )
 from ringrift_pipeline.orchestration.step import Step, running_step
 from ringrift_pipeline.store import Artefact, write_json_atomic
+from ringrift_pipeline.store.kinds import GAUNTLET
 
 if TYPE_CHECKING:
     import polars as pl
 
-KIND = "gauntlet"
 JOB = "champion_gauntlet"
 
 
@@ -45,7 +46,8 @@ class NoChampionError(LookupError):
 def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
     """Play the gauntlet and keep it as an artefact ``gauntlet`` of the champion's generation.
 
-    Files: ``report.json`` (matches, ratings with intervals) and ``games.parquet``.
+    Files: ``report.json`` (matches, ratings with intervals; the models by digest and how they
+    played, so that the games count on the list of ratings) and ``games.parquet``.
 
     Raises:
         NoChampionError: there is no champion.
@@ -58,6 +60,7 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         set_interval,
         set_scores,
     )
+    from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS
     from ringrift_pipeline.selfplay import load_plan
 
     champion = step.store.champion(step.config)
@@ -65,11 +68,12 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         raise NoChampionError(f"{step.config} has no champion yet: run its generation job")
     plan = load_plan(step.store, step.config, champion.generation)
     seats = int(step.config[-2])
-    models = {_name(champion.generation): str(champion.path)}
+    models = {_name(champion.generation): champion}
     for earlier in reversed(step.store.champions(step.config)):
         if len(models) <= settings.predecessors:
-            models.setdefault(_name(earlier.generation), str(earlier.path))
-    specs = models | {name: name for name in settings.baselines}
+            models.setdefault(_name(earlier.generation), earlier)
+    specs = {name: str(model.path) for name, model in models.items()}
+    specs |= {name: name for name in settings.baselines}
     entrants = [
         Entrant(
             name,
@@ -78,6 +82,8 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
             seed=settings.seed,
             data=str(step.store.root),
             device=plan.settings.device,
+            settings=plan.settings.search,
+            symmetries=plan.settings.evaluation.symmetries,
         )
         for name, spec in specs.items()
     ]
@@ -99,7 +105,14 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
     confidence = plan.settings.evaluation.confidence
     anchored = "heuristic" if "heuristic" in specs else next(n for n in specs if n != mine)
     ratings = fit_ratings(_rated(games), anchor=anchored, depth=1, confidence=confidence)
-    report: dict[str, Any] = {"config": step.config, "champion": mine, "matches": []}
+    report: dict[str, Any] = {
+        "config": step.config,
+        "champion": mine,
+        "models": {name: model.digest for name, model in models.items()},
+        "simulations": plan.settings.evaluation.simulations,
+        "opening_decisions": OPENING_DECISIONS,
+        "matches": [],
+    }
     numbers: dict[str, Any] = {}
     for match in matches:
         scores = set_scores(games.filter(games["match"] == match.name), mine)
@@ -116,10 +129,26 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         "eval/elo_high": own["high"],
         "eval/games": games.height,
     }
-    with step.store.create(step.config, champion.generation, KIND, metadata=numbers) as draft:
+    with step.store.create(step.config, champion.generation, GAUNTLET, metadata=numbers) as draft:
         write_json_atomic(draft.path / "report.json", report)
         games.write_parquet(draft.path / "games.parquet", compression="zstd")
     return draft.artefact
+
+
+def _rated_list(step: Step) -> dict[str, Any]:
+    """List and curve of all ratings, the gauntlet's games among them; nothing where no generation
+    has been evaluated.
+    """
+    from ringrift_pipeline.evaluation.rating_list import rate_all
+
+    evaluated = [
+        generation
+        for generation in step.store.generations(step.config)
+        if step.store.current(step.config, generation, "evaluation", verify=False) is not None
+    ]
+    if not evaluated:
+        return {}
+    return for_people(rate_all(step.store, step.config, evaluated[-1]))
 
 
 def _name(generation: int) -> str:
@@ -149,7 +178,11 @@ def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:
             AssetObservation(
                 asset_key(config.config, CHAMPION),
                 description=f"Gauntlet of generation {generation_key(artefact.generation)}",
-                metadata={**artefact.metadata, "path": MetadataValue.path(artefact.path)},
+                metadata={
+                    **artefact.metadata,
+                    "path": MetadataValue.path(artefact.path),
+                    **_rated_list(step),
+                },
             )
         )
 

@@ -27,8 +27,10 @@ FIRST: dict[str, tuple[str, ...]] = {
             "positions",
             "games_per_s",
             "positions_per_s",
-            "seconds",
             "mean_plies",
+            "draw_rate",
+            "seat_1_share",
+            "policy_entropy",
             "mean_decisions",
             "mean_legal_moves",
             "mean_surprise",
@@ -48,10 +50,10 @@ FIRST: dict[str, tuple[str, ...]] = {
         "val/loss_value",
         "val/value_brier",
         "train/steps",
-        "train/samples",
+        "train/reuse",
         "train/passes",
+        "train/max_visits",
         "train/learning_rate",
-        "train/rollbacks",
         "train/rows_per_s",
         "train/seconds",
     ),
@@ -98,9 +100,7 @@ def picture(path: Path) -> MetadataValue:
 def of_artefact(artefact: Artefact) -> dict[str, Any]:
     """Dagster metadata of an artefact: numbers, pictures, digest, path."""
     shown: dict[str, Any] = dict(numbers(artefact.metadata, FIRST.get(artefact.kind, ())))
-    for name in artefact.files:
-        if name.endswith(".png"):
-            shown[Path(name).stem] = picture(artefact.file(name))
+    shown |= for_people(artefact)
     shown["digest"] = artefact.digest
     shown["path"] = MetadataValue.path(artefact.path)
     for name in ("parent_config", "parent_generation", "parent_digest"):
@@ -109,10 +109,26 @@ def of_artefact(artefact: Artefact) -> dict[str, Any]:
     return shown
 
 
-def materialized(artefact: Artefact) -> MaterializeResult:
-    """What an asset returns: the artefact's metadata, its digest as the data version."""
+def for_people(artefact: Artefact) -> dict[str, Any]:
+    """An artefact's pictures and Markdown files, by their names without the ending."""
+    shown: dict[str, Any] = {}
+    for name in artefact.files:
+        path = artefact.file(name)
+        if name.endswith(".png"):
+            shown[path.stem] = picture(path)
+        elif name.endswith(".md"):
+            shown[path.stem] = MetadataValue.md(path.read_text(encoding="utf-8"))
+    return shown
+
+
+def materialized(artefact: Artefact, beside: Artefact | None = None) -> MaterializeResult:
+    """What an asset returns: the artefact's metadata, its digest as the data version.
+
+    ``beside``: made with it, shown with its pictures and texts.
+    """
     from dagster import DataVersion
 
-    return MaterializeResult(
-        metadata=of_artefact(artefact), data_version=DataVersion(artefact.digest[:16])
-    )
+    shown = of_artefact(artefact)
+    if beside is not None:
+        shown |= for_people(beside) | {f"{beside.kind}_path": MetadataValue.path(beside.path)}
+    return MaterializeResult(metadata=shown, data_version=DataVersion(artefact.digest[:16]))

@@ -53,10 +53,9 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         from ringrift_pipeline.selfplay import plan_generation
 
         with running_step(context, config) as step:
-            made = plan_generation(
-                step.store, config, step.generation, context.resources.settings.config
-            )
-            if made.settings != context.resources.settings.config:
+            settings = context.resources.settings.of(config)
+            made = plan_generation(step.store, config, step.generation, settings)
+            if made.settings != settings:
                 context.log.warning(
                     f"{step.key} was planned before with other settings; its plan stands"
                 )

@@ -203,7 +203,7 @@ def _next(
     following = generation + 1
     key = generation_key(following)
     planned = TrainingConfig.from_dict(store.read_plan(config, generation)["settings"])
-    changed = next_settings(store, config, following, carried_on(planned, values))
+    changed = next_settings(store, config, following, carried_on(planned, values, config))
     feedback = _feedback(changed)
     if last is not None and following > last:
         outcome.notes.append(f"{config}: generation {generation_key(last)} was the last asked for")

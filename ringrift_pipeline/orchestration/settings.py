@@ -111,8 +111,9 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def resolve(values: Mapping[str, Any]) -> TrainingConfig:
-    """Run configuration -> the validated ``TrainingConfig``.
+def resolve(values: Mapping[str, Any], config: str | None = None) -> TrainingConfig:
+    """Run configuration -> the validated ``TrainingConfig``, of ``config`` if one is named: a
+    preset's sizes depend on it.
 
     Raises:
         ConfigError: a value out of bounds, or an unknown setting.
@@ -120,18 +121,23 @@ def resolve(values: Mapping[str, Any]) -> TrainingConfig:
     last = values.get("last_generation")
     if last is not None and last < 0:
         raise ConfigError(f"last_generation counts from 0, not {last}")
-    return TrainingConfig.load(preset=_plain(values.get("preset")), overrides=given(values))
+    return TrainingConfig.load(
+        preset=_plain(values.get("preset")), overrides=given(values), config=config
+    )
 
 
-def carried_on(planned: TrainingConfig, values: Mapping[str, Any]) -> TrainingConfig:
-    """The settings a run's successor starts with: what the run was asked for, over its plan.
+def carried_on(planned: TrainingConfig, values: Mapping[str, Any], config: str) -> TrainingConfig:
+    """The settings a run of ``config`` hands to its successor: what it was asked for, over its
+    plan.
 
     They differ where the generation had been planned before somebody asked for something else.
 
     Raises:
         ConfigError: a value out of bounds, or an unknown setting.
     """
-    return resolve(values) if values.get("preset") else planned.with_overrides(given(values))
+    if values.get("preset"):
+        return resolve(values, config)
+    return planned.with_overrides(given(values))
 
 
 def run_config(
@@ -152,26 +158,31 @@ def run_values(run_config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the ``settings`` resource hands to a step."""
+    """What the ``settings`` resource hands to a step: what was given, checked."""
 
-    config: TrainingConfig
+    values: Mapping[str, Any]
     last_generation: int | None
     resume: str
 
+    def of(self, config: str) -> TrainingConfig:
+        """The settings that a new generation of ``config`` is planned with."""
+        return resolve(self.values, config)
 
-@resource(config_schema=Permissive(), description="The settings of a run, resolved and checked.")
+
+@resource(config_schema=Permissive(), description="The settings of a run, checked.")
 def _resolved(context: InitResourceContext) -> RunSettings:
     values = context.resource_config
     return RunSettings(
-        config=TrainingConfig.from_dict(values["config"]),
+        values=values["values"],
         last_generation=values["last_generation"],
         resume=values["resume"],
     )
 
 
 def _check(values: Mapping[str, Any]) -> dict[str, Any]:
+    resolve(values)
     return {
-        "config": resolve(values).to_dict(),
+        "values": {"preset": _plain(values.get("preset")), **given(values)},
         "last_generation": values.get("last_generation"),
         "resume": values.get("resume") or "auto",
     }

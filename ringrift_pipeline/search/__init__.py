@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ringrift_pipeline.search.errors import EvaluationError, PlayerSpecError, SearchError
     from ringrift_pipeline.search.evaluators import Evaluator, RolloutEvaluator, UniformEvaluator
-    from ringrift_pipeline.search.gumbel import GumbelSearch, SearchResult, SearchSettings
+    from ringrift_pipeline.search.gumbel import GumbelSearch
     from ringrift_pipeline.search.heuristic import (
         heuristic_scores,
         policy_from_scores,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RandomPlayer,
         RolloutPlayer,
     )
+    from ringrift_pipeline.search.pool import SearchPool, SearchResult, SearchSettings
 
 _MODULE_OF = {
     "Analysis": "players",
@@ -41,8 +42,9 @@ _MODULE_OF = {
     "RolloutEvaluator": "evaluators",
     "RolloutPlayer": "players",
     "SearchError": "errors",
-    "SearchResult": "gumbel",
-    "SearchSettings": "gumbel",
+    "SearchPool": "pool",
+    "SearchResult": "pool",
+    "SearchSettings": "pool",
     "UniformEvaluator": "evaluators",
     "VALID_SPECS": "loading",
     "derive_seeds": "noise",
@@ -66,6 +68,7 @@ __all__ = [
     "RolloutEvaluator",
     "RolloutPlayer",
     "SearchError",
+    "SearchPool",
     "SearchResult",
     "SearchSettings",
     "UniformEvaluator",

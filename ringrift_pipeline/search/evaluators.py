@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 
 
 class Evaluator(Protocol):
-    """Policy and value of a batch of positions."""
+    """Policy and value of a batch of positions.
+
+    An evaluator may have an attribute ``unseen``, the indices of the words of a state (below
+    ``layout.HEADER + rules.padded``) that its answer does not depend on. Then an evaluation may
+    serve again for a position that differs in nothing else.
+    """
 
     def evaluate(
         self, states: np.ndarray, moves: np.ndarray, counts: np.ndarray

@@ -1,4 +1,4 @@
-"""What the one-ply heuristic sees in a position: sixteen features a seat.
+"""What the one-ply heuristic sees in a position: seventeen features a seat.
 
 All are counted in one pass over the board; rays of movement and capture and the axes of lines
 are those of the board constants.
@@ -27,7 +27,8 @@ LINES = 12  # runs of own markers of at least the line length (RR-CANON-R120)
 NEAR_LINES = 13  # runs one marker short of it
 PAIRS = 14  # shorter runs of two or more
 HAND = 15  # rings in hand
-FEATURES = 16
+BORDERS = 16  # sides of own markers on the edge or a collapsed space: half-built region borders
+FEATURES = 17
 
 _HEADER = layout.HEADER
 _STACK = layout.STACK
@@ -93,6 +94,10 @@ def count_features(b: np.ndarray, s: np.ndarray, out: np.ndarray) -> None:
         elif _MARKER <= kind < _COLLAPSED:
             p = kind - _MARKER
             out[p, MARKERS] += 1.0
+            for k in range(directions):
+                met = s[_HEADER + cell + b[layout.B_DIRECTIONS + k]] & 15
+                if met == _OFF_BOARD or _COLLAPSED <= met < _STACK:
+                    out[p, BORDERS] += 1.0
             for k in range(axes):
                 step = b[layout.B_AXES + k]
                 if (s[_HEADER + cell - step] & 15) == kind:

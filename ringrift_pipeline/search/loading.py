@@ -48,6 +48,7 @@ def load_player(
     data: str | os.PathLike[str] | None = None,
     device: str = "auto",
     settings: Any = None,
+    symmetries: int = 1,
 ) -> Player:
     """The player that ``spec`` names, for games of ``config``.
 
@@ -56,7 +57,10 @@ def load_player(
     ``rollout``. ``seed`` begins the player's own random stream. ``data`` is the data root that
     ``champion`` and ``generation:`` read (default: ``RINGRIFT_DATA``, else ``data`` in the
     current folder); ``device`` is where a network runs. ``settings`` may be any object with the
-    attributes of :class:`~ringrift_pipeline.search.SearchSettings`.
+    attributes of :class:`~ringrift_pipeline.search.SearchSettings`; its ``precision``, if it has
+    one, is the network's arithmetic (else ``auto``: bfloat16 where ``device`` has it). A network's
+    evaluations are averaged over ``symmetries`` of the board, at most all it has, which costs as
+    many evaluations.
 
     A network's ``value_temperature`` is that of the calibration report of this very model, where
     its data root holds one (for a path: the root that the folder lies in, else ``data``); it
@@ -77,10 +81,10 @@ def load_player(
         return HeuristicPlayer(config, seed)
     if text == "rollout":
         return RolloutPlayer(config, seed, playouts=simulations)
-    folder, calibration = _model_folder(text, config, data)
+    folder, calibration = model_folder(text, config, data)
 
     from ringrift_pipeline.game import get_rules
-    from ringrift_pipeline.network import Evaluator, load_model
+    from ringrift_pipeline.network import Evaluator, SymmetricEvaluator, load_model
 
     rules = get_rules(config)
     model = load_model(folder, device)
@@ -89,10 +93,11 @@ def load_player(
             f"{text!r} is a network for {model.config.geometry} boards and cannot play {config} "
             f"({rules.geometry})"
         )
-    evaluator = Evaluator(model, rules, device)
+    precision = getattr(settings, "precision", "auto")
+    evaluator = Evaluator(model, rules, device, precision=precision)
     return NetworkPlayer(
         config,
-        evaluator,
+        SymmetricEvaluator(evaluator, symmetries) if symmetries > 1 else evaluator,
         simulations=simulations,
         seed=seed,
         settings=settings,
@@ -102,7 +107,7 @@ def load_player(
     )
 
 
-def _model_folder(
+def model_folder(
     text: str, config: str, data: str | os.PathLike[str] | None
 ) -> tuple[Path, ValueTemperature]:
     """The verified model folder that a spec other than a baseline's names, and its temperature."""

@@ -12,8 +12,9 @@ from ringrift_pipeline.game import get_rules, kernels
 from ringrift_pipeline.game.compile import announced
 from ringrift_pipeline.search import heuristic
 from ringrift_pipeline.search.errors import SearchError
-from ringrift_pipeline.search.gumbel import GumbelSearch, SearchSettings
+from ringrift_pipeline.search.gumbel import GumbelSearch
 from ringrift_pipeline.search.noise import derive_seeds, uniform
+from ringrift_pipeline.search.pool import SearchSettings
 from ringrift_pipeline.search.rollout import EXPLORATION, uct_search
 from ringrift_pipeline.search.tree import list_moves, settle
 from ringrift_pipeline.search.value_temperature import tempered
@@ -176,7 +177,7 @@ class HeuristicPlayer(_BatchPlayer):
 
     name = "heuristic"
     #: Static values are divided by this before they become shares of the win.
-    value_scale = 6.0
+    value_scale = 11.0
 
     def __init__(self, config: str, seed: int = 0, *, temperature: float = 0.0) -> None:
         super().__init__(config, seed)

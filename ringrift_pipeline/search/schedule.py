@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-import functools
-import math
+import numpy as np
+
+from ringrift_pipeline.game.compile import kernel
 
 
-@functools.cache
+@kernel
+def write_widths(considered: int, simulations: int, widths: np.ndarray) -> int:
+    """Write :func:`round_widths` into ``widths`` (at least ``simulations``,); how many there are."""
+    if considered == 1:
+        for turn in range(simulations):
+            widths[turn] = 1
+        return simulations
+    phases = 0
+    while (1 << phases) < considered:
+        phases += 1
+    turns = 0
+    left = simulations
+    width = considered
+    while left > 0:
+        for _ in range(max(1, simulations // (phases * width))):
+            if left > 0:
+                widths[turns] = min(width, left)
+                left -= widths[turns]
+                turns += 1
+        width = max(2, width // 2)
+    return turns
+
+
 def round_widths(considered: int, simulations: int) -> tuple[int, ...]:
     """How many root actions each round visits once, in order; the widths sum to ``simulations``.
 
@@ -21,15 +44,5 @@ def round_widths(considered: int, simulations: int) -> tuple[int, ...]:
         raise ValueError(f"sequential halving needs at least one action, got {considered}")
     if simulations < 0:
         raise ValueError(f"the number of simulations must not be negative, got {simulations}")
-    if considered == 1:
-        return (1,) * simulations
-    phases = math.ceil(math.log2(considered))
-    widths: list[int] = []
-    left, width = simulations, considered
-    while left > 0:
-        for _ in range(max(1, simulations // (phases * width))):
-            if left > 0:
-                widths.append(min(width, left))
-                left -= widths[-1]
-        width = max(2, width // 2)
-    return tuple(widths)
+    widths = np.empty(simulations, dtype=np.int64)
+    return tuple(widths[: write_widths(considered, simulations, widths)].tolist())

@@ -1,9 +1,10 @@
 """Search trees of many games in flat arrays, and the kernels that walk them.
 
-A node is a row of the tree's arrays; game ``g`` owns the rows from ``base[g]`` on, one for its
-root and one for every simulation. Values are vectors over absolute seats (max^n, Luckhardt &
-Irani 1986): a node's player maximises its own component. A move after which the seats change
-hands (``swap_sides``, RR-CANON-R180) exchanges the first two components on the way up.
+A node is a row of the tree's arrays; every slot of a pool owns as many rows as one search needs,
+one for its root and one for every simulation, and a stretch of the edges. Values are vectors over
+absolute seats (max^n, Luckhardt & Irani 1986): a node's player maximises its own component. A
+move after which the seats change hands (``swap_sides``, RR-CANON-R180) exchanges the first two
+components on the way up.
 
 Edges of a node other than the root are kept in falling order of their prior. The deterministic
 selection rule gives all untried edges the same completed value, so it tries them in exactly this
@@ -23,64 +24,66 @@ from ringrift_pipeline.game.compile import kernel
 _PLAYER = layout.PLAYER
 _SWAP_SIDES = layout.SWAP_SIDES
 
+# Columns of Tree.nodes.
+SEAT = 0  # seat to move, from 0; -1 where the game is over
+VISITS = 1
+PARENT = 2  # row of the parent, -1 at a root
+SWAPPED = 3  # 1 if the edge into the node exchanges seats 0 and 1
+FIRST = 4  # where the node's edges begin
+STORED = 5  # how many edges are stored
+TRIED = 6  # how many of them have a child
+NODE_FIELDS = 8
+
+# Second index of Tree.values.
+RAW = 0  # the evaluator's value, or the exact result where the game is over
+TOTAL = 1  # sum of the values backed up through the node
+
+# Columns of Tree.edges and Tree.priors.
+MOVE = 0  # packed move
+CHILD = 1  # row of the child, -1 before the first visit
+PRIOR = 0  # prior probability (softmax over all legal moves)
+TAIL = 1  # sum of the priors from this edge on, unstored ones included
+
+#: Up to so many of the best are found by insertion.
+FEW = 24
+
 
 class Tree:
-    """Preallocated arrays for ``nodes`` nodes; kept between searches and grown when needed.
+    """Arrays for ``slots`` searches of at most ``nodes`` nodes each.
 
-    Per node (T = nodes, S = state size, P = players)::
+    With T = slots * nodes, S = state size, P = players, E = slots * ``edge_room``::
 
-        states (T, S) int64       position after the forced moves that follow the edge
-        seat (T,) int64           seat to move, from 0; -1 where the game is over
-        raw (T, P) float64        evaluator's value, or the exact result where the game is over
-        total (T, P) float64      sum of the values backed up through the node
-        visits (T,) int64         how many were
-        parent (T,) int64         row of the parent, -1 at a root
-        swapped (T,) int8         the edge into the node exchanges seats 0 and 1
-        first (T,) int64          where the node's edges begin
-        stored (T,) int64         how many edges are stored
-        tried (T,) int64          how many of them have a child
-
-    Per edge::
-
-        edge_move int64           packed move
-        edge_prior float64        prior probability (softmax over all legal moves)
-        edge_tail float64         sum of the priors from this edge on, unstored ones included
-        edge_child int64          row of the child
+        states (T, S) int64        position after the forced moves that follow the edge
+        nodes (T, 8) int64         SEAT to TRIED
+        values (T, 2, P) float64   RAW and TOTAL
+        edges (E, 2) int64         MOVE, CHILD
+        priors (E, 2) float64      PRIOR, TAIL
     """
 
-    def __init__(self, nodes: int, state_size: int, players: int, edges: int = 1024) -> None:
-        self.states = np.empty((nodes, state_size), dtype=np.int64)
-        self.seat = np.empty(nodes, dtype=np.int64)
-        self.raw = np.empty((nodes, players), dtype=np.float64)
-        self.total = np.empty((nodes, players), dtype=np.float64)
-        self.visits = np.empty(nodes, dtype=np.int64)
-        self.parent = np.empty(nodes, dtype=np.int64)
-        self.swapped = np.empty(nodes, dtype=np.int8)
-        self.first = np.empty(nodes, dtype=np.int64)
-        self.stored = np.empty(nodes, dtype=np.int64)
-        self.tried = np.empty(nodes, dtype=np.int64)
-        self.edge_move = np.empty(edges, dtype=np.int64)
-        self.edge_prior = np.empty(edges, dtype=np.float64)
-        self.edge_tail = np.empty(edges, dtype=np.float64)
-        self.edge_child = np.empty(edges, dtype=np.int64)
-        self.edges = 0
+    def __init__(
+        self, slots: int, nodes: int, state_size: int, players: int, edge_room: int = 512
+    ) -> None:
+        self.slots = slots
+        self.edge_room = edge_room
+        self.states = np.empty((slots * nodes, state_size), dtype=np.int64)
+        self.nodes = np.zeros((slots * nodes, NODE_FIELDS), dtype=np.int64)
+        self.values = np.empty((slots * nodes, 2, players), dtype=np.float64)
+        self.edges = np.empty((slots * edge_room, 2), dtype=np.int64)
+        self.priors = np.empty((slots * edge_room, 2), dtype=np.float64)
 
-    @property
-    def capacity(self) -> int:
-        """How many nodes fit."""
-        return len(self.seat)
-
-    def reserve_edges(self, more: int) -> None:
-        """Make room for ``more`` edges, at least doubling the arrays when they are too short."""
-        needed = self.edges + more
-        if needed <= len(self.edge_move):
+    def reserve_edges(self, needed: int) -> None:
+        """Make room for ``needed`` edges a slot, at least doubling it when it is too small."""
+        old = self.edge_room
+        if needed <= old:
             return
-        size = max(needed, 2 * len(self.edge_move))
-        for name in ("edge_move", "edge_prior", "edge_tail", "edge_child"):
-            old = getattr(self, name)
-            new = np.empty(size, dtype=old.dtype)
-            new[: self.edges] = old[: self.edges]
-            setattr(self, name, new)
+        self.edge_room = max(needed, 2 * old)
+        for name in ("edges", "priors"):
+            before = getattr(self, name).reshape(self.slots, old, 2)
+            after = np.empty((self.slots, self.edge_room, 2), dtype=before.dtype)
+            after[:, :old] = before
+            setattr(self, name, after.reshape(-1, 2))
+        first = self.nodes[:, FIRST]
+        first += first // old * (self.edge_room - old)
 
 
 @kernel
@@ -89,9 +92,12 @@ def rank_best(keys: np.ndarray, count: int, keep: int, order: np.ndarray) -> Non
 
     Ties go to the lower index. The other indices follow in ``order[keep:count]``, in no order.
     """
-    heap = np.empty(count, dtype=np.int64)
+    heap = order
     for i in range(count):
         heap[i] = i
+    # The heap stands on its head: its top is the last element, so that what leaves it, the
+    # largest first, fills the front of the very same array.
+    last = count - 1
     size = count
     start = count // 2 - 1
     taken = 0
@@ -99,33 +105,51 @@ def rank_best(keys: np.ndarray, count: int, keep: int, order: np.ndarray) -> Non
         if start >= 0:
             at = start
             start -= 1
+            moving = heap[last - at]
         else:
-            order[taken] = heap[0]
-            taken += 1
+            top = heap[last]
             size -= 1
-            heap[0] = heap[size]
+            moving = heap[last - size]
+            heap[taken] = top
+            taken += 1
             at = 0
-        moving = heap[at] if size > 0 else 0
+            if size == 0:
+                break
         while True:
             child = 2 * at + 1
             if child >= size:
                 break
             right = child + 1
-            if right < size and (
-                keys[heap[right]] > keys[heap[child]]
-                or (keys[heap[right]] == keys[heap[child]] and heap[right] < heap[child])
-            ):
-                child = right
-            better = heap[child]
-            if keys[better] > keys[moving] or (keys[better] == keys[moving] and better < moving):
-                heap[at] = better
+            here = heap[last - child]
+            if right < size:
+                other = heap[last - right]
+                if keys[other] > keys[here] or (keys[other] == keys[here] and other < here):
+                    child = right
+                    here = other
+            if keys[here] > keys[moving] or (keys[here] == keys[moving] and here < moving):
+                heap[last - at] = here
                 at = child
             else:
                 break
-        if size > 0:
-            heap[at] = moving
-    for i in range(size):
-        order[keep + i] = heap[i]
+        heap[last - at] = moving
+
+
+@kernel
+def best_few(keys: np.ndarray, count: int, keep: int, order: np.ndarray) -> None:
+    """:func:`rank_best` for a small ``keep``, by insertion: nothing is said of the others."""
+    filled = 0
+    for i in range(count):
+        if filled == keep:
+            if not keys[i] > keys[order[keep - 1]]:
+                continue
+            at = keep - 1
+        else:
+            at = filled
+            filled += 1
+        while at > 0 and keys[i] > keys[order[at - 1]]:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = i
 
 
 # For kernels: inlined before it is compiled, so that a caller links and optimises the rules only
@@ -160,246 +184,167 @@ def list_moves(b: np.ndarray, states: np.ndarray, moves: np.ndarray, counts: np.
 
 
 @kernel
+def mean_value(node: int, seat: int, nodes: np.ndarray, values: np.ndarray) -> float:
+    """Mean value of a visited ``node`` for ``seat``, as its parent counts the seats."""
+    if nodes[node, SWAPPED] == 1 and seat < 2:
+        seat = 1 - seat
+    return values[node, TOTAL, seat] / nodes[node, VISITS]
+
+
+@kernel
 def select_edge(
     node: int,
-    seat: np.ndarray,
-    raw: np.ndarray,
-    total: np.ndarray,
-    visits: np.ndarray,
-    swapped: np.ndarray,
-    first: np.ndarray,
-    stored: np.ndarray,
-    tried: np.ndarray,
-    edge_prior: np.ndarray,
-    edge_tail: np.ndarray,
-    edge_child: np.ndarray,
+    nodes: np.ndarray,
+    values: np.ndarray,
+    edges: np.ndarray,
+    priors: np.ndarray,
     c_visit: float,
     c_scale: float,
 ) -> int:
-    """Which edge of a node other than the root to follow: an offset from ``first[node]``.
+    """Which edge of a node other than the root to follow: an offset from its first edge.
 
     Gumbel MuZero's deterministic rule (section 5 of the paper): the largest
     pi'(a) - N(a) / (1 + sum N), where pi' = softmax(logits + sigma(completed Q)) and
     sigma(q) = (c_visit + max N) * c_scale * q. Ties go to the larger prior.
     """
-    start = first[node]
-    k = tried[node]
+    start = nodes[node, FIRST]
+    k = nodes[node, TRIED]
     if k == 0:
         return 0
-    me = seat[node]
+    me = nodes[node, SEAT]
     sum_n = 0
     max_n = 0
     sum_prior = 0.0
     weighted = 0.0
     best_q = -np.inf
-    for i in range(k):
-        child = edge_child[start + i]
-        mine = 1 - me if swapped[child] == 1 and me < 2 else me
-        n = visits[child]
-        q = total[child, mine] / n
+    for i in range(start, start + k):
+        child = edges[i, CHILD]
+        n = nodes[child, VISITS]
+        q = mean_value(child, me, nodes, values)
         sum_n += n
         max_n = max(max_n, n)
-        sum_prior += edge_prior[start + i]
-        weighted += edge_prior[start + i] * q
+        sum_prior += priors[i, PRIOR]
+        weighted += priors[i, PRIOR] * q
         best_q = max(best_q, q)
-    untried = k < stored[node]
-    mixed = (raw[node, me] + sum_n * (weighted / sum_prior)) / (1 + sum_n)
+    untried = k < nodes[node, STORED]
+    mixed = (values[node, RAW, me] + sum_n * (weighted / sum_prior)) / (1 + sum_n)
     if untried:
         best_q = max(best_q, mixed)
     scale = (c_visit + max_n) * c_scale
     norm = 0.0
-    for i in range(k):
-        child = edge_child[start + i]
-        mine = 1 - me if swapped[child] == 1 and me < 2 else me
-        q = total[child, mine] / visits[child]
-        norm += edge_prior[start + i] * math.exp(scale * (q - best_q))
+    for i in range(start, start + k):
+        q = mean_value(edges[i, CHILD], me, nodes, values)
+        norm += priors[i, PRIOR] * math.exp(scale * (q - best_q))
     untried_weight = 0.0
     if untried:
         untried_weight = math.exp(scale * (mixed - best_q))
-        norm += edge_tail[start + k] * untried_weight
+        norm += priors[start + k, TAIL] * untried_weight
     best = -1
     best_score = -np.inf
     for i in range(k):
-        child = edge_child[start + i]
-        mine = 1 - me if swapped[child] == 1 and me < 2 else me
-        q = total[child, mine] / visits[child]
-        score = edge_prior[start + i] * math.exp(scale * (q - best_q)) / norm
-        score -= visits[child] / (1.0 + sum_n)
+        child = edges[start + i, CHILD]
+        q = mean_value(child, me, nodes, values)
+        score = priors[start + i, PRIOR] * math.exp(scale * (q - best_q)) / norm
+        score -= nodes[child, VISITS] / (1.0 + sum_n)
         if score > best_score:
             best_score = score
             best = i
-    if untried and edge_prior[start + k] * untried_weight / norm > best_score:
+    if untried and priors[start + k, PRIOR] * untried_weight / norm > best_score:
         best = k
     return best
 
 
 @kernel
-def descend(
+def add_leaf(
     b: np.ndarray,
-    task_game: np.ndarray,
-    task_action: np.ndarray,
-    tasks: int,
-    c_visit: float,
-    c_scale: float,
-    base: np.ndarray,
-    used: np.ndarray,
-    root_moves: np.ndarray,
-    root_child: np.ndarray,
+    node: int,
+    above: int,
+    move: int,
     states: np.ndarray,
-    seat: np.ndarray,
-    raw: np.ndarray,
-    total: np.ndarray,
-    visits: np.ndarray,
-    parent: np.ndarray,
-    swapped: np.ndarray,
-    first: np.ndarray,
-    stored: np.ndarray,
-    tried: np.ndarray,
-    edge_move: np.ndarray,
-    edge_prior: np.ndarray,
-    edge_tail: np.ndarray,
-    edge_child: np.ndarray,
-    task_leaf: np.ndarray,
-    fresh: np.ndarray,
-    moves: np.ndarray,
-    counts: np.ndarray,
+    nodes: np.ndarray,
+    values: np.ndarray,
+    buffer: np.ndarray,
 ) -> int:
-    """Walk every task from its root action to a leaf; returns how many leaves need evaluation.
+    """Make ``node`` the position after ``move`` from node ``above``, forced moves played.
 
-    A task is a game and one of its root actions; no two tasks of a wave share both, so their
-    paths meet at the root only and the order of tasks does not matter. ``task_leaf`` gets the
-    leaf of each task; ``fresh`` the leaves to evaluate, their legal moves in the same rows of
-    ``moves`` and ``counts``. A new leaf where the game is over gets its exact value here.
+    Returns the number of its legal moves, which are in ``buffer``; 0 where the game is over,
+    whose exact result is then the node's RAW value.
     """
-    waiting = 0
-    for t in range(tasks):
-        g = task_game[t]
-        action = task_action[t]
-        above = base[g]
-        node = root_child[g, action]
-        move = root_moves[g, action]
-        edge = -1
-        while node >= 0 and seat[node] >= 0:
-            above = node
-            offset = select_edge(
-                node, seat, raw, total, visits, swapped, first, stored, tried,
-                edge_prior, edge_tail, edge_child, c_visit, c_scale,
-            )  # fmt: skip
-            edge = first[node] + offset
-            if offset == tried[node]:
-                move = edge_move[edge]
-                node = -1
-            else:
-                node = edge_child[edge]
-        if node < 0:
-            node = base[g] + used[g]
-            used[g] += 1
-            if edge < 0:
-                root_child[g, action] = node
-            else:
-                edge_child[edge] = node
-                tried[above] += 1
-            for i in range(states.shape[1]):
-                states[node, i] = states[above, i]
-            kernels.apply_move(b, states[node], move)
-            n = inline_settle(b, states[node], moves[waiting])
-            parent[node] = above
-            swapped[node] = 1 if (move & layout.KIND_MASK) == _SWAP_SIDES else 0
-            visits[node] = 0
-            for p in range(total.shape[1]):
-                total[node, p] = 0.0
-            first[node] = 0
-            stored[node] = 0
-            tried[node] = 0
-            if n == 0:
-                seat[node] = -1
-                kernels.ranking_points(b, states[node], raw[node])
-            else:
-                seat[node] = states[node, _PLAYER]
-                fresh[waiting] = node
-                counts[waiting] = n
-                waiting += 1
-        task_leaf[t] = node
-    return waiting
+    states[node] = states[above]
+    kernels.apply_move(b, states[node], move)
+    n = inline_settle(b, states[node], buffer)
+    nodes[node, SEAT] = states[node, _PLAYER] if n > 0 else -1
+    nodes[node, VISITS] = 0
+    nodes[node, PARENT] = above
+    nodes[node, SWAPPED] = 1 if (move & layout.KIND_MASK) == _SWAP_SIDES else 0
+    nodes[node, FIRST] = 0
+    nodes[node, STORED] = 0
+    nodes[node, TRIED] = 0
+    for p in range(values.shape[2]):
+        values[node, TOTAL, p] = 0.0
+    if n == 0:
+        kernels.ranking_points(b, states[node], values[node, RAW])
+    return n
 
 
 @kernel
 def expand(
-    fresh: np.ndarray,
-    budgets: np.ndarray,
+    node: int,
+    count: int,
+    keep: int,
     moves: np.ndarray,
-    counts: np.ndarray,
     logits: np.ndarray,
-    values: np.ndarray,
-    next_edge: int,
-    raw: np.ndarray,
-    first: np.ndarray,
-    stored: np.ndarray,
-    edge_move: np.ndarray,
-    edge_prior: np.ndarray,
-    edge_tail: np.ndarray,
-    edge_child: np.ndarray,
-) -> int:
-    """Give the leaves ``fresh`` (B,) their values (B, P) and edges with priors from ``logits``.
+    first: int,
+    weights: np.ndarray,
+    order: np.ndarray,
+    nodes: np.ndarray,
+    edges: np.ndarray,
+    priors: np.ndarray,
+) -> None:
+    """Give a leaf its ``keep`` edges of largest prior, from edge ``first`` on.
 
-    At most ``budgets[i]`` edges of leaf ``i`` are stored, those with the largest priors. Returns
-    the next free edge, or -1 - i when the evaluation of leaf ``i`` is not finite.
+    ``moves`` and ``logits`` (at least ``count``,) are its legal moves and theirs; ``weights``
+    float64 and ``order`` int64 (at least ``count``,) are scratch.
     """
-    for i in range(fresh.size):
-        node = fresh[i]
-        n = counts[i]
-        for p in range(raw.shape[1]):
-            if not math.isfinite(values[i, p]):
-                return -1 - i
-            raw[node, p] = values[i, p]
-        row = np.empty(n, dtype=np.float64)
-        for a in range(n):
-            if not math.isfinite(logits[i, a]):
-                return -1 - i
-            row[a] = logits[i, a]
-        keep = min(n, budgets[i])
-        order = np.empty(n, dtype=np.int64)
-        rank_best(row, n, keep, order)
-        top = row[order[0]]
-        norm = 0.0
-        for a in range(n):
-            row[a] = math.exp(row[a] - top)
-            norm += row[a]
-        first[node] = next_edge
-        stored[node] = keep
-        tail = 0.0
-        for rank in range(n - 1, -1, -1):
-            prior = row[order[rank]] / norm
-            tail += prior
-            if rank < keep:
-                edge_move[next_edge + rank] = moves[i, order[rank]]
-                edge_prior[next_edge + rank] = prior
-                edge_tail[next_edge + rank] = tail
-                edge_child[next_edge + rank] = -1
-        next_edge += keep
-    return next_edge
+    nodes[node, FIRST] = first
+    nodes[node, STORED] = keep
+    if keep == 0:
+        return
+    if keep <= FEW:
+        best_few(logits, count, keep, order)
+    else:
+        rank_best(logits, count, keep, order)
+    top = np.float64(logits[order[0]])
+    norm = 0.0
+    for a in range(count):
+        weights[a] = math.exp(logits[a] - top)
+        norm += weights[a]
+    kept = 0.0
+    for rank in range(keep):
+        kept += weights[order[rank]]
+    tail = max(0.0, norm - kept) / norm
+    for rank in range(keep - 1, -1, -1):
+        prior = weights[order[rank]] / norm
+        tail += prior
+        edges[first + rank, MOVE] = moves[order[rank]]
+        edges[first + rank, CHILD] = -1
+        priors[first + rank, PRIOR] = prior
+        priors[first + rank, TAIL] = tail
 
 
 @kernel
-def back_up(
-    leaves: np.ndarray,
-    raw: np.ndarray,
-    total: np.ndarray,
-    visits: np.ndarray,
-    parent: np.ndarray,
-    swapped: np.ndarray,
-) -> None:
+def back_up(leaves: np.ndarray, nodes: np.ndarray, values: np.ndarray) -> None:
     """Add every leaf's value vector to all nodes on its path, in the order given."""
-    players = raw.shape[1]
+    players = values.shape[2]
     value = np.empty(players, dtype=np.float64)
     for t in range(leaves.size):
         node = leaves[t]
         for p in range(players):
-            value[p] = raw[node, p]
+            value[p] = values[node, RAW, p]
         while node >= 0:
-            visits[node] += 1
+            nodes[node, VISITS] += 1
             for p in range(players):
-                total[node, p] += value[p]
-            if swapped[node] == 1:
+                values[node, TOTAL, p] += value[p]
+            if nodes[node, SWAPPED] == 1:
                 value[0], value[1] = value[1], value[0]
-            node = parent[node]
+            node = nodes[node, PARENT]

@@ -23,7 +23,7 @@ _COLUMNS = (
     "game_id",
     "game",
     "player",
-    "moves",
+    "policy",
     "full_search",
     "selected",
     "outcome",
@@ -40,7 +40,8 @@ def collect(store: Store, plan: Plan) -> Artefact:
     holds games, positions, rates, mean plies, wins by seat, draws, how games ended, and how many
     games are distinct. Where the champion met earlier models, ``opponents`` names them, and
     ``opponent_games`` and ``opponent_win_rate`` (the champion's share of the win, even being
-    1 / players) say how that went. The same numbers are metadata named ``selfplay/…``.
+    1 / players) say how that went. ``measures`` are those of `measures.measure_play`, which drift
+    is judged by. The same numbers are metadata named ``selfplay/…``, with the measures' values.
 
     Raises
     ------
@@ -64,6 +65,12 @@ def collect(store: Store, plan: Plan) -> Artefact:
     summary = _summary(plan, shards)
     metadata = {"plan": plan.digest, "shards": digests}
     metadata |= {f"selfplay/{name}": value for name, value in summary.items()}
+    metadata["measures"] = metadata.pop("selfplay/measures")
+    metadata |= {
+        f"selfplay/{name}": figure["value"]
+        for name, figure in summary["measures"].items()
+        if name != "plies"  # selfplay/mean_plies says it, of all games
+    }
     index = [
         {
             "index": number,
@@ -82,6 +89,7 @@ def collect(store: Store, plan: Plan) -> Artefact:
 
 def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
     from ringrift_pipeline.game import layout
+    from ringrift_pipeline.selfplay.measures import measure_play
     from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
 
     games: list[dict[str, np.ndarray]] = []
@@ -95,14 +103,17 @@ def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
         full += games[-1].pop("full").sum()
         surprise += games[-1].pop("surprise").sum()
         numbers = games[-1].pop("number")
-        if planned.get("opponent"):
-            against.append(_champions_shares(planned["opponent"], numbers, games[-1]["outcome"]))
+        met = planned.get("opponent")
+        games[-1]["alone"] = numbers >= (met["games"] if met else 0)
+        if met:
+            against.append(_champions_shares(met, numbers, games[-1]["outcome"]))
     joined = {name: np.concatenate([part[name] for part in games]) for name in games[0]}
     positions = int(joined["decisions"].sum())
     seconds = _busy_seconds(shards)
     outcome = joined["outcome"]
     clear = outcome.max(axis=1) > 1.0 - 1e-6
     wins = np.bincount(outcome.argmax(axis=1)[clear], minlength=outcome.shape[1])
+    alone = joined["alone"]
     names = {-1: "cut_short"} | dict(enumerate(layout.REASON_NAMES))
     reasons, counts = np.unique(joined["reason"], return_counts=True)
     played = len(clear)
@@ -125,6 +136,7 @@ def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
         "endings": {
             names[int(reason)]: int(count) for reason, count in zip(reasons, counts, strict=True)
         },
+        "measures": measure_play(joined["plies"][alone], outcome[alone], joined["entropy"][alone]),
         **_opponents(plan, against),
     }
 
@@ -153,6 +165,7 @@ def _opponents(plan: Plan, against: list[np.ndarray]) -> dict[str, Any]:
 
 def _games(table: pa.Table) -> dict[str, np.ndarray]:
     """Per-game figures of one shard, and per-decision ones to be summed."""
+    from ringrift_pipeline.selfplay.measures import policy_entropies
     from ringrift_pipeline.selfplay.shards import column, ragged_column
 
     ids = table.column("game_id").combine_chunks().dictionary_encode()
@@ -162,8 +175,12 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
     counts = np.bincount(game)
     starts = offsets_of(counts)
     traces = [hash(selected[starts[i] : starts[i + 1]].tobytes()) for i in range(len(counts))]
-    lengths, _ = ragged_column(table, "moves")
+    lengths, policy = ragged_column(table, "policy")
+    full = column(table, "full_search")
+    entropy = np.bincount(game, np.where(full, policy_entropies(policy, lengths), 0.0))
+    searched = np.bincount(game, full)
     return {
+        "entropy": np.where(searched > 0, entropy / np.maximum(searched, 1), np.nan),
         "number": column(table, "game")[first],
         "decisions": counts,
         "outcome": column(table, "outcome")[first],
@@ -171,7 +188,7 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
         "reason": column(table, "reason")[first],
         "trace": np.array(traces, np.int64),
         "legal": lengths,
-        "full": column(table, "full_search"),
+        "full": full,
         "surprise": column(table, "surprise").astype(np.float64),
     }
 

@@ -43,7 +43,8 @@ class Plan:
         The same for the model that training starts from, None for fresh weights; with
         ``"config"`` where it is another config's (``finetune.source``).
     window:
-        Earlier shards that training also reads: ``{"generation", "shard", "digest"}``.
+        Earlier shards that training also reads: ``{"generation", "shard", "digest"}``; how many
+        follows from the games played so far (:func:`window_games`).
     shards:
         This generation's shards: ``{"index", "games", "seed"}``, and ``"opponent"`` where some
         of the games are against an earlier model (see :func:`opponents.draw_opponents`).
@@ -57,6 +58,9 @@ class Plan:
         For every generation of a config that began with another's model: ``{"source"}`` (that
         model: ``{"config", "generation", "digest", "path"}``), ``"generation"`` (which began with
         it) and ``"samples"`` (rows its Fisher information is measured on). Else None.
+    precision:
+        ``float32`` or ``bfloat16``, the arithmetic of the network in selfplay: what
+        ``search.precision`` meant on the machine and device that the plan was made for.
     device:
         Where the plan is carried out, if not where its settings say; not part of the plan.
     """
@@ -72,6 +76,7 @@ class Plan:
     created: str
     ensemble: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
+    precision: str = "float32"
     device: str | None = None
 
     @classmethod
@@ -114,6 +119,7 @@ class Plan:
             created=raw["created"],
             ensemble=raw.get("ensemble"),  # plans of earlier versions name none
             finetune=raw.get("finetune"),
+            precision=raw.get("precision", "float32"),  # all that earlier versions knew
         )
 
     @cached_property
@@ -170,8 +176,9 @@ def plan_generation(
     """Write the plan of a generation and return it; a plan already there is returned as it is.
 
     The champion of the moment plays; while there is none, the heuristic does. Training starts
-    from the newest earlier generation's EMA model, promoted or not: the gate decides who
-    plays, the lineage of weights is one line. In ``selfplay.opponent_fraction`` of the games the
+    from the newest earlier generation's EMA model, promoted or not, so that gains too small for
+    the gate add up; but from the champion, if that model was found worse beyond doubt: broken or
+    old weights are not handed on. In ``selfplay.opponent_fraction`` of the games the
     champion meets an earlier model of the last ensemble, where that has one besides it.
 
     Where there is no earlier model of this config, ``finetune.source`` may name another config's;
@@ -186,6 +193,7 @@ def plan_generation(
         if the config is unknown (the message lists the known ones).
     """
     from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.network import resolve_precision
     from ringrift_pipeline.selfplay.opponents import draw_opponents, newest_ensemble
 
     players = get_rules(config).players
@@ -212,7 +220,7 @@ def plan_generation(
                 np.random.SeedSequence(seed, spawn_key=(_key("opponents"),))
             ),
         )
-    parent = _parent(store, config, generation)
+    parent = _parent(store, config, generation, champion)
     finetune = _finetune(store, config, generation, settings, parent)
     if parent is None and finetune is not None:
         parent = finetune["source"]
@@ -224,7 +232,7 @@ def plan_generation(
         "seed": seed,
         "champion": champion,
         "parent": parent,
-        "window": _window(store, config, generation, settings.training.window_generations),
+        "window": _window(store, config, generation, sum(sizes), settings),
         "ensemble": ensemble
         and _reference(store, ensemble.generation, ensemble.digest, ensemble.path),
         "shards": [
@@ -234,6 +242,7 @@ def plan_generation(
                 zip(sizes, np.random.SeedSequence(seed).spawn(len(sizes)), opponents, strict=True)
             )
         ],
+        "precision": resolve_precision(settings.search.precision, settings.device),
         "settings": settings.to_dict(),
     }
     if finetune is not None:
@@ -296,14 +305,44 @@ def _champion(store: Store, config: str) -> dict[str, Any] | None:
     return _reference(store, champion.generation, champion.digest, champion.path)
 
 
-def _parent(store: Store, config: str, generation: int) -> dict[str, Any] | None:
+def _parent(
+    store: Store, config: str, generation: int, champion: dict[str, Any] | None
+) -> dict[str, Any] | None:
     for earlier in sorted(store.generations(config), reverse=True):
         if earlier >= generation:
             continue
         model = store.current(config, earlier, "ema_model")
         if model is not None:
+            if champion is not None and _found_worse(store, model):
+                return champion
             return _reference(store, earlier, model.digest, model.path)
     return None
+
+
+def _found_worse(store: Store, model: Artefact) -> bool:
+    """Whether the model's evaluation says that it wins less than its share beyond doubt, against
+    the champion of its day or a baseline that the gate required it to hold.
+    """
+    from ringrift_pipeline.store import CorruptArtefactError
+    from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
+
+    try:
+        evaluation = store.current(model.config, model.generation, EVALUATION)
+    except CorruptArtefactError:
+        return False
+    if evaluation is None:
+        return False
+    report = evaluation.read_json(EVALUATION_FILE)
+    if report["candidate"]["digest"] != model.digest:
+        return False
+    floors = report.get("gate", {}).get("floors", ())
+    required = {floor["baseline"] for floor in floors if floor["required"]}
+    required |= {(report.get("champion") or {}).get("name")}
+    return any(
+        match["high"] < match["even"]
+        for match in report.get("matches", ())
+        if match["opponent"] in required
+    )
 
 
 def _finetune(
@@ -331,11 +370,32 @@ def _finetune(
     }
 
 
-def _window(store: Store, config: str, generation: int, generations: int) -> list[dict[str, Any]]:
-    # `generations` counts the own one, whose shards are not there yet.
-    entries = []
+def window_games(games: int, settings: TrainingConfig) -> int:
+    """How many of the newest of so many games the training window holds.
+
+    All up to ``N0 = training.window_games``; of N games beyond it
+    ``N0 * (1 + growth * ((N / N0) ** exponent - 1) / exponent)``, at least N0 and at most N, with
+    ``training.window_growth`` and ``training.window_exponent`` (the window of KataGo, Wu 2019,
+    appendix C). A growth of 0 keeps N0.
+    """
+    training = settings.training
+    first = training.window_games
+    if games <= first:
+        return games
+    grown = ((games / first) ** training.window_exponent - 1.0) / training.window_exponent
+    return min(games, round(first * (1.0 + training.window_growth * grown)))
+
+
+def _window(
+    store: Store, config: str, generation: int, own: int, settings: TrainingConfig
+) -> list[dict[str, Any]]:
+    """The earlier shards that the window holds beside ``own`` games, whole shards, newest first
+    until there are enough; listed oldest generation first.
+    """
+    entries: list[dict[str, Any]] = []
+    games: list[int] = []
     for earlier in store.generations(config):
-        if not generation - generations < earlier < generation:
+        if earlier >= generation:
             continue
         for shard in load_plan(store, config, earlier).shards:
             artefact = store.current(
@@ -349,4 +409,7 @@ def _window(store: Store, config: str, generation: int, generations: int) -> lis
                         "digest": artefact.digest,
                     }
                 )
-    return entries
+                games.append(int(shard["games"]))
+    room = window_games(own + sum(games), settings) - own
+    newer = np.cumsum(games[::-1])[::-1] - games if games else np.zeros(0)
+    return [entry for entry, after in zip(entries, newer, strict=True) if after < room]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,20 @@ from numpy.typing import NDArray
 from ringrift_pipeline.game import get_rules, kernels, layout
 from ringrift_pipeline.selfplay import stepping
 from ringrift_pipeline.selfplay.ragged import unpad
-from ringrift_pipeline.selfplay.records import Decisions, Games, Recorder
+from ringrift_pipeline.selfplay.records import Decisions, Games, Recorder, owners_of
 from ringrift_pipeline.selfplay.shards import compact_size
 from ringrift_pipeline.selfplay.stopping import Reporter
 
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.training_config import TrainingConfig
-    from ringrift_pipeline.game import Rules
-    from ringrift_pipeline.search import GumbelSearch
+    from ringrift_pipeline.search import GumbelSearch, SearchPool
 
 # A kernel call plays at most this many decisions, so that a stop is heard within a second.
 DECISIONS_PER_CALL = 32
+# What one decision costs beside its search shrinks when many are made at once: as long as batches
+# are full without them, ended searches wait until they are this share of the games.
+ENDED_SHARE = 4
+FULL_BATCH = 0.8
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class _Shard:
         self.outcome = np.full((games, self.rules.players), np.nan, np.float32)
         self.plies = np.zeros(games, np.int32)
         self.reason = np.zeros(games, np.int8)
+        self.owners = np.full((games, self.rules.size**2), -1, np.int8)
+        self.eliminated = np.zeros((games, self.rules.players), np.int16)
         self.finished = 0
         self._reporter = reporter
 
@@ -77,6 +82,9 @@ class _Shard:
         self.outcome[game] = shares
         self.plies[game] = state[layout.PLY]
         self.reason[game] = -1 if cut else state[layout.REASON]
+        self.owners[game] = owners_of(self.rules, state)
+        players = self.rules.players
+        self.eliminated[game] = state[layout.ELIMINATED : layout.ELIMINATED + players]
         self.finished += 1
 
     def report(self) -> None:
@@ -95,7 +103,8 @@ class _Shard:
         )
 
     def result(self) -> tuple[Decisions, Games]:
-        return self.recorder.finish(), Games(self.outcome, self.plies, self.reason)
+        games = Games(self.outcome, self.plies, self.reason, self.owners, self.eliminated)
+        return self.recorder.finish(), games
 
 
 def play_heuristic_games(
@@ -159,7 +168,8 @@ def play_search_games(
     Playout-cap randomisation (KataGo, Wu 2019): each decision is searched in full with
     probability ``full_search_fraction``, else cheaply; only the full ones train the policy. The
     first ``temperature_plies`` decisions of a game are drawn from the search policy, later ones
-    take its maximum. A finished game's place is taken by the next one, so batches stay full.
+    take its maximum. Every game goes on at its own pace, and a finished game's place is taken by
+    the next one, so batches stay full.
 
     Where an ``opponent`` is to move, its own search chooses, always a cheap one: what it plays
     never trains the policy. Its rows say ``opponent``, and hold its own policy and values.
@@ -170,116 +180,145 @@ def play_search_games(
         if the reporter's ``should_stop`` says so; nothing is kept.
     """
     shard = _Shard(config, games, seed, reporter)
-    rules, selfplay = shard.rules, settings.selfplay
-    slots = min(selfplay.parallel_games, games)
-    states = np.zeros((slots, rules.state_size), np.int64)
-    for slot in range(slots):
-        shard.fresh_state(states[slot])
-    game_of = np.arange(slots)
-    decisions = np.zeros(slots, np.int64)
-    started = slots
-    live = np.ones(slots, np.bool_)
-    moves = np.zeros(rules.max_moves, np.int64)
-    counts = np.zeros(slots, np.int64)
+    table = _Table(shard, settings, min(settings.selfplay.parallel_games, games))
+    most = max(settings.search.simulations, settings.search.cheap_simulations)
+    searches = [search] if opponent is None else [search, opponent.search]
+    pools = [one.pool(table.size, most) for one in searches]
+    arrived = np.arange(table.size)
     while True:
-        stepping.advance_games(rules.constants, states, live, selfplay.max_plies, moves, counts)
-        ended = np.flatnonzero(live & (counts <= 0))
-        if len(ended):
-            for slot in map(int, ended):
-                shard.finish(int(game_of[slot]), states[slot], counts[slot] == stepping.CUT)
-                live[slot] = started < games
-                if live[slot]:
-                    shard.fresh_state(states[slot])
-                    game_of[slot], decisions[slot] = started, 0
-                    started += 1
-            continue
+        arrived = table.advance(arrived)
+        theirs = table.opponent_moves(arrived, opponent)
+        for pool, mine in zip(pools, (~theirs, theirs), strict=False):
+            table.begin(pool, arrived[mine], opponent=pool is not pools[0])
         shard.report()
-        active = np.flatnonzero(live)
-        if not len(active):
+        if not table.live.any():
             return shard.result()
-        chosen = np.empty(len(active), np.int64)
-        for rows, player, theirs in _movers(rules, search, opponent, states, game_of, active):
-            those = active[rows]
-            chosen[rows] = _search_once(
-                shard,
-                settings,
-                player,
-                states[those],
-                game_of[those],
-                decisions[those],
-                theirs,
+        ended = [_ended(pool, table.size // ENDED_SHARE) for pool in pools]
+        arrived = np.concatenate(
+            [
+                table.finish(pool, slots, opponent=pool is not pools[0])
+                for pool, slots in zip(pools, ended, strict=True)
+            ]
+        )
+
+
+def _ended(pool: SearchPool, enough: int) -> NDArray[np.int64]:
+    """Search on until ``enough`` searches have ended, or a batch was not full any more."""
+    parts = [pool.step()]
+    while pool.last_batch > FULL_BATCH * pool.max_batch and sum(map(len, parts)) < enough:
+        parts.append(pool.step())
+    return np.concatenate(parts)
+
+
+class _Table:
+    """The games in play, one a slot, between two searches."""
+
+    def __init__(self, shard: _Shard, settings: TrainingConfig, size: int) -> None:
+        self.shard = shard
+        self.settings = settings
+        self.size = size
+        self.states = np.zeros((size, shard.rules.state_size), np.int64)
+        for state in self.states:
+            shard.fresh_state(state)
+        self.live = np.ones(size, np.bool_)
+        self._game = np.arange(size)
+        self._decisions = np.zeros(size, np.int64)
+        self._seeds = np.zeros(size, np.uint64)
+        self._full = np.zeros(size, np.bool_)
+        self._started = size
+        self._counts = np.zeros(size, np.int64)
+        self._moves = np.zeros(shard.rules.max_moves, np.int64)
+
+    def advance(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Play forced plies in ``slots`` (N,); those that have a decision to make now.
+
+        Games that end make place for the next ones.
+        """
+        moving = np.zeros(self.size, np.bool_)
+        moving[slots] = True
+        while moving.any():
+            stepping.advance_games(
+                self.shard.rules.constants,
+                self.states,
+                moving,
+                self.settings.selfplay.max_plies,
+                self._moves,
+                self._counts,
             )
-        played = states[active]
-        stepping.apply_moves(rules.constants, played, chosen)
-        states[active] = played
-        decisions[active] += 1
+            ended = np.flatnonzero(moving & (self._counts <= 0))
+            moving[:] = False
+            for slot in map(int, ended):
+                cut = bool(self._counts[slot] == stepping.CUT)
+                self.shard.finish(int(self._game[slot]), self.states[slot], cut)
+                self.live[slot] = moving[slot] = self._started < self.shard.games
+                if moving[slot]:
+                    self.shard.fresh_state(self.states[slot])
+                    self._game[slot], self._decisions[slot] = self._started, 0
+                    self._started += 1
+        return slots[self.live[slots]]
 
+    def opponent_moves(
+        self, slots: NDArray[np.int64], opponent: Opponent | None
+    ) -> NDArray[np.bool_]:
+        """Whether the opponent is to move in each of ``slots`` (N,)."""
+        if opponent is None:
+            return np.zeros(len(slots), np.bool_)
+        seats = self.states[slots, layout.PLAYER]
+        return opponent.moves_in(self._game[slots], seats, self.shard.rules.players)
 
-def _movers(
-    rules: Rules,
-    search: GumbelSearch,
-    opponent: Opponent | None,
-    states: NDArray[np.int64],
-    game_of: NDArray[np.int64],
-    active: NDArray[np.int64],
-) -> list[tuple[NDArray[np.int64], GumbelSearch, bool]]:
-    """Who searches which of the ``active`` slots: (places in it, search, is the opponent's)."""
-    if opponent is None:
-        return [(np.arange(len(active)), search, False)]
-    seats = states[active, layout.PLAYER]
-    theirs = opponent.moves_in(game_of[active], seats, rules.players)
-    parts = [
-        (np.flatnonzero(~theirs), search, False),
-        (np.flatnonzero(theirs), opponent.search, True),
-    ]
-    return [part for part in parts if len(part[0])]
+    def begin(self, pool: SearchPool, slots: NDArray[np.int64], opponent: bool) -> None:
+        """Begin the searches of the next decisions in ``slots`` (N,)."""
+        if not len(slots):
+            return
+        seeds = np.empty(len(slots), np.uint64)
+        full = np.empty(len(slots), np.bool_)
+        games, decisions = self._game[slots], self._decisions[slots]
+        stepping.decision_seeds(self.shard.seeds[games], decisions, seeds)
+        stepping.full_searches(seeds, self.settings.selfplay.full_search_fraction, full)
+        if opponent:
+            full[:] = False
+        self._seeds[slots], self._full[slots] = seeds, full
+        search = self.settings.search
+        simulations = np.where(full, search.simulations, search.cheap_simulations)
+        pool.start(slots, self.states[slots], seeds, simulations)
 
-
-def _search_once(
-    shard: _Shard,
-    settings: TrainingConfig,
-    search: GumbelSearch,
-    states: NDArray[np.int64],
-    games: NDArray[np.int64],
-    decisions: NDArray[np.int64],
-    opponent: bool,
-) -> NDArray[np.int64]:
-    """Search one decision of each game, record it, and return the moves to play (G,)."""
-    size = len(games)
-    seeds = np.empty(size, np.uint64)
-    stepping.decision_seeds(shard.seeds[games], decisions, seeds)
-    full = np.empty(size, np.bool_)
-    stepping.full_searches(seeds, settings.selfplay.full_search_fraction, full)
-    if opponent:
-        full[:] = False
-    simulations = np.where(
-        full, settings.search.simulations, settings.search.cheap_simulations
-    ).astype(np.int32)
-    result: Any = search.search(states, seeds, simulations)
-    counts = result.counts.astype(np.int64)
-    index = np.empty(size, np.int64)
-    stepping.choose_moves(
-        result.policy,
-        counts,
-        seeds,
-        decisions,
-        settings.effective_temperature,
-        settings.selfplay.temperature_plies,
-        index,
-    )
-    chosen = result.moves[np.arange(size), index]
-    shard.recorder.add(
-        game=games,
-        decision=decisions,
-        state=states[:, : shard.compact],
-        counts=counts,
-        moves=unpad(result.moves, counts),
-        policy=unpad(result.policy, counts),
-        selected=chosen,
-        full_search=full,
-        root_value=result.root_value,
-        search_value=result.search_value,
-        surprise=result.surprise,
-        opponent=opponent,
-    )
-    return chosen
+    def finish(
+        self, pool: SearchPool, slots: NDArray[np.int64], opponent: bool
+    ) -> NDArray[np.int64]:
+        """Record and play the decisions whose searches ended, in ``slots`` (N,); returns them."""
+        if not len(slots):
+            return slots
+        shard, settings = self.shard, self.settings
+        result = pool.take(slots)
+        counts = result.counts.astype(np.int64)
+        decisions = self._decisions[slots]
+        index = np.empty(len(slots), np.int64)
+        stepping.choose_moves(
+            result.policy,
+            counts,
+            self._seeds[slots],
+            decisions,
+            settings.effective_temperature,
+            settings.selfplay.temperature_plies,
+            index,
+        )
+        chosen = result.moves[np.arange(len(slots)), index]
+        states = self.states[slots]
+        shard.recorder.add(
+            game=self._game[slots],
+            decision=decisions,
+            state=states[:, : shard.compact],
+            counts=counts,
+            moves=unpad(result.moves, counts),
+            policy=unpad(result.policy, counts),
+            selected=chosen,
+            full_search=self._full[slots],
+            root_value=result.root_value,
+            search_value=result.search_value,
+            surprise=result.surprise,
+            opponent=opponent,
+        )
+        stepping.apply_moves(shard.rules.constants, states, chosen)
+        self.states[slots] = states
+        self._decisions[slots] += 1
+        return slots

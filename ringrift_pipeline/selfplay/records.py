@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ringrift_pipeline.game import layout
 from ringrift_pipeline.selfplay.ragged import flat_positions, offsets_of
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.game import Rules
+
+
+def owners_of(rules: Rules, state: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Who owns each cell of the plane in ``state`` (S,): (N*N,), seats from 0, -1 for nobody.
+
+    A collapsed cell is its collapser's, a stack is that of its top ring; markers, empty cells and
+    cells off the board are nobody's.
+    """
+    content = state[layout.HEADER + rules.cells] & 15
+    owners = np.full(rules.size * rules.size, -1, np.int8)
+    seat = np.full(len(content), -1, np.int8)
+    for first in (layout.COLLAPSED, layout.STACK):
+        owned = (content >= first) & (content < first + 4)
+        seat[owned] = content[owned] - first
+    owners[rules.plane_of[rules.cells]] = seat
+    return owners
 
 
 @dataclass(frozen=True)
@@ -19,11 +40,15 @@ class Games:
     outcome: (games, players) float32, share of the win per absolute seat, rows sum to 1.
     plies: (games,) int32, moves of the game, forced ones included.
     reason: (games,) int8, ``layout.REASON`` of the last state, -1 for a game cut short.
+    owners: (games, N*N) int8, who owns each cell of the last state (:func:`owners_of`).
+    eliminated: (games, players) int16, rings credited to each absolute seat in it.
     """
 
     outcome: NDArray[np.float32]
     plies: NDArray[np.int32]
     reason: NDArray[np.int8]
+    owners: NDArray[np.int8]
+    eliminated: NDArray[np.int16]
 
 
 @dataclass(frozen=True)

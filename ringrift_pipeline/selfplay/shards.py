@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.plan import Plan
     from ringrift_pipeline.store import Artefact, Store
 
-SHARD_FORMAT = 1
-OPPONENT_FORMAT = 2
-"""Format of shards with games against an opponent: one column more, ``opponent``."""
+SHARD_FORMAT = 3
+"""Format that is written. Of the two before it, which are still read, 1 lacks the last three
+columns, and 2, which was written for games against an opponent, the last two."""
+_READ = (1, 2, SHARD_FORMAT)
 SHARD_FILE = "shard.arrow"
 ROWS_PER_BATCH = 1024
 
@@ -48,11 +49,9 @@ def game_id(config: str, generation: int, shard: int, game: int) -> str:
 
 @functools.lru_cache(maxsize=16)
 def SHARD_SCHEMA(  # noqa: N802 - a constant of each config
-    config: str, opponents: bool = False
+    config: str, version: int = SHARD_FORMAT
 ) -> pa.Schema:
-    """Arrow schema of a config's shards (format 1), without file metadata.
-
-    ``opponents``: of those with games against an opponent (format 2).
+    """Arrow schema of a config's shards of a format, without file metadata.
 
     ========================  ====================  ==========================================
     column                    type                  meaning
@@ -78,7 +77,11 @@ def SHARD_SCHEMA(  # noqa: N802 - a constant of each config
     move_kind                 list<uint8>           kind of each legal move
     move_cells                list<int16[3]>        its cells as plane indices, -1 = none
     move_rank                 list<int16>           its rank among moves alike
-    opponent                  bool                  format 2: the opponent moved, not the model
+    opponent                  bool                  from format 2: an opponent moved
+    owners                    int8[N*N]             from format 3: who owns each plane cell when
+                                                    the game ends, seat from 0, -1 = nobody
+    eliminated                int16[players]        from format 3: rings credited to each absolute
+                                                    seat when the game ends
     ========================  ====================  ==========================================
 
     Only decisions with more than one legal move have a row.
@@ -111,8 +114,11 @@ def SHARD_SCHEMA(  # noqa: N802 - a constant of each config
         ("move_cells", _ragged(_fixed(pa.int16(), 3))),
         ("move_rank", _ragged(pa.int16())),
     ]
-    if opponents:
+    if version >= 2:
         columns.append(("opponent", pa.bool_()))
+    if version >= 3:
+        columns.append(("owners", _fixed(pa.int8(), rules.size * rules.size)))
+        columns.append(("eliminated", _fixed(pa.int16(), rules.players)))
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
 
@@ -157,7 +163,7 @@ def shard_metadata(plan: Plan, index: int) -> dict[str, Any]:
         else {}
     )
     return opponent | {
-        "format": OPPONENT_FORMAT if met else SHARD_FORMAT,
+        "format": SHARD_FORMAT,
         "config": plan.config,
         "generation": plan.generation,
         "shard": index,
@@ -182,7 +188,7 @@ def write_shard(path: Path, decisions: Decisions, games: Games, metadata: dict[s
     config = metadata["config"]
     _check(path, decisions, games)
     counts = {"rows": len(decisions), "moves": int(decisions.offsets[-1])}
-    schema = SHARD_SCHEMA(config, metadata["format"] == OPPONENT_FORMAT).with_metadata(
+    schema = SHARD_SCHEMA(config).with_metadata(
         {**{name: json.dumps(value) for name, value in metadata.items()}}
         | {"counts": json.dumps(counts)}
     )
@@ -251,6 +257,8 @@ def _record_batch(
         "search_value": decisions.search_value[rows],
         "surprise": decisions.surprise[rows],
         "opponent": decisions.opponent[rows],
+        "owners": games.owners[game],
+        "eliminated": games.eliminated[game],
         "game_plies": games.plies[game],
         "reason": games.reason[game],
         "planes": encoded["planes"],
@@ -305,14 +313,14 @@ def open_shard(
         except pa.ArrowInvalid as error:
             raise ShardError(f"{path}: is no shard, or a truncated one ({error})") from error
         metadata = full.metadata or {}
-        known = {str(number).encode(): number for number in (SHARD_FORMAT, OPPONENT_FORMAT)}
+        known = {str(number).encode(): number for number in _READ}
         found = known.get(metadata.get(b"format", b""))
         if found is None:
             raise ShardError(
                 f"{path}: has shard format {metadata.get(b'format')!r}, this version reads "
-                f"{SHARD_FORMAT} and {OPPONENT_FORMAT}: play the generation again"
+                f"{', '.join(map(str, _READ))}: play the generation again"
             )
-        expected = SHARD_SCHEMA(json.loads(metadata[b"config"]), found == OPPONENT_FORMAT)
+        expected = SHARD_SCHEMA(json.loads(metadata[b"config"]), found)
         if not full.equals(expected, check_metadata=False):
             raise ShardError(
                 f"{path}: was written with another encoding of positions: play it again"

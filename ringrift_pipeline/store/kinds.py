@@ -19,3 +19,5 @@ CALIBRATION_FORMAT = 1
 
 EVALUATION = "evaluation"
 EVALUATION_FILE = "report.json"
+
+GAUNTLET = "gauntlet"

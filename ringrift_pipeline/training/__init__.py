@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from ringrift_pipeline.training.hard_examples import mine_hard_examples
     from ringrift_pipeline.training.loop import ResumeError, train
     from ringrift_pipeline.training.quality import score_games
+    from ringrift_pipeline.training.staleness import (
+        Freshness,
+        StaleWindowError,
+        judge_window,
+        require_fresh,
+    )
     from ringrift_pipeline.training.tables import (
         CALIBRATION_BINS,
         HARD_EXAMPLES,
@@ -38,6 +44,7 @@ _MODULES = {
     "hard_examples": ("mine_hard_examples",),
     "loop": ("ResumeError", "train"),
     "quality": ("score_games",),
+    "staleness": ("Freshness", "StaleWindowError", "judge_window", "require_fresh"),
     "tables": (
         "CALIBRATION_BINS",
         "HARD_EXAMPLES",
@@ -56,7 +63,9 @@ __all__ = [
     "QUALITY_SCORES",
     "Column",
     "FinetuneError",
+    "Freshness",
     "ResumeError",
+    "StaleWindowError",
     "TableError",
     "Window",
     "WindowDataset",
@@ -65,10 +74,12 @@ __all__ = [
     "build_ensemble",
     "build_window",
     "calibrate",
+    "judge_window",
     "measure_fisher",
     "mine_hard_examples",
     "open_window",
     "read_table",
+    "require_fresh",
     "score_games",
     "train",
 ]

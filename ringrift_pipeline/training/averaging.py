@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.selfplay.plan import Plan
@@ -24,7 +25,8 @@ def average(
     """Write the checkpoint's averaged model as ``ema_model``, the generation's candidate.
 
     It is the exponential moving average at the validation with the lowest held-out loss. Files:
-    ``model.safetensors`` and ``model.json``; metadata compares it with the last weights.
+    ``model.safetensors`` and ``model.json``, and the auxiliary heads' file if there are any;
+    metadata compares the model with the last weights.
 
     Raises
     ------
@@ -32,6 +34,7 @@ def average(
         if there is no checkpoint.
     """
     from ringrift_pipeline.network import load_model, save_model
+    from ringrift_pipeline.training.auxiliary import FILE
     from ringrift_pipeline.training.loop import BEST
 
     checkpoint = store.require(plan.config, plan.generation, "checkpoint")
@@ -64,6 +67,8 @@ def average(
     }
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         save_model(draft.path, model, about)
+        if (checkpoint.path / BEST / FILE).is_file():  # for the next training, nothing else
+            shutil.copyfile(checkpoint.path / BEST / FILE, draft.path / FILE)
     if progress is not None:
         progress(1, 1, "averaged model written")
     return draft.artefact

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ringrift_pipeline.enhancements import EWCRegularizer
+    from ringrift_pipeline.network import RingRiftNetwork
     from ringrift_pipeline.store import Artefact, Store
 
 KIND = "fisher"
@@ -119,4 +120,30 @@ def open_regularizer(artefact: Artefact, model: nn.Module, weight: float) -> EWC
     return ewc
 
 
-__all__ = ["FILE", "KIND", "FinetuneError", "measure_fisher", "open_regularizer"]
+def source_losses(store: Store, plan: Plan, model: RingRiftNetwork) -> dict[str, float]:
+    """What fine-tuning has cost where it began: losses on the source's held-out games, nats.
+
+    ``finetune/source_loss_before`` is the source's own model, ``finetune/source_loss_after``
+    ``model``; both on at most ``finetune.ewc_samples`` rows of the window that the source was
+    trained on. Raises as :func:`measure_fisher`.
+    """
+    from ringrift_pipeline.network import load_model
+    from ringrift_pipeline.training.dataset import WindowDataset
+    from ringrift_pipeline.training.forward import held_out_losses
+
+    entry = plan.finetune
+    if entry is None:
+        return {}
+    source = open_model(store, entry["source"])
+    window = build_window(store, load_plan(store, source.config, source.generation))
+    dataset = WindowDataset(open_window(window.path))
+    rows = dataset.window.holdout_rows[: entry["samples"]]
+    training = plan.settings.training
+    before, after = (
+        held_out_losses(one, dataset, rows, training.policy_weight, training.value_weight).loss
+        for one in (load_model(source.path), model)
+    )
+    return {"finetune/source_loss_before": before, "finetune/source_loss_after": after}
+
+
+__all__ = ["FILE", "KIND", "FinetuneError", "measure_fisher", "open_regularizer", "source_losses"]

@@ -10,7 +10,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from ringrift_pipeline.game import get_rules
+from ringrift_pipeline.network import BoardSymmetries
 from ringrift_pipeline.selfplay.ragged import flat_positions
+from ringrift_pipeline.training.game_ends import GameEnds
 from ringrift_pipeline.training.window import Window, WindowError
 
 MAX_SEATS = 4
@@ -27,12 +30,20 @@ class WindowDataset:
     device:
         Where the tensors go.
     search_value_share:
-        Share of the search's value in the value target, the rest is the outcome; in [0, 1].
+        Share of the search's value in the value target where it is the champion's (``valued``),
+        the rest is the outcome; in [0, 1].
+    surprise_share:
+        Share of the policy loss's weight that follows the search's surprise, in [0, 1]: a row
+        weighs ``1 - share + share * surprise / mean surprise``, the mean over the full searches
+        of its generation (KataGo, Wu 2019, shares alike with one half).
+    ends:
+        Add the targets of the auxiliary heads: how the games end.
 
     A batch is what the training facade takes: ``features`` (the dictionary of tensors that the
     network reads), ``policy_targets`` (B, L) float32 (all zero for cheap searches: no policy
     loss), ``value_targets`` (B, 4) float32 mover first, ``legal_mask`` (B, L) bool and
-    ``indices`` (B,) int64. L is the largest number of legal moves among the rows.
+    ``indices`` (B,) int64; with a ``surprise_share`` ``policy_weights`` (B,) float32, mean 1; with
+    ``ends`` what :class:`GameEnds` tells. L is the largest number of legal moves among the rows.
     """
 
     def __init__(
@@ -40,9 +51,15 @@ class WindowDataset:
         window: Window,
         device: str | torch.device = "cpu",
         search_value_share: float = 0.0,
+        surprise_share: float = 0.0,
+        ends: bool = False,
     ) -> None:
-        if not 0.0 <= search_value_share <= 1.0:
-            raise ValueError(f"search_value_share must lie in [0, 1], not {search_value_share}")
+        for name, share in (
+            ("search_value_share", search_value_share),
+            ("surprise_share", surprise_share),
+        ):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], not {share}")
         self.window = window
         self.device = torch.device(device)
         self.search_value_share = search_value_share
@@ -51,20 +68,36 @@ class WindowDataset:
         self._full_search = np.array(window.full_search)
         value = np.array(window.outcome)
         if search_value_share:
-            value = (1.0 - search_value_share) * value + search_value_share * window.search_value
-        self._value = np.zeros((len(window), MAX_SEATS), np.float32)
-        self._value[:, : window.players] = value
+            mixed = np.flatnonzero(window.valued)
+            value[mixed] *= 1.0 - search_value_share
+            value[mixed] += search_value_share * window.search_value[mixed]
+        self.value_targets = np.zeros((len(window), MAX_SEATS), np.float32)
+        self.value_targets[:, : window.players] = value
+        self.policy_weights = surprise_weights(window, surprise_share) if surprise_share else None
+        self._symmetries = BoardSymmetries(get_rules(window.config))
+        self._ends = GameEnds(window) if ends else None
 
     def __len__(self) -> int:
         return len(self.window)
 
-    def batch(self, indices: ArrayLike) -> dict[str, Any]:
+    @property
+    def symmetries(self) -> int:
+        """Symmetries of the board, the identity (number 0) included."""
+        return self._symmetries.count
+
+    def batch(
+        self, indices: ArrayLike, symmetries: NDArray[np.int64] | None = None
+    ) -> dict[str, Any]:
         """The rows at ``indices`` (B,), in that order, repeats allowed.
+
+        ``symmetries`` (B,) in ``0..self.symmetries - 1`` turns each row's board; None: as played.
 
         Raises
         ------
         WindowError
             if there are none, or one lies outside the window.
+        ValueError
+            if the symmetries do not fit the rows.
         """
         rows = np.asarray(indices, np.int64)
         if rows.ndim != 1 or len(rows) == 0:
@@ -79,27 +112,42 @@ class WindowDataset:
 
         def spread(column: NDArray, fill: float) -> NDArray:
             padded = np.full((*legal.shape, *column.shape[1:]), fill, column.dtype)
-            padded[legal] = column[inner]
+            padded[legal] = column
             return padded
 
-        policy = spread(self.window.policy, 0.0)
+        policy = spread(self.window.policy[inner], 0.0)
         policy[~self._full_search[rows]] = 0.0
+        planes = self.window.planes[rows]
+        kinds = self.window.move_kind[inner]
+        cells = self.window.move_cells[inner]
+        if symmetries is not None:
+            planes = self._symmetries.planes(planes, symmetries)
+            cells = self._symmetries.cells(cells, kinds, np.repeat(symmetries, counts))
         features: dict[str, NDArray] = {
-            "planes": self.window.planes[rows],
+            "planes": planes,
             "globals": self.window.globals[rows],
-            "move_kind": spread(self.window.move_kind, 0),
-            "move_cells": spread(self.window.move_cells, -1),
-            "move_rank": spread(self.window.move_rank, 0),
+            "move_kind": spread(kinds, 0),
+            "move_cells": spread(cells, -1),
+            "move_rank": spread(self.window.move_rank[inner], 0),
             "legal_mask": legal,
         }
         tensors = {name: self._tensor(array) for name, array in features.items()}
-        return {
+        batch = {
             "features": tensors,
             "policy_targets": self._tensor(policy),
-            "value_targets": self._tensor(self._value[rows]),
+            "value_targets": self._tensor(self.value_targets[rows]),
             "legal_mask": tensors["legal_mask"],
             "indices": self._tensor(rows),
         }
+        if self.policy_weights is not None:
+            batch["policy_weights"] = self._tensor(self.policy_weights[rows])
+        if self._ends is not None:
+            territory, margin = self._ends.targets(rows)
+            if symmetries is not None:
+                territory = self._symmetries.planes(territory[:, None], symmetries)[:, 0]
+            batch["territory_targets"] = self._tensor(territory)
+            batch["margin_targets"] = self._tensor(margin)
+        return batch
 
     def batches(self, indices: ArrayLike, batch_size: int) -> Iterator[dict[str, Any]]:
         """Batches over ``indices`` in order; the last may be smaller."""
@@ -109,3 +157,23 @@ class WindowDataset:
 
     def _tensor(self, array: NDArray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+def surprise_weights(window: Window, share: float) -> NDArray[np.float32]:
+    """Weight of each row's policy loss (R,), mean 1 over each generation's full searches.
+
+    ``1 - share + share * surprise / mean``; 1 in a generation that knows no surprise (the
+    heuristic has no prior), 0 for cheap searches. Held-out rows count in no mean.
+    """
+    surprise = np.maximum(np.asarray(window.surprise, np.float64), 0.0)
+    full = np.asarray(window.full_search)
+    counted = full & ~np.asarray(window.holdout)
+    generation = np.asarray(window.generation)
+    rows = np.bincount(generation[counted], minlength=generation.max() + 1)
+    sums = np.bincount(generation[counted], surprise[counted], minlength=len(rows))
+    mean = np.divide(sums, rows, out=np.zeros(len(rows)), where=rows > 0)[generation]
+    weights = np.ones(len(window))
+    known = mean > 0.0
+    weights[known] = 1.0 - share + share * surprise[known] / mean[known]
+    weights[~full] = 0.0
+    return weights.astype(np.float32)

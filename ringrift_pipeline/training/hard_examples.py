@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,12 +130,22 @@ def mine_hard_examples(
     return draft.artefact
 
 
-def read_hard_examples(artefact: Artefact) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Window rows (K,) and hardness (K,) of a ``hard_examples`` artefact."""
+@dataclass(frozen=True)
+class HardRows:
+    """Examples to begin mining with: window rows (K,), their hardness and uncertainty, nats."""
+
+    rows: NDArray[np.int64]
+    hardness: NDArray[np.float64]
+    uncertainty: NDArray[np.float64]
+
+
+def read_hard_examples(artefact: Artefact) -> HardRows:
+    """The examples of a ``hard_examples`` artefact."""
     from ringrift_pipeline.training import tables
 
     frame = tables.read_table(artefact.file(TABLE), tables.HARD_EXAMPLES)
-    return frame["row"].to_numpy(), frame["hardness"].to_numpy()
+    columns = (frame[name].to_numpy() for name in ("row", "hardness", "uncertainty"))
+    return HardRows(*columns)
 
 
 def _surprise(
@@ -199,4 +210,4 @@ def _kl(target: Any, log_prediction: Any) -> NDArray[np.float64]:
     return divergence.clamp_min(0.0).cpu().numpy()
 
 
-__all__ = ["KIND", "TABLE", "mine_hard_examples", "read_hard_examples"]
+__all__ = ["KIND", "TABLE", "HardRows", "mine_hard_examples", "read_hard_examples"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.selfplay.plan import Plan, open_model
 from ringrift_pipeline.selfplay.stopping import Interrupted, Progress, Reporter, ShouldStop
-from ringrift_pipeline.training.consolidation import measure_fisher
+from ringrift_pipeline.training.consolidation import measure_fisher, source_losses
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.window import build_window, open_window
 
@@ -51,7 +51,8 @@ def train(
     ends in the same checkpoint bit for bit (on the CPU).
 
     Files of the checkpoint: ``model.safetensors`` and ``model.json`` (the last weights),
-    ``best/`` (the averaged model at its lowest held-out loss), ``state.safetensors`` and
+    ``best/`` (the averaged model at its lowest held-out loss, and its auxiliary heads if it has
+    any), ``state.safetensors`` and
     ``state.json`` (optimizer, schedule, sampler, miner, averages, random states) and
     ``metrics.jsonl``. Metadata holds ``train/…`` and ``val/…`` numbers and the parent.
 
@@ -126,6 +127,8 @@ def _train(
                 _save(store, plan, run, inputs)
         seconds = time.monotonic() - began
         metadata = _metadata(plan, run, inputs, sources)
+        if "fisher" in sources:
+            metadata |= source_losses(store, plan, run.best_model())
         metadata |= {
             "parent_note": parent_note,
             "resumed_from_step": resumed_from,
@@ -168,6 +171,7 @@ def _hard_examples(sources: dict[str, Artefact]) -> Any:
 def _parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork | None, str]:
     """The model to start from, and a line that says which."""
     from ringrift_pipeline.network import load_model
+    from ringrift_pipeline.training.auxiliary import load_heads
     from ringrift_pipeline.training.run import network_config
 
     if parent is None:
@@ -180,6 +184,9 @@ def _parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork 
     )
     if differing:
         return None, f"fresh weights: the parent differs in {', '.join(differing)}"
+    training = plan.settings.training
+    if training.territory_weight > 0.0 or training.margin_weight > 0.0:
+        load_heads(parent.path, model)
     whose = "" if parent.config == plan.config else f"{parent.config} "
     return model, f"weights of {whose}generation {parent.generation:04d}"
 
@@ -245,6 +252,8 @@ def _metadata(
         "train/samples": run.samples,
         "train/rows": len(run.dataset) - len(run.holdout),
         "train/holdout_rows": len(run.holdout),
+        "train/new_rows": run.new_rows,
+        "train/reuse": run.samples / max(1, run.new_rows),
         "train/passes": run.samples / max(1, len(run.dataset) - len(run.holdout)),
         "train/max_visits": run.stream.max_visits,
         "train/rows_visited": run.stream.visited,
@@ -252,8 +261,14 @@ def _metadata(
         "train/loss": last.get("train/epoch_loss"),
         "train/loss_policy": last.get("train/epoch_loss_policy"),
         "train/loss_value": last.get("train/epoch_loss_value"),
+        **{
+            name: last[name]
+            for name in ("train/epoch_loss_territory", "train/epoch_loss_margin")
+            if name in last
+        },
         "train/learning_rate": plan.settings.effective_learning_rate,
         "train/rollbacks": last.get("train/rollbacks"),
+        **({"train/penalty": last["train/penalty"]} if "train/penalty" in last else {}),
         **losses.metrics(),
         **run.held_out(run.model).metrics("val/last_"),
     }
@@ -261,6 +276,7 @@ def _metadata(
 
 def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) -> Artefact:
     from ringrift_pipeline.network import save_model
+    from ringrift_pipeline.training.auxiliary import save_heads
     from ringrift_pipeline.training.state import save_state
 
     # What the sidecars say must not depend on the clock: same plan, same bytes.
@@ -279,6 +295,7 @@ def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) 
             run.best_model(),
             {**about, "step": run.best_step, "val_loss": run.best_loss},
         )
+        save_heads(draft.path / BEST, run.best or {})
         save_state(draft.path, run.state_dict())
         lines = [json.dumps(record, allow_nan=False) for record in run.records]
         (draft.path / METRICS).write_text("\n".join(lines) + "\n")

@@ -110,6 +110,11 @@ def _scorer(settings: QualityConfig, lengths: pl.Series) -> Any:
 
     return DataQualityScorer.for_lengths(
         lengths,
+        max_elo_diff=settings.max_elo_diff,
+        decisive_bonus=settings.decisive_bonus,
+        draw_penalty=settings.draw_penalty,
+        max_entropy=settings.max_entropy,
+        surprise_scale=settings.surprise_scale,
         freshness_decay_hours=settings.freshness_half_life_hours,
         weights={
             "length": settings.length_weight,

@@ -12,33 +12,56 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ringrift_pipeline.enhancements.facade_config import FacadeConfig
+from ringrift_pipeline.enhancements.facade_config import FacadeConfig, Precision
 from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
-from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, resolve_device
+from ringrift_pipeline.network import (
+    NetworkConfig,
+    RingRiftNetwork,
+    resolve_device,
+    resolve_precision,
+)
 from ringrift_pipeline.selfplay.plan import Plan
+from ringrift_pipeline.training.auxiliary import without_heads
 from ringrift_pipeline.training.consolidation import open_regularizer
 from ringrift_pipeline.training.dataset import WindowDataset
 from ringrift_pipeline.training.forward import HeldOut, held_out_losses
+from ringrift_pipeline.training.loss import TrainingLoss
 from ringrift_pipeline.training.stream import BatchStream, RowsExhausted
 from ringrift_pipeline.training.window import Window
 
 if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact
+    from ringrift_pipeline.training.hard_examples import HardRows
+
+VALIDATIONS = 4
+"""Validations of a run at least, each a chance to be its best model."""
 
 
-def planned_steps(plan: Plan, rows: int) -> int:
-    """Optimizer steps of a run over so many training rows, at least 1.
+def planned_steps(plan: Plan, rows: int, new_rows: int) -> int:
+    """Optimizer steps of a run over ``rows`` training rows, ``new_rows`` of them not seen before.
 
-    ``ceil(epochs * rows / effective batch)``, at most what ``sample_reuse_limit`` visits a row
-    allow, and at most ``max_steps`` where that is not 0.
+    ``ceil(sample_reuse * new_rows / effective batch)``, at most what ``sample_reuse_limit``
+    visits a row allow, and at most ``max_steps`` where that is not 0; at least 1.
     """
     training = plan.settings.training
     batch = plan.settings.effective_batch_size
-    steps = math.ceil(training.epochs * rows / batch)
+    steps = math.ceil(training.sample_reuse * new_rows / batch)
     steps = min(steps, math.floor(training.sample_reuse_limit * rows / batch))
     if training.max_steps:
         steps = min(steps, training.max_steps)
     return max(1, steps)
+
+
+def new_rows(plan: Plan, window: Window, fresh: bool) -> int:
+    """Training rows of the window that the network has not been trained on before.
+
+    Those of the generations after the parent's; all of them for fresh weights, and for a parent
+    of another config.
+    """
+    parent = plan.parent
+    if fresh or parent is None or "config" in parent:
+        return len(window.training_rows)
+    return int((window.generation[window.training_rows] > parent["generation"]).sum())
 
 
 def network_config(plan: Plan) -> NetworkConfig:
@@ -66,9 +89,10 @@ class TrainingRun:
     game_scores:
         Quality by game id; None draws rows uniformly.
     hard_examples:
-        Window rows (K,) and hardness (K,) that the miner begins with; None for none.
+        What the miner begins with; None for none.
     parent:
-        Network to start from; it is trained in place. None starts from fresh weights.
+        Network to start from, with its auxiliary heads if it had any; it is trained in place. None
+        starts from fresh weights.
     fisher:
         Artefact by which leaving the fine-tuning's source is penalised with
         ``finetune.ewc_weight``; None for no penalty.
@@ -77,6 +101,8 @@ class TrainingRun:
     ----------
     iteration, total:
         Optimizer steps made (skipped ones included), and planned.
+    new_rows:
+        Training rows that the network has not been trained on before (:func:`new_rows`).
     stop_reason:
         Why the run ended before ``total``, "" if it did not.
     records:
@@ -90,7 +116,7 @@ class TrainingRun:
         plan: Plan,
         window: Window,
         game_scores: Mapping[str, float] | None = None,
-        hard_examples: tuple[NDArray[np.int64], NDArray[np.float64]] | None = None,
+        hard_examples: HardRows | None = None,
         parent: RingRiftNetwork | None = None,
         fisher: Artefact | None = None,
     ) -> None:
@@ -98,12 +124,26 @@ class TrainingRun:
         self.plan = plan
         self.settings = settings
         self.device = resolve_device(settings.device)
-        self.dataset = WindowDataset(window, self.device)
+        training = settings.training
+        self.loss = TrainingLoss(training)
+        self.dataset = WindowDataset(
+            window,
+            self.device,
+            training.search_value_share,
+            training.surprise_share,
+            self.loss.auxiliary,
+        )
+        self._judged = WindowDataset(window, self.device)  # against outcomes alone
         rows = window.training_rows
         self.holdout = window.holdout_rows
-        self.total = planned_steps(plan, len(rows))
+        self.new_rows = new_rows(plan, window, fresh=parent is None)
+        self.total = planned_steps(plan, len(rows), self.new_rows)
         if parent is None:
             parent = RingRiftNetwork(network_config(plan), seed=plan.seed_for("weights") % 2**63)
+        if not self.loss.auxiliary:
+            parent.auxiliary = None
+        elif parent.auxiliary is None:
+            parent.attach_auxiliary()
         self.model = parent.to(self.device).requires_grad_(True).train()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
@@ -114,14 +154,20 @@ class TrainingRun:
         config = dataclasses.replace(
             FacadeConfig.from_training_config(settings, self.total),
             seed=plan.seed_for("mining"),
+            precision=self._precision(),
         )
         ewc = None
         if fisher is not None:
             ewc = open_regularizer(fisher, self.model, settings.finetune.ewc_weight)
-        self.facade = TrainingEnhancementsFacade(self.model, self.optimizer, config, ewc=ewc)
+        self.facade = TrainingEnhancementsFacade(
+            self.model, self.optimizer, config, loss_fn=self.loss, ewc=ewc
+        )
         miner = self.facade.miner
-        if miner is not None and hard_examples is not None and len(hard_examples[0]):
-            miner.load_examples(*hard_examples, games=window.game[hard_examples[0]])
+        self._uncertainty = np.zeros(len(window), np.float32)
+        if miner is not None and hard_examples is not None and len(hard_examples.rows):
+            hard = hard_examples.rows
+            miner.load_examples(hard, hard_examples.hardness, games=window.game[hard])
+            self._uncertainty[hard] = hard_examples.uncertainty
         scores = None
         if game_scores is not None:
             by_game = np.array([game_scores[game] for game in window.games])
@@ -135,9 +181,11 @@ class TrainingRun:
             miner,
         )
         per_pass = max(1, math.ceil(len(rows) / settings.effective_batch_size))
-        self.validate_every = min(per_pass, settings.training.checkpoint_every, self.total)
+        self.validate_every = min(
+            per_pass, settings.training.checkpoint_every, math.ceil(self.total / VALIDATIONS)
+        )
         self._log_every = max(1, self.total // 2000)
-        self._least_loss = self._floors(window)
+        self._reference_loss = self._search_losses(window)
         self._surprise = np.array(window.surprise)
         self._game = np.array(window.game)
         self.iteration = 0
@@ -149,13 +197,32 @@ class TrainingRun:
         self.best_loss = math.inf
         self.last_loss = math.nan
 
-    def _floors(self, window: Window) -> NDArray[np.float32]:
-        """The least loss a model can have on each row's policy: its target's entropy, (R,)."""
+    def _search_losses(self, window: Window) -> NDArray[np.float32]:
+        """What the search itself would lose on each row (R,), weighted as the loss is, nats.
+
+        Its policy loses its own entropy, its value the cross-entropy with the value target. So a
+        hard row is one where the network is behind the search, as in the mined hard examples, and
+        not one where the game's result surprised both. The heuristic's games have no such value:
+        there the reference is chance.
+        """
         policy = np.asarray(window.policy, np.float64)
         terms = policy * np.log(np.maximum(policy, 1e-300))
         entropy = -np.add.reduceat(terms, window.offsets[:-1])
         entropy[~window.full_search] = 0.0
-        return (self.settings.training.policy_weight * entropy).astype(np.float32)
+        if self.dataset.policy_weights is not None:
+            entropy *= self.dataset.policy_weights
+        searched = np.log(np.clip(window.search_value, 1e-3, 1.0, dtype=np.float64))
+        surprised = -(self.dataset.value_targets[:, : window.players] * searched).sum(axis=1)
+        training = self.settings.training
+        least = training.policy_weight * entropy + training.value_weight * surprised
+        return least.astype(np.float32)
+
+    def _precision(self) -> Precision:
+        """``auto`` is bfloat16 wherever the device computes with it: 1.3 times as fast on a CPU."""
+        precision = self.settings.training.precision
+        if precision != "auto":
+            return precision
+        return "bfloat16" if resolve_precision("auto", self.device) == "bfloat16" else "float32"
 
     @property
     def finished(self) -> bool:
@@ -171,11 +238,12 @@ class TrainingRun:
             except RowsExhausted as error:
                 self.stop_reason = str(error)
                 break
-            batch = self.dataset.batch(rows)
+            batch = self.dataset.batch(rows, self._symmetries(len(rows)))
             batch["indices"] = rows
             batch["games"] = self._game[rows]
             batch["surprise"] = self._surprise[rows]
-            batch["reference_loss"] = self._least_loss[rows]
+            batch["uncertainty"] = self._uncertainty[rows]
+            batch["reference_loss"] = self._reference_loss[rows]
             stats = self.facade.train_step(batch)
             self.samples += len(rows)
         if stats is None:
@@ -200,6 +268,18 @@ class TrainingRun:
         if self.iteration % self.validate_every == 0 or self.finished:
             self._validate()
 
+    def _symmetries(self, size: int) -> NDArray[np.int64] | None:
+        """By which symmetry each of the next rows is turned, (size,); None as they were played.
+
+        Depends on the plan and the rows trained so far alone.
+        """
+        if not self.settings.training.augmentation:
+            return None
+        sequence = np.random.SeedSequence(
+            self.plan.seed_for("symmetries"), spawn_key=(self.samples,)
+        )
+        return np.random.default_rng(sequence).integers(self.dataset.symmetries, size=size)
+
     def _validate(self) -> None:
         """Held-out losses of the averaged model; the best one is kept."""
         self.facade.update_average()
@@ -220,6 +300,7 @@ class TrainingRun:
                 "train/skipped_steps": epoch.skipped_steps,
                 "train/rollbacks": epoch.rollbacks,
                 "train/mining_active": epoch.mining_active,
+                **self.loss.take(),
                 **losses.metrics(),
             }
         )
@@ -228,7 +309,7 @@ class TrainingRun:
         """Losses of a model on the held-out games."""
         training = self.settings.training
         return held_out_losses(
-            model, self.dataset, self.holdout, training.policy_weight, training.value_weight
+            model, self._judged, self.holdout, training.policy_weight, training.value_weight
         )
 
     def best_model(self) -> RingRiftNetwork:
@@ -236,13 +317,14 @@ class TrainingRun:
         if self.best is None:
             raise ValueError("nothing has been validated yet")
         model = RingRiftNetwork(self.model.config)
-        model.load_state_dict(self.best)
+        model.load_state_dict(without_heads(self.best))
         return model.eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the run goes on from."""
         return {
             "facade": self.facade.state_dict(),
+            "loss": self.loss.state_dict(),
             "stream": self.stream.state_dict(),
             "iteration": self.iteration,
             "total": self.total,
@@ -260,6 +342,7 @@ class TrainingRun:
         if state["total"] != self.total:
             raise ValueError(f"the saved run has {state['total']} steps, this one {self.total}")
         self.facade.load_state_dict(state["facade"])
+        self.loss.load_state_dict(state["loss"])
         self.stream.load_state_dict(state["stream"])
         self.iteration = int(state["iteration"])
         self.samples = int(state["samples"])

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact, Store
 
 KIND = "window"
-WINDOW_FORMAT = 1
+WINDOW_FORMAT = 2
+UNKNOWN = -2
+"""In ``owners`` and ``eliminated`` of games whose shards did not record their end."""
 
 
 class WindowError(ValueError):
@@ -83,10 +85,14 @@ class Window:
     outcome, search_value: (R, P) float32, **mover first** (seat of the mover, then the next).
     full_search: (R,) bool; surprise: (R,) float32, nats, 0 where an opponent moved.
     opponent: (R,) bool, an earlier model moved, not the generation's champion.
+    valued: (R,) bool, ``search_value`` is the champion's; the heuristic knows no values.
     game: (R,) int32, index into ``games``; generation: (R,) int32.
     ply, decision: (R,) int32; player: (R,) int8, seat of the mover from 0; phase: (R,) int8.
     holdout: (R,) bool, the row's game is held out.
-    games: id of every game.
+    games: id of every game, G of them.
+    owners: (G, N*N) int8, who owns each plane cell when the game ends: absolute seat from 0, -1 for
+        nobody; ``eliminated``: (G, P) int16, rings credited to each absolute seat then. Both
+        ``UNKNOWN`` where the shard does not tell.
     """
 
     planes: NDArray[np.uint8]
@@ -100,6 +106,7 @@ class Window:
     search_value: NDArray[np.float32]
     full_search: NDArray[np.bool_]
     opponent: NDArray[np.bool_]
+    valued: NDArray[np.bool_]
     surprise: NDArray[np.float32]
     game: NDArray[np.int32]
     generation: NDArray[np.int32]
@@ -108,6 +115,8 @@ class Window:
     player: NDArray[np.int8]
     phase: NDArray[np.int8]
     holdout: NDArray[np.bool_]
+    owners: NDArray[np.int8]
+    eliminated: NDArray[np.int16]
     games: tuple[str, ...]
     config: str
 
@@ -141,6 +150,7 @@ _ROW_COLUMNS = {
     "search_value": np.float32,
     "full_search": np.bool_,
     "opponent": np.bool_,
+    "valued": np.bool_,
     "surprise": np.float32,
     "game": np.int32,
     "generation": np.int32,
@@ -171,7 +181,7 @@ def build_window(
     from ringrift_pipeline.selfplay.shards import iter_shards
 
     shards = list(iter_shards(store, plan))
-    inputs = sealed_inputs(plan, shards)
+    inputs = sealed_inputs(plan, shards) | {"format": WINDOW_FORMAT}
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
         return existing
@@ -180,9 +190,9 @@ def build_window(
         sizes = [_shape_of(shard.file("shard.arrow")) for shard in shards]
         writer = _Writer(draft.path, plan, sizes)
         for number, shard in enumerate(shards):
-            for batch in _batches(shard.file("shard.arrow")):
+            for batch, heuristic in _batches(shard.file("shard.arrow")):
                 reporter.check("window: stopped while copying shards; nothing was kept")
-                writer.append(batch, shard.generation)
+                writer.append(batch, shard.generation, heuristic)
             reporter.report(number + 1, len(shards), f"{writer.rows} rows")
         summary = writer.close(plan.settings.training.holdout_fraction)
         draft.metadata.update(summary)
@@ -210,8 +220,6 @@ def open_window(folder: Path) -> Window:
         name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         for name in header["columns"]
     }
-    # windows built before there were opponents
-    columns.setdefault("opponent", np.zeros(header["rows"], np.bool_))
     games = tuple((folder / "games.txt").read_text().split())
     return Window(**columns, games=games, config=header["config"])
 
@@ -225,12 +233,14 @@ def _shape_of(path: Path) -> tuple[int, int]:
     return counts["rows"], counts["moves"]
 
 
-def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, bool]]:
+    """Record batches of a shard, each with whether the heuristic played it."""
     from ringrift_pipeline.selfplay.shards import open_shard
 
     with open_shard(path) as reader:
+        heuristic = json.loads(reader.schema.metadata[b"player"]) == "heuristic"
         for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
+            yield reader.get_batch(index), heuristic
 
 
 def relative_to_mover(values: NDArray, player: NDArray) -> NDArray:
@@ -258,6 +268,8 @@ class _Writer:
             )
         self._columns: dict[str, np.memmap] = {}
         self._games: dict[str, int] = {}
+        self._owners: list[NDArray] = []
+        self._eliminated: list[NDArray] = []
         self.rows = 0
         self._moves = 0
 
@@ -271,7 +283,7 @@ class _Writer:
             )
         return self._columns[name]
 
-    def append(self, batch: pa.RecordBatch, generation: int) -> None:
+    def append(self, batch: pa.RecordBatch, generation: int, heuristic: bool) -> None:
         from ringrift_pipeline.game import layout
         from ringrift_pipeline.selfplay.shards import column, ragged_column
 
@@ -287,6 +299,7 @@ class _Writer:
             "search_value": relative_to_mover(column(batch, "search_value"), player),
             "full_search": column(batch, "full_search"),
             "opponent": opponent,
+            "valued": ~opponent & (not heuristic),
             # what surprised another model says nothing of what ours has yet to learn
             "surprise": np.where(opponent, 0.0, column(batch, "surprise")),
             "game": self._game_indices(batch),
@@ -311,16 +324,32 @@ class _Writer:
 
     def _game_indices(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
         ids = batch.column("game_id").dictionary_encode()
-        known = [
-            self._games.setdefault(game, len(self._games)) for game in ids.dictionary.to_pylist()
-        ]
-        return np.array(known, np.int64)[ids.indices.to_numpy(zero_copy_only=False)]
+        names = ids.dictionary.to_pylist()
+        index = ids.indices.to_numpy(zero_copy_only=False)
+        known = np.array([self._games.setdefault(game, len(self._games)) for game in names])
+        fresh = known >= len(self._owners)
+        self._note_ends(batch, np.unique(index, return_index=True)[1][fresh])
+        return known[index]
+
+    def _note_ends(self, batch: pa.RecordBatch, rows: NDArray[np.int64]) -> None:
+        """Keep how the games end whose first rows these are."""
+        from ringrift_pipeline.selfplay.shards import column
+
+        if "owners" in batch.schema.names:
+            self._owners.extend(column(batch, "owners")[rows])
+            self._eliminated.extend(column(batch, "eliminated")[rows])
+        else:
+            self._owners.extend(np.full((len(rows), self._size**2), UNKNOWN, np.int8))
+            self._eliminated.extend(np.full((len(rows), self._players), UNKNOWN, np.int16))
 
     def close(self, holdout_fraction: float) -> dict[str, Any]:
         games = list(self._games)
         held_out = split_games(games, holdout_fraction)
         flags = held_out[self._columns["game"]]
         self._column("holdout", self._total_rows, flags)[:] = flags
+        for name, ends in (("owners", self._owners), ("eliminated", self._eliminated)):
+            stacked = np.stack(ends)
+            self._column(name, len(games), stacked)[:] = stacked
         for values in self._columns.values():
             values.flush()
         (self._folder / "games.txt").write_text("\n".join(games) + "\n")

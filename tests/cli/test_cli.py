@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from ringrift_pipeline.cli import run
+from ringrift_pipeline.enhancements import TrainingConfig
 
-VERBS = ("loop", "selfplay", "train", "evaluate", "play", "replay", "ui")
+VERBS = ("loop", "selfplay", "train", "evaluate", "play", "replay", "export", "ui")
 FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
 
 
@@ -150,17 +151,29 @@ def test_settings_are_printed_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text("[selfplay]\ngames = 20\nworkers = 3\n[training]\nepochs = 2.0\n")
+    file.write_text("[selfplay]\ngames = 20\nworkers = 3\n[training]\nsample_reuse = 2.0\n")
     monkeypatch.setenv("RINGRIFT_SELFPLAY__WORKERS", "2")
     arguments = ["loop", "--preset", "smoke", "--settings", str(file), "--show-settings"]
-    assert run([*arguments, "--set", "training.epochs=3", "--seed", "5"]) == 0
+    assert run([*arguments, "--set", "training.sample_reuse=3", "--seed", "5"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["selfplay"]["games"] == 20  # file over preset
     assert shown["selfplay"]["workers"] == 2  # environment over file
-    assert shown["training"]["epochs"] == 3  # flags over all
-    assert shown["selfplay"]["games_per_shard"] == 40  # preset over defaults
+    assert shown["training"]["sample_reuse"] == 3  # flags over all
+    assert shown["selfplay"]["games_per_shard"] == 80  # preset over defaults
     assert shown["seed"] == 5
     assert not (tmp_path / "data").exists()
+
+
+def test_the_settings_shown_are_those_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    games = []
+    for config in ("square8_2p", "hexagonal_3p"):
+        assert run(["loop", "--config", config, "--preset", "smoke", "--show-settings"]) == 0
+        games.append(json.loads(capsys.readouterr().out)["selfplay"]["games"])
+    assert games == [
+        TrainingConfig.preset("smoke", config).selfplay.games
+        for config in ("square8_2p", "hexagonal_3p")
+    ]
+    assert games[0] != games[1]
 
 
 def game_record(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -62,17 +62,36 @@ from .small_training import (
 # state has to bring along (weights, generators), `folder` is for files.
 
 
+class Gradients:
+    """The gradients of an unfinished group, which are the caller's to keep."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        gradients = {n: p.grad for n, p in self.model.named_parameters()}
+        return {n: None if g is None else g.clone() for n, g in gradients.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.grad = None if state[name] is None else state[name].clone()
+
+
 def new_accumulator(seed: int, folder: Path) -> Things:
-    return {"it": GradientAccumulator(3, 0.5, batch_size=BATCH), **model_and_optimizer(seed)}
+    things = model_and_optimizer(seed)
+    it = GradientAccumulator(3, 0.5, batch_size=BATCH)
+    return {"it": it, **things, "gradients": Gradients(things["model"])}
 
 
 def drive_accumulator(things: Things, step: int) -> Any:
+    """A batch a step; groups of three, but for those that a batch 6, 13 or 20 ends early."""
     it, model = things["it"], things["model"]
-    for part in range(2 if step % 3 else 3):  # now and then a short group
-        it.scale_loss(plain_loss(model, 3 * step + part), BATCH).backward()
-    if step == 9:
+    it.scale_loss(plain_loss(model, step), BATCH + step % 4).backward()
+    if step == 8:
         model.body.weight.grad[0, 0] = torch.nan
-    return it.step(things["optimizer"], model), it.steps, it.skipped_steps
+    stepped = it.should_step() or step % 7 == 6
+    norm = it.step(things["optimizer"], model) if stepped else None
+    return norm, it.pending_batches, it.steps, it.skipped_steps, weights_of(model)
 
 
 def new_clipper(mode: Any) -> Callable[[int, Path], Things]:

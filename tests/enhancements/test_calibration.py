@@ -75,6 +75,26 @@ def test_a_calibrated_predictor_reads_zero(games: int, positions: int, seats: in
     assert np.mean(np.array(p_values) > 0.5) > 0.25
 
 
+@pytest.mark.parametrize(("sharpness", "shift"), [(1.0, 0.0), (1.5, 0.0), (1.0, 0.3)])
+def test_the_interval_covers_the_true_error(sharpness: float, shift: float) -> None:
+    """Percentiles of the bootstrap cover the shifted predictor's error 84 times of 100."""
+
+    def logits(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        z = 1.4 * np.random.default_rng([seed, n]).normal(size=n)
+        return 1 / (1 + np.exp(-z)), 1 / (1 + np.exp(-(sharpness * z + shift)))
+
+    truth, told = logits(1_000_000, 0)
+    true_error = reliability(Forecasts.check(told, truth)).error(debias=False)
+    covered = 0
+    for seed in range(100):
+        truth, told = logits(4000, seed + 1)
+        outcomes = (np.random.default_rng(seed).random(4000) < truth).astype(float)
+        report = calibration_report(told, outcomes, bootstrap=100, seed=seed)
+        low, high = report["calibration_error_interval"]
+        covered += low <= true_error <= high
+    assert covered >= 92
+
+
 def test_an_overconfident_predictor_is_caught_and_measured() -> None:
     logits, outcomes, ids = dependent_games(3000, 2, 2, 5, sharpness=2.0)
     predictions = softmax(logits)
@@ -234,20 +254,30 @@ def test_temperature_against_an_independent_optimiser() -> None:
 
 
 def test_fit_and_judgement_use_different_games() -> None:
-    # outcomes are coin flips: any temperature but "know nothing" only fits noise
-    rng = np.random.default_rng(0)
-    gains = []
-    for seed in range(30):
-        logits = rng.normal(size=(12, 2))
-        outcomes = np.eye(2)[rng.integers(0, 2, 12)]
-        # every game has its positions on one side of the split
-        ids = np.repeat(np.arange(12), 5)
-        fit = fit_temperature(
-            np.repeat(logits, 5, axis=0), np.repeat(outcomes, 5, axis=0), ids, seed=seed
-        )
-        assert fit.before["games"] == 6 and fit.before["positions"] == 30
-        gains.append(fit.helps)
-    assert not all(gains)
+    """Each game moves the temperature or the judgement, and none of them both."""
+    logits, outcomes, ids = dependent_games(12, 5, 2, 3)
+    fit = fit_temperature(logits, outcomes, ids, seed=1)
+    assert fit.before["games"] == fit.games_judged == fit.games_fitted == 6
+    assert fit.before["positions"] == 30 and not fit.at_bound
+    fitted, judged = [], []
+    for game in range(12):
+        other = np.where((ids == game)[:, None], 1.0 - outcomes, outcomes)  # the other seat won
+        changed = fit_temperature(logits, other, ids, seed=1)
+        if changed.temperature == fit.temperature:  # bit for bit
+            assert changed.log_loss_before != fit.log_loss_before
+            assert changed.after["brier"] != fit.after["brier"]
+            judged.append(game)
+        else:
+            assert changed.before == fit.before
+            assert changed.log_loss_before == fit.log_loss_before
+            fitted.append(game)
+    assert len(fitted) == len(judged) == 6
+    # with all of the judges against it, the verdict turns and the temperature stays
+    against = np.isin(ids, judged)[:, None]
+    turned = fit_temperature(logits, np.where(against, 1.0 - outcomes, outcomes), ids, seed=1)
+    assert turned.temperature == fit.temperature
+    other_seed = fit_temperature(logits, outcomes, ids, seed=2)
+    assert other_seed.temperature != fit.temperature
     with pytest.raises(ValueError, match="two games"):
         fit_temperature(np.zeros((5, 2)), np.zeros(5), np.zeros(5))
 
@@ -352,6 +382,14 @@ def test_automation_windows_ranges_and_thresholds() -> None:
     ):
         with pytest.raises(ValueError):
             CalibrationAutomation(**arguments)
+
+
+def test_games_without_a_name_are_nobody_elses() -> None:
+    automation = CalibrationAutomation()
+    automation.add_samples([0.5, 0.5], [0.0, 1.0])
+    automation.add_samples([0.5] * 4, [0.0, 1.0, 0.0, 1.0], ["#0", "#1", "=#0", "#0"])
+    automation.add_samples([0.5], [1.0])
+    assert automation.report()["games"] == 2 + 3 + 1
 
 
 def test_noise_does_not_trigger() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -212,11 +213,13 @@ def test_mean_of_the_last_k_against_numpy(tmp_path: Path, on_disk: bool) -> None
         averager.get_averaged_state_dict()
 
 
-def test_temporary_folder_is_removed_and_ema_goes_first() -> None:
+def test_temporary_folder_is_removed_and_ema_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     averager = CheckpointAverager()
     averager.add_checkpoint(Mixed().fill(1.0).state_dict())
-    folder = averager.state_dict()["window"][0]
-    assert Path(folder).is_file()
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 1
     assert float(averager.get_averaged_state_dict()["mean"][0]) == 1.0
     with pytest.raises(ValueError, match="no exponential average"):
         averager.get_averaged_state_dict("ema")
@@ -225,11 +228,58 @@ def test_temporary_folder_is_removed_and_ema_goes_first() -> None:
     assert float(averager.get_averaged_state_dict("mean")["mean"][0]) == 1.0
     again = CheckpointAverager()
     again.load_state_dict(averager.state_dict())
-    assert float(again.get_averaged_state_dict("mean")["mean"][0]) == 1.0
     averager.cleanup()
-    assert not Path(folder).parent.exists()
-    with pytest.raises(ValueError, match="gone"):
-        CheckpointAverager().load_state_dict({**again.state_dict(), "window": [folder]})
+    assert float(again.get_averaged_state_dict("mean")["mean"][0]) == 1.0
+    again.cleanup()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_state_keeps_what_the_run_goes_on_to_drop(tmp_path: Path, on_disk: bool) -> None:
+    folders = [tmp_path / name for name in ("first", "second")]
+    first, second = (CheckpointAverager(2, folder, on_disk) for folder in folders)
+    second.add_checkpoint({"w": torch.full((2,), 99.0)})  # to be replaced
+    for value in range(6):
+        if value == 3:
+            saved = first.state_dict()
+        first.add_checkpoint({"w": torch.full((2,), float(value))})
+    first.cleanup()
+    second.load_state_dict(saved)
+    assert second.get_averaged_state_dict("mean")["w"].tolist() == [1.5, 1.5]
+    assert second.num_stored == 2 and not list(tmp_path.glob("first/*"))
+    assert len(list(tmp_path.glob("second/*"))) == (2 if on_disk else 0)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_of_a_larger_window_the_newest_are_kept(tmp_path: Path, on_disk: bool) -> None:
+    large, small = (CheckpointAverager(k, tmp_path / str(k), on_disk) for k in (5, 2))
+    for value in range(5):
+        large.add_checkpoint({"w": torch.tensor([float(value)])})
+    small.load_state_dict(large.state_dict())
+    assert small.num_stored == 2
+    assert float(small.get_averaged_state_dict("mean")["w"]) == 3.5
+    assert len(list((tmp_path / "2").glob("*"))) == (2 if on_disk else 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["single", "low", "mean"])
+def test_weights_that_are_not_finite_never_enter_the_average(bad: float, name: str) -> None:
+    averager = CheckpointAverager()
+    averager.update(Mixed().fill(1.0), 4)
+    before = averager.state_dict()
+    broken = Mixed().fill(2.0)
+    with torch.no_grad():
+        getattr(broken, name)[-1] = bad
+    with pytest.raises(ValueError, match=f"model: {name} is not finite"):
+        averager.update(broken, 4)
+    assert averager.samples_seen == 4 and averager.num_updates == 1
+    for key, tensor in averager.state_dict()["ema"].items():
+        assert torch.equal(tensor, before["ema"][key])
+    with torch.no_grad():
+        broken = Mixed().fill(1.0)
+        broken.single.fill_(1e30)  # whose squares overflow
+    averager.update(broken, 4)
+    assert averager.num_updates == 2
 
 
 def test_average_checkpoints_of_files_and_folders(tmp_path: Path) -> None:

@@ -526,3 +526,55 @@ def test_loader_takes_it_and_bad_arguments_are_refused() -> None:
     for weights in ([0.0], [-1.0, 2.0], [float("nan")]):
         with pytest.raises(ValueError, match="weights"):
             QualityWeightedSampler(None, weights=weights)
+
+
+def test_counts_of_millions_are_those_of_float64() -> None:
+    """In float32 the cumulative sum of a million items is off by more than many items weigh."""
+    items, draws = 2**20 + 1000, 2**22
+    weights = np.random.default_rng(5).pareto(1.1, items) + 1e-3  # a few are drawn 10,000 times
+    counts = np.bincount(
+        QualityWeightedSampler(None, draws, weights=weights, seed=3).draw(), minlength=items
+    )
+    expected = weights / math.fsum(weights) * draws
+    assert counts.sum() == draws and expected.max() > 1e4
+    assert (counts >= np.floor(expected - 1e-6)).all()
+    assert (counts <= np.ceil(expected + 1e-6)).all()
+
+
+@pytest.mark.parametrize(
+    ("facts", "named"),
+    [
+        ({"elos": [1.0, 2.0, 3.0], "outcome": [1.0, 0.0]}, "elos 3, outcome 2"),
+        ({"mean_values": [0.5, 0.5], "outcome": [1.0, 0.0, 0.0]}, "mean_values 2"),
+        ({"players": 2, "winner": 3}, "winner"),
+        ({"winner": 3, "outcome": [0.0, 1.0]}, "winner"),
+        ({"players": 3, "elos": [1.0, 2.0]}, "players"),
+        ({"players": 3, "elo_p1": 1.0, "elo_p2": 2.0}, "elo_p1"),
+    ],
+)
+def test_facts_about_another_number_of_seats_are_refused(facts: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        DataQualityScorer().score_game("g", 50, **facts)
+
+
+def test_three_seats_are_told_by_any_fact() -> None:
+    scorer = DataQualityScorer()
+    for facts in ({"players": 3}, {"elos": [1.0, 2.0, 3.0]}, {"mean_values": [0.2, 0.3, 0.5]}):
+        assert scorer.score_game("g", 50, 3, **facts).decisive_score == 1.0
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"elos": [[1.0] * 3, [1.0] * 2], "outcome": [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]}, "'elos'"),
+        ({"mean_values": [[0.5] * 2] * 2, "winner": [2, 3]}, "'winner'"),
+    ],
+)
+def test_columns_of_another_number_of_seats_are_refused(columns: dict, named: str) -> None:
+    games = pl.DataFrame({"length": [40, 50], **columns})
+    with pytest.raises(ValueError, match=f"column {named} does not fit the seats .* in row 1"):
+        DataQualityScorer().score_frame(games, 0.0)
+    fine = games.with_columns(
+        pl.lit(None, dtype=games.schema[name]).alias(name) for name in columns if name != "winner"
+    )
+    DataQualityScorer().score_frame(fine, 0.0)  # what is not known fits

@@ -436,3 +436,48 @@ def test_cuda_gives_the_same_gradients(mode) -> None:
         for a, b in zip(host, device, strict=True):
             assert b.grad is not None
             torch.testing.assert_close(a.grad, b.grad.cpu(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_group_tells_its_samples_for_all_batches_or_for_none() -> None:
+    accumulator = GradientAccumulator(4)
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    for first, second in ((None, 32), (32, None)):
+        accumulator.scale_loss(parameter * 1.0, first)
+        before = accumulator.state_dict()
+        with pytest.raises(ValueError, match="num_samples must be given for every batch"):
+            accumulator.scale_loss(parameter * 1.0, second)
+        assert accumulator.state_dict() == before
+        accumulator.discard()
+    accumulator.scale_loss(parameter * 1.0)  # the next group may do otherwise
+
+
+def test_an_unfinished_group_is_saved() -> None:
+    """Two batches of 1 and 5 samples before the save, one of 3 after it."""
+
+    def loss(model: torch.nn.Module, seed: int, samples: int) -> torch.Tensor:
+        x = torch.randn(samples, 3, generator=torch.Generator().manual_seed(seed))
+        return model(x).square().mean()
+
+    def new() -> torch.nn.Linear:
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 2)
+
+    batches = [(0, 1), (1, 5), (2, 3)]
+    large, resumed = new(), new()
+    x = torch.cat(
+        [torch.randn(n, 3, generator=torch.Generator().manual_seed(s)) for s, n in batches]
+    )
+    large(x).square().mean().backward()
+    first = GradientAccumulator(4, None)
+    for seed, samples in batches[:2]:
+        first.scale_loss(loss(resumed, seed, samples), samples).backward()
+    second = GradientAccumulator()
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.pending_batches == 2
+    for seed, samples in batches[2:]:
+        second.scale_loss(loss(resumed, seed, samples), samples).backward()
+    optimizer = torch.optim.SGD(resumed.parameters(), lr=1.0)
+    expected = [p - p.grad for p in large.parameters()]
+    second.step(optimizer)
+    for ours, wanted in zip(resumed.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours.detach(), wanted.detach())

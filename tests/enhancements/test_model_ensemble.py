@@ -367,3 +367,24 @@ def test_distillation_approaches_the_ensemble() -> None:
         ensemble.distill(student, [], optimizer)
     with pytest.raises(ValueError, match="value_weight"):
         ensemble.distill(student, [x], optimizer, value_weight=-1.0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("head", ["policy", "value"])
+def test_a_member_that_is_not_finite_is_named(bad: float, head: str) -> None:
+    ensemble = ModelEnsemble()
+    for name in ("sound", "broken"):
+        ensemble.add_model(torch.nn.ModuleDict(), 1.0, name)
+    outputs = {"policy": torch.zeros(3, 4), "value": torch.zeros(3, 2)}
+    broken = {key: value.clone() for key, value in outputs.items()}
+    broken[head][1, 1] = bad
+    for name, given in (("sound", outputs), ("broken", broken)):
+        member = ensemble.get_model(name)
+        assert member is not None
+        member.forward = lambda features, given=given: (given["policy"], given["value"])
+    with pytest.raises(ValueError, match="broken gives a policy or a value that is not finite"):
+        ensemble.predict(torch.zeros(3, 1))
+    ensemble.update_weight("broken", 0.0)
+    assert torch.isfinite(ensemble.predict(torch.zeros(3, 1)).policy).all()
+    outputs["policy"][1, 1] = -torch.inf  # illegal, not broken
+    assert float(ensemble.predict(torch.zeros(3, 1)).policy[1, 1]) == 0.0

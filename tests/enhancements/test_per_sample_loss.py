@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ringrift_pipeline.enhancements import FacadeConfig
 from ringrift_pipeline.enhancements.per_sample_loss import (
     PerSampleLossRecord,
     PerSampleLossTracker,
@@ -382,3 +383,11 @@ def test_tracker_refuses_and_skips_what_it_must() -> None:
 def test_empty_tracker_has_statistics() -> None:
     statistics = PerSampleLossTracker().get_statistics()
     assert statistics["mean_loss"] == 0.0 and statistics["tracked_samples"] == 0
+
+
+def test_a_loss_of_nothing_is_refused() -> None:
+    arguments = torch.zeros(2, 3), torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2)
+    with pytest.raises(ValueError, match="policy_weight and value_weight must not both be 0"):
+        compute_per_sample_loss(*arguments, 0.0, value_weight=0.0)
+    with pytest.raises(ValueError, match="policy_weight and value_weight must not both be 0"):
+        FacadeConfig(policy_weight=0.0, value_weight=0.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import ringrift_pipeline.enhancements as library
@@ -263,6 +264,13 @@ DEPARTURES = {
 }
 
 
+# Where a call takes a file: what it may be, and what theirs may be that ours may not.
+OTHER_FILES = {
+    "average_checkpoints": "safetensors, never what torch.save writes: a pickle can run code",
+    "ModelEnsemble.add_model": "likewise",
+}
+
+
 def keeps_the_arguments(name: str) -> bool:
     owner, _, method = name.partition(".")
     value = getattr(library, owner)
@@ -288,8 +296,35 @@ def test_the_references_calls_still_fit(name: str) -> None:
         assert keeps_the_arguments(name)
 
 
+@pytest.mark.parametrize("name", OTHER_FILES)
+@pytest.mark.parametrize("old_format", [False, True])
+def test_their_files_are_refused_with_the_way_out(
+    name: str, old_format: bool, tmp_path: Path
+) -> None:
+    """The way out that the message gives is taken as it stands."""
+    model = torch.nn.Linear(2, 2)
+    file = tmp_path / "a.pt"
+    torch.save(model.state_dict(), file, _use_new_zipfile_serialization=not old_format)
+
+    def use(path: Path) -> dict[str, torch.Tensor]:
+        if name == "average_checkpoints":
+            return library.average_checkpoints([path])
+        ensemble = library.ModelEnsemble(torch.nn.Linear, {"in_features": 2, "out_features": 2})
+        ensemble.add_model(path)
+        return ensemble.get_model(ensemble.model_names[0]).state_dict()
+
+    with pytest.raises(ValueError, match="a.pt is not a safetensors file but a pickle") as refusal:
+        use(file)
+    line = re.search(r"safetensors\.torch\.save_file\(.*\)$", str(refusal.value))
+    assert line is not None
+    code = line.group().replace("'a.safetensors'", repr(str(tmp_path / "a.safetensors")))
+    exec(code, {"model": model, "safetensors": safetensors})
+    for key, tensor in use(tmp_path / "a.safetensors").items():
+        assert torch.equal(tensor, model.state_dict()[key])
+
+
 def test_departures_are_of_the_reference() -> None:
-    assert DEPARTURES.keys() <= REFERENCE.keys()
+    assert DEPARTURES.keys() | OTHER_FILES.keys() <= REFERENCE.keys()
     # and what takes the place of a method that is gone is there
     assert library.TrainingConfig().effective_batch_size >= 1
     miner = library.HardExampleMiner(buffer_size=4)

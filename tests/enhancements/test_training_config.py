@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_file_formats_agree(tmp_path: Path, suffix: str) -> None:
         ({"training.batch_siz": 4}, "training.batch_siz.*did you mean 'training.batch_size'"),
         ({"batch_size": 4}, "did you mean 'training.batch_size'"),
         ({"trainig": {"epochs": 1}}, "did you mean 'training'"),
-        ({"training": {"epoch": 1}}, "did you mean 'training.epochs'"),
+        ({"training": {"thread": 1}}, "did you mean 'training.threads'"),
         ({"training": 3}, "training is a group"),
         ({"training.batch_size": -4}, r"training.batch_size .*1 \(got -4, from command line\)"),
         ({"training.batch_size": "many"}, "training.batch_size must be a whole number"),
@@ -130,6 +131,9 @@ def test_bad_settings_are_refused_in_one_line(overrides: dict[str, Any], pattern
 def test_bad_sources_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="RINGRIFT_TRAINING__BATCH_SIZE"):
         load(environ={"RINGRIFT_TRAINING__BATCHSIZE": "4"})
+    for slip in ("RINGRIFT_SEDE", "RINGRIFT_SEEDS", "RINGRIFT_SELFPLAY_GAMES"):
+        with pytest.raises(ConfigError, match=f"{slip}; did you mean RINGRIFT_SE"):
+            load(environ={slip: "4"})
     with pytest.raises(ConfigError, match="environment variable RINGRIFT_SEED"):
         load(environ={"RINGRIFT_SEED": "-1"})
     with pytest.raises(ConfigError, match="smoke, hour, day"):
@@ -263,3 +267,48 @@ def test_bounds_are_enforced_on_both_sides(data: st.DataObject) -> None:
         load(overrides={field.name: value})
     with pytest.raises(ConfigError, match=field.name):
         load(overrides={field.name: str(value)})
+
+
+def test_a_preset_has_sizes_of_its_own_for_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ringrift_pipeline.enhancements import presets
+
+    further = {"*_3p": {"selfplay.games": 7, "network.blocks": 3}, "hex*": {"selfplay.games": 9}}
+    monkeypatch.setitem(presets.BY_CONFIG, "smoke", further)
+    plain = TrainingConfig.preset("smoke")
+    assert TrainingConfig.preset("smoke", "square8_2p") == plain
+    third = TrainingConfig.preset("smoke", "square8_3p")
+    assert (third.selfplay.games, third.network.blocks) == (7, 3)
+    assert third.with_overrides({"selfplay.games": 320, "network.blocks": 2}) == plain
+    both = TrainingConfig.preset("smoke", "hex8_3p")  # the later entry beats the earlier one
+    assert (both.selfplay.games, both.network.blocks) == (9, 3)
+    assert TrainingConfig.preset("hour", "hex8_3p") == TrainingConfig.preset("hour")
+    given = load(preset="smoke", config="hex8_3p", overrides={"selfplay.games": 2})
+    assert (given.selfplay.games, given.network.blocks) == (2, 3)
+    assert load(config="hex8_3p") == TrainingConfig()  # no preset, no sizes
+    with pytest.raises(ConfigError, match="config must be a name"):
+        load(preset="smoke", config=3)
+    with pytest.raises(ConfigError, match="unknown preset"):
+        load(preset="hours", config="hex8_3p")
+
+
+def test_every_preset_of_every_config_is_valid() -> None:
+    from ringrift_pipeline.enhancements.presets import BY_CONFIG, preset_for
+    from ringrift_pipeline.game import CONFIGS
+
+    assert set(BY_CONFIG) <= set(PRESETS)
+    for name in PRESETS:
+        for config in CONFIGS:
+            changes = preset_for(name, config)
+            settings = TrainingConfig.preset(name, config)  # type: ignore[arg-type]
+            assert settings == TrainingConfig().with_overrides(changes)
+    for patterns in BY_CONFIG.values():
+        for pattern in patterns:
+            assert any(fnmatch.fnmatchcase(config, pattern) for config in CONFIGS), pattern
+
+
+def test_settings_of_earlier_plans_are_left_out() -> None:
+    old = TrainingConfig().to_dict()
+    old["training"] |= {"epochs": 4.0, "window_generations": 8}
+    assert TrainingConfig.from_dict(old) == TrainingConfig()
+    with pytest.raises(ConfigError, match="unknown setting 'training.epochs'"):
+        load(overrides={"training.epochs": 4.0})

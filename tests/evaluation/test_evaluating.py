@@ -194,6 +194,16 @@ def test_opponents_that_cannot_be_met(tmp_path: Path, opponents: tuple, message:
         evaluate(store, plan)
 
 
+def test_networks_are_averaged_over_the_symmetries_asked_for(tmp_path: Path) -> None:
+    from ringrift_pipeline.evaluation.evaluating import _field
+
+    store = Store(tmp_path)
+    for number, symmetries in enumerate((1, 4)):
+        plan, model = generation(store, number, evaluation__symmetries=symmetries)
+        field, _ = _field(store, plan, model)
+        assert {one.symmetries for one in (field.candidate, *field.others)} == {symmetries}
+
+
 def test_nothing_to_evaluate(tmp_path: Path) -> None:
     store = Store(tmp_path)
     plan = plan_generation(store, "square8_2p", 0, settings(), NOW)

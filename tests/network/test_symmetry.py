@@ -1,34 +1,33 @@
-"""Symmetries keep what the rules look at, and turn planes and moves alike."""
+"""Symmetries keep what the rules look at, turn planes and moves alike, and commute with moves."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from ringrift_pipeline.game import get_rules, layout
-from ringrift_pipeline.network import (
-    encode_states,
-    features_to_tensors,
-    symmetry_tables,
-    transform_features,
-)
+from ringrift_pipeline.game import CONFIGS, get_rules, kernels, layout
+from ringrift_pipeline.network import BoardSymmetries, SymmetricEvaluator, encode_states
 
 from .conftest import random_positions, spread
 
 EIGHT = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx or dy]
 AXIAL = [(1, 0), (0, 1), (-1, 1), (-1, 0), (0, -1), (1, -1)]
+COUNTS = {"square8": 8, "square19": 8, "hex8": 4, "hexagonal": 12}
+# Moves that name a set of cells by some of them; on the turned board the rules may name others.
+NAMED_OTHERWISE = (layout.CHOOSE_TERRITORY, layout.RECOVERY_LINE)
 
 
-@pytest.mark.parametrize(
-    "config, count", [("square8_2p", 8), ("square19_2p", 8), ("hex8_2p", 4), ("hexagonal_2p", 12)]
-)
-def test_symmetries_are_distinct_and_keep_neighbours(config, count):
+def board(config):
+    return BoardSymmetries(get_rules(config))
+
+
+@pytest.mark.parametrize("config", ["square8_2p", "square19_2p", "hex8_2p", "hexagonal_2p"])
+def test_symmetries_are_distinct_and_keep_neighbours(config):
     rules = get_rules(config)
-    tables = symmetry_tables(rules)
+    tables = BoardSymmetries(rules).tables
     n = rules.size
-    assert tables.shape == (count, n * n)
-    assert len({tuple(t) for t in tables.tolist()}) == count
+    assert tables.shape == (COUNTS[config[:-3]], n * n)
+    assert len({tuple(t) for t in tables.tolist()}) == len(tables)
     np.testing.assert_array_equal(tables[0], np.arange(n * n))
     cells = {int(p) for p in rules.plane_of[rules.cells]}
     kinds = [[(1, 0), (-1, 0), (0, 1), (0, -1)], EIGHT] if rules.geometry == "square" else [AXIAL]
@@ -49,42 +48,169 @@ def test_symmetries_are_distinct_and_keep_neighbours(config, count):
     assert all(tuple(one[other]) in known for one in tables for other in tables)
 
 
+def after(rules, state, moves):
+    """Compact states after each of the moves, (K, S) int64."""
+    results = np.tile(state, (len(moves), 1))
+    for result, move in zip(results, moves, strict=True):
+        kernels.apply_move(rules.constants, result, move)
+    return results[:, : layout.HEADER + len(rules.plane_of)]
+
+
+def legal(rules, state):
+    buffer = np.zeros(rules.max_moves, np.int64)
+    return buffer[: kernels.legal_moves(rules.constants, state, buffer)].copy()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_symmetry_commutes_with_apply(config):
+    """Turn and move, or move and turn: all a position's moves lead to the same positions.
+
+    A game is played on the board and, turned, on another; neither knows of the other.
+    """
+    rules = get_rules(config)
+    symmetries = board(config)
+    assert symmetries.count == COUNTS[config[:-3]]
+    rng = np.random.default_rng(list(config.encode()))
+    large = rules.size > 9
+    most = 3 if large else 60
+    every = symmetries.count
+    for number in (1, every // 2, every - 1) if large else range(1, every):
+        which = np.array([number])
+        ours, theirs = np.zeros((2, rules.state_size), np.int64)
+        kernels.initial_state(rules.constants, ours, False)
+        kernels.initial_state(rules.constants, theirs, False)
+        while ours[layout.PHASE] != layout.OVER:
+            moves = legal(rules, ours)
+            turned = symmetries.moves(moves[None], which)[0]
+            other = legal(rules, theirs)
+            assert len(other) == len(moves)
+            exact = ~np.isin(moves & layout.KIND_MASK, NAMED_OTHERWISE)
+            assert set(turned[exact]) <= set(other)
+            if exact.all():
+                assert set(turned) == set(other)
+            # what comes of them: of some moves of every position, of all where names differ
+            some = rng.permutation(len(moves))[: most if exact.all() else None]
+            results = symmetries.states(
+                after(rules, ours, moves[some]), np.repeat(which, len(some))
+            )
+            if exact.all():
+                partners = turned[some]
+                reached = after(rules, theirs, partners)
+                np.testing.assert_array_equal(reached, results)
+            else:
+                reached = after(rules, theirs, other)
+                order = np.lexsort(reached.T), np.lexsort(results.T)
+                np.testing.assert_array_equal(reached[order[0]], results[order[1]])
+                same = (reached[None] == results[:1, None]).all(axis=2)
+                partners = other[np.flatnonzero(same[0])]
+            kernels.apply_move(rules.constants, ours, moves[some[0]])
+            kernels.apply_move(rules.constants, theirs, partners[0])
+        compact = symmetries.states(ours[None], which)[0]
+        np.testing.assert_array_equal(compact, theirs[: len(compact)])
+
+
 @pytest.mark.parametrize("config", ("square8_2p", "hex8_3p", "hexagonal_2p"))
 def test_turned_features_are_those_of_the_turned_position(config):
-    rules = get_rules(config)
-    p = spread(random_positions(config), 24)
-    simple = (layout.PLACE_RING, layout.MOVE_STACK, layout.OVERTAKING_CAPTURE)
+    symmetries = board(config)
+    rules = symmetries.rules
+    p = spread(random_positions(config), 60)
     kinds = p.moves & layout.KIND_MASK
-    legal = np.arange(p.moves.shape[1]) < p.counts[:, None]
-    p = p.take(np.flatnonzero((np.isin(kinds, simple) | ~legal).all(axis=1)))
-    assert len(p.counts) > 5
-    tables = symmetry_tables(rules)
-    which = np.arange(len(p.counts)) % len(tables)
-    padded_of = np.full(rules.size**2, -1)
-    padded_of[rules.plane_of[rules.cells]] = rules.cells
+    is_legal = np.arange(p.moves.shape[1]) < p.counts[:, None]
+    regions = (np.isin(kinds, NAMED_OTHERWISE) & is_legal).any(axis=1)
+    lines = (kinds == layout.CHOOSE_LINE_WINDOW) & is_legal  # its third cell is a line's end
+    p = p.take(np.flatnonzero(~regions & ~lines.any(axis=1)))
+    assert len(p.counts) > 20
+    which = np.arange(len(p.counts)) % symmetries.count
+    states, moves = symmetries.states(p.states, which), symmetries.moves(p.moves, which)
+    expected = encode_states(rules, states, moves, p.counts)
+    before = encode_states(rules, p.states, p.moves, p.counts)
+    planes = symmetries.planes(before["planes"], which)
+    np.testing.assert_array_equal(planes, expected["planes"])
+    mask = before["legal_mask"]
+    cells = symmetries.cells(
+        before["move_cells"][mask],
+        before["move_kind"][mask],
+        np.repeat(which, p.counts),
+    )
+    np.testing.assert_array_equal(cells, expected["move_cells"][mask])
+    assert cells.dtype == before["move_cells"].dtype and planes.dtype == np.uint8
+    for name in ("globals", "move_kind", "legal_mask"):  # nothing else turns
+        np.testing.assert_array_equal(before[name], expected[name])
 
-    states = p.states[:, : layout.HEADER + len(rules.plane_of)].copy()
-    moves = p.moves.copy()
-    for row, table in enumerate(tables[which]):
 
-        def image(cell, table=table):
-            return int(padded_of[table[rules.plane_of[cell]]])
+def test_the_ends_of_a_line_are_listed_as_the_rules_list_them():
+    """A line in the direction of every axis, turned by every symmetry, runs along an axis."""
+    for config in ("square8_2p", "hex8_2p", "hexagonal_2p"):
+        symmetries = board(config)
+        rules = symmetries.rules
+        axes = rules.constants[layout.B_AXES :][: rules.constants[layout.B_NUM_AXES]]
+        middle = int(rules.cells[len(rules.cells) // 2])
+        for axis in map(int, axes):
+            move = np.array([[layout.PROCESS_LINE | middle << 5 | (middle + axis) << 15]])
+            for number in range(symmetries.count):
+                turned = int(symmetries.moves(move, np.array([number]))[0, 0])
+                first, last = turned >> 5 & 1023, turned >> 15 & 1023
+                assert last - first in axes
+                cells = rules.plane_of[[middle, middle + axis]].astype(np.int16)
+                described = symmetries.cells(
+                    np.array([[*cells, -1]], np.int16),
+                    np.array([layout.PROCESS_LINE], np.uint8),
+                    np.array([number]),
+                )
+                assert described.tolist() == [[*rules.plane_of[[first, last]], -1]]
 
-        for cell in rules.cells:
-            states[row, layout.HEADER + image(cell)] = p.states[row, layout.HEADER + cell]
-        if states[row, layout.MUST_MOVE] >= 0:
-            states[row, layout.MUST_MOVE] = image(states[row, layout.MUST_MOVE])
-        for column in range(p.counts[row]):
-            code = int(p.moves[row, column])
-            fields = {layout.PLACE_RING: 1, layout.MOVE_STACK: 2}.get(code & 31, 3)
-            for shift in (5, 15, 25)[:fields]:
-                cell = code >> shift & 1023
-                code += (image(cell) - cell) << shift
-            moves[row, column] = code
-    expected = features_to_tensors(encode_states(rules, states, moves, p.counts))
-    before = features_to_tensors(encode_states(rules, p.states, p.moves, p.counts))
-    got = transform_features(before, torch.from_numpy(tables), torch.from_numpy(which))
-    assert set(got) == set(expected)
-    for name, tensor in expected.items():
-        assert torch.equal(got[name], tensor), name
-        assert got[name].dtype == before[name].dtype
+
+def test_numbers_of_symmetries_are_checked():
+    symmetries = board("hex8_2p")
+    planes = np.zeros((2, 1, 9, 9), np.uint8)
+    for bad in ([0], [0, 4], [-1, 0], [0.0, 1.0]):
+        with pytest.raises(ValueError, match="which must"):
+            symmetries.planes(planes, np.array(bad))
+
+
+class _Sided:
+    """Likes moves and positions by where things lie on the plane, so each side looks different."""
+
+    def __init__(self, rules):
+        self.rules = rules
+        self.seen = 0
+
+    def evaluate(self, states, moves, counts):
+        self.seen += len(states)
+        features = encode_states(self.rules, states, moves, counts)
+        logits = features["move_cells"][..., 0].astype(np.float32) / 20.0
+        place = np.arange(self.rules.size**2)
+        stacks = features["planes"][:, 1:3].reshape(len(states), 2, -1) @ place
+        value = np.stack([stacks[:, 0] + 1.0, stacks[:, 1] + 2.0], axis=1)
+        return logits, (value / value.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_mean_over_all_symmetries_looks_the_same_from_every_side():
+    config = "square8_2p"
+    p = spread(random_positions(config), 40)
+    kinds = p.moves & layout.KIND_MASK
+    simple = np.isin(kinds, (layout.PLACE_RING, layout.MOVE_STACK)) | (
+        np.arange(p.moves.shape[1]) >= p.counts[:, None]
+    )
+    p = p.take(np.flatnonzero(simple.all(axis=1)))
+    assert len(p.counts) > 10
+    inner = _Sided(get_rules(config))
+    mean = SymmetricEvaluator(inner, 12)
+    assert mean.symmetries == 8
+    logits, value = mean.evaluate(p.states, p.moves, p.counts)
+    assert inner.seen == 8 * len(p.counts)
+    plain_logits, plain_value = inner.evaluate(p.states, p.moves, p.counts)
+    is_legal = np.arange(p.moves.shape[1]) < p.counts[:, None]
+    np.testing.assert_allclose(value.sum(axis=1), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.where(is_legal, np.exp(logits), 0).sum(axis=1), 1.0, rtol=1e-5)
+    assert np.abs(value - plain_value).max() > 1e-2
+    for number in range(1, 8):
+        which = np.full(len(p.counts), number)
+        sides = board(config)
+        turned = mean.evaluate(sides.states(p.states, which), sides.moves(p.moves, which), p.counts)
+        np.testing.assert_allclose(turned[0][is_legal], logits[is_legal], atol=1e-4)
+        np.testing.assert_allclose(turned[1], value, atol=1e-5)
+    same = SymmetricEvaluator(inner, 1).evaluate(p.states, p.moves, p.counts)
+    np.testing.assert_allclose(same[1], plain_value)
+    with pytest.raises(ValueError, match="at least 1"):
+        SymmetricEvaluator(inner, 0)

@@ -11,7 +11,14 @@ from ringrift_pipeline.enhancements.training_config import (
     ConfigField,
     TrainingConfig,
 )
-from ringrift_pipeline.orchestration.settings import resolve, run_config, run_values
+from ringrift_pipeline.orchestration.settings import (
+    RunSettings,
+    _check,
+    carried_on,
+    resolve,
+    run_config,
+    run_values,
+)
 
 
 @pytest.mark.parametrize("preset", ["smoke", "hour", "day"])
@@ -28,6 +35,19 @@ def test_what_is_given_beats_the_preset() -> None:
     assert (
         config.selfplay.games_per_shard == TrainingConfig.preset("smoke").selfplay.games_per_shard
     )
+
+
+def test_a_preset_has_the_sizes_of_the_config_that_is_planned() -> None:
+    values = {"preset": "smoke", "selfplay": {"workers": 1}}
+    checked = _check(values)
+    for config in ("square8_2p", "square19_2p"):
+        expected = TrainingConfig.preset("smoke", config).with_overrides({"selfplay.workers": 1})
+        assert resolve(values, config) == expected
+        assert RunSettings(checked["values"], None, "auto").of(config) == expected
+        assert carried_on(TrainingConfig(), values, config) == expected
+    assert resolve(values, "square8_2p") != resolve(values, "square19_2p")
+    planned = resolve(values, "square19_2p")
+    assert carried_on(planned, {"seed": 4}, "square19_2p") == planned.with_overrides({"seed": 4})
 
 
 def test_nothing_given_is_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,6 +71,9 @@ def plain_features(state: State) -> np.ndarray:
         out[p, features.MOBILITY] += free
         out[p, features.STUCK] += free == 0
     for (x, y), p in markers.items():
+        for dx, dy in _RAYS[rules.geometry]:
+            beside = (x + dx, y + dy)
+            out[p, features.BORDERS] += beside not in on_board or beside in collapsed
         for dx, dy in _WINDOW[rules.geometry]:
             if markers.get((x - dx, y - dy)) == p:
                 continue
@@ -174,3 +179,14 @@ def test_policy_from_scores_is_the_softmax():
     assert policy_from_scores(np.array([4.0, 4.0, 1.0]), 0.0).tolist() == [0.5, 0.5, 0.0]
     with pytest.raises(ValueError, match="temperature"):
         policy_from_scores(np.array([1.0]), -1.0)
+
+
+def test_the_heuristic_is_frozen():
+    """Models are measured against it: a change of it makes every earlier figure incomparable."""
+    digest = hashlib.sha256(heuristic.WEIGHTS.tobytes())
+    for config in CONFIGS[:8]:
+        rows = decisions(config, 2026)[::7][:40]
+        moves, counts, scores = score_batch(get_rules(config), rows)
+        best = np.round(scores, 6).argmax(axis=1)
+        digest.update(moves[np.arange(len(rows)), best].tobytes() + counts.tobytes())
+    assert digest.hexdigest()[:16] == "13e5aec753e13a76"

@@ -6,7 +6,12 @@ import sys
 import pytest
 
 from ringrift_pipeline.game import new_game
-from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, save_model
+from ringrift_pipeline.network import (
+    NetworkConfig,
+    RingRiftNetwork,
+    SymmetricEvaluator,
+    save_model,
+)
 from ringrift_pipeline.search import (
     HeuristicPlayer,
     NetworkPlayer,
@@ -55,6 +60,27 @@ def test_networks_by_champion_generation_and_path(store, monkeypatch):
     assert load_player("champion", CONFIG).name == "champion"
     larger = load_player(str(folder), "square19_2p", simulations=2, device="cpu")
     assert larger.choose(new_game("square19_2p")) in new_game("square19_2p").legal_moves()
+
+
+def test_evaluations_are_averaged_over_symmetries_on_request(store):
+    state = new_game(CONFIG)
+    for _ in range(9):  # off the middle, where the board looks alike from every side
+        state = state.apply(state.legal_moves()[0])
+    while len(state.legal_moves()) < 5:
+        state = state.apply(state.legal_moves()[0])
+
+    def loaded(symmetries):
+        return load_player(
+            "champion", CONFIG, data=store.root, device="cpu", simulations=2, symmetries=symmetries
+        )
+
+    plain, turned = loaded(1), loaded(8)
+    assert isinstance(turned.evaluator, SymmetricEvaluator) and turned.evaluator.symmetries == 8
+    assert not isinstance(plain.evaluator, SymmetricEvaluator)
+    one, mean = plain.analyze(state), turned.analyze(state)
+    assert mean.moves == one.moves and sum(mean.value) == pytest.approx(1.0, abs=1e-5)
+    assert mean.policy != pytest.approx(one.policy, abs=1e-6)
+    assert turned.choose(state) in state.legal_moves()
 
 
 def test_what_cannot_be_loaded_says_why(store, tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,13 +29,11 @@ VISITS_IN_ORDER = [1, 2, 3, 4, 5, 3, 6, 3]  # node 3 is the end of a game, visit
 
 
 def hand_built(swapped: tuple[int, ...] = ()) -> Tree:
-    tree = Tree(len(PARENT), 4, 3)
-    tree.parent[:] = PARENT
-    tree.raw[:] = VALUE
-    tree.total[:] = 0.0
-    tree.visits[:] = 0
-    tree.swapped[:] = 0
-    tree.swapped[list(swapped)] = 1
+    tree = Tree(1, len(PARENT), 4, 3)
+    tree.nodes[:, trees.PARENT] = PARENT
+    tree.values[:, trees.RAW] = VALUE
+    tree.values[:, trees.TOTAL] = 0.0
+    tree.nodes[list(swapped), trees.SWAPPED] = 1
     return tree
 
 
@@ -45,40 +44,38 @@ def path(node: int) -> list[int]:
 def test_backup_on_a_hand_built_tree_of_three_players():
     tree = hand_built()
     leaves = np.array(VISITS_IN_ORDER)
-    trees.back_up(leaves, tree.raw, tree.total, tree.visits, tree.parent, tree.swapped)
+    trees.back_up(leaves, tree.nodes, tree.values)
     for node in range(len(PARENT)):
         through = [leaf for leaf in VISITS_IN_ORDER if node in path(leaf)]
-        assert tree.visits[node] == len(through)
-        np.testing.assert_allclose(tree.total[node], VALUE[through].sum(axis=0), atol=1e-12)
+        assert tree.nodes[node, trees.VISITS] == len(through)
+        total = tree.values[node, trees.TOTAL]
+        np.testing.assert_allclose(total, VALUE[through].sum(axis=0), atol=1e-12)
 
 
 def test_backup_exchanges_seats_where_the_sides_were_swapped():
     tree = hand_built(swapped=(1,))
     leaves = np.array([4])
-    trees.back_up(leaves, tree.raw, tree.total, tree.visits, tree.parent, tree.swapped)
-    np.testing.assert_allclose(tree.total[4], [0.2, 0.2, 0.6])
+    trees.back_up(leaves, tree.nodes, tree.values)
+    np.testing.assert_allclose(tree.values[4, trees.TOTAL], [0.2, 0.2, 0.6])
     tree = hand_built(swapped=(1,))
-    trees.back_up(np.array([3]), tree.raw, tree.total, tree.visits, tree.parent, tree.swapped)
-    np.testing.assert_allclose(tree.total[[3, 1, 0]], [[1, 0, 0], [1, 0, 0], [0, 1, 0]])
+    trees.back_up(np.array([3]), tree.nodes, tree.values)
+    totals = tree.values[[3, 1, 0], trees.TOTAL]
+    np.testing.assert_allclose(totals, [[1, 0, 0], [1, 0, 0], [0, 1, 0]])
 
 
 def select(seat: int, means: list[list[float]], visits: list[int], priors: list[float]) -> int:
     """``select_edge`` on a node with the given children; the rest of the edges are untried."""
-    tree = Tree(1 + len(means), 4, 3)
-    tree.seat[0] = seat
-    tree.raw[0] = [0.4, 0.3, 0.3]
-    tree.first[0], tree.stored[0], tree.tried[0] = 0, len(priors), len(means)
-    tree.swapped[:] = 0
+    tree = Tree(1, 1 + len(means), 4, 3)
+    tree.nodes[0, trees.SEAT] = seat
+    tree.values[0, trees.RAW] = [0.4, 0.3, 0.3]
+    tree.nodes[0, trees.STORED], tree.nodes[0, trees.TRIED] = len(priors), len(means)
     for i, (mean, n) in enumerate(zip(means, visits, strict=True)):
-        tree.visits[1 + i] = n
-        tree.total[1 + i] = np.array(mean) * n
-        tree.edge_child[i] = 1 + i
-    tree.edge_prior[: len(priors)] = priors
-    tree.edge_tail[: len(priors)] = np.cumsum(priors[::-1])[::-1]
-    return trees.select_edge(
-        0, tree.seat, tree.raw, tree.total, tree.visits, tree.swapped, tree.first, tree.stored,
-        tree.tried, tree.edge_prior, tree.edge_tail, tree.edge_child, 50.0, 1.0,
-    )  # fmt: skip
+        tree.nodes[1 + i, trees.VISITS] = n
+        tree.values[1 + i, trees.TOTAL] = np.array(mean) * n
+        tree.edges[i, trees.CHILD] = 1 + i
+    tree.priors[: len(priors), trees.PRIOR] = priors
+    tree.priors[: len(priors), trees.TAIL] = np.cumsum(priors[::-1])[::-1]
+    return trees.select_edge(0, tree.nodes, tree.values, tree.edges, tree.priors, 50.0, 1.0)
 
 
 def test_each_seat_maximises_its_own_component():
@@ -112,28 +109,38 @@ def test_settle_plays_forced_moves_and_nothing_else():
 
 
 def test_edges_grow_without_losing_what_is_there():
-    tree = Tree(4, 4, 2, edges=3)
-    tree.edges = 3
-    tree.edge_move[:] = [5, 6, 7]
+    """Two slots: what each node finds behind its first edge is the same afterwards."""
+    tree = Tree(2, 2, 4, 2, edge_room=3)
+    tree.edges[:, trees.MOVE] = np.arange(6)
+    tree.priors[:, trees.TAIL] = np.arange(6) / 8
+    tree.nodes[:, trees.FIRST] = [0, 2, 3, 5]
+    tree.reserve_edges(3)
+    assert tree.edge_room == 3
     tree.reserve_edges(100)
-    assert len(tree.edge_move) == len(tree.edge_tail) >= 103
-    assert tree.edge_move[:3].tolist() == [5, 6, 7]
+    assert tree.edge_room == 100 and len(tree.edges) == len(tree.priors) == 200
+    first = tree.nodes[:, trees.FIRST]
+    assert tree.edges[first, trees.MOVE].tolist() == [0, 2, 3, 5]
+    assert (tree.priors[first, trees.TAIL] * 8).tolist() == [0, 2, 3, 5]
 
 
-def test_expand_keeps_the_best_edges_in_order():
-    tree = Tree(2, 4, 2)
-    logits = np.array([[0.0, 2.0, 1.0, 2.0, -1.0]], dtype=np.float32)
-    moves = np.array([[10, 11, 12, 13, 14]])
-    used = trees.expand(
-        np.array([1]), np.array([3]), moves, np.array([5], dtype=np.int32), logits,
-        np.array([[0.25, 0.75]], dtype=np.float32), 0, tree.raw, tree.first, tree.stored,
-        tree.edge_move, tree.edge_prior, tree.edge_tail, tree.edge_child,
+@pytest.mark.parametrize("first", [0, 4])
+def test_expand_keeps_the_best_edges_in_order(first):
+    tree = Tree(1, 2, 4, 2)
+    logits = np.array([0.0, 2.0, 1.0, 2.0, -1.0], dtype=np.float32)
+    moves = np.array([10, 11, 12, 13, 14])
+    tree.edges[:] = -7
+    trees.expand(
+        1, 5, 3, moves, logits, first, np.empty(5), np.empty(5, dtype=np.int64),
+        tree.nodes, tree.edges, tree.priors,
     )  # fmt: skip
-    prior = np.exp(logits[0].astype(float)) / np.exp(logits[0].astype(float)).sum()
-    assert used == 3 and tree.stored[1] == 3
-    assert tree.edge_move[:3].tolist() == [11, 13, 12]
-    np.testing.assert_allclose(tree.edge_prior[:3], prior[[1, 3, 2]])
-    np.testing.assert_allclose(tree.edge_tail[:3], [1.0, 1.0 - prior[1], 1.0 - 2 * prior[1]])
+    prior = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum()
+    stored = slice(first, first + 3)
+    assert tree.nodes[1, trees.STORED] == 3 and tree.nodes[1, trees.FIRST] == first
+    assert tree.edges[stored].tolist() == [[11, -1], [13, -1], [12, -1]]
+    assert (tree.edges[:first] == -7).all() and (tree.edges[first + 3 :] == -7).all()
+    np.testing.assert_allclose(tree.priors[stored, trees.PRIOR], prior[[1, 3, 2]])
+    tails = [1.0, 1.0 - prior[1], 1.0 - 2 * prior[1]]
+    np.testing.assert_allclose(tree.priors[stored, trees.TAIL], tails)
 
 
 @given(st.lists(st.sampled_from([-1.5, 0.0, 0.25, 2.0, 7.0]), min_size=1, max_size=60), st.data())
@@ -144,6 +151,8 @@ def test_rank_best_equals_a_stable_sort(keys, data):
     expected = sorted(range(len(keys)), key=lambda i: -keys[i])
     assert order[:keep].tolist() == expected[:keep]
     assert sorted(order.tolist()) == list(range(len(keys)))
+    trees.best_few(np.array(keys), len(keys), keep, order)
+    assert order[:keep].tolist() == expected[:keep]
 
 
 def test_noise_is_gumbel_and_seeded():

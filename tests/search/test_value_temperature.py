@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.enhancements.calibration import value_probabilities
 from ringrift_pipeline.game import State, get_rules, layout
 from ringrift_pipeline.network import (
@@ -55,7 +56,10 @@ def store(tmp_path):
 
 
 def player_of(store: Store, spec: Any = "generation:0007", simulations: int = 12) -> NetworkPlayer:
-    player = load_player(spec, CONFIG, simulations=simulations, data=store.root, device="cpu")
+    exact = TrainingConfig().with_overrides({"search.precision": "float32"}).search
+    player = load_player(
+        spec, CONFIG, simulations=simulations, data=store.root, device="cpu", settings=exact
+    )
     assert isinstance(player, NetworkPlayer)
     return player
 

@@ -268,7 +268,7 @@ def test_shards_name_both_models_and_tell_their_moves_apart(met: tuple[Store, Pl
         artefact = store.require(CONFIG, 3, shard_kind(index))
         about = read_metadata(artefact.file("shard.arrow"))
         planned = shard["opponent"]
-        assert about["format"] == 2 and about["model"] == plan.champion["digest"]
+        assert about["format"] == 3 and about["model"] == plan.champion["digest"]
         assert (
             about["opponent"]
             == artefact.metadata["opponent"]
@@ -288,8 +288,8 @@ def test_shards_name_both_models_and_tell_their_moves_apart(met: tuple[Store, Pl
         assert column(table, "full_search")[~expected].any()
     alone = store.require(CONFIG, 3, shard_kind(2))
     about = read_metadata(alone.file("shard.arrow"))
-    assert about["format"] == 1 and "opponent" not in about
-    assert "opponent" not in read_shard(alone.file("shard.arrow")).column_names
+    assert about["format"] == 3 and "opponent" not in about
+    assert not column(read_shard(alone.file("shard.arrow")), "opponent").any()
 
 
 def test_the_summary_says_how_the_champion_did(met: tuple[Store, Plan]) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from ringrift_pipeline.selfplay import Plan, PlanError, load_plan, plan_generation
-from ringrift_pipeline.selfplay.plan import open_model
+from ringrift_pipeline.selfplay.plan import open_model, window_games
 from ringrift_pipeline.store import MissingArtefactError, Store
 
 from .conftest import CONFIG, NOW, save_champion, settings
@@ -65,17 +66,46 @@ def test_champion_plays_and_newest_model_is_the_parent(store: Store) -> None:
         open_model(store, {**second.parent, "digest": "0" * 64})
 
 
-def test_window_holds_the_shards_of_the_last_generations(store: Store) -> None:
-    for generation in range(4):
-        plan = plan_generation(
-            store, CONFIG, generation, settings(training__window_generations=3), NOW
+def test_window_holds_the_newest_shards_until_there_are_games_enough(store: Store) -> None:
+    sizes = {0: 2, 1: 2, 2: 1}  # games of a generation's shards
+    landed: list[tuple[int, int]] = []
+    for generation in range(6):
+        changed = settings(training__window_games=7, training__window_growth=0.5)
+        plan = plan_generation(store, CONFIG, generation, changed, NOW)
+        room = window_games(5 * (generation + 1), changed) - 5
+        expected: list[tuple[int, int]] = []
+        for entry in reversed(landed):
+            if sum(sizes[shard] for _, shard in expected) >= room:
+                break
+            expected.insert(0, entry)
+        assert [(entry["generation"], entry["shard"]) for entry in plan.window] == expected
+        assert generation == 0 or len(expected) > 0
+        assert generation < 3 or len(expected) < len(landed)
+        for shard in sizes:
+            with store.create(CONFIG, generation, f"selfplay-shard-{shard:04d}") as draft:
+                (draft.path / "shard.arrow").write_bytes(bytes([generation]))
+            landed.append((generation, shard))
+
+
+def test_the_window_keeps_all_games_then_grows_by_a_power(store: Store) -> None:
+    def held(games: int, growth: float = 0.4, exponent: float = 0.75) -> int:
+        return window_games(
+            games,
+            settings(
+                training__window_games=1000,
+                training__window_growth=growth,
+                training__window_exponent=exponent,
+            ),
         )
-        with store.create(CONFIG, generation, "selfplay-shard-0001") as draft:
-            (draft.path / "shard.arrow").write_bytes(bytes([generation]))
-        expected = [g for g in range(4) if generation - 3 < g < generation]
-        assert [(entry["generation"], entry["shard"]) for entry in plan.window] == [
-            (g, 1) for g in expected
-        ]
+
+    assert [held(games) for games in (1, 999, 1000)] == [1, 999, 1000]
+    assert held(16_000) == round(1000 * (1 + 0.4 * (8 - 1) / 0.75))  # 16 ** 0.75 = 8
+    assert held(9_000, exponent=0.5) == round(1000 * (1 + 0.4 * (3 - 1) / 0.5))
+    assert held(50_000, growth=0.0) == 1000  # off
+    assert held(50_000, growth=1.0, exponent=1.0) == 50_000  # everything
+    # a new game adds `growth` of one at first, ever less later
+    first, later = held(2000) - held(1990), held(100_000) - held(99_990)
+    assert held(1100) - held(1000) == pytest.approx(40, abs=1.5) and later < first <= 4
 
 
 def test_bad_requests_are_refused(store: Store) -> None:
@@ -98,3 +128,68 @@ def test_damaged_plans_are_refused(store: Store) -> None:
         Plan.from_dict({**raw, "format": 99})
     with pytest.raises(PlanError, match="is no shard"):
         Plan.from_dict({**raw, "shards": [{"index": 1, "games": 2, "seed": 3}]})
+
+
+def test_a_plan_notes_the_arithmetic_that_it_is_played_with(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ringrift_pipeline.network import evaluator
+    from ringrift_pipeline.selfplay.playing import _search
+
+    native = tmp_path / "cpuinfo"
+    native.write_text("flags : avx512_bf16\n")
+    monkeypatch.setattr(evaluator, "CPU_INFO", native)
+    plan_generation(store, CONFIG, 0, settings(), NOW)
+    save_champion(store)
+    plan = plan_generation(store, CONFIG, 1, settings(), NOW)
+    assert plan.precision == plan.raw["precision"] == "bfloat16"
+    asked = plan_generation(store, CONFIG, 2, settings(search__precision="float32"), NOW)
+    assert asked.precision == "float32"
+    # It stands on a machine that would have chosen otherwise, which chooses for its own plans.
+    native.unlink()
+    there = load_plan(store, CONFIG, 1)
+    assert there.champion is not None
+    assert _search(store, there, there.champion).evaluator.precision == "bfloat16"
+    assert plan_generation(store, CONFIG, 3, settings(), NOW).precision == "float32"
+    # Plans of earlier versions say nothing: they were played in float32.
+    old = {name: value for name, value in plan.raw.items() if name != "precision"}
+    assert Plan.from_dict(old).precision == "float32"
+
+
+def land_evaluation(store: Store, generation: int, **changes: object) -> None:
+    """The report of a candidate that won a third to two thirds against generation 0."""
+    model = store.require(CONFIG, generation, "ema_model")
+    share = {"win_rate": 0.5, "low": 0.34, "high": 0.66, "even": 0.5} | changes
+    report = {
+        "candidate": {"digest": changes.get("digest", model.digest)},
+        "champion": {"name": "generation:0000"},
+        "gate": {"promote": False, "floors": [{"baseline": "random", "required": True}]},
+        "matches": [{"opponent": changes.get("opponent", "generation:0000"), **share}],
+    }
+    with store.create(CONFIG, generation, "evaluation") as draft:
+        (draft.path / "report.json").write_text(json.dumps(report))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parent"),
+    [
+        ({}, 1),  # not proven better: its weights are trained on
+        ({"low": 0.1, "high": 0.49}, 0),  # worse beyond doubt
+        ({"low": 0.1, "high": 0.49, "opponent": "random"}, 0),  # of a baseline it had to hold
+        ({"low": 0.1, "high": 0.49, "opponent": "heuristic"}, 1),  # of one it had not
+        ({"low": 0.1, "high": 0.49, "digest": "0" * 64}, 1),  # another model's evaluation
+    ],
+)
+def test_weights_that_are_worse_are_not_handed_on(
+    store: Store, changes: dict[str, object], parent: int
+) -> None:
+    for generation in (0, 1):
+        plan_generation(store, CONFIG, generation, settings(), NOW)
+        with store.create(CONFIG, generation, "ema_model") as draft:
+            (draft.path / "model.safetensors").write_bytes(bytes([generation]))
+        if generation == 0:
+            store.promote(CONFIG, 0, draft.artefact, {})
+    land_evaluation(store, 1, **changes)
+    plan = plan_generation(store, CONFIG, 2, settings(), NOW)
+    assert plan.parent is not None and plan.parent["generation"] == parent
+    assert plan.champion is not None and plan.champion["generation"] == 0

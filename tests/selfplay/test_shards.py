@@ -156,6 +156,23 @@ def test_damaged_files_are_refused_by_name(played: Played, tmp_path: Path) -> No
         read_shard(other)
 
 
+@pytest.mark.parametrize("version, missing", [(1, 3), (2, 2)])
+def test_shards_of_earlier_formats_are_read(
+    played: Played, tmp_path: Path, version: int, missing: int
+) -> None:
+    table = tables(played)[0]
+    kept = table.select(table.column_names[:-missing])
+    for named, path in ((version, tmp_path / "old.arrow"), (3, tmp_path / "cut.arrow")):
+        about = {**table.schema.metadata, b"format": str(named).encode()}
+        old = kept.replace_schema_metadata(about)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, old.schema) as out:
+            out.write_table(old)
+    assert read_shard(tmp_path / "old.arrow").equals(kept)
+    assert kept.schema.equals(SHARD_SCHEMA(CONFIG, version))
+    with pytest.raises(ShardError, match="cut.arrow"):
+        read_shard(tmp_path / "cut.arrow")
+
+
 def test_collect_counts_what_the_shards_hold(either: Played) -> None:
     store, plan = either
     artefact = collect(store, plan)

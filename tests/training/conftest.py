@@ -30,7 +30,7 @@ TINY = {
     "network.channels": 8,
     "network.value_channels": 8,
     "training.batch_size": 32,
-    "training.epochs": 1.0,
+    "training.sample_reuse": 1.0,
     "training.max_steps": 14,
     "training.checkpoint_every": 4,
     "training.holdout_fraction": 0.3,

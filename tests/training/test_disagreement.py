@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -104,16 +106,6 @@ def test_an_opponents_moves_train_the_value_and_not_the_policy(third: tuple[Stor
     assert np.allclose(batch["value_targets"].sum(dim=1).numpy(), 1.0)
 
 
-def test_a_window_of_before_has_no_opponents(third: tuple[Store, Plan]) -> None:
-    store, plan = third
-    folder = build_window(store, plan).path
-    header = (folder / "window.json").read_text()
-    (folder / "opponent.npy").unlink()
-    (folder / "window.json").write_text(header.replace('"opponent",\n', ""))
-    window = open_window(folder)
-    assert window.opponent.shape == (len(window),) and not window.opponent.any()
-
-
 def test_disagreement_is_in_the_hardness_of_mined_rows(third: tuple[Store, Plan]) -> None:
     store, plan = third
     said: list[tuple[int, int]] = []
@@ -158,13 +150,48 @@ def test_disagreement_is_in_the_hardness_of_mined_rows(third: tuple[Store, Plan]
         table["uncertainty"].mean(), rel=1e-6
     )
     # The miner of the next training starts with it.
-    rows, hardness = read_hard_examples(artefact)
-    assert np.array_equal(hardness, table["hardness"])
-    miner = TrainingRun(plan, window, hard_examples=(rows, hardness)).facade.miner
-    assert miner is not None and miner.get_statistics()["tracked_examples"] == len(rows)
+    examples = read_hard_examples(artefact)
+    assert np.array_equal(examples.hardness, table["hardness"])
+    assert np.array_equal(examples.uncertainty, table["uncertainty"])
+    miner = TrainingRun(plan, window, hard_examples=examples).facade.miner
+    assert miner is not None and miner.get_statistics()["tracked_examples"] == table.height
     build_window(store, heavier(plan))
     with pytest.raises(Interrupted, match="scoring"):
         mine_hard_examples(store, heavier(plan), should_stop=lambda: True)
+
+
+def test_mining_is_told_what_the_search_would_lose(third: tuple[Store, Plan]) -> None:
+    """Loss beyond the search's own, the ensemble's doubt, the surprise and the game of each row."""
+    store, plan = third
+    window = open_window(build_window(store, plan).path)
+    examples = read_hard_examples(mine_hard_examples(store, plan))
+    share = plan.settings.with_overrides(
+        {"training.search_value_share": 0.25, "training.policy_weight": 0.5}
+    )
+    run = TrainingRun(
+        Plan.from_dict({**plan.raw, "settings": share.to_dict()}), window, hard_examples=examples
+    )
+    seen: list[dict[str, Any]] = []
+    step = run.facade.train_step
+    run.facade.train_step = lambda batch: (seen.append(batch), step(batch))[1]  # type: ignore[method-assign]
+    run.step()
+    batch = seen[0]
+    doubt = dict(zip(examples.rows.tolist(), examples.uncertainty, strict=True))
+    for place, row in enumerate(batch["indices"]):
+        policy = window.policy[window.offsets[row] : window.offsets[row + 1]].astype(float)
+        loss = 0.0
+        if window.full_search[row]:
+            loss = -0.5 * sum(p * math.log(p) for p in policy if p > 0)
+        searched = window.search_value[row].astype(float)
+        target = window.outcome[row].astype(float)
+        if window.valued[row]:
+            target = 0.75 * target + 0.25 * searched
+        loss -= sum(t * math.log(max(s, 1e-3)) for t, s in zip(target, searched, strict=True))
+        assert batch["reference_loss"][place] == pytest.approx(loss, rel=1e-4, abs=1e-5)
+        assert batch["uncertainty"][place] == pytest.approx(doubt.get(int(row), 0.0), rel=1e-6)
+        assert batch["surprise"][place] == window.surprise[row]
+        assert batch["games"][place] == window.game[row]
+    assert batch["uncertainty"].any()
 
 
 def heavier(plan: Plan, weight: float = 1e6) -> Plan:

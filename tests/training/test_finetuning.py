@@ -33,6 +33,7 @@ from ringrift_pipeline.training import (
     train,
 )
 from ringrift_pipeline.training.consolidation import FILE
+from ringrift_pipeline.training.forward import held_out_losses
 
 from .conftest import CONFIG, NOW, save_model_of, settings
 from .test_loop import contents, records, stop_after
@@ -108,6 +109,12 @@ def test_with_a_penalty_the_weights_that_the_source_needs_stay(
     penalties = [record.get("train/penalty") for record in records(held)]
     assert max(p for p in penalties if p is not None) > 0
     assert all("train/penalty" not in record for record in records(loose))
+    assert held.metadata["train/penalty"] > 0
+    theirs = WindowDataset(open_window(build_window(store, load_plan(store, CONFIG, 0)).path))
+    judged = theirs.window.holdout_rows[: plan.finetune["samples"]]
+    for when, model in (("before", source), ("after", load_model(held.path / "best"))):
+        loss = held_out_losses(model, theirs, judged, 1.0, 1.0).loss
+        assert held.metadata[f"finetune/source_loss_{when}"] == pytest.approx(loss)
 
 
 def test_the_fisher_is_measured_on_the_sources_own_rows(store: Store) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from ringrift_pipeline.training import (
     train,
 )
 from ringrift_pipeline.training.forward import held_out_losses
-from ringrift_pipeline.training.run import network_config, planned_steps
+from ringrift_pipeline.training.run import network_config, new_rows, planned_steps
 
 from .conftest import CONFIG, NOW, settings
 
@@ -162,16 +163,42 @@ def test_a_parent_of_another_shape_gives_fresh_weights(store: Store) -> None:
 
 
 def test_steps_follow_rows_batches_and_limits(store: Store, first: Plan) -> None:
-    def steps(rows: int, **overrides: object) -> int:
-        other = Store(store.root.parent / f"steps-{rows}-{len(overrides)}-{overrides}".strip())
+    def steps(rows: int, new: int, **overrides: object) -> int:
+        other = Store(store.root.parent / f"steps-{rows}-{new}-{overrides}".strip())
         plan = plan_generation(other, CONFIG, 0, settings(training__max_steps=0, **overrides), NOW)
-        return planned_steps(plan, rows)
+        return planned_steps(plan, rows, new)
 
-    assert steps(1000, training__epochs=3.0) == math.ceil(3000 / 32)
-    assert steps(1000, gradients__accumulation_steps=4) == math.ceil(1000 / 128)
-    assert steps(1000, training__epochs=9.0, training__sample_reuse_limit=2.0) == 2000 // 32
-    assert steps(3) == 1
-    assert planned_steps(first, 10_000) == 14
+    assert steps(1000, 1000, training__sample_reuse=3.0) == math.ceil(3000 / 32)
+    assert steps(9000, 1000, training__sample_reuse=3.0) == math.ceil(3000 / 32)
+    assert steps(1000, 500, gradients__accumulation_steps=4) == math.ceil(500 / 128)
+    limited = {"training__sample_reuse": 9.0, "training__sample_reuse_limit": 2.0}
+    assert steps(1000, 1000, **limited) == 2000 // 32
+    assert steps(5000, 1000, **limited) == math.ceil(9000 / 32)
+    assert steps(3, 0) == 1
+    assert planned_steps(first, 10_000, 10_000) == 14
+
+
+def test_new_rows_are_those_the_parent_has_not_seen(
+    store: Store, first: Plan, second: Plan
+) -> None:
+    window = open_window(build_window(store, second).path)
+    training = ~window.holdout
+    own = int((training & (window.generation == 1)).sum())
+    assert 0 < own < training.sum()
+    assert second.parent is not None
+    assert new_rows(second, window, fresh=False) == own
+    assert new_rows(second, window, fresh=True) == training.sum()
+    other = replace(second, parent={**second.parent, "config": "hex8_2p"})
+    assert new_rows(other, window, fresh=False) == training.sum()
+    skipped = replace(second, parent={**second.parent, "generation": -1})
+    assert new_rows(skipped, window, fresh=False) == training.sum()
+    assert new_rows(first, window, fresh=True) == training.sum()
+    prepare(store, second)
+    told = train(store, second).metadata
+    assert told["train/new_rows"] == own
+    assert told["train/reuse"] == told["train/samples"] / own
+    assert told["train/passes"] == told["train/samples"] / training.sum()
+    assert 1 <= told["train/max_visits"] <= second.settings.training.sample_reuse_limit
 
 
 def test_enhancements_can_be_switched_off(store: Store) -> None:

@@ -3,15 +3,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ringrift_pipeline.game import layout
-from ringrift_pipeline.selfplay import Plan, iter_shards, read_shard
+from ringrift_pipeline.selfplay import Plan, iter_shards, read_shard, shard_kind
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.training import WindowDataset, WindowError, build_window, open_window
 from ringrift_pipeline.training.window import hash_fraction, is_held_out, split_games
+
+from .conftest import CONFIG
 
 
 def rows_of(store: Store, plan: Plan) -> list[dict]:
@@ -46,6 +49,9 @@ def test_columns_hold_what_the_shards_hold_mover_first(store: Store, second: Pla
         assert window.move_cells[moves].tolist() == row["move_cells"]
         assert window.full_search[index] == row["full_search"]
         assert window.surprise[index] == np.float32(row["surprise"])
+        assert window.valued[index] == (row["generation"] == 1)
+        assert window.owners[window.game[index]].tolist() == row["owners"]
+        assert window.eliminated[window.game[index]].tolist() == row["eliminated"]
 
 
 def test_columns_are_memory_mapped_and_read_only(store: Store, first: Plan) -> None:
@@ -97,6 +103,23 @@ def test_hashes_are_uniform() -> None:
     assert np.abs(values - (np.arange(4000) + 0.5) / 4000).max() < 0.03
 
 
+def test_games_of_older_shards_have_no_known_end(store: Store, first: Plan) -> None:
+    shard = store.require(CONFIG, 0, shard_kind(0)).file("shard.arrow")
+    table = read_shard(shard)
+    old = table.select(table.column_names[:-3])
+    old = old.replace_schema_metadata({**table.schema.metadata, b"format": b"1"})
+    with store.create(CONFIG, 0, shard_kind(0)) as draft:
+        path = str(draft.path / "shard.arrow")
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, old.schema) as out:
+            out.write_table(old)
+    window = open_window(build_window(store, first).path)
+    ours = set(table["game_id"].to_pylist())
+    for number, game in enumerate(window.games):
+        assert (window.owners[number] == -2).all() == (game in ours)
+        assert (window.eliminated[number] == -2).all() == (game in ours)
+    assert 0 < len(ours) < len(window.games) and not window.opponent.any()
+
+
 def test_windows_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WindowError, match="at least 2"):
         split_games(["one"], 0.1)
@@ -124,7 +147,8 @@ def test_batches_against_rows_taken_one_by_one(store: Store, second: Plan, share
         target = row["policy"] if row["full_search"] else [0.0] * count
         assert batch["policy_targets"][at].tolist() == target + [0.0] * (width - count)
         outcome = np.roll(row["outcome"], -mover)
-        value = (1 - share) * outcome + share * np.roll(row["search_value"], -mover)
+        mixed = share if row["generation"] else 0.0  # the heuristic knows no values
+        value = (1 - mixed) * outcome + mixed * np.roll(row["search_value"], -mover)
         np.testing.assert_allclose(batch["value_targets"][at, :2], value, rtol=1e-6)
         assert (batch["value_targets"][at, 2:] == 0).all()
         assert features["planes"][at].reshape(-1).tolist() == row["planes"]

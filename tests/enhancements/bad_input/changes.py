@@ -87,8 +87,9 @@ def of_class(*others: Any, optional: bool = False) -> Kind:
 
 
 def flag() -> Kind:
-    """True or False; anything with a truth value will do, so nothing is refused."""
-    return any_of(becomes(True, fine=True), becomes(False, fine=True))
+    """True or False, and nothing else that has a truth value."""
+    others = (None, "no", "", 0, 1, 1.0, [], {}, math.nan, object())
+    return any_of(*map(becomes, others), becomes(True, fine=True), becomes(False, fine=True))
 
 
 def text() -> Kind:

@@ -358,6 +358,7 @@ def miner_rows() -> list[Row]:
                     becomes(np.ones((2, 2), dtype=int)),
                     becomes(torch.arange(9, device="meta")),
                     becomes(range(-3, 4)),
+                    becomes(np.array([5, -1, *range(9)])),
                     becomes(range(3), fine=True),
                     becomes(torch.arange(40), fine=True),
                 ),

@@ -29,7 +29,9 @@ def gradient_rows() -> list[Row]:
             accumulator,
             {
                 "accumulation_steps": whole(1),
-                "max_grad_norm": any_of(*map(becomes, ("1", -1.0, math.nan, math.inf, [1.0]))),
+                "max_grad_norm": any_of(
+                    *map(becomes, ("1", "", False, -1.0, math.nan, math.inf, [1.0]))
+                ),
                 "batch_size": whole(1),
             },
             accumulation_steps=2,
@@ -216,6 +218,18 @@ def write_model(folder: Path, name: str = "m.safetensors") -> str:
     return str(folder / name)
 
 
+def spoilt(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The last one NaN."""
+    name = list(tensors)[-1]
+    return {**tensors, name: torch.full_like(tensors[name], math.nan)}
+
+
+def spoilt_net() -> nn.Module:
+    model = Net()
+    model.load_state_dict(spoilt(model.state_dict()))
+    return model
+
+
 def averaging_rows() -> list[Row]:
     owner = "CheckpointAverager"
     broken_weights = any_of(
@@ -241,11 +255,25 @@ def averaging_rows() -> list[Row]:
         Row(
             f"{owner}.update",
             {
-                "model": of_class(None, nn.Linear(2, 2), nn.Identity(), optimizer()),
+                "model": of_class(None, nn.Linear(2, 2), nn.Identity(), optimizer(), spoilt_net()),
                 "num_samples": whole(1),
+                "check_finite": flag(),
             },
-            lambda it, folder: {"model": Net(), "num_samples": 4},
+            lambda it, folder: {"model": Net(), "num_samples": 4, "check_finite": True},
             "averager-memory",
+        ),
+        Row(
+            f"{owner}.check_state",
+            {
+                "state_dict": any_of(
+                    *map(becomes, (None, "rubbish", 3, [], {})),
+                    Change("NaN", lambda good: {**good, "ema": spoilt(good["ema"])}),
+                ),
+                "model": of_class(None, nn.Linear(2, 2)),
+            },
+            lambda it, folder: {"state_dict": it.state_dict(), "model": Net()},
+            "averager-memory",
+            says={"state_dict": "state_dict|ema", "model": "model|ema"},
         ),
         Row(
             f"{owner}.decay",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +88,7 @@ def config_rows() -> list[Row]:
         )
     )
     named = "settings|training|batch_size|seed|rubbish|3|betas|learning_rate"
+    config = any_of(*map(becomes, (3, [], object())), becomes(None, fine=True))
     presets = any_of(*map(becomes, ("rubbish", "", 3, [], object())))
     bounds = {
         "policy_weight": number(0.0),
@@ -125,6 +128,7 @@ def config_rows() -> list[Row]:
                 ),
                 "overrides": settings,
                 "base": of_class(FacadeConfig(), optional=True),
+                "config": config,
             },
             lambda it, folder: {"preset": "smoke", "environ": {}, "overrides": {"seed": 3}},
             says={
@@ -133,7 +137,7 @@ def config_rows() -> list[Row]:
                 "overrides": f"overrides|{named}",
             },
         ),
-        Row(f"{owner}.preset", {"name": presets}, lambda it, folder: {"name": "smoke"},
+        Row(f"{owner}.preset", {"name": presets, "config": config}, lambda it, folder: {"name": "smoke"},
             says={"name": "preset"}),
         Row(
             f"{owner}.from_dict",
@@ -225,6 +229,11 @@ def feedback_rows() -> list[Row]:
     ]
 
 
+def renamed(name: str, wrong: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Gives an entry of a mapping another name."""
+    return lambda good: {wrong if key == name else key: value for key, value in good.items()}
+
+
 def facade_rows() -> list[Row]:
     owner = "TrainingEnhancementsFacade"
     weights = values(0.0, lists=False, optional=True, others=(becomes(torch.zeros(BATCH)),))
@@ -234,7 +243,7 @@ def facade_rows() -> list[Row]:
             f"{owner}.__init__",
             {
                 "model": of_class(None, nn.Identity(), optimizer()),
-                "optimizer": of_class(None, Net()),
+                "optimizer": of_class(None, Net(), optimizer()),
                 "config": of_class(TrainingConfig(), optional=True),
                 "loss_fn": any_of(becomes(3), becomes("rubbish"), becomes(None, fine=True)),
                 "ewc": of_class(optional=True),
@@ -264,6 +273,15 @@ def facade_rows() -> list[Row]:
             {
                 "batch": any_of(
                     *map(becomes, (None, 3, "rubbish", [], {}, (1, 2), {"features": torch.ones(1)})),
+                    *(
+                        Change(f"{wrong} in place of {name}", renamed(name, wrong))
+                        for name, wrong in (
+                            ("weights", "weight"),
+                            ("indices", "index"),
+                            ("legal_mask", "mask"),
+                            ("games", "extra"),
+                        )
+                    ),
                     Change("a tuple", lambda b: tuple(list(b.values())[:3]), fine=True),
                 )
             },

@@ -1,0 +1,482 @@
+"""How fast selfplay is: the network's share, what the rest costs, two workers, memory, rollouts.
+
+    python benchmarks/selfplay.py [--quick] [--json] [--only PART] [--precision P]
+                                  [--memory] [--memory-games N]
+
+Networks have fresh random weights; games are square8_2p with the default settings, one thread.
+Times are processor times of this process, but for the two workers (wall time): other work on the
+machine disturbs them less. Parts (``--only``): network, equal, workers, rollout; ``--memory`` is
+not among them, as it plays thousands of games.
+
+- **Selfplay against the bare network call**: positions evaluated a second while a shard is played,
+  its thinning end included, over what the network alone does, called again and again with one
+  batch of 128 positions encoded beforehand, before and after the shard. Beside it the parts, in
+  microseconds a simulation: engine (copying a position, making a move and the forced ones after
+  it, listing what comes next; measured by doing just that with the positions of the shard), tree
+  (all that is neither engine nor evaluation, the recording of games included), encoding, and
+  inference (the network and the look-up of its moves).
+- **Simulations a second** against the reference project's Gumbel search on one core with its
+  network of 9.5 million parameters, 44 to 53 (the ratio is to 53).
+- **Two workers** playing two shards against two processes that know nothing of each other and play
+  one each, at the same time; games a second from the first start to the last end.
+- **Memory**: resident set after 1,000 and after 5,000 games (or ``--memory-games``), shards of 100.
+- **Rollouts**: playouts a second of the rollout player, and N, the playouts it makes in the time of
+  64 simulations for one position of one game.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.game import get_rules, kernels
+from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.network import Evaluator, NetworkConfig, RingRiftNetwork
+from ringrift_pipeline.search import GumbelSearch, NetworkPlayer, RolloutPlayer, SearchSettings
+from ringrift_pipeline.search.tree import inline_settle
+from ringrift_pipeline.selfplay.play import play_search_games
+from ringrift_pipeline.selfplay.stopping import Interrupted, Reporter
+
+CONFIG = "square8_2p"
+BATCH = 128
+#: Network -> least share of the bare call's speed.
+SIZES = {(4, 32): 0.65, (6, 64): 0.85, (6, 96): None}
+GAMES = 64  # of the shard
+QUICK_SECONDS = 8.0  # of it, where time is short: its thinning end is not reached then
+REFERENCE_SIMULATIONS = 53.0
+LEAST_SPEEDUP = 50.0
+MOST_TREE_AND_ENCODING = 6.0
+EQUAL_PARAMETERS = 9.5e6
+MEMORY_GAMES = 5000
+MEMORY_SETTINGS = {
+    "selfplay.games": 100,
+    "selfplay.games_per_shard": 100,
+    "selfplay.workers": 1,
+    "search.simulations": 8,
+    "search.cheap_simulations": 4,
+}
+
+Claim = dict[str, Any]
+
+
+def claim(
+    name: str,
+    value: float,
+    unit: str,
+    reference: float | None = None,
+    target: float | None = None,
+    ratio: float | None = None,
+) -> Claim:
+    """One claim; the ratio is ``value / reference`` unless it is given."""
+    if ratio is None and reference is not None:
+        ratio = value / reference
+    return {
+        "claim": name,
+        "value": float(f"{value:.5g}"),
+        "unit": unit,
+        "reference": None if reference is None else float(f"{reference:.5g}"),
+        "ratio": None if ratio is None else float(f"{ratio:.4g}"),
+        "target": target,
+    }
+
+
+# --- one shard, taken apart ----------------------------------------------------------------------
+class Clock:
+    """Adds up the processor time of calls."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, timed by this clock."""
+
+        def timed(*arguments: Any) -> Any:
+            started = time.process_time()
+            result = function(*arguments)
+            self.seconds += time.process_time() - started
+            return result
+
+        return timed
+
+
+class Watched:
+    """An evaluator that counts and times what it is asked, and keeps some of the positions."""
+
+    KEEP = 40
+
+    def __init__(self, model: RingRiftNetwork, precision: str) -> None:
+        self.rules = get_rules(CONFIG)
+        self.evaluator = Evaluator(model, self.rules, "cpu", precision=precision, threads=1)
+        self.network = self.evaluator._network
+        self.encode = self.evaluator._encoder.encode
+        self.whole, self.encoding = Clock(), Clock()
+        self.evaluator._encoder.encode = self.encoding.around(self.encode)  # type: ignore[method-assign]
+        self._timed = self.whole.around(self.evaluator.evaluate)
+        self.positions = 0
+        self.batches = 0
+        self.kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def evaluate(
+        self, states: np.ndarray, moves: np.ndarray, counts: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self.positions += len(states)
+        self.batches += 1
+        if self.batches % 16 == 8 and len(states) > 100 and len(self.kept) < self.KEEP:
+            self.kept.append((states.copy(), moves.copy(), counts.copy()))
+        return self._timed(states, moves, counts)
+
+    def positions_once(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``count`` of the positions kept: states, moves, counts."""
+        width = max(moves.shape[1] for _, moves, _ in self.kept)
+        padded = [np.pad(m, ((0, 0), (0, width - m.shape[1]))) for _, m, _ in self.kept]
+        states, counts = (np.concatenate([part[k] for part in self.kept]) for k in (0, 2))
+        index = np.resize(np.arange(len(states)), count)
+        return states[index], np.concatenate(padded)[index], counts[index]
+
+
+@kernel
+def _engine_work(b, states, moves, counts, scratch, buffer):  # type: ignore[no-untyped-def]
+    """What the engine does for one leaf, for every row: copy, move, forced moves, legal moves."""
+    total = 0
+    for i in range(states.shape[0]):
+        scratch[:] = states[i]
+        kernels.apply_move(b, scratch, moves[i, i % counts[i]])
+        total += inline_settle(b, scratch, buffer)
+    return total
+
+
+def engine_seconds(watched: Watched) -> float:
+    """Seconds of processor time a leaf."""
+    rules = watched.rules
+    states, moves, counts = watched.positions_once(4000)
+    scratch = np.empty(rules.state_size, dtype=np.int64)
+    buffer = np.empty(rules.max_moves, dtype=np.int64)
+    times = []
+    for _ in range(7):
+        started = time.process_time()
+        _engine_work(rules.constants, states, moves, counts, scratch, buffer)
+        times.append((time.process_time() - started) / len(states))
+    return statistics.median(times[1:])
+
+
+def bare_rates(watched: Watched, seconds: float) -> list[float]:
+    """Positions a second of the network alone on one encoded batch, call by call."""
+    features = watched.encode(*watched.positions_once(BATCH))
+    planes, globals_ = (torch.from_numpy(features[k].copy()) for k in ("planes", "globals"))
+    rates = []
+    with torch.inference_mode():
+        watched.network(planes, globals_)
+        until = time.process_time() + seconds
+        while time.process_time() < until:
+            started = time.process_time()
+            watched.network(planes, globals_)
+            rates.append(BATCH / (time.process_time() - started))
+    return rates
+
+
+@functools.cache
+def some_positions() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of a shard that a tiny network begins; this also compiles what there is."""
+    tiny = Watched(RingRiftNetwork(NetworkConfig(1, 8)), "float32")
+    settings = TrainingConfig().with_overrides({"selfplay.max_plies": 60})
+    search = GumbelSearch(tiny.rules, tiny, settings.search)
+    play_search_games(CONFIG, 128, 1, settings, search, Reporter())
+    return tiny.kept
+
+
+def play(
+    model: RingRiftNetwork, precision: str, games: int, most_seconds: float = float("inf")
+) -> dict[str, float]:
+    """Play one shard (or, cut short, a part of one) and take its time apart; microseconds."""
+    settings = TrainingConfig()
+    watched = Watched(model, precision)
+    search = GumbelSearch(watched.rules, watched, settings.search)
+    watched.kept = some_positions()
+    before = bare_rates(watched, 1.5)
+    watched.encoding.seconds = 0.0  # the bare call's batch was encoded, too
+    started = time.process_time()
+    simulations = 0.0
+    stop = Reporter(None, lambda: time.process_time() - started > most_seconds)
+    try:
+        decisions, _ = play_search_games(CONFIG, games, 2, settings, search, stop)
+        full = decisions.full_search
+        spent = np.where(full, settings.search.simulations, settings.search.cheap_simulations)
+        simulations = float(spent.sum())
+    except Interrupted:
+        pass
+    seconds = time.process_time() - started
+    asked, batches = watched.positions, watched.batches
+    simulations = simulations or asked * 28 / 29  # cut short: all but the roots
+    bare = statistics.median(before + bare_rates(watched, 1.5))
+    each = 1e6 / simulations
+    engine = engine_seconds(watched) * 1e6
+    encoding, whole = watched.encoding.seconds * each, watched.whole.seconds * each
+    return {
+        "evaluations": asked / seconds,
+        "bare": bare,
+        "simulations": simulations / seconds,
+        "batch": asked / batches,
+        "engine": engine,
+        "tree": seconds * each - whole - engine,
+        "encoding": encoding,
+        "inference": whole - encoding,
+    }
+
+
+def network_part(quick: bool, precision: str) -> Iterator[Claim]:
+    """Selfplay against the bare call, its parts, and the reference's simulations a second."""
+    for (blocks, channels), least in SIZES.items():
+        model = RingRiftNetwork(NetworkConfig(blocks, channels))
+        found = play(model, precision, GAMES, QUICK_SECONDS if quick else float("inf"))
+        name = f"{blocks} x {channels}"
+        yield claim(
+            f"evaluations during selfplay, {name}, {precision}",
+            found["evaluations"],
+            "positions/s",
+            found["bare"],
+            least,
+        )
+        yield claim(f"mean batch, {name}", found["batch"], "positions", BATCH)
+        for part in ("engine", "tree", "encoding", "inference"):
+            yield claim(f"{part}, {name}", found[part], "us/simulation")
+        both = found["tree"] + found["encoding"]
+        most = MOST_TREE_AND_ENCODING
+        yield claim(f"tree and encoding, {name}", both, "us/simulation", most, 1.0, most / both)
+        yield claim(
+            f"simulations, {name}",
+            found["simulations"],
+            "simulations/s",
+            REFERENCE_SIMULATIONS,
+            LEAST_SPEEDUP if (blocks, channels) == (6, 96) else None,
+        )
+
+
+def equal_part(quick: bool, precision: str) -> Iterator[Claim]:
+    """Simulations a second with as many parameters as the reference's network has."""
+    blocks, channels = 12, 8
+    while RingRiftNetwork(NetworkConfig(blocks, channels + 2)).num_parameters <= EQUAL_PARAMETERS:
+        channels += 2
+    model = RingRiftNetwork(NetworkConfig(blocks, channels))
+    found = play(model, precision, GAMES, QUICK_SECONDS if quick else 30.0)
+    yield claim(
+        f"simulations, {blocks} x {channels} ({model.num_parameters / 1e6:.2f}M parameters)",
+        found["simulations"],
+        "simulations/s",
+        REFERENCE_SIMULATIONS,
+    )
+
+
+# --- two workers ---------------------------------------------------------------------------------
+def _prepare(root: Path, games: int, shards: int, seed: int, overrides: dict[str, Any]) -> Any:
+    """A store whose champion is a fresh network, and a plan of its selfplay."""
+    from ringrift_pipeline.network import save_model
+    from ringrift_pipeline.selfplay import plan_generation
+    from ringrift_pipeline.store import Store
+
+    store = Store(root)
+    settings = TrainingConfig().with_overrides(
+        {
+            "seed": seed,
+            "device": "cpu",
+            "selfplay.games": games * shards,
+            "selfplay.games_per_shard": games,
+            "network.blocks": 4,
+            "network.channels": 32,
+            **overrides,
+        }
+    )
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    plan_generation(store, CONFIG, 0, settings, now)
+    network = settings.network
+    with store.create(CONFIG, 0, "ema_model") as draft:
+        shape = NetworkConfig(network.blocks, network.channels, network.value_channels)
+        save_model(draft.path, RingRiftNetwork(shape, seed=1), {})
+    store.promote(CONFIG, 0, draft.artefact, {"benchmark": True})
+    return store, plan_generation(store, CONFIG, 1, settings, now)
+
+
+def _rate(artefacts: list[Any]) -> float:
+    """Positions a second from the first start to the last end."""
+    notes = [artefact.metadata for artefact in artefacts]
+    began = min(note["started"] for note in notes)
+    ended = max(note["started"] + note["seconds"] for note in notes)
+    return sum(note["positions"] for note in notes) / (ended - began)
+
+
+def workers_part(quick: bool, precision: str) -> Iterator[Claim]:
+    """Two workers of one plan against two processes on their own, in turns."""
+    from ringrift_pipeline.selfplay import play_shards, shard_kind
+    from ringrift_pipeline.store import Store
+
+    games = 8 if quick else 64
+    together, apart = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(1 if quick else 2):
+            store, plan = _prepare(Path(folder) / f"both{turn}", games, 2, turn, {})
+            together.append(_rate(play_shards(store, plan, workers=2)))
+            roots = [Path(folder) / f"{who}{turn}" for who in ("one", "other")]
+            for number, root in enumerate(roots):
+                _prepare(root, games, 1, 10 * turn + number, {})
+            command = [sys.executable, __file__, "--play-store"]
+            running = [subprocess.Popen([*command, str(root)]) for root in roots]
+            if any(process.wait() for process in running):
+                raise SystemExit("a process on its own failed")
+            kind = shard_kind(0)
+            apart.append(_rate([Store(root).require(CONFIG, 1, kind) for root in roots]))
+    yield claim(
+        "two workers against two processes of their own",
+        statistics.median(together),
+        "positions/s",
+        statistics.median(apart),
+        0.90,
+    )
+
+
+# --- rollouts ------------------------------------------------------------------------------------
+def _decisions(count: int) -> np.ndarray:
+    """Positions with a choice from random games, (count, S)."""
+    rules = get_rules(CONFIG)
+    rng = np.zeros(1, dtype=np.uint64)
+    rows: list[np.ndarray] = []
+    buffer = np.empty(rules.max_moves, dtype=np.int64)
+    state = np.zeros(rules.state_size, dtype=np.int64)
+    while len(rows) < 8 * count:
+        kernels.initial_state(rules.constants, state, False)
+        while (legal := kernels.legal_moves(rules.constants, state, buffer)) > 0:
+            if legal > 1:
+                rows.append(state.copy())
+            move = buffer[kernels.random_below(rng, legal)]
+            kernels.apply_move(rules.constants, state, move)
+    return np.array(rows[: 8 * count : 8])
+
+
+def rollout_part(quick: bool, precision: str) -> Iterator[Claim]:
+    """Playouts a second, and N for every size of network."""
+    rows = _decisions(8 if quick else 48)
+    seeds = np.arange(len(rows), dtype=np.uint64)
+    playouts = 200 if quick else 400
+    rollout = RolloutPlayer(CONFIG, playouts=playouts)
+
+    def seconds(player: Any) -> float:
+        """Mean processor time of a decision, one position at a time."""
+        player.choose_batch(rows[:1], seeds[:1])
+        started = time.process_time()
+        for i in range(len(rows)):
+            player.choose_batch(rows[i : i + 1], seeds[i : i + 1])
+        return (time.process_time() - started) / len(rows)
+
+    rate = playouts / statistics.median(seconds(rollout) for _ in range(3))
+    yield claim("playouts of the rollout player", rate, "playouts/s")
+    for blocks, channels in SIZES:
+        model = RingRiftNetwork(NetworkConfig(blocks, channels))
+        rules = get_rules(CONFIG)
+        evaluator = Evaluator(model, rules, "cpu", precision=precision, threads=1)
+        player = NetworkPlayer(CONFIG, evaluator, simulations=64, settings=SearchSettings())
+        each = statistics.median(seconds(player) for _ in range(3))
+        yield claim(f"64 simulations for one position, {blocks} x {channels}", each * 1e3, "ms")
+        yield claim(f"N, playouts in that time, {blocks} x {channels}", each * rate, "playouts")
+
+
+# --- memory --------------------------------------------------------------------------------------
+def resident() -> float:
+    """Resident set of this process, MiB."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory_part(games: int, precision: str) -> Iterator[Claim]:
+    """Resident set as games go by: real plans, shards written, in this very process."""
+    from ringrift_pipeline.selfplay import play_shard
+
+    per_shard = int(MEMORY_SETTINGS["selfplay.games_per_shard"])
+    tiny = {"network.blocks": 1, "network.channels": 8, "network.value_channels": 8}
+    first = 0.0
+    most = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for played in range(0, games, 1000):
+            root = Path(folder) / str(played)
+            overrides = {**MEMORY_SETTINGS, **tiny}
+            store, plan = _prepare(root, per_shard, 1000 // per_shard, played, overrides)
+            for index in range(len(plan.shards)):
+                play_shard(store, plan, index)
+            now = resident()
+            first = first or now
+            most = max(most, now)
+            if not (played + 1000) % max(5000, games // 20) or not played:
+                yield claim(f"resident set after {played + 1000} games", now, "MiB")
+            subprocess.run(["rm", "-r", str(root)], check=True)
+    yield claim(
+        f"largest resident set from 1000 to {games} games against that after 1000",
+        most,
+        "MiB",
+        first,
+        0.98,
+        first / most,
+    )
+
+
+PARTS: dict[str, Callable[[bool, str], Iterator[Claim]]] = {
+    "network": network_part,
+    "equal": equal_part,
+    "workers": workers_part,
+    "rollout": rollout_part,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer games; figures are rough")
+    parser.add_argument("--json", action="store_true", help="one JSON object a claim")
+    parser.add_argument("--only", choices=PARTS, action="append", help="only this part")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--memory", action="store_true", help="only the memory, for long")
+    parser.add_argument("--memory-games", type=int, default=MEMORY_GAMES, help="games it plays")
+    parser.add_argument("--play-store", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.play_store:
+        from ringrift_pipeline.selfplay import load_plan, play_shard
+        from ringrift_pipeline.store import Store
+
+        store = Store(options.play_store)
+        play_shard(store, load_plan(store, CONFIG, 1), 0)
+        return
+    if options.memory:
+        runs = [memory_part(options.memory_games, options.precision)]
+    else:
+        chosen = options.only or PARTS
+        runs = [PARTS[name](options.quick, options.precision) for name in chosen]
+    for run in runs:
+        for result in run:
+            if options.json:
+                print(json.dumps(result), flush=True)
+                continue
+            line = f"{result['claim']:58s} {result['value']:12,.2f} {result['unit']:14s}"
+            if result["ratio"] is not None:
+                line += f" {result['ratio']:8.3f} of {result['reference']:,.1f}"
+            if result["target"] is not None:
+                met = "met" if result["ratio"] >= result["target"] else "MISSED"
+                line += f"  (target {result['target']:,.2f}: {met})"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

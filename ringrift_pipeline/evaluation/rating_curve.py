@@ -1,0 +1,104 @@
+"""The list of ratings for people: a Markdown table, and the curve over generations."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["MOST_ROWS", "draw_curve", "write_list"]
+
+MOST_ROWS = 60
+"""Generations in the Markdown table, the newest; the Parquet table has all."""
+
+
+def write_list(path: Path, frame: pl.DataFrame, confidence: float) -> None:
+    """Write the table as Markdown, strongest first.
+
+    Args:
+        path: a new file.
+        frame: columns `tables.RATING_LIST`.
+        confidence: of the intervals.
+    """
+    import polars as pl
+
+    generations = frame["generation"].drop_nulls().sort(descending=True)
+    shown = frame.filter(
+        pl.col("generation").is_null()
+        | pl.col("generation").is_in(generations[:MOST_ROWS].implode())
+    )
+    lines = [
+        f"| player | rating | {confidence:.0%} interval | games | wins | promoted |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for row in shown.iter_rows(named=True):
+        interval = "given" if row["anchor"] else f"{row['low']:.0f} to {row['high']:.0f}"
+        promoted = {True: "yes", False: "no", None: ""}[row["promoted"]]
+        lines.append(
+            f"| {row['player']} | {row['rating']:.0f} | {interval} | {row['games']} | "
+            f"{row['share']:.0%} | {promoted} |"
+        )
+    if shown.height < frame.height:
+        lines.append(f"\n{frame.height - shown.height} older generations are in the table's file.")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def draw_curve(path: Path, frame: pl.DataFrame, config: str, confidence: float) -> None:
+    """Draw the ratings of the generations with their intervals as a PNG, baselines as lines.
+
+    Generations that their gate let through are filled. The same table gives the same bytes.
+
+    Args:
+        path: a new file, under 50 kB.
+        frame: columns `tables.RATING_LIST`.
+        config: for the title.
+        confidence: of the intervals.
+    """
+    import numpy as np
+    import polars as pl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rated = frame.filter(pl.col("generation").is_not_null()).sort("generation")
+    x = rated["generation"].to_numpy()
+    y = rated["rating"].to_numpy()
+    bars = np.stack([y - rated["low"].to_numpy(), rated["high"].to_numpy() - y])
+    axes.errorbar(x, y, bars, color="C0", linewidth=1, capsize=2, marker="", zorder=2)
+    passed = rated["promoted"].fill_null(False).to_numpy()
+    axes.scatter(x[passed], y[passed], color="C0", s=28, zorder=3, label="promoted")
+    axes.scatter(
+        x[~passed], y[~passed], facecolor="white", edgecolor="C0", s=28, zorder=3, label="refused"
+    )
+    for number, row in enumerate(
+        frame.filter(pl.col("generation").is_null()).sort("player").iter_rows(named=True), start=1
+    ):
+        colour = f"C{number}"
+        axes.axhline(row["rating"], color=colour, linewidth=1, linestyle="--", zorder=1)
+        axes.axhspan(row["low"], row["high"], color=colour, alpha=0.12, linewidth=0, zorder=0)
+        axes.annotate(
+            f"{row['player']} {row['rating']:.0f}",
+            (1.0, row["rating"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
+    axes.set(
+        xlabel="generation",
+        ylabel=f"rating, Elo ({confidence:.0%} intervals)",
+        title=f"{config}: one fit over all games",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="best", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
+    path.write_bytes(buffer.getvalue())

@@ -1,0 +1,165 @@
+"""State rows in, arrays of encoded positions out; what the arrays mean is in ``encoding``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ringrift_pipeline.game import layout
+from ringrift_pipeline.network.encoding import NUM_GLOBALS, NUM_PLANES, encode_batch
+from ringrift_pipeline.network.moves import CELL_ROLES, CELLS_PER_MOVE, MOST_MOVES, new_table
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.game import Rules
+
+
+def _cell_of(rules: Rules) -> npt.NDArray[np.int32]:
+    """(N*N,) padded cell of each plane cell, -1 off the board."""
+    out = np.full(rules.size * rules.size, -1, dtype=np.int32)
+    cells = np.asarray(rules.cells)
+    out[np.asarray(rules.plane_of)[cells]] = cells
+    return out
+
+
+class Encoder:
+    """Encodes batches of one config into buffers of its own; an instance serves one thread.
+
+    Planes lie in memory cell by cell (channels last), as convolutions on the CPU want them.
+    """
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._plane_of = np.ascontiguousarray(rules.plane_of, dtype=np.int32)
+        self._cells = np.ascontiguousarray(rules.cells, dtype=np.int32)
+        self._cell_of = _cell_of(rules)
+        area = rules.size * rules.size
+        self._table = new_table()
+        self._stamp = 0
+        self._seen = np.empty(area, dtype=np.uint8)
+        self._queue = np.empty(area, dtype=np.int64)
+        self._rows = 0
+        self._width = 0
+        self._reserve(1, 1)
+
+    def _reserve(self, batch: int, width: int) -> None:
+        if batch > self._rows:
+            self._rows = batch
+            area = self.rules.size * self.rules.size
+            self._planes = np.empty((batch, area, NUM_PLANES), dtype=np.uint8)
+            self._globals = np.empty((batch, NUM_GLOBALS), dtype=np.float32)
+        if self._rows * width > self._width:
+            self._width = self._rows * width
+            self._kinds = np.empty(self._width, dtype=np.uint8)
+            self._move_cells = np.empty(self._width * CELLS_PER_MOVE, dtype=np.int16)
+            self._ranks = np.empty(self._width, dtype=np.int16)
+            self._legal = np.empty(self._width, dtype=np.bool_)
+
+    def encode(
+        self,
+        states: npt.NDArray[np.int64],
+        moves: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int32],
+    ) -> dict[str, npt.NDArray[Any]]:
+        """As :func:`encode_states`, but the arrays are overwritten by the next call.
+
+        ``planes`` is a view with the planes last in memory.
+        """
+        states = np.ascontiguousarray(states, dtype=np.int64)
+        moves = np.ascontiguousarray(moves, dtype=np.int64)
+        counts = np.ascontiguousarray(counts, dtype=np.int32)
+        self._check(states, moves, counts)
+        batch, width = moves.shape
+        size = int(self.rules.size)
+        self._reserve(batch, width)
+        planes = self._planes[:batch].transpose(0, 2, 1)
+        globals_ = self._globals[:batch]
+        self._planes[:batch] = 0
+        globals_[:] = 0.0
+        kinds = self._kinds[: batch * width].reshape(batch, width)
+        cells = self._move_cells[: batch * width * CELLS_PER_MOVE].reshape(batch, width, -1)
+        ranks = self._ranks[: batch * width].reshape(batch, width)
+        legal = self._legal[: batch * width].reshape(batch, width)
+        encode_batch(
+            self.rules.constants,
+            states,
+            moves,
+            counts,
+            self._plane_of,
+            self._cell_of,
+            self._cells,
+            CELL_ROLES,
+            *self._table,
+            self._stamp,
+            self._seen,
+            self._queue,
+            planes,
+            globals_,
+            kinds,
+            cells,
+            ranks,
+            legal,
+        )
+        self._stamp += batch
+        return {
+            "planes": planes.reshape(batch, NUM_PLANES, size, size),
+            "globals": globals_,
+            "move_kind": kinds,
+            "move_cells": cells,
+            "move_rank": ranks,
+            "legal_mask": legal,
+        }
+
+    def _check(
+        self,
+        states: npt.NDArray[np.int64],
+        moves: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int32],
+    ) -> None:
+        least = layout.HEADER + self._plane_of.shape[0]
+        if states.ndim != 2 or states.shape[1] < least:
+            raise ValueError(
+                f"states must have shape (B, {least} or more) for {self.rules.config}, "
+                f"got {states.shape}"
+            )
+        batch = states.shape[0]
+        if moves.ndim != 2 or moves.shape[0] != batch or counts.shape != (batch,):
+            raise ValueError(
+                f"moves must be (B, L) and counts (B,) with B={batch}, "
+                f"got {moves.shape} and {counts.shape}"
+            )
+        width = moves.shape[1]
+        if batch and (int(counts.max()) > width or int(counts.min()) < 0):
+            raise ValueError(f"counts must lie in 0..{width}, the width of moves")
+        if batch and int(counts.max()) > MOST_MOVES:
+            raise ValueError(f"at most {MOST_MOVES} moves a state can be described")
+        over = np.flatnonzero(states[:, layout.PLAYER] < 0)
+        if over.size:
+            raise ValueError(f"state {int(over[0])} of the batch is over: it has no player to move")
+
+
+def encode_states(
+    rules: Rules,
+    states: npt.NDArray[np.int64],
+    moves: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int32],
+) -> dict[str, npt.NDArray[Any]]:
+    """Encode positions and their legal moves, relative to each position's player to move.
+
+    Args:
+        rules: the config's rules.
+        states: (B, >= HEADER+P) int64 state rows; the compact rows of a shard will do.
+        moves: (B, L) int64 packed legal moves in canonical order, padded at will.
+        counts: (B,) number of legal moves of each state.
+
+    Returns:
+        ``planes`` (B, NUM_PLANES, N, N) uint8, ``globals`` (B, NUM_GLOBALS) float32,
+        ``move_kind`` (B, L) uint8, ``move_cells`` (B, L, 3) int16 plane cells (-1 = none),
+        ``move_rank`` (B, L) int16, ``legal_mask`` (B, L) bool.
+
+    Raises:
+        ValueError: shapes disagree, a count exceeds L, or a state is over.
+    """
+    features = Encoder(rules).encode(states, moves, counts)
+    return {name: np.ascontiguousarray(array) for name, array in features.items()}

@@ -1,0 +1,173 @@
+"""A model as a folder that people know what to do with: ONNX, safetensors, card, example."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ringrift_pipeline.network.checkpoint import SIDECAR_FILE, WEIGHTS_FILE, save_model
+from ringrift_pipeline.network.encoding import ENCODING_VERSION, GLOBAL_NAMES, PLANE_NAMES
+from ringrift_pipeline.network.evaluator import features_to_tensors
+from ringrift_pipeline.network.model import RingRiftNetwork
+from ringrift_pipeline.network.move_logits import MASKED_LOGIT
+from ringrift_pipeline.network.moves import MOVE_KIND_NAMES
+from ringrift_pipeline.network.onnx_export import (
+    OPSET,
+    OUTPUTS,
+    ExportError,
+    example_position,
+    export_onnx,
+)
+from ringrift_pipeline.store import write_bytes_atomic, write_json_atomic
+from ringrift_pipeline.store.atomic import temporary_folder
+from ringrift_pipeline.store.manifest import hash_file, walk_files
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.game import Rules
+
+ONNX_FILE = "model.onnx"
+CONFIG_FILE = "config.json"
+POSITION_FILE = "position.npz"
+CARD_FILE = "README.md"
+SUMS_FILE = "SHA256SUMS"
+
+
+def export_model(
+    folder: str | Path, network: RingRiftNetwork, rules: Rules, facts: dict[str, Any] | None = None
+) -> Path:
+    """Write ``network`` for the games of ``rules`` into the new folder ``folder``.
+
+    The folder appears whole or not at all. It holds ``model.onnx``; ``model.safetensors`` and
+    ``model.json``, which ``load_model`` reads; ``config.json``, with the meaning of every input
+    and the ``facts`` (JSON types) as they are; ``position.npz``, an encoded position with the
+    policy and value that the network gives it; a model card ``README.md``; and ``SHA256SUMS``
+    for ``sha256sum --check``.
+
+    Raises:
+        ExportError: the folder exists, or the packages that write ONNX are not installed.
+        ValueError: the network is for boards of another geometry.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists():
+        raise ExportError(f"{folder} exists: name a folder that does not")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    facts = dict(facts or {})
+    made, lock = temporary_folder(folder.parent)
+    try:
+        save_model(made, network, facts)
+        export_onnx(made / ONNX_FILE, network, rules)
+        write_json_atomic(made / CONFIG_FILE, _config(network, rules, facts))
+        np.savez(made / POSITION_FILE, **_solved_position(network, rules))  # type: ignore[arg-type]
+        write_bytes_atomic(made / CARD_FILE, _card(network, rules, facts).encode())
+        sums = [f"{hash_file(path)['sha256']}  {name}\n" for name, path in walk_files(made)]
+        write_bytes_atomic(made / SUMS_FILE, "".join(sums).encode())
+        try:
+            os.rename(made, folder)  # refuses a folder that has come to hold something
+        except OSError as error:
+            raise ExportError(f"{folder} cannot be written: {error}") from error
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+    return folder
+
+
+def _solved_position(network: RingRiftNetwork, rules: Rules) -> dict[str, Any]:
+    """An encoded position and what the network itself, not its ONNX form, says of it."""
+    features = features_to_tensors(example_position(rules))
+    network = copy.deepcopy(network).cpu().float()
+    with torch.no_grad():
+        logits, value = network(features)
+    logits = logits.masked_fill(~features["legal_mask"], MASKED_LOGIT)
+    answers = (logits, logits.softmax(dim=1), value[:, : int(rules.players)].softmax(dim=1))
+    return {name: tensor.numpy() for name, tensor in features.items()} | {
+        name: answer.numpy() for name, answer in zip(OUTPUTS, answers, strict=True)
+    }
+
+
+def _config(network: RingRiftNetwork, rules: Rules, facts: dict[str, Any]) -> dict[str, Any]:
+    size, planes = int(rules.size), len(PLANE_NAMES)
+    return {
+        "game": "RingRift",
+        "config": rules.config,
+        "board": {"size": size, "geometry": rules.geometry, "cells": len(rules.cells)},
+        "players": int(rules.players),
+        "network": network.config.to_dict(),
+        "parameters": network.num_parameters,
+        "encoding": ENCODING_VERSION,
+        "opset": OPSET,
+        "inputs": {
+            "planes": {"type": "uint8", "shape": ["batch", planes, size, size]},
+            "globals": {"type": "float32", "shape": ["batch", len(GLOBAL_NAMES)]},
+            "move_kind": {"type": "uint8", "shape": ["batch", "moves"]},
+            "move_cells": {"type": "int16", "shape": ["batch", "moves", 3]},
+            "move_rank": {"type": "int16", "shape": ["batch", "moves"]},
+            "legal_mask": {"type": "bool", "shape": ["batch", "moves"]},
+        },
+        "outputs": {
+            "policy_logits": {"type": "float32", "shape": ["batch", "moves"]},
+            "policy": {"type": "float32", "shape": ["batch", "moves"]},
+            "value": {"type": "float32", "shape": ["batch", int(rules.players)]},
+        },
+        "padding": {
+            "move_kind": 0,
+            "move_cells": -1,
+            "move_rank": 0,
+            "policy_logits": MASKED_LOGIT,
+        },
+        "plane_names": list(PLANE_NAMES),
+        "global_names": list(GLOBAL_NAMES),
+        "move_kind_names": list(MOVE_KIND_NAMES),
+        "facts": facts,
+    }
+
+
+def _card(network: RingRiftNetwork, rules: Rules, facts: dict[str, Any]) -> str:
+    shape = network.config
+    known = "".join(f"| {name.replace('_', ' ')} | {value} |\n" for name, value in facts.items())
+    return f"""---
+library_name: onnx
+tags: [ringrift, board-games, reinforcement-learning, self-play]
+license: mit
+---
+# RingRift {rules.config}
+
+Policy and value of [RingRift](https://github.com/synaptent/RingRift) positions on `{rules.config}`
+({rules.geometry} board of {len(rules.cells)} cells, {rules.players} players), learned from games
+against itself by `ringrift_pipeline`.
+
+| | |
+|---|---|
+| trunk | {shape.blocks} residual blocks of {shape.channels} channels |
+| parameters | {network.num_parameters:,} |
+| encoding | version {ENCODING_VERSION} |
+{known}
+## Files
+
+| file | what it is |
+|---|---|
+| `{ONNX_FILE}` | the network, opset {OPSET}, batch and number of moves free |
+| `{WEIGHTS_FILE}`, `{SIDECAR_FILE}` | the weights, for `ringrift_pipeline.network.load_model` |
+| `{CONFIG_FILE}` | shapes, and the meaning of every plane, global and move kind |
+| `{POSITION_FILE}` | a position, its legal moves, and the policy and value the network gives it |
+| `{SUMS_FILE}` | check them all with `sha256sum --check {SUMS_FILE}` |
+
+## Use
+
+    import numpy as np, onnxruntime
+    position = np.load("{POSITION_FILE}")
+    session = onnxruntime.InferenceSession("{ONNX_FILE}")
+    inputs = {{each.name: position[each.name] for each in session.get_inputs()}}
+    policy, value = session.run(["policy", "value"], inputs)
+
+`policy` is a distribution over the legal moves in the engine's canonical order, `value` each
+seat's chance of winning, the player to move first. Chances are as the value head gives them: they
+are not tempered. `ringrift_pipeline.network.encode_states` encodes positions.
+"""

@@ -1,0 +1,110 @@
+"""Judgements that see what gets worse from one generation to the next: stale data, drift, a
+candidate that the gate refuses. What they are to each other and to ``judgements`` see there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ringrift_pipeline.orchestration.judgements import Judgement
+from ringrift_pipeline.orchestration.step import Step
+from ringrift_pipeline.store import CorruptArtefactError
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.evaluation.drift import Drift
+
+
+def window_fresh(step: Step) -> Judgement:
+    """The training window holds shards of the champion, and its newest shards are not old."""
+    from ringrift_pipeline.training import judge_window
+
+    judged = judge_window(step.store, step.plan())
+    return Judgement(judged.fresh, judged.why, judged.numbers)
+
+
+def play_steady(step: Step) -> Judgement:
+    """Game length, draws, seat advantage and policy entropy stay in the last generations' range.
+
+    Student's t of each figure against those of earlier generations that the same kind of player
+    played (see `evaluation.drift`); a warning, for a reason may be welcome.
+    """
+    from ringrift_pipeline.evaluation.drift import LEAST_EARLIER, measure_drift
+
+    watch = step.plan().settings.watch
+    now = step.store.require(step.config, step.generation, "selfplay_shards").metadata
+    figures: dict[str, dict[str, float]] = now.get("measures") or {}
+    earlier = _earlier(step, str(now.get("selfplay/player")), watch.drift_generations)
+    two = "seat_3_share" not in figures
+    figures = {name: one for name, one in figures.items() if not (two and name == "seat_2_share")}
+    seats = sum(name.startswith("seat_") for name in figures)
+    left: list[str] = []
+    numbers: dict[str, float | int | str] = {"drift/earlier": len(earlier)}
+    for name, figure in figures.items():
+        past = [one[name] for one in earlier if name in one]
+        # the seats' shares sum to 1: together they are one thing that is measured
+        level = watch.drift_level / (seats if name.startswith("seat_") else 1)
+        drift = measure_drift(
+            [(one["value"], one["error"]) for one in past], figure["value"], figure["error"], level
+        )
+        if drift is None:
+            continue
+        numbers[f"drift/{name}_chance"] = drift.chance
+        numbers[f"drift/{name}_low"] = drift.low
+        numbers[f"drift/{name}_high"] = drift.high
+        if drift.drifted:
+            left.append(_told(name, drift))
+    if left:
+        return Judgement(False, "; ".join(left), numbers)
+    if len(numbers) == 1:
+        return Judgement(
+            True,
+            f"{len(earlier)} earlier generations to compare with, {LEAST_EARLIER} are needed",
+            numbers,
+        )
+    return Judgement(True, f"in the range of the last {len(earlier)} generations", numbers)
+
+
+def _earlier(step: Step, player: str, most: int) -> list[dict[str, Any]]:
+    """The measures of the last generations that this kind of player played, oldest first."""
+    found: list[dict[str, Any]] = []
+    for generation in reversed(step.store.generations(step.config)):
+        if generation >= step.generation or len(found) == most:
+            continue
+        try:
+            index = step.store.current(step.config, generation, "selfplay_shards", verify=False)
+        except CorruptArtefactError:
+            continue
+        if index is None or index.metadata.get("selfplay/player") != player:
+            continue
+        if index.metadata.get("measures"):  # earlier versions measured none
+            found.append(index.metadata["measures"])
+    return found[::-1]
+
+
+def _told(name: str, drift: Drift) -> str:
+    words = {"plies": "game length", "draw_rate": "draw rate", "policy_entropy": "policy entropy"}
+    what = words.get(name) or f"seat {name.split('_')[1]}'s share of the win"
+    return (
+        f"{what} {drift.value:.4g} leaves {drift.low:.4g} to {drift.high:.4g}, the range of the "
+        f"last {drift.earlier} generations (chance {drift.chance:.2g})"
+    )
+
+
+def gate_passed(step: Step) -> Judgement:
+    """The gate lets the candidate through; where it does not, why, and who plays on."""
+    report = step.store.require(step.config, step.generation, "evaluation").read_json("report.json")
+    gate = report["gate"]
+    reasons = "; ".join(str(reason) for reason in gate["reasons"])
+    numbers: dict[str, float | int | str] = {}
+    for match in report["matches"]:
+        numbers[f"{match['opponent']} wins"] = (
+            f"{match['win_rate']:.1%} ({match['low']:.1%} to {match['high']:.1%}) of "
+            f"{match['games']} games, even is {match['even']:.1%}"
+        )
+    if gate["sprt"] is not None:
+        numbers["eval/sprt_llr"] = gate["sprt"]["llr"]
+    if gate["promote"]:
+        return Judgement(True, f"promoted: {reasons}", numbers)
+    champion = report["champion"]
+    who = f"{champion['name']} stays champion" if champion else "there is still no champion"
+    return Judgement(False, f"promotion refused, {who}: {reasons}", numbers)

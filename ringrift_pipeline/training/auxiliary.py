@@ -1,0 +1,54 @@
+"""The auxiliary heads between trainings: kept beside the model's files, which know nothing of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ringrift_pipeline.network.model import AUXILIARY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from ringrift_pipeline.network import RingRiftNetwork
+
+FILE = "auxiliary.safetensors"
+
+
+def heads_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The auxiliary heads' weights in a network's state dict; empty where there are none."""
+    return {name: weight for name, weight in state.items() if name.startswith(AUXILIARY)}
+
+
+def without_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's state dict without its auxiliary heads."""
+    return {name: weight for name, weight in state.items() if not name.startswith(AUXILIARY)}
+
+
+def save_heads(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the auxiliary heads of a network's state dict into a draft's folder, if it has any."""
+    from safetensors.torch import save_file
+
+    heads = {name: weight.detach().cpu().contiguous() for name, weight in heads_of(state).items()}
+    if heads:
+        save_file(heads, folder / FILE)
+
+
+def load_heads(folder: Path, model: RingRiftNetwork) -> bool:
+    """Attach auxiliary heads to ``model``: those in ``folder``, untrained ones where none fit.
+
+    Returns whether there were some.
+    """
+    from safetensors.torch import load_file
+
+    attached = model.attach_auxiliary()
+    if not (folder / FILE).is_file():
+        return False
+    saved = load_file(folder / FILE)
+    wanted = {f"{AUXILIARY}{name}": weight for name, weight in attached.state_dict().items()}
+    if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in wanted.items()}:
+        return False
+    attached.load_state_dict({name.removeprefix(AUXILIARY): w for name, w in saved.items()})
+    return True

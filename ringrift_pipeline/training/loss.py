@@ -1,0 +1,108 @@
+"""The loss of a training step: policy and value, and what the auxiliary heads lend to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ringrift_pipeline.enhancements.config_stages import TrainingLoopConfig
+from ringrift_pipeline.enhancements.loss_parts import LossParts, compute_loss_parts
+from ringrift_pipeline.network import RingRiftNetwork
+from ringrift_pipeline.training.game_ends import NO_CLASS
+
+
+class TrainingLoss:
+    """``loss_fn`` of the training facade for batches of a :class:`WindowDataset`.
+
+    A sample's loss is ``policy_weight * w * policy + value_weight * value``, ``w`` its
+    ``policy_weights`` if the batch has some. With auxiliary weights the gradient of
+    ``territory_weight * territory + margin_weight * margin`` is added, but not its figure: what
+    is reported, mined and watched for spikes stays the loss of what plays. The auxiliary losses
+    are in :meth:`take`.
+
+    Parameters
+    ----------
+    settings:
+        The weights.
+    """
+
+    def __init__(self, settings: TrainingLoopConfig) -> None:
+        self._settings = settings
+        self._sums = [0.0, 0.0]
+        self._steps = 0
+
+    @property
+    def auxiliary(self) -> bool:
+        """Whether the network must have auxiliary heads."""
+        return self._settings.territory_weight > 0.0 or self._settings.margin_weight > 0.0
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> LossParts:
+        """Losses (B,) of a batch; ValueError as ``compute_loss_parts``."""
+        settings = self._settings
+        if self.auxiliary:
+            network = cast(RingRiftNetwork, model)
+            policy, value, *ends = network.forward_with_auxiliary(batch["features"])
+        else:
+            policy, value = model(batch["features"])
+        parts = compute_loss_parts(
+            policy,
+            batch["policy_targets"],
+            value,
+            batch["value_targets"],
+            settings.policy_weight,
+            value_weight=settings.value_weight,
+            legal_mask=batch["legal_mask"],
+            value_kind="logits",
+        )
+        total = parts.total
+        if "policy_weights" in batch:
+            weighted = settings.policy_weight * batch["policy_weights"] * parts.policy
+            total = weighted + settings.value_weight * parts.value
+        if self.auxiliary:
+            territory = territory_loss(ends[0], batch["territory_targets"])
+            margin = margin_loss(ends[1], batch["margin_targets"])
+            lent = settings.territory_weight * territory + settings.margin_weight * margin
+            total = total + (lent - lent.detach())
+            self._sums[0] += float(territory.detach().mean())
+            self._sums[1] += float(margin.detach().mean())
+            self._steps += 1
+        return parts._replace(total=total)
+
+    def take(self) -> dict[str, float]:
+        """Mean auxiliary losses since the last call, ``train/epoch_loss_…``; none without heads."""
+        if not self._steps:
+            return {}
+        names = ("train/epoch_loss_territory", "train/epoch_loss_margin")
+        means = {name: total / self._steps for name, total in zip(names, self._sums, strict=True)}
+        self._sums, self._steps = [0.0, 0.0], 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """What :meth:`take` would give, for a resumed run."""
+        return {"sums": list(self._sums), "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self._sums = [float(total) for total in state["sums"]]
+        self._steps = int(state["steps"])
+
+
+def territory_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (B,), nats, mean over the cells that have a target; 0 where none has.
+
+    ``logits`` (B, 5, N, N), ``targets`` (B, N, N) int64 with ``NO_CLASS`` for no target.
+    """
+    losses = F.cross_entropy(logits.float(), targets, ignore_index=NO_CLASS, reduction="none")
+    cells = (targets != NO_CLASS).sum(dim=(1, 2)).clamp_min(1)
+    return losses.sum(dim=(1, 2)) / cells
+
+
+def margin_loss(prediction: Tensor, targets: Tensor) -> Tensor:
+    """Squared error (B,), mean over the seats that have a target (not NaN); 0 where none has."""
+    known = ~torch.isnan(targets)
+    error = (prediction.float() - torch.where(known, targets, 0.0)).square() * known
+    return error.sum(dim=1) / known.sum(dim=1).clamp_min(1)

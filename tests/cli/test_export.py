@@ -1,0 +1,55 @@
+"""``ringrift export``: which model, where to, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ringrift_pipeline.cli import run
+
+
+@pytest.fixture()
+def model(tmp_path: Path) -> Path:
+    """The model folder of a small untrained network for square boards, generation 3."""
+    from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, save_model
+
+    folder = tmp_path / "generations" / "0003" / "model"
+    return save_model(folder, RingRiftNetwork(NetworkConfig(1, 8, 8)))
+
+
+def test_a_models_folder_is_exported(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    target = tmp_path / "out" / "model"
+    assert run(["export", str(target), "--player", str(model), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["folder"] == str(target) and said["generation"] == 3
+    assert said["files"] == {path.name: path.stat().st_size for path in target.iterdir()}
+    assert {"model.onnx", "model.safetensors", "position.npz"} <= set(said["files"])
+    assert (target / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config", "hex8_2p"], "a network for square boards cannot be exported for hex8_2p"),
+        (["--player", "champion"], "champion of square8_2p"),
+        (["--player", "random"], "--player random: it has no network"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    said: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    target = tmp_path / "out"
+    line = ["export", str(target), "--player", str(model), "--data", str(tmp_path / "data")]
+    assert run([*line, *arguments]) == 2
+    complaint = capsys.readouterr().err
+    assert said in complaint and len(complaint.splitlines()) == 1
+    assert not target.exists()

@@ -1,0 +1,161 @@
+"""What a facade takes in: facts for the miner, batches, optimizers and saved states."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ringrift_pipeline.enhancements.per_sample_loss import compute_per_sample_loss
+from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
+
+from .small_training import fingerprint
+from .test_training_facade import Net, make_batch, new, steady
+
+FACTS = {
+    "surprise": np.linspace(0.0, 3.0, 8),
+    "reference_loss": np.linspace(0.0, 1.5, 8),
+    "games": np.array([0, 0, 0, 0, 0, 0, 0, 1]),
+    "uncertainty": np.linspace(2.0, 0.5, 8),
+}
+MINING: dict = {
+    "hard_buffer_size": 64,
+    "hard_min_samples_before_mining": 0,
+    "hard_loss_threshold_percentile": 0.0,
+    "hard_uncertainty_weight": 0.0,
+    "hard_surprise_weight": 1.0,
+}
+
+
+@pytest.mark.parametrize("fact", ["surprise", "reference_loss", "games", "uncertainty", "entropy"])
+def test_what_a_batch_tells_of_its_samples_reaches_the_miner(fact: str) -> None:
+    """Hardness against its formula by hand, with the fact and without."""
+    batch = make_batch(3) | {"indices": torch.arange(8)}
+    uncertain = 2.0 if fact in ("uncertainty", "entropy") else 0.0
+    with_it = new(**{**MINING, "hard_uncertainty_weight": uncertain}, hard_max_game_share=0.25)
+    without = new(**MINING, hard_max_game_share=0.25)
+    logits, value = with_it.model.eval()(batch["features"])
+    losses = compute_per_sample_loss(
+        logits, batch["policy_targets"], value, batch["value_targets"]
+    ).detach()
+    log_probs = logits.detach().log_softmax(dim=1)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=1).numpy()
+    told = {name: values for name, values in FACTS.items() if name == fact}
+    with_it.train_step(batch | told)
+    without.train_step(batch)
+    expected = losses.double().numpy()
+    if fact == "reference_loss":
+        expected = np.maximum(expected - FACTS["reference_loss"], 0.0)
+    expected = expected + uncertain * (FACTS[fact] if fact == "uncertainty" else entropy)
+    expected = expected + (FACTS["surprise"] if fact == "surprise" else 0.0)
+    assert with_it.miner is not None and without.miner is not None
+    found = {example.index: example for example in with_it.miner.hardest()}
+    plain = {example.index: example for example in without.miner.hardest()}
+    hardness = [found[row].hardness for row in range(8)]
+    assert hardness == pytest.approx(expected.clip(1e-30), rel=3e-3)  # faded by 8 samples
+    if fact == "games":
+        assert [found[row].game for row in range(8)] == FACTS["games"].tolist()
+        drawn = with_it.get_hard_indices(8)  # at most 2 of a game
+        assert sorted(np.bincount(FACTS["games"][drawn], minlength=2)) == [1, 2]
+        assert len(without.get_hard_indices(8)) == 8
+    else:
+        assert hardness != pytest.approx([plain[row].hardness for row in range(8)], rel=0.05)
+        order = [example.index for example in with_it.miner.hardest()]
+        assert order == sorted(range(8), key=lambda row: -expected[row])[:8] or fact == (
+            "reference_loss"  # where several are 0
+        )
+
+
+def with_value(state: dict, path: str, value: object) -> dict:
+    head, _, rest = path.partition(".")
+    return {**state, head: with_value(state[head], rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("progress", {}),
+        ("unaveraged", []),
+        ("curriculum_scale", math.nan),
+        ("quality", torch.tensor([math.nan, 2.0])),
+        ("quality", torch.tensor([1.0, -1.0])),
+        ("parts.clipper.average", [-5.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("parts.monitor.losses", [math.nan, 1.0]),
+        ("parts.accumulator.batches", 2),
+        ("progress.epoch", -1),
+        ("snapshot_extra.unaveraged", [1]),
+    ],
+)
+def test_damage_that_would_show_later_is_refused_at_once(path: str, value: object) -> None:
+    facade = new(gradient_accumulation_steps=2)
+    facade.set_quality_scores(np.linspace(0.2, 1.0, 64))
+    for step in range(7):
+        facade.train_step(make_batch(step))
+    saved = facade.state_dict()
+    with pytest.raises(ValueError, match=path.rpartition(".")[2]):
+        facade.load_state_dict(with_value(saved, path, value))
+    assert fingerprint(facade.state_dict()) == fingerprint(saved)
+
+
+def test_the_state_of_another_kind_of_optimizer_is_refused() -> None:
+    model = Net()
+    adam = TrainingEnhancementsFacade(
+        model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=0.01)
+    )
+    facade = new()
+    for other in (facade, adam):
+        steady(other, 2)
+    before = fingerprint(facade.state_dict())
+    with pytest.raises(ValueError, match="another kind of optimizer: .*momentum"):
+        facade.load_state_dict(adam.state_dict())
+    with pytest.raises(ValueError, match="another kind of optimizer: .*betas"):
+        adam.load_state_dict(facade.state_dict())
+    assert fingerprint(facade.state_dict()) == before
+    steady(facade, 2)
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    model, other = Net(), Net(1)
+    for parameters in (other.parameters(), [*model.parameters(), *other.parameters()]):
+        with pytest.raises(ValueError, match="optimizer: .* are not the model's"):
+            TrainingEnhancementsFacade(model=model, optimizer=torch.optim.SGD(parameters, lr=0.1))
+    scale = nn.Parameter(torch.ones(()))
+    TrainingEnhancementsFacade(  # a loss function may have something of its own to train
+        model=model,
+        optimizer=torch.optim.SGD([*model.parameters(), scale], lr=0.1),
+        loss_fn=lambda model, batch: scale * model(batch["features"])[1].square().sum(dim=1),
+    )
+
+
+def test_a_name_that_is_nearly_right_is_refused() -> None:
+    facade = new()
+    with pytest.raises(ValueError, match="unknown entry 'weight': did you mean 'weights'"):
+        facade.train_step(make_batch(0) | {"weight": torch.ones(8)})
+    with pytest.raises(ValueError, match="unknown entry 'phase'"):
+        facade.train_step(make_batch(0) | {"phase": torch.ones(8)})
+    model = Net()
+    own = TrainingEnhancementsFacade(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        loss_fn=lambda model, batch: model(batch["features"])[1].square().sum(dim=1),
+    )
+    own.train_step(make_batch(0) | {"phase": torch.ones(8), "feature_noise": torch.ones(8)})
+    with pytest.raises(ValueError, match="unknown entry 'weight': did you mean 'weights'"):
+        own.train_step(make_batch(0) | {"weight": torch.ones(8)})
+
+
+def test_weights_gone_bad_do_not_reach_the_average(caplog: pytest.LogCaptureFixture) -> None:
+    facade = new(enable_anomaly_detection=False, averaging_interval=1)
+    steady(facade, 3)
+    assert facade.averager is not None
+    before = facade.averager.get_averaged_state_dict()
+    with torch.no_grad():
+        next(facade.model.parameters())[0] = math.inf
+    facade._unaveraged = [1, 8]  # a step that ended there
+    facade.update_average()
+    assert "not finite" in caplog.text
+    for name, tensor in facade.averager.get_averaged_state_dict().items():
+        assert torch.equal(tensor, before[name])

@@ -1,0 +1,141 @@
+"""Models as ONNX, and the folder that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ringrift_pipeline.game import CONFIGS, get_rules
+from ringrift_pipeline.network import encode_states, export, features_to_tensors, load_model
+from ringrift_pipeline.network.export import ExportError, export_model
+from ringrift_pipeline.network.onnx_export import INPUTS, example_position, export_onnx
+
+from .conftest import random_positions, spread
+from .test_model import network
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_policy.py"
+
+
+@pytest.fixture(scope="module")
+def onnxruntime():
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    return pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+
+
+@pytest.fixture(scope="module")
+def exported(onnxruntime, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "model"
+    facts = {"generation": 7, "value_temperature": 1.5}
+    return export_model(folder, network("square", blocks=3), get_rules("square8_2p"), facts)
+
+
+@pytest.mark.parametrize("config", ["square8_3p", "hex8_2p"])
+def test_onnx_gives_what_the_network_gives(config, onnxruntime, tmp_path):
+    rules = get_rules(config)
+    model = network(rules.geometry)
+    export_onnx(tmp_path / "model.onnx", model, rules)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert tuple(each.name for each in session.get_inputs()) == INPUTS
+    everything = random_positions(config)
+    for count in (1, 2, 7):
+        p = spread(everything, count + 1).take(slice(1, None))
+        features = encode_states(rules, p.states, p.moves, p.counts)
+        logits, policy, value = session.run(None, features)
+        with torch.inference_mode():
+            expected, chances = model(features_to_tensors(features))
+        legal = features["legal_mask"]
+        np.testing.assert_allclose(logits[legal], expected.numpy()[legal], atol=1e-4)
+        assert (logits[~legal] == -1e9).all() and (policy[~legal] == 0).all()
+        masked = expected.masked_fill(torch.from_numpy(~legal), -torch.inf)
+        np.testing.assert_allclose(policy, masked.softmax(dim=1), atol=1e-4)
+        np.testing.assert_allclose(
+            value, chances.softmax(dim=1)[:, : rules.players].numpy(), atol=1e-4
+        )
+
+
+def test_the_example_reproduces_the_shipped_policy(exported, tmp_path):
+    def run(folder):
+        command = [sys.executable, EXAMPLE, folder]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    done = run(exported)
+    assert done.returncode == 0, done.stderr
+    assert "best of" in done.stdout
+    code = [line for line in EXAMPLE.read_text().splitlines() if line and line[0] not in '"i']
+    assert len(code) <= 10
+    assert "ringrift" not in EXAMPLE.read_text()
+    # A policy that is not the network's is found out.
+    (tmp_path / "model.onnx").write_bytes((exported / "model.onnx").read_bytes())
+    solved = dict(np.load(exported / "position.npz"))
+    solved["policy"] = np.roll(solved["policy"], 1)
+    np.savez(tmp_path / "position.npz", **solved)
+    assert run(tmp_path).returncode != 0
+
+
+def test_the_folder_is_complete_and_says_what_it_holds(exported, onnxruntime):
+    sums = dict(
+        reversed(line.split("  ")) for line in (exported / "SHA256SUMS").read_text().splitlines()
+    )
+    assert set(sums) | {"SHA256SUMS"} == {path.name for path in exported.iterdir()}
+    for name, digest in sums.items():
+        assert hashlib.sha256((exported / name).read_bytes()).hexdigest() == digest
+    config = json.loads((exported / "config.json").read_text())
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    for listed, real in (
+        (config["inputs"], session.get_inputs()),
+        (config["outputs"], session.get_outputs()),
+    ):
+        names = {"tensor(float)": "float32"}
+        assert {each.name: each.shape for each in real} == {
+            name: each["shape"] for name, each in listed.items()
+        }
+        assert [names.get(each.type, each.type.removeprefix("tensor(")[:-1]) for each in real] == [
+            each["type"] for each in listed.values()
+        ]
+    assert config["facts"] == {"generation": 7, "value_temperature": 1.5}
+    assert "| generation | 7 |" in (exported / "README.md").read_text()
+    original = network("square", blocks=3).state_dict()
+    for name, tensor in load_model(exported).state_dict().items():
+        assert torch.equal(tensor, original[name])
+
+
+def test_an_existing_folder_is_left_alone(exported):
+    before = (exported / "SHA256SUMS").read_bytes()
+    with pytest.raises(ExportError, match="exists: name a folder that does not"):
+        export_model(exported, network("square"), get_rules("square8_2p"))
+    assert (exported / "SHA256SUMS").read_bytes() == before
+
+
+def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, *_):
+        assert (path.parent / "model.safetensors").exists()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(export, "export_onnx", full)
+    with pytest.raises(OSError, match="disk full"):
+        export_model(tmp_path / "model", network("square"), get_rules("square8_2p"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_says_why(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="hex boards cannot be exported for square8_2p"):
+        export_onnx(tmp_path / "model.onnx", network("hex"), get_rules("square8_2p"))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ExportError, match=r"pip install 'ringrift-pipeline\[onnx\]'"):
+        export_model(tmp_path / "model", network("square"), get_rules("square8_2p"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_has_an_example_position_with_a_choice(config):
+    features = example_position(get_rules(config), rows=2)
+    assert features["legal_mask"].shape[0] == 2
+    assert (features["legal_mask"].sum(axis=1) > 1).all()
+    assert not np.array_equal(features["planes"][0], features["planes"][1])
