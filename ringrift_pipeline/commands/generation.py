@@ -99,7 +99,7 @@ def train(common: Common, generation: GenerationOption = None) -> None:
     """
     from ringrift_pipeline import training
 
-    store, plan = _planned(common, generation, "selfplay_shards")
+    store, plan = planned(common, generation, "selfplay_shards")
     steps: list[tuple[str, Callable[..., Artefact], dict[str, Any]]] = [
         ("quality scores", training.score_games, {}),
         ("hard examples", training.mine_hard_examples, {}),
@@ -131,7 +131,7 @@ def evaluate(
     """
     from ringrift_pipeline.evaluation import evaluate as evaluate_generation
 
-    store, plan = _planned(common, generation, "ema_model")
+    store, plan = planned(common, generation, "ema_model")
     with store.lock(plan.config, f"generation-{plan.generation:04d}"):
         with progress("evaluation") as report:
             artefact = evaluate_generation(store, plan, progress=report)
@@ -147,7 +147,7 @@ def evaluate(
         say(f"The gate: it {verdict}. " + "; ".join(gate["reasons"]))
 
 
-def _planned(common: Common, generation: int | None, needed: str) -> tuple[Store, Plan]:
+def planned(common: Common, generation: int | None, needed: str) -> tuple[Store, Plan]:
     """The generation that a verb works on, by default the newest that has what is ``needed``.
 
     Its own plan says with which settings; only the device may be another one.
@@ -162,12 +162,8 @@ def _planned(common: Common, generation: int | None, needed: str) -> tuple[Store
             f"{common.config} plays some"
         )
     if generation is None:
-        ready = [
-            number
-            for number in generations
-            if store.current(common.config, number, needed, verify=False) is not None
-        ]
-        generation = (ready or generations)[-1]
+        ready = store.newest(common.config, needed)
+        generation = generations[-1] if ready is None else ready
     elif generation not in generations:
         raise InputError(
             f"{common.config} has no generation {generation:04d} in {store.root}, only "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from ringrift_pipeline.evaluation.ratings import (
 )
 from ringrift_pipeline.evaluation.tournament import Entrant, Match, play_matches
 from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
+from ringrift_pipeline.training.inputs import Parts, reuse, sealed_inputs
 
 if TYPE_CHECKING:
     import polars as pl
@@ -91,7 +91,6 @@ def evaluate(
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import resolve_device
     from ringrift_pipeline.store import write_json_atomic
-    from ringrift_pipeline.training.inputs import reuse, sealed_inputs
     from ringrift_pipeline.training.tables import write_table
 
     settings = plan.settings.evaluation
@@ -102,7 +101,7 @@ def evaluate(
     if existing is not None:
         return existing
     seats = get_rules(plan.config).players
-    parts = _Parts(store, plan, inputs)
+    parts = Parts(store, plan, PART, inputs)
     on_cpu = str(resolve_device(plan.settings.device)) == "cpu"
     games = play_matches(
         plan.config,
@@ -110,7 +109,7 @@ def evaluate(
         list(_matches(field, settings, seats)),
         seed=plan.seed_for("evaluation"),
         workers=plan.settings.selfplay.workers if on_cpu else 1,
-        played=parts,
+        played=_PlayedJobs(parts),
         progress=progress,
         should_stop=should_stop,
     )
@@ -125,38 +124,23 @@ def evaluate(
     return draft.artefact
 
 
-class _Parts:
+class _PlayedJobs:
     """The games of finished jobs as artefacts ``evaluation-part-NNNN``, until all have landed."""
 
-    def __init__(self, store: Store, plan: Plan, inputs: dict[str, Any]) -> None:
-        self._store, self._plan, self._inputs = store, plan, inputs
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
 
     def load(self, job: int) -> pl.DataFrame | None:
         """The games of a job, if they were played from the same inputs."""
         import polars as pl
 
-        from ringrift_pipeline.training.inputs import reuse
-
-        artefact = reuse(self._store, self._plan, self._kind(job), self._inputs)
+        artefact = self._parts.find(f"{job:04d}")
         return None if artefact is None else pl.read_parquet(artefact.file(GAMES))
 
     def keep(self, job: int, games: pl.DataFrame) -> None:
         """Land the games of a job."""
-        plan, metadata = self._plan, {"inputs": self._inputs}
-        kind = self._kind(job)
-        with self._store.create(plan.config, plan.generation, kind, metadata=metadata) as draft:
+        with self._parts.create(f"{job:04d}") as draft:
             games.write_parquet(draft.path / GAMES, compression="zstd")
-
-    def clear(self) -> None:
-        """Remove all of them: the evaluation holds their games now."""
-        for kind in self._store.kinds(self._plan.config, self._plan.generation):
-            if kind.startswith(PART):
-                parts = self._store.artefacts(self._plan.config, self._plan.generation, kind)
-                for folder in {part.path.parent for part in parts}:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-    def _kind(self, job: int) -> str:
-        return f"{PART}{job:04d}"
 
 
 # -- who meets whom -------------------------------------------------------------------------

@@ -7,17 +7,16 @@ first job with which its test is decided, and what was played beyond that is dro
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import queue
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for
 from typing import TYPE_CHECKING, Any, Protocol
+
+from ringrift_pipeline.evaluation.processes import (
+    WorkerDiedError,
+    asked_to_stop,
+    tell,
+    work_through,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -248,8 +247,13 @@ class _Ledger:
             self.over.add(job.match)
         self.report(job)
 
-    def advance(self, number: int, games: int) -> None:
-        """Note how many games of a running job have ended."""
+    def wanted(self, job: _Job) -> bool:
+        """Whether the job's match is not decided yet."""
+        return job.match not in self.over
+
+    def hear(self, message: tuple[int, int]) -> None:
+        """Note how many games of a running job, by its number, have ended."""
+        number, games = message
         job = self._jobs[number]
         self._running[job.number] = max(games, self._running.get(job.number, 0))
         self.report(job)
@@ -287,12 +291,12 @@ class _Ledger:
 def _play_here(jobs: Sequence[_Job], ledger: _Ledger) -> None:
     players: dict[Entrant, Any] = {}
     for job in jobs:
-        if job.match in ledger.over:
+        if not ledger.wanted(job):
             continue
         ledger.check()
 
         def progress(done: int, total: int, message: str, at: _Job = job) -> None:
-            ledger.advance(at.number, done)
+            ledger.hear((at.number, done))
 
         ledger.land(job, _play(job, players, progress, ledger.check))
 
@@ -340,81 +344,27 @@ def _play(
 
 # -- processes ------------------------------------------------------------------------------
 
-_worker: dict[str, Any] = {}
-
-
-def _start_worker(messages: Any, stopping: Any) -> None:
-    """First thing in a worker: one thread, no Ctrl-C, and gone when its parent is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = "1"
-    _worker.update(messages=messages, stopping=stopping, players={})
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            wait_for([parent.sentinel])
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="ringrift-parent-watch").start()
+_players: dict[Entrant, Any] = {}  # a worker's, from job to job
 
 
 def _work(job: _Job) -> pl.DataFrame:
     from ringrift_pipeline.selfplay.stopping import Interrupted
 
     def progress(done: int, total: int, message: str) -> None:
-        _worker["messages"].put((job.number, done))
+        tell((job.number, done))
 
     def check() -> None:
-        if _worker["stopping"].is_set():
+        if asked_to_stop():
             raise Interrupted("evaluation: stopped")
 
-    return _play(job, _worker["players"], progress, check)
+    return _play(job, _players, progress, check)
 
 
 def _play_in_processes(jobs: Sequence[_Job], ledger: _Ledger, count: int) -> None:
-    context = multiprocessing.get_context("spawn")
-    messages, stopping = context.Queue(), context.Event()
-    waiting = list(jobs)
-    running: dict[Future[Any], _Job] = {}
-    strangers = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start_worker, initargs=(messages, stopping)
-    )
-    complete = False
     try:
-        while running or waiting:
-            while waiting and len(running) < count:
-                job = waiting.pop(0)
-                if job.match not in ledger.over:
-                    running[pool.submit(_work, job)] = job
-            done, _ = wait(list(running), timeout=0.25, return_when=FIRST_COMPLETED)
-            _hear(messages, ledger)
-            for future in done:
-                job = running.pop(future)
-                if job.match not in ledger.over:
-                    ledger.land(job, future.result())
-            ledger.check()
-        complete = True
-    except BrokenProcessPool as error:
+        work_through(jobs, _work, count, ledger)
+    except WorkerDiedError as error:
         raise TournamentError(
             "a worker of the evaluation died (killed, or out of memory?): run again, with fewer "
             "selfplay.workers if memory is short"
         ) from error
-    finally:
-        stopping.set()
-        if not complete:  # one that is still importing or compiling would not hear it for long
-            for process in set(multiprocessing.active_children()) - strangers:
-                process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        messages.close()
-        messages.cancel_join_thread()
-
-
-def _hear(messages: Any, ledger: _Ledger) -> None:
-    while True:
-        try:
-            number, done = messages.get_nowait()
-        except queue.Empty:
-            return
-        ledger.advance(number, done)

@@ -141,14 +141,8 @@ def _rated_list(step: Step) -> dict[str, Any]:
     """
     from ringrift_pipeline.evaluation.rating_list import rate_all
 
-    evaluated = [
-        generation
-        for generation in step.store.generations(step.config)
-        if step.store.current(step.config, generation, "evaluation", verify=False) is not None
-    ]
-    if not evaluated:
-        return {}
-    return for_people(rate_all(step.store, step.config, evaluated[-1]))
+    evaluated = step.store.newest(step.config, "evaluation")
+    return {} if evaluated is None else for_people(rate_all(step.store, step.config, evaluated))
 
 
 def _name(generation: int) -> str:

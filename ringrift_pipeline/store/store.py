@@ -135,6 +135,16 @@ class Store:
         folder = self._layout.generation(config, generation)
         return sorted(pointer.parent.name for pointer in folder.glob(f"*/{_artefacts.POINTER}"))
 
+    def newest(self, config: str, kind: str) -> int | None:
+        """The newest generation that has a current artefact of a kind, None if none has.
+
+        Files are not hashed. Raises CorruptArtefactError for a damaged manifest or pointer.
+        """
+        for generation in reversed(self.generations(config)):
+            if self.current(config, generation, kind, verify=False) is not None:
+                return generation
+        return None
+
     # --- configs, generations, plans ------------------------------------------------------------
 
     def configs(self) -> list[str]:

@@ -103,15 +103,24 @@ def build_ensemble(
     return draft.artefact
 
 
+def earlier_members(store: Store, plan: Plan) -> dict[str, Artefact]:
+    """The members beside a generation's own model, by name: EMA models of earlier generations,
+    newest first, one fewer than ``ensemble.members`` at most.
+    """
+    found: dict[str, Artefact] = {}
+    for generation in sorted(store.generations(plan.config), reverse=True):
+        if generation < plan.generation and len(found) < plan.settings.ensemble.members - 1:
+            model = store.current(plan.config, generation, "ema_model")
+            if model is not None:
+                found[f"ema-{generation:04d}"] = model
+    return found
+
+
 def _members(store: Store, plan: Plan) -> dict[str, Artefact]:
     """Artefacts of the members by name, the candidate first."""
     room = plan.settings.ensemble.members
     found = {f"ema-{plan.generation:04d}": store.require(plan.config, plan.generation, "ema_model")}
-    for generation in sorted(store.generations(plan.config), reverse=True):
-        if generation < plan.generation and len(found) < room:
-            model = store.current(plan.config, generation, "ema_model")
-            if model is not None:
-                found[f"ema-{generation:04d}"] = model
+    found |= earlier_members(store, plan)
     if len(found) < room:
         checkpoint = store.require(plan.config, plan.generation, "checkpoint")
         found[f"last-{plan.generation:04d}"] = checkpoint

@@ -96,7 +96,7 @@ def _train(
         existing = reuse(store, plan, KIND, inputs)
         if existing is not None:
             return existing
-    parent, parent_note = _parent_model(plan, sources.get("parent"))
+    parent, parent_note = parent_model(plan, sources.get("parent"))
     threads = plan.settings.training.threads
     with torch_threads(threads), reproducible(plan.seed_for("torch")):
         run = TrainingRun(
@@ -168,8 +168,10 @@ def _hard_examples(sources: dict[str, Artefact]) -> Any:
     return read_hard_examples(sources["hard_examples"])
 
 
-def _parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork | None, str]:
-    """The model to start from, and a line that says which."""
+def parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork | None, str]:
+    """The model to start from, of the plan's shape and with auxiliary heads if the plan has them,
+    and a line that says which; None for fresh weights.
+    """
     from ringrift_pipeline.network import load_model
     from ringrift_pipeline.training.auxiliary import load_heads
     from ringrift_pipeline.training.run import network_config

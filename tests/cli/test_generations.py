@@ -73,18 +73,18 @@ def test_settings_that_cannot_be_followed_are_said(capsys: pytest.CaptureFixture
 def test_a_verb_takes_the_newest_generation_that_is_ready_for_it(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ringrift_pipeline.commands.generation import _planned
+    from ringrift_pipeline.commands.generation import planned
     from ringrift_pipeline.commands.options import Common
 
     selfplay(*TINY)
     plan = store.read_plan(CONFIG, 0)
     store.write_plan(CONFIG, 1, {**plan, "generation": 1})
-    assert _planned(Common(), None, "selfplay_shards")[1].generation == 0
-    assert _planned(Common(), 1, "selfplay_shards")[1].generation == 1
+    assert planned(Common(), None, "selfplay_shards")[1].generation == 0
+    assert planned(Common(), 1, "selfplay_shards")[1].generation == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
-def test_a_device_that_is_not_there_is_refused_before_anything_is_planned(
+def test_a_device_that_is_not_there_is_refused_before_anything_isplanned(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["selfplay", *TINY, "--device", "cuda"]) == 2
@@ -96,7 +96,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_planned(
 def test_a_plan_made_for_another_device_is_carried_out_on_the_one_named(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ringrift_pipeline.commands.generation import _planned
+    from ringrift_pipeline.commands.generation import planned
     from ringrift_pipeline.commands.options import Common
 
     selfplay(*TINY)
@@ -105,7 +105,7 @@ def test_a_plan_made_for_another_device_is_carried_out_on_the_one_named(
     store.write_plan(CONFIG, 1, {**plan, "generation": 1, "settings": settings})
     assert run(["train", "--generation", "1"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
-    moved = _planned(Common(device="cpu"), 1, "selfplay_shards")[1]
+    moved = planned(Common(device="cpu"), 1, "selfplay_shards")[1]
     assert moved.settings.device == "cpu"
     assert moved.digest == load_plan(store, CONFIG, 1).digest
 

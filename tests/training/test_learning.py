@@ -312,13 +312,13 @@ def test_with_everything_on_a_stopped_run_ends_in_the_same_bytes_and_hands_its_h
     assert candidate.file("auxiliary.safetensors").read_bytes() == best
     following = plan_generation(store, CONFIG, 3, settings().with_overrides(EVERYTHING), NOW)
     assert following.parent is not None and following.parent["generation"] == 2
-    from ringrift_pipeline.training.loop import _parent_model
+    from ringrift_pipeline.training.loop import parent_model
 
-    parent, _ = _parent_model(following, candidate)
+    parent, _ = parent_model(following, candidate)
     assert parent is not None and parent.auxiliary is not None
     assert heads_of(parent.state_dict())["auxiliary.territory.bias"].any()
     bare = changed(following, training__territory_weight=0.0, training__margin_weight=0.0)
-    assert _parent_model(bare, candidate)[0].auxiliary is None  # type: ignore[union-attr]
+    assert parent_model(bare, candidate)[0].auxiliary is None  # type: ignore[union-attr]
 
 
 # --- turned boards ---------------------------------------------------------------------------
