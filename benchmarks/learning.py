@@ -7,16 +7,15 @@ One JSON object a choice and measure; a bigger ratio is better, ``target`` 1 is 
 The data are made once (kept in ``--data``): games of the heuristic, a first network trained on
 them, and games that this network plays by search. Every choice then trains that network further on
 a third of the window, with nothing else on, and is judged on the held-out games of the newest
-generation by the search's policy and the games' outcomes. ``--fresh`` trains fresh weights instead. A choice is compared with the same seeds without
-it; the interval (95%) is that of the mean difference, with the variance over games and the one over
-seeds added.
+generation by the search's policy and the games' outcomes. ``--fresh`` trains fresh weights instead.
+A choice is compared with the same seeds without it; the interval (95%) is that of the mean
+difference, over games and over seeds (``evaluation/paired_differences.py``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from ringrift_pipeline.enhancements import TrainingConfig
-from ringrift_pipeline.enhancements.loss_parts import compute_loss_parts
+from ringrift_pipeline.evaluation.paired_differences import difference_of_means
 from ringrift_pipeline.network import load_model
 from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
 from ringrift_pipeline.store import Store
@@ -42,8 +41,8 @@ from ringrift_pipeline.training import (
     open_window,
     train,
 )
-from ringrift_pipeline.training.forward import by_width
-from ringrift_pipeline.training.run import TrainingRun
+from ringrift_pipeline.training.judging import by_game, by_network, row_losses
+from ringrift_pipeline.training.trial import train_trial
 
 CONFIG = "square8_2p"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -122,68 +121,25 @@ def trained(
     plan: Plan, window: Window, parent: Path | None, changes: dict[str, Any], seed: int
 ) -> Any:
     """(best averaged network, seconds of processor time, rows trained on)."""
-    settings = plan.settings.with_overrides({**PLAIN, **changes})
-    run = TrainingRun(
-        Plan.from_dict({**plan.raw, "settings": settings.to_dict(), "seed": seed}),
-        window,
-        parent=None if parent is None else load_model(parent),
-    )
-    run.holdout = run.holdout[seed::8]  # chooses the best of a run's averages
     began = time.process_time()
-    while not run.finished:
-        run.step()
+    run = train_trial(
+        plan,
+        window,
+        {**PLAIN, **changes},
+        seed,
+        parent=None if parent is None else load_model(parent),
+        validation=window.holdout_rows[seed::8],  # chooses the best of a run's averages
+    )
     return run.best_model(), time.process_time() - began, run.samples
 
 
 def judged(
     model: torch.nn.Module, dataset: WindowDataset, rows: NDArray[np.int64], symmetries: int = 1
 ) -> NDArray[np.float64]:
-    """(2, K) policy loss (NaN for cheap searches) and value log loss of each row."""
-    losses = np.full((2, len(rows)), np.nan)
-    order = np.argsort(dataset.window.counts[rows], kind="stable")
-    with torch.inference_mode():
-        for start in range(0, len(rows), 512):
-            some = order[start : start + 512]
-            policy, value = [], []
-            for number in range(symmetries):
-                which = np.full(len(some), number) if number else None
-                batch = dataset.batch(rows[some], which)
-                logits, chances = model(batch["features"])
-                legal = batch["legal_mask"]
-                policy.append(torch.softmax(logits.masked_fill(~legal, -torch.inf), 1))
-                value.append(torch.softmax(chances, 1))
-            parts = compute_loss_parts(
-                torch.stack(policy).mean(0).log().masked_fill(~legal, -torch.inf),
-                batch["policy_targets"],
-                torch.stack(value).mean(0).clamp_min(1e-30).log(),
-                batch["value_targets"],
-                legal_mask=legal,
-            )
-            searched = batch["policy_targets"].sum(1) > 0
-            losses[0, some] = np.where(searched, parts.policy, np.nan)
-            losses[1, some] = parts.value
-    return losses
-
-
-def by_game(losses: NDArray[np.float64], games: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(..., G) means over each game's rows that have the loss."""
-    known = ~np.isnan(losses)
-    count = np.bincount(games)
-    present = np.flatnonzero(count)
-    sums = np.stack(
-        [np.bincount(games, np.where(k, v, 0.0)) for v, k in zip(losses, known, strict=True)]
-    )
-    rows = np.stack([np.bincount(games, k) for k in known])
-    return (sums / np.maximum(rows, 1))[:, present]
-
-
-def interval(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean of (seeds, games) paired differences and half the width of its 95% interval."""
-    seeds, games = differences.shape
-    variance = differences.mean(axis=0).var(ddof=1) / games
-    if seeds > 1:
-        variance += differences.mean(axis=1).var(ddof=1) / seeds
-    return float(differences.mean()), 1.96 * math.sqrt(variance)
+    """(2, G) mean policy loss and value log loss of each game's rows."""
+    losses = row_losses(by_network(model), dataset, rows, symmetries)
+    games = dataset.window.game[rows]
+    return np.stack([by_game(losses.policy, games), by_game(losses.value, games)])
 
 
 def claims(
@@ -196,11 +152,10 @@ def claims(
     assert plan.parent is not None
     parent = None if fresh else store.root / plan.parent["path"]
     dataset = WindowDataset(window)
-    rows = by_width(dataset, np.flatnonzero(window.holdout & (window.generation == 1)))
-    games = np.asarray(window.game)[rows].astype(np.int64)
+    rows = np.flatnonzero(window.holdout & (window.generation == 1))
     say(
         f"data: {len(window.training_rows):,} rows to train on, {len(rows):,} of "
-        f"{len(np.unique(games))} held-out games, {time.monotonic() - began:.0f} s"
+        f"{len(np.unique(window.game[rows]))} held-out games, {time.monotonic() - began:.0f} s"
     )
     shrunk = {"training.max_steps": QUICK["training.max_steps"]} if quick else {}
 
@@ -208,7 +163,7 @@ def claims(
         results, spent, samples = [], 0.0, 0
         for seed in range(seeds):
             model, seconds, seen = trained(plan, window, parent, {**shrunk, **changes}, seed)
-            results.append(by_game(judged(model, dataset, rows), games))
+            results.append(judged(model, dataset, rows))
             spent, samples = spent + seconds, samples + seen
             last.append(model)
         say(f"{name}: {spent / seeds:.0f} s a run, {samples / spent:.0f} rows/s")
@@ -220,9 +175,10 @@ def claims(
 
     def compared(name: str, ours: NDArray, rate: float) -> Iterator[dict[str, Any]]:
         for number, measure in enumerate(MEASURES):
-            mean, half = interval(ours[number] - base[number])
-            reference, value = float(base[number].mean()), float(ours[number].mean())
-            verdict = "better" if mean + half < 0 else "worse" if mean - half > 0 else "undecided"
+            difference = difference_of_means(ours[number], base[number])
+            low, high = difference.interval()
+            reference, value = float(np.nanmean(base[number])), float(np.nanmean(ours[number]))
+            verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
             yield {
                 "claim": f"{name}: held-out {measure}",
                 "value": round(value, 4),
@@ -230,8 +186,8 @@ def claims(
                 "reference": round(reference, 4),
                 "ratio": round(reference / value, 4),
                 "target": 1.0,
-                "difference": round(mean, 4),
-                "interval": [round(mean - half, 4), round(mean + half, 4)],
+                "difference": round(difference.mean, 4),
+                "interval": [round(low, 4), round(high, 4)],
                 "verdict": verdict,
                 "speed": round(rate / speed, 2),
             }
@@ -240,7 +196,7 @@ def claims(
         if any(part in name for part in only):
             yield from compared(name, *measured(name, changes))
     if any(part in "evaluation" for part in only):
-        turned = [by_game(judged(model, dataset, rows, 8), games) for model in plain_models]
+        turned = [judged(model, dataset, rows, 8) for model in plain_models]
         yield from compared(
             "evaluation averaged over 8 symmetries", np.stack(turned, axis=1), speed / 8
         )
@@ -255,6 +211,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only choices whose names contain one of these")
     parser.add_argument("--fresh", action="store_true", help="from fresh weights")
     arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds must be at least 2: one seed tells nothing of how seeds differ")
     torch.set_num_threads(1)
 
     def say(text: str) -> None:
