@@ -42,11 +42,11 @@ def _top(
 
 
 def _add_verbs() -> None:
-    from ringrift_pipeline.commands import export, generation, loop, play, replay, ui
+    from ringrift_pipeline.commands import ablate, export, generation, loop, play, replay, ui
     from ringrift_pipeline.commands.settings_help import SettingsCommand
 
     trains = (loop.loop, generation.selfplay, generation.train, generation.evaluate)
-    for verb in (*trains, play.play, replay.replay, export.export, ui.ui):
+    for verb in (*trains, ablate.ablate, play.play, replay.replay, export.export, ui.ui):
         app.command(cls=SettingsCommand if verb in trains else None)(with_common(verb))
 
 
@@ -68,6 +68,7 @@ def _bad_input(error: BaseException) -> bool:
         "ringrift_pipeline.selfplay.plan": ("PlanError",),
         "ringrift_pipeline.training.loop": ("ResumeError",),
         "ringrift_pipeline.training.staleness": ("StaleWindowError",),
+        "ringrift_pipeline.evaluation.ablation_runs": ("AblationError",),
         "ringrift_pipeline.evaluation.evaluating": ("EvaluationError",),
         "ringrift_pipeline.game.errors": ("RecordError", "IllegalMoveError"),
         "ringrift_pipeline.search.errors": ("PlayerSpecError", "SearchError"),
@@ -83,6 +84,8 @@ def _failed(error: BaseException) -> bool:
     named = {
         "ringrift_pipeline.orchestration.loop": ("LoopError",),
         "ringrift_pipeline.orchestration.services": ("ServiceError",),
+        "ringrift_pipeline.evaluation.ablation": ("AblationFailed",),
+        "ringrift_pipeline.evaluation.tournament": ("TournamentError",),
         "ringrift_pipeline.selfplay.workers": ("SelfplayError",),
         "ringrift_pipeline.selfplay.stopping": ("Interrupted",),
     }

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ringrift_pipeline.evaluation.ablation import AblationError, AblationFailed, ablate
     from ringrift_pipeline.evaluation.evaluating import EvaluationError, evaluate
     from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
     from ringrift_pipeline.evaluation.gate import (
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
+    "ablation": ("AblationError", "AblationFailed", "ablate"),
     "evaluating": ("EvaluationError", "evaluate"),
     "feedback": ("NextSettings", "next_settings"),
     "gate": (
@@ -59,6 +61,8 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "GAMES_SCHEMA",
+    "AblationError",
+    "AblationFailed",
     "Entrant",
     "EvaluationError",
     "Floor",
@@ -70,6 +74,7 @@ __all__ = [
     "Ratings",
     "SprtResult",
     "TournamentError",
+    "ablate",
     "decide",
     "evaluate",
     "expected_share",

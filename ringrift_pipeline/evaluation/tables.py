@@ -25,3 +25,26 @@ RATING_LIST: tuple[Column, ...] = (
         nullable=True,
     ),
 )
+
+ABLATION: tuple[Column, ...] = (
+    Column("enhancement", "String", "What is tried."),
+    Column("setting", "String", "Beside what.", choices=("off in turn", "on alone")),
+    Column(
+        "measure",
+        "String",
+        "What is compared, on held-out games; less is better.",
+        choices=("policy_loss", "value_log_loss", "calibration_error"),
+    ),
+    Column("with_it", "Float64", "The measure with the enhancement, mean over seeds."),
+    Column("without_it", "Float64", "The measure without it."),
+    Column("difference", "Float64", "With less without, mean over paired seeds and games."),
+    Column("standard_error", "Float64", "Of the difference, over seeds and games.", 0.0),
+    Column("freedom", "Float64", "Degrees of freedom of the standard error.", 1.0),
+    Column("low", "Float64", "Lower end of the difference's interval."),
+    Column("high", "Float64", "Upper end of the difference's interval."),
+    Column("low_all", "Float64", "Lower end, intervals of all comparisons of the measure."),
+    Column("high_all", "Float64", "Upper end, intervals of all comparisons of the measure."),
+    Column("p", "Float64", "Chance of such a difference without an effect.", 0.0, 1.0),
+    Column("p_corrected", "Float64", "The same, for all comparisons (Holm).", 0.0, 1.0),
+    Column("verdict", "String", "Of this difference.", choices=("better", "worse", "undecided")),
+)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dagster import Definitions
 
+from ringrift_pipeline.orchestration.ablation import ablation
 from ringrift_pipeline.orchestration.assets import family
 from ringrift_pipeline.orchestration.checks import checks_of
 from ringrift_pipeline.orchestration.gauntlet import champion_gauntlet
@@ -24,7 +25,7 @@ def build_definitions(configs: Sequence[str] = CONFIGS) -> Definitions:
     return Definitions(
         assets=[asset for config in configs for asset in family(config)],
         asset_checks=[check for config in configs for check in checks_of(config)],
-        jobs=[*jobs, champion_gauntlet],
+        jobs=[*jobs, champion_gauntlet, ablation],
         sensors=[evaluation_sensor(jobs)],
         schedules=[nightly_selfplay, weekly_gauntlet],
         executor=executor(),

@@ -1,0 +1,83 @@
+"""The ablation: does each enhancement help? A job whose report is seen beside the checkpoint."""
+
+from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext, job, op
+from pydantic import Field
+
+from ringrift_pipeline.evaluation.ablation_budget import SEEDS, STEPS
+from ringrift_pipeline.orchestration.metadata import for_people
+from ringrift_pipeline.orchestration.names import CPU_POOL, asset_key, generation_key
+from ringrift_pipeline.orchestration.step import running_step
+
+JOB = "ablation"
+
+
+class AblationConfig(Config):
+    """What an ablation compares."""
+
+    config: str = Field(description="Board and players: square8_2p, …, hexagonal_4p.")
+    generation: int | None = Field(
+        default=None, description="Whose data; without it, the newest that has been played."
+    )
+    seeds: int = Field(default=SEEDS, ge=2, description="Paired seeds: runs of every variant.")
+    steps: int = Field(default=STEPS, ge=1, description="Optimizer steps of every run.")
+    fresh: bool = Field(
+        default=False, description="Start from fresh weights, not from the generation's parent."
+    )
+
+
+class NothingPlayedError(LookupError):
+    """An ablation was asked for a config without any games."""
+
+
+@op(
+    name="ablate",
+    required_resource_keys={"store"},
+    pool=CPU_POOL,
+    description="Trains with and without each enhancement and observes the checkpoint.",
+)
+def ablate(context: OpExecutionContext, config: AblationConfig) -> None:
+    """One config's ablation."""
+    from ringrift_pipeline.evaluation import ablate as run_ablation
+
+    generation = config.generation
+    if generation is None:
+        generation = context.resources.store.open().newest(config.config, "selfplay_shards")
+    if generation is None:
+        raise NothingPlayedError(f"{config.config} has no games yet: run its generation job")
+    with running_step(context, config.config, generation) as step:
+        plan = step.plan()
+        artefact = run_ablation(
+            step.store,
+            plan,
+            seeds=config.seeds,
+            steps=config.steps,
+            fresh=config.fresh,
+            workers=plan.settings.selfplay.workers,
+            **step.hooks(),
+        )
+        verdicts = artefact.metadata["verdicts"]
+        said = ", ".join(f"{name}: {verdict}" for name, verdict in verdicts.items())
+        figures = ("ablation/seconds", "ablation/rows_per_s")
+        context.log_event(
+            AssetObservation(
+                asset_key(config.config, "checkpoint"),
+                partition=generation_key(generation),
+                description=f"Does each enhancement help? {said}",
+                metadata={
+                    **for_people(artefact),
+                    **{name: artefact.metadata[name] for name in figures},
+                    "path": MetadataValue.path(artefact.path),
+                },
+            )
+        )
+
+
+@job(
+    name=JOB,
+    description="Trains one generation's data with and without each enhancement, over paired "
+    "seeds, and compares on held-out games. The result is an observation of the checkpoint. A run "
+    "that was stopped goes on where it was.",
+)
+def ablation() -> None:
+    """One op."""
+    ablate()
