@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ringrift_pipeline.commands.console import output, print_json, progress, say
 from ringrift_pipeline.commands.generation import GenerationOption, planned
-from ringrift_pipeline.commands.options import Common
+from ringrift_pipeline.commands.options import Common, InputError
 from ringrift_pipeline.evaluation.ablation_budget import SEEDS, STEPS
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def ablate(
     """
     from ringrift_pipeline.evaluation import ablate as run_ablation
 
+    if common.resume not in ("auto", "never"):
+        raise InputError("--resume: an ablation keeps no states in folders; say auto or never")
     store, plan = planned(common, generation, "selfplay_shards")
     with progress("ablation") as report:
         artefact = run_ablation(

@@ -211,9 +211,9 @@ class _Work:
         self._report(trial.name)
 
     def hear(self, message: tuple[int, int]) -> None:
-        """Note how many steps a run, by its number, has made."""
+        """Note how many steps a run, by its number, has made; the last one is done when it lands."""
         number, steps = message
-        self._steps[number] = steps
+        self._steps[number] = min(steps, self.material.steps - 1)
         self._report(self.trials[number].name)
 
     def check(self) -> None:
@@ -234,7 +234,7 @@ class _Work:
     def _report(self, name: str) -> None:
         done, total = sum(self._steps.values()), len(self.trials) * self.material.steps
         rate = (done - self._began) / self.reporter.seconds
-        left = f", {(total - done) / rate / 60:.0f} minutes left" if rate > 0.0 else ""
+        left = f", {(total - done) / rate / 60:.0f} min left" if rate > 0.0 else ""
         self.reporter.report(
             done,
             total,

@@ -90,27 +90,27 @@ def split_window(window: Window, plan: Plan) -> Split:
     judge: no model of an earlier generation has seen them.
 
     Raises:
-        AblationError: fewer than 2 games can judge, or none is left to train on.
+        AblationError: fewer than 2 games can judge.
     """
     games = len(window.games)
     generation, held_out = np.zeros(games, np.int64), np.zeros(games, np.bool_)
     generation[window.game], held_out[window.game] = window.generation, window.holdout
-    own = (generation == plan.generation) & ~held_out
-    least = plan.settings.training.holdout_fraction
-    share = min(0.5, JUDGES / max(1, int(own.sum()))) * (1.0 - least)
-    hashes = np.array([hash_fraction(game) for game in window.games])
-    judging = own & (hashes < least + share)
-    if judging.sum() < 2 or (own & ~judging).sum() < 1:
+    own = np.flatnonzero((generation == plan.generation) & ~held_out)
+    count = min(JUDGES, len(own) // 2)
+    if count < 2:
         raise AblationError(
-            f"{plan.config} generation {plan.generation:04d} has {int(own.sum())} games to train "
-            f"on, too few to take some as judges: raise selfplay.games"
+            f"{plan.config} generation {plan.generation:04d} has {len(own)} games to train on, "
+            "too few to take 2 of them as judges: raise selfplay.games"
         )
+    hashes = [hash_fraction(window.games[game]) for game in own]
+    judging = np.zeros(games, np.bool_)
+    judging[own[np.argsort(hashes, kind="stable")[:count]]] = True
     validation = np.flatnonzero(window.holdout)
     return Split(
         replace(window, holdout=(held_out | judging)[window.game]),
         np.flatnonzero(judging[window.game]),
         validation[:: max(1, len(validation) // VALIDATION_ROWS)],
-        int(judging.sum()),
+        count,
     )
 
 

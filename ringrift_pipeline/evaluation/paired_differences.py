@@ -5,12 +5,20 @@ same G games. The difference of run s by game g is
 
     x[s, g] = effect + seed[s] + game[g] + rest[s, g]
 
-and the mean over both varies with the seeds drawn and with the games drawn. With the mean squares
-of the two-way layout, the variance of the mean is estimated without bias by
+and its mean over both varies with the seeds drawn and with the games drawn. The mean squares of the
+two-way layout estimate both variances of the mean without bias:
 
-    (MS_seeds + max(MS_games - MS_rest, 0)) / (S * G)
+    of seeds: MS_seeds / (S * G)          of games: max(MS_games - MS_rest, 0) / (S * G)
 
-whose degrees of freedom are Satterthwaite's: S - 1 where the seeds rule, G - 1 where the games do.
+Their roots are known with S - 1 and G - 1 degrees of freedom, and the half-width of an interval is
+
+    sqrt((t[S - 1] * error of seeds) ** 2 + (t[G - 1] * error of games) ** 2)
+
+which is Student's where one source rules. Simulated with 2 to 8 seeds, it misses the truth at most
+as often as it says, at a level of 0.05 as at 0.004. (One t with Satterthwaite's degrees of freedom
+misses up to 14 times as often at 0.004: the seeds' variance looks small by chance, and then their
+few degrees of freedom do not count.)
+
 A measure that is no mean over games (a calibration error) takes the same road, with the covariance
 of the runs' differences from a bootstrap that draws the same games for all of them.
 """
@@ -23,9 +31,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 __all__ = ["Difference", "difference_of_means", "holm", "paired_difference"]
+
+LEAST_P = 1e-12
 
 
 @dataclass(frozen=True)
@@ -34,20 +44,37 @@ class Difference:
 
     Attributes:
         mean: over seeds and games, in the unit of the measure.
-        standard_error: of the mean; 0 where every pair differs by the same.
-        freedom: degrees of freedom of the standard error, at least 1.
+        seeds_error: standard error of the mean over the seeds drawn.
+        games_error: over the games drawn.
+        seeds, games: how many there were.
     """
 
     mean: float
-    standard_error: float
-    freedom: float
+    seeds_error: float
+    games_error: float
+    seeds: int
+    games: int
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean; 0 where every pair differs by the same."""
+        return math.hypot(self.seeds_error, self.games_error)
 
     @property
     def p(self) -> float:
-        """Chance of a mean as far from 0, either side, were there no effect (Student's t)."""
+        """Chance of a mean as far from 0, either side, were there no effect: the level at which
+        the interval just reaches 0. At least 1e-12.
+        """
         if self.standard_error == 0.0:
-            return 1.0 if self.mean == 0.0 else 0.0
-        return 2.0 * float(stdtr(self.freedom, -abs(self.mean) / self.standard_error))
+            return 1.0 if self.mean == 0.0 else LEAST_P
+        low, high = math.log(LEAST_P), 0.0
+        while high - low > 1e-9:
+            middle = (low + high) / 2.0
+            if self._half(math.exp(middle) / 2.0) > abs(self.mean):
+                low = middle
+            else:
+                high = middle
+        return math.exp(high)
 
     def interval(self, confidence: float = 0.95, comparisons: int = 1) -> tuple[float, float]:
         """Interval of the effect; with ``comparisons`` of that many together (Bonferroni).
@@ -60,9 +87,15 @@ class Difference:
                 f"confidence must lie in (0, 1) and comparisons be at least 1, got {confidence} "
                 f"and {comparisons}"
             )
-        tail = (1.0 - confidence) / (2.0 * comparisons)
-        half = -float(stdtrit(self.freedom, tail)) * self.standard_error
+        half = self._half((1.0 - confidence) / (2.0 * comparisons))
         return self.mean - half, self.mean + half
+
+    def _half(self, tail: float) -> float:
+        """Half the width of the interval that leaves out ``tail`` on either side."""
+        return math.hypot(
+            float(stdtrit(self.seeds - 1, tail)) * self.seeds_error,
+            float(stdtrit(self.games - 1, tail)) * self.games_error,
+        )
 
 
 def paired_difference(
@@ -85,16 +118,16 @@ def paired_difference(
         raise ValueError(f"the covariance of {seeds} runs cannot be {covariance.shape}")
     if not (np.isfinite(by_seed).all() and np.isfinite(covariance).all()):
         raise ValueError("differences and their covariance must be finite")
-    # mean squares over S * G
     of_seeds = float(by_seed.var(ddof=1)) / seeds
-    of_games = float(covariance.sum()) / seeds**2
-    rest = max(float(np.trace(covariance)) / seeds - of_games, 0.0) / (seeds - 1)
-    variance = of_seeds + max(of_games - rest, 0.0)
-    spread = of_seeds**2 / (seeds - 1)
-    if of_games > rest:
-        spread += of_games**2 / (games - 1) + rest**2 / ((seeds - 1) * (games - 1))
-    freedom = variance**2 / spread if spread > 0.0 else float(seeds - 1)
-    return Difference(float(by_seed.mean()), math.sqrt(variance), max(freedom, 1.0))
+    of_both = float(covariance.sum()) / seeds**2  # MS_games over S * G, and so on
+    rest = (float(np.trace(covariance)) / seeds - of_both) / (seeds - 1)
+    return Difference(
+        float(by_seed.mean()),
+        math.sqrt(of_seeds),
+        math.sqrt(max(of_both - max(rest, 0.0), 0.0)),
+        seeds,
+        games,
+    )
 
 
 def difference_of_means(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Difference:

@@ -15,7 +15,7 @@ import pytest
 from ringrift_pipeline.cli import run
 from ringrift_pipeline.enhancements import TrainingConfig
 
-VERBS = ("loop", "selfplay", "train", "evaluate", "play", "replay", "export", "ui")
+VERBS = ("loop", "selfplay", "train", "evaluate", "ablate", "play", "replay", "export", "ui")
 FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
 
 
@@ -77,8 +77,8 @@ def test_help_shows_every_setting_with_default_and_bounds(
                 assert f"{signs[bound]} {value}" in limits, name
 
 
-@pytest.mark.parametrize("verb", ["play", "replay", "ui"])
-def test_verbs_that_train_nothing_show_no_settings(
+@pytest.mark.parametrize("verb", ["ablate", "play", "replay", "ui"])
+def test_verbs_that_plan_nothing_show_no_settings(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([verb, "--help"]) == 0
@@ -121,6 +121,9 @@ BAD = [
     (["train"], "ringrift selfplay"),
     (["evaluate"], "ringrift selfplay"),
     (["evaluate", "--generation", "7"], "ringrift selfplay"),
+    (["ablate"], "ringrift selfplay"),
+    (["ablate", "--seeds", "1"], "--seeds"),
+    (["ablate", "--steps", "0"], "--steps"),
     (["play", "--player", "nobody"], "nobody"),
     (["play", *["--player", "random"] * 3], "2 seats"),
     (["play", "--config", "square8_3p", "--swap-rule", "--player", "random"], "two players"),

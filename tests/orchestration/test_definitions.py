@@ -76,6 +76,7 @@ def test_jobs_sensor_and_schedules() -> None:
     repository = defs.get_repository_def()
     jobs = {job.name for job in repository.get_all_jobs()}
     assert {f"{config}_generation" for config in names.CONFIGS} <= jobs
+    assert {"champion_gauntlet", "ablation"} <= jobs
     assert repository.get_sensor_def("evaluation_landed")
     for name in ("nightly_selfplay", "weekly_gauntlet"):
         assert repository.get_schedule_def(name).default_status.value == "STOPPED"

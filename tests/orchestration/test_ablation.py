@@ -1,0 +1,83 @@
+"""The ablation as a job: an observation of the checkpoint with table and picture."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from dagster import AssetKey, DagsterInstance
+
+from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.orchestration.ablation import JOB, NothingPlayedError
+from ringrift_pipeline.orchestration.watchdog import Watchdog
+from ringrift_pipeline.selfplay import collect, plan_generation, play_shards
+from ringrift_pipeline.selfplay.stopping import Interrupted
+from ringrift_pipeline.store import Store
+
+CONFIG = "square8_2p"
+TINY = {
+    "device": "cpu",
+    "selfplay.games": 10,
+    "selfplay.workers": 1,
+    "network.blocks": 1,
+    "network.channels": 8,
+    "training.batch_size": 16,
+}
+
+
+@pytest.fixture()
+def games(store: Store) -> Store:
+    settings = TrainingConfig().with_overrides(TINY)
+    plan = plan_generation(store, CONFIG, 0, settings, datetime(2026, 1, 1, tzinfo=UTC))
+    play_shards(store, plan)
+    collect(store, plan)
+    return store
+
+
+def run_job(instance: DagsterInstance, **config: Any) -> Any:
+    values = {"config": CONFIG, "seeds": 2, "steps": 1, **config}
+    return (
+        defs.get_repository_def()
+        .get_job(JOB)
+        .execute_in_process(run_config={"ops": {"ablate": {"config": values}}}, instance=instance)
+    )
+
+
+def test_the_checkpoint_is_observed_with_table_and_picture(
+    games: Store, instance: DagsterInstance
+) -> None:
+    result = run_job(instance)
+    (observed,) = [
+        event.asset_observation_data.asset_observation
+        for event in result.all_events
+        if event.is_asset_observation
+    ]
+    artefact = games.require(CONFIG, 0, "ablation")
+    assert observed.asset_key == AssetKey([CONFIG, "checkpoint"])
+    assert observed.partition == "0000"
+    for name, verdict in artefact.metadata["verdicts"].items():
+        assert f"{name}: {verdict}" in observed.description
+    assert observed.metadata["table"].value == artefact.file("table.md").read_text()
+    picture = observed.metadata["ablation"].value
+    assert picture.startswith("![ablation](data:image/png;base64,") and len(picture) < 50_000
+    assert observed.metadata["path"].value == str(artefact.path)
+
+
+def test_a_termination_ends_it_and_keeps_what_was_made(
+    games: Store, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(dog: Watchdog) -> bool:
+        return any(kind.startswith("ablation-run-") for kind in games.kinds(CONFIG, 0))
+
+    monkeypatch.setattr(Watchdog, "stopping", stopping)
+    with pytest.raises(Interrupted, match="finished runs are kept"):
+        run_job(instance, generation=0)
+    assert sum(kind.startswith("ablation-run-") for kind in games.kinds(CONFIG, 0)) == 1
+    assert games.current(CONFIG, 0, "ablation") is None
+
+
+def test_a_config_without_games_is_refused(store: Store, instance: DagsterInstance) -> None:
+    with pytest.raises(NothingPlayedError, match="has no games"):
+        run_job(instance)
