@@ -53,8 +53,8 @@ VARIANTS: dict[str, frozenset[str]] = {
 """The trainings of a seed: which of `TRAINED` are on in each."""
 
 JUDGES = 600
-"""Games that judge, if there are so many. The loss of a game differs by about 0.1 nats from model
-to model as far as games go, so that the mean over 600 is known to 0.004."""
+"""Games that judge, if there are so many. With 75 the games' part in the standard error of a
+difference was 0.0015 nats of value log loss and 0.009 of calibration error; 600 make it a third."""
 VALIDATION_ROWS = 4096
 """Rows, at most, by which a run chooses the best of its averages."""
 BOOTSTRAP = 1000

@@ -241,7 +241,7 @@ def test_table_and_picture_are_for_people(whole: Artefact) -> None:
     assert len(rows) == 1 + 2 * len(ENHANCEMENTS)
     assert all(line.count("|") == len(MEASURES) + 4 for line in rows)
     picture = whole.file("ablation.png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) < 50_000
+    assert picture.startswith(b"\x89PNG") and len(picture) < 36_000
 
 
 def test_a_killed_ablation_goes_on_and_ends_in_the_same_figures(
