@@ -285,7 +285,7 @@ class CalibrationConfig(ConfigGroup):
         description="Calibration error above which to recalibrate, share.",
     )
     min_games: int = Field(
-        default=10, ge=2, description="Held-out games below which nothing is fitted."
+        default=20, ge=2, description="Held-out games below which nothing is fitted."
     )
 
 

@@ -214,8 +214,11 @@ class TrainingConfig(ConfigGroup):
         return self.model_dump(mode="json")
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
-        """A validated copy with some settings changed (dotted or nested names)."""
-        merged = _flatten(self.to_dict(), "config")
+        """A validated copy with some settings changed (dotted or nested names).
+
+        What was left at its default stays out of the copy's ``model_fields_set`` as well.
+        """
+        merged = _flatten(self.model_dump(mode="json", exclude_unset=True), "config")
         merged.update(_flatten(overrides, "override"))
         return _build(merged)
 

@@ -392,14 +392,24 @@ def test_games_without_a_name_are_nobody_elses() -> None:
     assert automation.report()["games"] == 2 + 3 + 1
 
 
-def test_noise_does_not_trigger() -> None:
+@pytest.mark.parametrize(("games", "runs", "most"), [(60, 20, 2), (20, 60, 6)])
+def test_noise_does_not_trigger(games: int, runs: int, most: int) -> None:
     triggered = 0
-    for seed in range(20):
-        logits, outcomes, ids = dependent_games(60, 20, 2, seed)
+    for seed in range(runs):
+        logits, outcomes, ids = dependent_games(games, 20, 2, seed)
         automation = CalibrationAutomation(0.01, 1, 100, 5000, bootstrap=50)
         automation.add_samples(softmax(logits), outcomes, ids)
         triggered += automation.should_recalibrate()
-    assert triggered <= 2
+    assert triggered <= most
+
+
+def test_a_handful_of_games_is_not_judged() -> None:
+    """Two games of 500 positions: no calibrated head would look so."""
+    automation = CalibrationAutomation(check_interval=1)
+    for game, outcome in (("a", 1.0), ("b", 1.0)):
+        automation.add_samples(np.full(500, 0.5), np.full(500, outcome), np.repeat(game, 500))
+    assert not automation.should_recalibrate()
+    assert automation.get_calibration_history() == []
 
 
 def test_state_round_trips() -> None:
