@@ -136,7 +136,14 @@ def _moved(name: str, value: Any, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def features_fit(model: str) -> Iterator[None]:
-    """What a model raises over features of another kind or shape becomes a ValueError.
+    """What a model raises over features of another kind or shape becomes a ValueError."""
+    with misfit(f"features do not fit {model}"):
+        yield
+
+
+@contextlib.contextmanager
+def misfit(what: str) -> Iterator[None]:
+    """A TypeError or RuntimeError within becomes a ValueError that says ``what`` does not fit.
 
     Trouble of the device's own, such as too little memory, passes as it is.
     """
@@ -145,13 +152,15 @@ def features_fit(model: str) -> Iterator[None]:
     except (TypeError, RuntimeError) as error:
         if isinstance(error, _DEVICE_TROUBLE):
             raise
-        raise ValueError(f"features do not fit {model}: {error}") from error
+        raise ValueError(f"{what}: {error}") from error
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """A tensor, array or nested dict, list or tuple of them, on the device; the rest as it is."""
     if isinstance(tree, Tensor):
         return tree if tree.device == device else tree.to(device, non_blocking=True)
+    if isinstance(tree, np.ma.MaskedArray):
+        raise TypeError("a masked array: fill it, or leave its masked entries out")
     if isinstance(tree, np.ndarray):
         return torch.from_numpy(tree).to(device, non_blocking=True)
     if isinstance(tree, Mapping):
@@ -168,6 +177,7 @@ __all__ = [
     "TrainingBatch",
     "check_weights",
     "features_fit",
+    "misfit",
     "read_batch",
     "to_device",
 ]

@@ -171,6 +171,7 @@ class TrainingConfig(ConfigGroup):
             ConfigError: unknown preset or setting, unreadable file, value out of bounds.
         """
         merged: dict[str, tuple[Any, str]] = {}
+        _check_board(config)
         if base is not None:
             if not isinstance(base, TrainingConfig):
                 raise ConfigError(f"base must be a TrainingConfig, not a {type(base).__name__}")
@@ -182,7 +183,7 @@ class TrainingConfig(ConfigGroup):
                 raise ConfigError(f"config file must be a path, not {file!r:.40}")
             merged.update(_flatten(_read_file(Path(file)), f"file {file}"))
         merged.update(_from_environment(os.environ if environ is None else environ))
-        if overrides:
+        if overrides is not None:
             merged.update(_flatten(overrides, "command line"))
         return _build(merged)
 
@@ -263,9 +264,13 @@ def _known() -> dict[str, ConfigField]:
     return _FIELDS
 
 
-def _preset(name: str, config: str | None) -> dict[str, Any]:
+def _check_board(config: Any) -> None:
     if config is not None and not isinstance(config, str):
         raise ConfigError(f"config must be a name such as square8_2p, not {config!r:.40}")
+
+
+def _preset(name: str, config: str | None) -> dict[str, Any]:
+    _check_board(config)
     try:
         return preset_for(name, config)
     except (TypeError, ValueError) as error:  # a name that cannot even be looked up

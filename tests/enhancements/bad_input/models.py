@@ -10,19 +10,28 @@ import numpy as np
 import torch
 from torch import nn
 
+from ringrift_pipeline.enhancements.calibration import calibration_report, fit_temperature
+
 from ..small_training import ACTIONS, BATCH, SEATS, Net, make_batch
 from .changes import (
+    ARRAYS,
+    COMPLEX,
+    DEEP,
     EMPTY,
-    LONG,
     META,
+    QUANTIZED,
+    RAGGED,
     SHORT,
+    SPARSE,
     Broken,
     Change,
     Kind,
     any_of,
     becomes,
     choice,
+    flag,
     holding,
+    labels,
     number,
     of_class,
     tensor,
@@ -30,6 +39,8 @@ from .changes import (
     whole,
 )
 from .row import Arguments, Row, built, device, indices, optimizer, shares, state_row, unit
+
+NO_ITERABLES = (np.array(3), torch.tensor(1.0), object())
 
 
 def loss_arguments(it: Any, folder: Path) -> Arguments:
@@ -69,6 +80,10 @@ SHAPES = {
 }
 
 
+def optional_flag() -> Kind:
+    return Kind((*flag().changes[1:], becomes(None, fine=True)))
+
+
 def loss_rows() -> list[Row]:
     return [
         Row(
@@ -79,7 +94,7 @@ def loss_rows() -> list[Row]:
                 "value_weight": number(0.0),
                 "reduction": choice(),
                 "value_kind": choice(),
-                "validate": any_of(becomes(True, fine=True), becomes(None, fine=True)),
+                "validate": optional_flag(),
             },
             lambda it, folder: {
                 **loss_arguments(it, folder),
@@ -89,6 +104,33 @@ def loss_rows() -> list[Row]:
                 "value_kind": "logits",
             },
             says=SHAPES,
+        ),
+        Row(
+            "compute_loss_parts",
+            {
+                **loss_kinds(),
+                "policy_weight": number(0.0),
+                "value_weight": number(0.0),
+                "value_kind": choice(),
+                "validate": optional_flag(),
+                "with_entropy": flag(),
+            },
+            lambda it, folder: {
+                **loss_arguments(it, folder),
+                "policy_weight": 1.0,
+                "value_weight": 1.0,
+                "value_kind": "logits",
+                "with_entropy": True,
+            },
+            says=SHAPES,
+        ),
+        Row(
+            "compute_per_sample_loss:none",
+            {"reduction": any_of(becomes("mean"), becomes("none", fine=True))},
+            lambda it, folder: {
+                **{name: value[:0] for name, value in loss_arguments(it, folder).items()},
+                "reduction": "sum",
+            },
         ),
         Row(
             "TrainingEnhancementsFacade.compute_per_sample_loss",
@@ -112,7 +154,7 @@ def ensemble_rows() -> list[Row]:
             "value_weight": 1.0,
         }
 
-    name = any_of(*map(becomes, ("rubbish", "", None, 3, [])))
+    name = any_of(*map(becomes, ("rubbish", "", None, 3, [], *ARRAYS, np.array(["m1"]))))
     return [
         built(
             owner,
@@ -123,7 +165,7 @@ def ensemble_rows() -> list[Row]:
                 ),
                 "device": device(),
                 "value_kind": choice(),
-                "seed": whole(0),
+                "seed": whole(0, 2**128),
             },
             model_class=Net,
         ),
@@ -139,7 +181,7 @@ def ensemble_rows() -> list[Row]:
         ),
         Row(
             f"{owner}.get_model",
-            {"name": any_of(becomes("rubbish", fine=True), becomes(None, fine=True))},
+            {"name": any_of(*map(becomes, (None, 3, *ARRAYS)), becomes("rubbish", fine=True))},
             lambda it, folder: {"name": "m1"},
             "ensemble",
         ),
@@ -196,13 +238,12 @@ def ensemble_rows() -> list[Row]:
             f"{owner}.distill",
             {
                 "student": of_class(None, Broken(), Broken((torch.ones(BATCH, 4), torch.ones(3)))),
-                "batches": any_of(*map(becomes, ([], None, 3, ["rubbish"], [None]))),
+                "batches": any_of(*map(becomes, ([], None, 3, ["rubbish"], [None], *NO_ITERABLES))),
                 "optimizer": of_class(None, Net()),
                 "value_weight": number(0.0),
             },
             batches,
             "ensemble",
-            says={"batches": "batches|features"},
         ),
         state_row(owner, "ensemble"),
     ]
@@ -210,9 +251,10 @@ def ensemble_rows() -> list[Row]:
 
 def calibration_rows() -> list[Row]:
     owner = "CalibrationAutomation"
-    names = any_of(
-        SHORT, LONG, becomes("rubbish"), becomes(7), EMPTY, becomes(None, fine=True)
-    )  # any ids will do, as long as there is one a row
+    names = labels()
+
+    between = Kind((*number(0.0, 1.0, above=True).changes, becomes(0.0), becomes(1.0), becomes(2)))
+    odd_logits = (holding(math.nan), holding(math.inf), RAGGED, *map(becomes, ([], None, [None])))
 
     def logits_of(it: Any, folder: Path) -> Arguments:
         targets = torch.from_numpy(shares()).float()
@@ -224,7 +266,96 @@ def calibration_rows() -> list[Row]:
         pairs = [(b["features"], b["value_targets"]) for b in batches]
         return {"model": Net(), "dataloader": pairs, "device": None, "games": np.arange(16) // 2}
 
+    options = {
+        "bins": whole(1, 1001),
+        "bootstrap": whole(20, 100_001),
+        "confidence": between,
+        "seed": whole(0, 2**128),
+    }
     return [
+        Row(
+            "calibration_report",
+            {
+                "predictions": values(0.0, 1.0),
+                "outcomes": values(0.0, 1.0),
+                "games": names,
+                "phases": names,
+                **options,
+            },
+            lambda it, folder: {
+                "predictions": unit(),
+                "outcomes": torch.from_numpy(unit().round()),
+                "games": torch.from_numpy(indices()),
+                "phases": np.array(["a"] * BATCH),
+                "bootstrap": 20,
+            },
+        ),
+        Row(
+            "draw_reliability",
+            {
+                "reports": any_of(
+                    *map(becomes, (None, 3, "rubbish", [], {}, {"a": 3}, {"a": {}}, {3: {}})),
+                    Change("lacks bins", lambda good: {"a": {**good["a"], "bins": []}}),
+                ),
+                "path": any_of(*map(becomes, (None, 3, [], "", object(), *ARRAYS))),
+            },
+            lambda it, folder: {
+                "reports": {"a": calibration_report(unit(), unit().round(), bootstrap=20)},
+                "path": folder / "reliability.png",
+            },
+        ),
+        Row(
+            "fit_temperature",
+            {
+                "logits": any_of(
+                    *tensor().changes[4:], *odd_logits, becomes("rubbish"), becomes(3)
+                ),
+                "targets": any_of(
+                    *tensor().changes[4:], *odd_logits, EMPTY, becomes("rubbish"), becomes(3)
+                ),
+                "games": names,
+                "judged_fraction": between,
+                **options,
+            },
+            lambda it, folder: {
+                "logits": logits_of(it, folder)["model"],
+                "targets": logits_of(it, folder)["dataloader"],
+                "games": indices() // 10,
+                "bootstrap": 20,
+            },
+            says={"logits": "logits", "targets": "targets"},
+        ),
+        Row(
+            "value_probabilities",
+            {
+                "logits": any_of(
+                    *map(becomes, (None, 3, "rubbish", [1.0], *ARRAYS[:3], torch.ones(()))),
+                    *(DEEP, SPARSE, QUANTIZED, COMPLEX),
+                    *map(becomes, (torch.ones(2, dtype=torch.int64), torch.ones(2, 2, 2))),
+                ),
+                "temperature": number(0.0, above=True),
+            },
+            lambda it, folder: {"logits": torch.zeros(3, 2), "temperature": 2.0},
+        ),
+        Row(
+            "TemperatureFit.from_dict",
+            {
+                "data": any_of(
+                    *map(becomes, (None, 3, "rubbish", [], {})),
+                    Change("no number", lambda good: {**good, "temperature": "1"}),
+                    Change("no pair", lambda good: {**good, "log_loss_gain_interval": 3}),
+                    Change("no report", lambda good: {**good, "before": {}}),
+                )
+            },
+            lambda it, folder: {
+                "data": fit_temperature(
+                    logits_of(it, folder)["model"],
+                    logits_of(it, folder)["dataloader"],
+                    bootstrap=20,
+                ).to_dict()
+            },
+            says={"data": "data|temperature_fit"},
+        ),
         built(
             owner,
             {
@@ -233,10 +364,7 @@ def calibration_rows() -> list[Row]:
                 "min_samples": whole(1),
                 "window_size": whole(1),
                 "min_games": whole(1),
-                "bins": whole(1, 1001),
-                "bootstrap": whole(20),
-                "confidence": number(0.0, 1.0, above=True),
-                "seed": whole(0),
+                **options,
                 "value_range": any_of(
                     *map(
                         becomes, (None, 1, "ab", (1.0, 0.0), (0.0,), (0.0, math.nan), (0, math.inf))
@@ -273,8 +401,9 @@ def calibration_rows() -> list[Row]:
             f"{owner}.compute_optimal_temperature:logits",
             {
                 "model": tensor(holding(math.nan), holding(math.inf)),
-                "dataloader": tensor(holding(math.nan), holding(-1.0), holding(2.0)),
+                "dataloader": tensor(holding(math.nan), holding(-1.0), holding(2.0), becomes([])),
                 "games": names,
+                "device": device(),
             },
             logits_of,
             "calibration",
@@ -285,7 +414,8 @@ def calibration_rows() -> list[Row]:
             {
                 "model": of_class(None, Broken(), Broken((torch.ones(BATCH, 5),) * 3)),
                 "dataloader": any_of(
-                    *map(becomes, ([], None, 3, "rubbish", [1], [{}], [{"features": 1}], [()]))
+                    *map(becomes, ([], None, 3, "rubbish", [1], [{}], [{"features": 1}], [()])),
+                    *map(becomes, NO_ITERABLES),
                 ),
                 "device": device(),
                 "games": names,
@@ -323,7 +453,7 @@ def ewc_rows() -> list[Row]:
                 "normalize_fisher": any_of(*map(becomes, ("rubbish", 3, None))),
                 "gamma": number(0.0, 1.0, above=True),
                 "anchor": choice(),
-                "seed": whole(0, 2**63),
+                "seed": whole(0),
                 "heads": any_of(
                     *map(becomes, (3, "rubbish", {"policy": "rubbish"})), becomes(None, fine=True)
                 ),
@@ -334,13 +464,16 @@ def ewc_rows() -> list[Row]:
             f"{owner}.compute_fisher",
             {
                 "dataloader": any_of(
-                    *map(becomes, (None, 3, "rubbish", [], [None], [3], [{}], [()])),
+                    *map(becomes, (None, 3, "rubbish", [], [None], [3], [{}], [()], *NO_ITERABLES)),
                     batch_with(features=torch.ones(3, 9)),
                     batch_with(features=torch.full((BATCH, 6), math.nan)),
                     batch_with(features=torch.ones(BATCH, 6, device="meta")),
                     batch_with(legal_mask=torch.ones(BATCH, 5)),
                 ),
-                "criterion": any_of(becomes(3), becomes("rubbish"), becomes(None, fine=True)),
+                "criterion": any_of(
+                    *map(becomes, (3, "rubbish", int, lambda: 0, nn.Linear(2, 2))),
+                    becomes(None, fine=True),
+                ),
                 "num_samples": whole(1),
                 "device": device(),
             },
