@@ -45,7 +45,6 @@ def fisher_information(
     place = next(p for p in model.parameters() if p.requires_grad).device
     if device is not None and str(device).split(":")[0] != place.type:
         raise ValueError(f"device is {device}, but the model is on {place}")
-    batches = check_iterable("dataloader", dataloader)
     labels = PredictiveLabels(seed, heads)
     with (
         torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
@@ -54,7 +53,7 @@ def fisher_information(
         torch.enable_grad(),
     ):
         squares = SquaredGradients(model)
-        for batch in batches:
+        for batch in check_iterable("dataloader", dataloader):
             _add_batch(squares, batch, labels, losses, place, count)
             if squares.samples >= count:
                 break

@@ -443,7 +443,7 @@ class PerSampleLossTracker:
         history = np.asarray(state["history_loss"], dtype=np.float64)
         if history.shape[1] != self.history_epochs:
             raise ValueError(
-                f"the state has {history.shape[1]} epochs of history, this tracker "
+                f"history_loss has {history.shape[1]} epochs of history, this tracker "
                 f"{self.history_epochs}: construct it with the same history_epochs"
             )
         slots = SampleSlots(self.max_samples)
