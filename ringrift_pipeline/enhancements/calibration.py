@@ -37,6 +37,7 @@ from ringrift_pipeline.enhancements.calibration_report import (
 from ringrift_pipeline.enhancements.temperature_scaling import (
     FIT_FORM,
     TemperatureFit,
+    check_logits,
     fit_temperature,
     real_tensor,
     value_probabilities,
@@ -258,6 +259,8 @@ class CalibrationAutomation:
             targets = real_tensor("dataloader", dataloader)
             if device is not None:
                 logits = logits.to(check_device("device", device))
+        with forms.naming("model and dataloader"):
+            logits, targets = check_logits(logits, targets)
         self.temperature_fit = fit_temperature(logits, targets, games, **self._options)
         self._clear()
         return self.temperature_fit.temperature

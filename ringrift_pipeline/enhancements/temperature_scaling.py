@@ -31,6 +31,7 @@ from ringrift_pipeline.enhancements.calibration_report import (
 
 __all__ = [
     "TemperatureFit",
+    "check_logits",
     "fit_temperature",
     "optimal_temperature",
     "real_tensor",
@@ -132,7 +133,7 @@ def real_tensor(name: str, values: Any) -> torch.Tensor:
     return values.detach()
 
 
-def _check_logits(logits: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def check_logits(logits: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Value logits (n, S) and target shares (n, S), float64, on the device of the logits."""
     z = real_tensor("logits", logits).to(torch.float64)
     y = real_tensor("targets", targets).to(z.device)
@@ -204,7 +205,7 @@ def fit_temperature(
     """
     judged_fraction = check_share("judged_fraction", judged_fraction)
     options = check_options(bins, bootstrap, confidence, seed)
-    z, y = _check_logits(logits, targets)
+    z, y = check_logits(logits, targets)
     index, number = np.arange(z.shape[0]), z.shape[0]
     if games is not None:
         index, number = dense(labels("games", games, z.shape[0]))

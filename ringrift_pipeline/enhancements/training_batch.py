@@ -130,7 +130,7 @@ def _game_numbers(name: str, values: Any) -> np.ndarray:
 def _moved(name: str, value: Any, device: torch.device) -> Any:
     try:
         return to_device(value, device)
-    except (NotImplementedError, TypeError) as error:  # the meta device; arrays that are no tensors
+    except (NotImplementedError, TypeError, ValueError) as error:  # on meta; of no tensor's kind
         raise ValueError(f"{name} cannot be moved to {device}: {error}") from error
 
 
@@ -162,6 +162,7 @@ def to_device(tree: Any, device: torch.device) -> Any:
     if isinstance(tree, np.ma.MaskedArray):
         raise TypeError("a masked array: fill it, or leave its masked entries out")
     if isinstance(tree, np.ndarray):
+        tree = tree.astype(tree.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(tree).to(device, non_blocking=True)
     if isinstance(tree, Mapping):
         return {key: to_device(value, device) for key, value in tree.items()}

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from ringrift_pipeline.enhancements.argument_checks import shown
 from ringrift_pipeline.enhancements.config_base import ConfigGroup, nearest_name
 from ringrift_pipeline.enhancements.config_groups import (
     AveragingConfig,
@@ -184,6 +185,7 @@ class TrainingConfig(ConfigGroup):
             merged.update(_flatten(_read_file(Path(file)), f"file {file}"))
         merged.update(_from_environment(os.environ if environ is None else environ))
         if overrides is not None:
+            _check_table("overrides", overrides)
             merged.update(_flatten(overrides, "command line"))
         return _build(merged)
 
@@ -201,8 +203,7 @@ class TrainingConfig(ConfigGroup):
         """The config that :meth:`to_dict` wrote; missing settings take their defaults, and those
         that earlier versions had are left out.
         """
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"dictionary: settings must be a table of names, not {data!r:.40}")
+        _check_table("data", data)
         kept = dict(data)
         for name in _RETIRED:
             group, _, field = name.partition(".")
@@ -216,6 +217,7 @@ class TrainingConfig(ConfigGroup):
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
         """A validated copy with some settings changed (dotted or nested names)."""
+        _check_table("overrides", overrides)
         merged = _flatten(self.to_dict(), "config")
         merged.update(_flatten(overrides, "override"))
         return _build(merged)
@@ -262,6 +264,11 @@ def _known() -> dict[str, ConfigField]:
     if not _FIELDS:
         _FIELDS.update((field.name, field) for field in _walk(TrainingConfig, ""))
     return _FIELDS
+
+
+def _check_table(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a table of settings by name, not {shown(value):.40}")
 
 
 def _check_board(config: Any) -> None:
@@ -341,8 +348,6 @@ def _nearly_names(variable: str, known: Iterable[str]) -> bool:
 def _flatten(tree: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, tuple[Any, str]]:
     """Nested or dotted settings -> dotted name -> (value, source); unknown names are refused."""
     flat: dict[str, tuple[Any, str]] = {}
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{source}: settings must be a table of names, not {tree!r:.40}")
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if name in _known():

@@ -407,7 +407,6 @@ def calibration_rows() -> list[Row]:
             },
             logits_of,
             "calibration",
-            says={"model": "logits|model", "dataloader": "targets|dataloader"},
         ),
         Row(
             f"{owner}.compute_optimal_temperature:model",
@@ -422,7 +421,7 @@ def calibration_rows() -> list[Row]:
             },
             loader_of,
             "calibration",
-            says={"model": "model|logits|dataloader", "dataloader": "dataloader|targets|loader"},
+            says={"model": "model|dataloader"},  # what is no module may be logits
         ),
         Row(
             f"{owner}.report",
