@@ -80,8 +80,10 @@ def read_measures(
         if values is not None
     }
     game = None if games is None else as_games(games, size)
-    size_of = sum(map(np.abs, columns.values()), start=np.abs(loss) + np.abs(excess))
-    finite = size_of <= LARGEST_MEASURE  # not where one is NaN
+    largest = np.abs(loss)
+    for other in columns.values() if excess is loss else (excess, *columns.values()):
+        largest += np.abs(other)
+    finite = largest <= LARGEST_MEASURE  # not where one is NaN
     recorded = int(np.count_nonzero(finite))
     measures = BatchMeasures(rows, loss, excess, columns, game, recorded, size - recorded)
     if recorded < size:
