@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_choice,
     check_device,
     check_flag,
     check_keys,
@@ -96,7 +97,7 @@ class CheckpointAverager:
         self._window: list[Path | dict[str, Tensor]] = []
         self._ema: AveragedModel | None = None
         self._dtypes: dict[str, torch.dtype] = {}  # of the model's own state, by name
-        self._shapes: list[torch.Size] = []  # of the averaged parameters
+        self._layout: tuple[Any, Any] = ([], [])  # of the averaged parameters and buffers
         self._decay = 0.0
         self._pending: dict[str, Any] | None = None  # loaded before there was a model
 
@@ -136,8 +137,8 @@ class CheckpointAverager:
         ema = self._ema
         assert ema is not None
         current = _Widened(inner)
-        if [p.shape for p in current.parameters()] != self._shapes:
-            raise ValueError("model does not have the parameters of the averaged one")
+        if _layout(current) != self._layout:
+            raise ValueError("model does not have the parameters and buffers of the averaged one")
         self._decay = self.decay(samples)
         ema.update_parameters(cast(nn.Module, current))
         self.samples_seen += samples
@@ -154,7 +155,7 @@ class CheckpointAverager:
             dtypes = self._pending["dtypes"]
             self._pending = None
         self._ema, self._dtypes = ema, dtypes
-        self._shapes = [parameter.shape for parameter in ema.module.parameters()]
+        self._layout = _layout(ema.module)
 
     def _blend(self, average: Any, current: Any, _: Any) -> None:
         """AveragedModel's callback: one list a device and dtype."""
@@ -241,8 +242,8 @@ class CheckpointAverager:
         Raises:
             ValueError: there is nothing of that kind yet.
         """
-        if kind not in (None, "ema", "mean"):
-            raise ValueError(f"kind must be 'ema', 'mean' or None, got {kind!r}")
+        if kind is not None:
+            check_choice("kind", kind, ("ema", "mean"))
         if kind == "ema" or (kind is None and self.num_updates):
             if not self.num_updates:
                 raise ValueError("no exponential average yet: call update() first")
@@ -384,6 +385,15 @@ class _Widened:
 
     def buffers(self) -> list[Tensor]:
         return self._buffers
+
+
+def _layout(model: nn.Module | _Widened) -> tuple[Any, Any]:
+    """Shape of each parameter and buffer, and whether it is averaged or copied."""
+    parameters, buffers = (
+        [(t.shape, t.is_floating_point() or t.is_complex()) for t in tensors]
+        for tensors in (model.parameters(), model.buffers())
+    )
+    return parameters, buffers
 
 
 def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:

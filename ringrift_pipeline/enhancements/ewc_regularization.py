@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_choice,
     check_keys,
     check_number,
     check_type,
@@ -107,9 +108,8 @@ class EWCRegularizer:
         if not isinstance(normalize_fisher, bool):
             raise ValueError(f"normalize_fisher must be True or False, got {normalize_fisher!r}")
         decay = check_number("gamma", gamma, 0.0, 1.0, above=True)
-        if anchor not in ("mean", "latest"):
-            raise ValueError(f"anchor must be 'mean' or 'latest', got {anchor!r}")
-        self.seed = check_whole("seed", seed, 0, 2**63)
+        check_choice("anchor", anchor, get_args(Anchor))
+        self.seed = check_whole("seed", seed, 0)
         self.lambda_ewc, self.gamma = weight, decay
         self.normalize_fisher = normalize_fisher
         self.anchor: Anchor = anchor

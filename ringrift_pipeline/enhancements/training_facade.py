@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_dense,
     check_flag,
     check_keys,
     check_type,
@@ -191,13 +192,13 @@ class TrainingEnhancementsFacade(TrainingStep):
         Raises:
             ValueError: losses that are not (B,), other arguments that do not fit them; by name.
         """
-        check_type("per_sample_losses", per_sample_losses, Tensor)
+        check_dense("per_sample_losses", per_sample_losses)
         if per_sample_losses.dim() != 1 or not per_sample_losses.is_floating_point():
             raise ValueError(
                 "per_sample_losses must be floating point (B,), "
                 f"got {per_sample_losses.dtype} {tuple(per_sample_losses.shape)}"
             )
-        if len(per_sample_losses) == 0 or per_sample_losses.device.type == "meta":
+        if len(per_sample_losses) == 0:
             raise ValueError("per_sample_losses must have data")
         indices = None if batch_indices is None else as_indices(batch_indices, "batch_indices")
         size = per_sample_losses.shape[0]

@@ -488,3 +488,22 @@ def test_bootstrap_draws_every_game_equally_often() -> None:
     assert draws.mean(axis=0) == pytest.approx(np.ones(50), abs=4.5 / math.sqrt(2000))
     assert draws.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # multinomial
     assert np.array_equal(draws, game_draws(50, 2000, 3))
+
+
+def test_samples_that_are_refused_leave_no_trace() -> None:
+    watch = CalibrationAutomation(min_samples=2, window_size=10)
+    watch.add_samples([0.2, 0.4], [0.0, 1.0])
+    before = watch.state_dict()
+    with pytest.raises(ValueError, match="predictions: the window holds 1 values"):
+        watch.add_samples([[0.2, 0.8]], [[0.0, 1.0]])
+    after = watch.state_dict()
+    assert after["unnamed"] == before["unnamed"] == 2 and after["games"] == before["games"]
+
+
+def test_ids_of_several_kinds_are_told_apart() -> None:
+    games = [1, "1b", None, None]
+    p, y = np.array([0.2, 0.4, 0.6, 0.7]), np.array([0.0, 1.0, 1.0, 1.0])
+    assert calibration_report(p, y, games)["games"] == 3
+    logits = torch.logit(torch.from_numpy(p))
+    fit = fit_temperature(logits, y, torch.tensor([4, 4, 9, 2]))
+    assert fit.games_fitted + fit.games_judged == 3

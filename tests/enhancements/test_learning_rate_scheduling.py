@@ -350,3 +350,31 @@ def test_rates_held_in_tensors_are_set_in_place() -> None:
     held = opt.param_groups[0]["lr"]
     WarmRestartsScheduler(opt, 4, 1, 0.0).step(2)
     assert opt.param_groups[0]["lr"] is held and float(held) == pytest.approx(0.05)
+
+
+def test_a_schedule_far_on_is_described_at_once() -> None:
+    """It listed every start before: ten thousand million of them here."""
+    scheduler = WarmRestartsScheduler(optimizer(), T_0=3, T_mult=1, warmup_steps=2)
+    scheduler.step(10**10)
+    info = scheduler.get_schedule_info()
+    assert info["restart_count"] == (10**10 - 2) // 3
+    starts = info["restart_epochs"]
+    assert len(starts) == 1000 and starts[-1] == 10**10 - info["position_in_period"]
+    assert np.diff(starts).tolist() == [3] * 999
+    scheduler.step(3005)
+    starts = scheduler.get_schedule_info()["restart_epochs"]
+    assert (starts[0], starts[-1], len(starts)) == (8, 3005, 1000)
+    longest = WarmRestartsScheduler(optimizer(), T_0=2**62, T_mult=2**62)
+    longest.step(float(2**63))
+    assert longest.get_schedule_info()["restart_epochs"] == [0, 2**62]
+
+
+def test_a_state_with_peaks_below_the_least_rate_is_refused() -> None:
+    opt = optimizer(0.1, 0.2)
+    scheduler = WarmRestartsScheduler(opt, eta_min=1e-3)
+    before = (rates(opt), stored(scheduler))
+    with pytest.raises(ValueError, match=r"eta_min 0.001 exceeds base_lrs 1e-09"):
+        scheduler.load_state_dict({**stored(scheduler), "base_lrs": [0.1, 1e-9]})
+    with pytest.raises(ValueError, match=r"eta_min 0.15 exceeds base_lrs 0.1"):
+        scheduler.load_state_dict({**stored(scheduler), "eta_min": 0.15})
+    assert (rates(opt), stored(scheduler)) == before
