@@ -172,7 +172,10 @@ class CheckpointAverager:
 
     @property
     def averaged_model(self) -> nn.Module | None:
-        """The EMA as a module in eval mode, float32, updated in place; None before an update."""
+        """The EMA as a module in eval mode, float32, updated in place.
+
+        None before the first update, and after loading until ``build_loaded`` or an update.
+        """
         return None if self._ema is None else self._ema.module
 
     # The mean of the last k.
@@ -401,6 +404,21 @@ def _unwrap(model: nn.Module) -> nn.Module:
             model = cast(nn.Module, model._orig_mod)
         else:
             return model
+
+
+@torch.no_grad()
+def build_loaded(averager: CheckpointAverager, model: nn.Module) -> None:
+    """Build the ``averaged_model`` of a loaded state now, not at the next update.
+
+    Args:
+        averager: without a loaded average that waits for its model nothing happens.
+        model: of the averaged architecture; its weights do not count.
+
+    Raises:
+        ValueError: a model that does not fit the average; no change.
+    """
+    if averager._pending is not None:
+        averager._start(_unwrap(model))
 
 
 def nonfinite_tensor(model: nn.Module) -> str | None:
