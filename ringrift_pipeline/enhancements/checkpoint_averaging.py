@@ -7,7 +7,6 @@ safetensors files and holds one copy of the model, however many there are.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import tempfile
@@ -39,7 +38,7 @@ from ringrift_pipeline.enhancements.checkpoint_files import (
     widened,
     write_checkpoint,
 )
-from ringrift_pipeline.enhancements.gradient_norms import total_norm
+from ringrift_pipeline.enhancements.model_views import nonfinite_tensor
 
 _STATE_KEYS = ("ema", "dtypes", "updates", "samples_seen", "window")
 
@@ -419,18 +418,6 @@ def build_loaded(averager: CheckpointAverager, model: nn.Module) -> None:
     """
     if averager._pending is not None:
         averager._start(_unwrap(model))
-
-
-def nonfinite_tensor(model: nn.Module) -> str | None:
-    """Name of a parameter or buffer that is not finite, or None; one read of the device."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    floats = [t.detach() for _, t in named if t.is_floating_point() and t.device.type != "meta"]
-    if math.isfinite(total_norm(floats)):
-        return None
-    for name, tensor in named:  # or else only the norm has overflowed
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
-    return None
 
 
 def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.argument_checks import check_type
-from ringrift_pipeline.enhancements.checkpoint_averaging import nonfinite_tensor
 from ringrift_pipeline.enhancements.ewc_regularization import EWCRegularizer
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_learning_rate import LearningRate
@@ -28,6 +27,7 @@ from ringrift_pipeline.enhancements.loss_parts import (
     check_loss_parts,
     compute_loss_parts,
 )
+from ringrift_pipeline.enhancements.model_views import nonfinite_tensor
 from ringrift_pipeline.enhancements.sample_weights import SampleWeights
 from ringrift_pipeline.enhancements.training_batch import (
     REQUIRED,
