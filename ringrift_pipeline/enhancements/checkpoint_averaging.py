@@ -7,7 +7,6 @@ safetensors files and holds one copy of the model, however many there are.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import tempfile
@@ -40,7 +39,7 @@ from ringrift_pipeline.enhancements.checkpoint_files import (
     widened,
     write_checkpoint,
 )
-from ringrift_pipeline.enhancements.gradient_norms import total_norm
+from ringrift_pipeline.enhancements.model_views import nonfinite_tensor
 
 _STATE_KEYS = ("ema", "dtypes", "updates", "samples_seen", "window")
 
@@ -173,7 +172,10 @@ class CheckpointAverager:
 
     @property
     def averaged_model(self) -> nn.Module | None:
-        """The EMA as a module in eval mode, float32, updated in place; None before an update."""
+        """The EMA as a module in eval mode, float32, updated in place.
+
+        None before the first update, and after loading until ``build_loaded`` or an update.
+        """
         return None if self._ema is None else self._ema.module
 
     # The mean of the last k.
@@ -413,16 +415,19 @@ def _unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def nonfinite_tensor(model: nn.Module) -> str | None:
-    """Name of a parameter or buffer that is not finite, or None; one read of the device."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    floats = [t.detach() for _, t in named if t.is_floating_point() and t.device.type != "meta"]
-    if math.isfinite(total_norm(floats)):
-        return None
-    for name, tensor in named:  # or else only the norm has overflowed
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
-    return None
+@torch.no_grad()
+def build_loaded(averager: CheckpointAverager, model: nn.Module) -> None:
+    """Build the ``averaged_model`` of a loaded state now, not at the next update.
+
+    Args:
+        averager: without a loaded average that waits for its model nothing happens.
+        model: of the averaged architecture; its weights do not count.
+
+    Raises:
+        ValueError: a model that does not fit the average; no change.
+    """
+    if averager._pending is not None:
+        averager._start(_unwrap(model))
 
 
 def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

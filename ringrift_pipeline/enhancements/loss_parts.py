@@ -36,6 +36,28 @@ class LossParts(NamedTuple):
     entropy: Tensor | None = None  # of the predicted policy, nats, without gradient; on request
 
 
+def check_loss_parts(name: str, parts: LossParts) -> None:
+    """ValueError naming the part that is not (B,) floating point like the total, or no graph."""
+    total = parts.total
+    for part, values in parts._asdict().items():
+        if part == "entropy" and values is None:
+            continue
+        if not isinstance(values, Tensor):
+            raise ValueError(f"{name}: {part} must be a tensor (B,), got {type(values).__name__}")
+        if values.dim() != 1 or values.shape != total.shape or not values.is_floating_point():
+            raise ValueError(
+                f"{name} must give losses (B,), one a sample: {part} is {values.dtype} "
+                f"{tuple(values.shape)}"
+                + ("" if part == "total" else f", total {tuple(total.shape)}")
+            )
+        if values.device != total.device or values.device.type == "meta":
+            raise ValueError(f"{name}: {part} is on {values.device}, total on {total.device}")
+    if not total.requires_grad:
+        raise ValueError(
+            f"{name}: the losses (total) do not depend on a parameter that requires a gradient"
+        )
+
+
 def masked_log_softmax(logits: Tensor, legal_mask: Tensor | None = None) -> Tensor:
     """Log-probabilities over the legal entries; illegal ones get a huge finite negative number.
 
@@ -336,6 +358,7 @@ __all__ = [
     "IGNORED_ACTION",
     "LossParts",
     "ValueKind",
+    "check_loss_parts",
     "compute_loss_parts",
     "masked_log_softmax",
     "policy_entropy",

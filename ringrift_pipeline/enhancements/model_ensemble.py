@@ -211,8 +211,9 @@ class ModelEnsemble:
             legal_mask: (B, A) bool, True where legal; logits of ``-inf`` are illegal anyway.
 
         Raises:
-            ValueError: no members, a row without a legal action, or members whose outputs differ
-                in shape, are not finite or are not ``(policy_logits, value)``.
+            ValueError: no members, a row without an action that is legal for all of them, or
+                members whose outputs differ in shape, are not finite or are not
+                ``(policy_logits, value)``.
         """
         voters, shares = self._voters()
         if legal_mask is not None:

@@ -29,6 +29,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_type,
     check_whole,
 )
+from ringrift_pipeline.enhancements.checkpoint_averaging import build_loaded
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_state import (
     check_facade_state,
@@ -392,6 +393,8 @@ class TrainingEnhancementsFacade(TrainingStep):
         for name, part in parts.items():
             with naming(f"parts.{name}"):
                 part.load_state_dict(copied(state["parts"][name]))
+        if self.averager is not None:
+            build_loaded(self.averager, self.model)
         self._recovery.load_state_dict(state)
         quality = state["quality"]
         self._sample_weights.quality = None if quality is None else np.asarray(quality).copy()

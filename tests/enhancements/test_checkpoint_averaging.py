@@ -277,9 +277,13 @@ def test_weights_that_are_not_finite_never_enter_the_average(bad: float, name: s
         assert torch.equal(tensor, before["ema"][key])
     with torch.no_grad():
         broken = Mixed().fill(1.0)
-        broken.single.fill_(1e30)  # whose squares overflow
+        broken.single.fill_(3e38)  # whose sum and squares overflow
     averager.update(broken, 4)
     assert averager.num_updates == 2
+    with torch.no_grad():  # opposite infinities do not cancel
+        broken.single.flatten()[:2] = torch.tensor([np.inf, -np.inf])
+    with pytest.raises(ValueError, match="model: single is not finite"):
+        averager.update(broken, 4)
 
 
 def test_average_checkpoints_of_files_and_folders(tmp_path: Path) -> None:

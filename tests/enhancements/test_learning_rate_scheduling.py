@@ -189,8 +189,9 @@ def test_warm_up_ramps_linearly_in_epochs_or_in_optimizer_steps() -> None:
     assert seen == pytest.approx([0.01 * k / 5 for k in (1, 2, 3, 4, 5, 5)])
 
 
+@pytest.mark.parametrize("rising", [False, True])
 @pytest.mark.parametrize("shape", ["line", "exponential", "staircase", "steep"])
-def test_a_falling_loss_is_no_oscillation(shape: str) -> None:
+def test_a_loss_that_only_falls_or_only_rises_is_no_oscillation(shape: str, rising: bool) -> None:
     series = {
         "line": np.linspace(10.0, 0.1, 40),
         "exponential": 10 * 0.7 ** np.arange(40),
@@ -198,13 +199,14 @@ def test_a_falling_loss_is_no_oscillation(shape: str) -> None:
         "steep": np.concatenate([np.full(10, 100.0), np.full(4, 0.01)]),
     }[shape]
     scheduler = adaptive(plateau_patience=100)
-    for loss in series:
+    for loss in series[::-1] if rising else series:
         assert scheduler.step(float(loss)) == 0.01
 
 
-def test_oscillation_around_a_falling_trend_halves_the_rate_once_per_evidence() -> None:
+@pytest.mark.parametrize("trend", [-0.2, 0.2])
+def test_oscillation_around_a_trend_halves_the_rate_once_per_evidence(trend: float) -> None:
     scheduler = adaptive(plateau_patience=100, loss_lookback=10)
-    seen = [scheduler.step(10 - 0.2 * i + (3.5 if i % 2 else -3.5)) for i in range(19)]
+    seen = [scheduler.step(8 + trend * (i - 9) + (3.5 if i % 2 else -3.5)) for i in range(19)]
     assert seen[:9] == [0.01] * 9 and seen[9:] == [0.005] * 10
     assert "oscillates" in scheduler.last_reason
 
