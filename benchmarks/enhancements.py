@@ -125,7 +125,7 @@ def mining(quick: bool) -> Iterator[Claim]:
     ours, theirs = [], []
     for number, batch in enumerate(batches[50 : 150 if quick else 400]):
         ours.append(timed(miner, batch))
-        if number % 35 == 0:
+        if number % (10 if quick else 35) == 0:
             theirs.append(timed(other, batch))
     mine = np.mean(ours, axis=0)
     apart = np.median(theirs, axis=0)
@@ -246,7 +246,7 @@ def averaging(quick: bool) -> Iterator[Claim]:
             plain.update_parameters(model)
 
     unchecked, torchs, safe, torchs_safe, bare = alternating(
-        10 if quick else 50,
+        40 if quick else 100,
         lambda: averager.update(model, 256, check_finite=False),
         lambda: plain.update_parameters(model),
         lambda: averager.update(model, 256),

@@ -43,25 +43,29 @@ ALLOWED = 1.5  # times the figure, or a part of it
 class Yardstick:
     """Holds re-creations against the reference's figures, as this machine would show them.
 
-    The figures are another machine's; they are scaled by how long ``torch.multinomial``, which is
-    nobody's re-creation, takes here and took there.
+    The figures are another machine's; each is scaled by how long ``torch.multinomial``, which is
+    nobody's re-creation, takes here, beside the re-creation, and took there.
     """
 
     def __init__(self) -> None:
-        weights = torch.rand(1_000_000, dtype=torch.float64)
+        self.scales: list[float] = []
+        self.found: dict[str, float] = {}
+        self._weights = torch.rand(1_000_000, dtype=torch.float64)
+
+    def _scale(self) -> float:
         spent = []
         for _ in range(4):
             start = time.process_time()
-            torch.multinomial(weights, len(weights), replacement=True)
+            torch.multinomial(self._weights, len(self._weights), replacement=True)
             spent.append(time.process_time() - start)
-        self.scale = 1e3 * statistics.median(spent[1:]) / BASELINES[CALIBRATION]
-        self.found: dict[str, float] = {}
+        return 1e3 * statistics.median(spent[1:]) / BASELINES[CALIBRATION]
 
     def beside(self, name: str, measured: float, share: float = 1.0) -> str:
         """How a re-creation's time (ms, for a share of the work) compares with its figure."""
-        times = measured / (BASELINES[name] * share * self.scale)
+        self.scales.append(self._scale())
+        times = measured / (BASELINES[name] * share * self.scales[-1])
         self.found[name] = times
-        return f"{name}: {times:.2f} times its figure, scaled to this machine"
+        return f"{name}: {times:.2f} times its figure, scaled by {self.scales[-1]:.2f}"
 
     def verdict(self) -> str:
         """One line: which re-creations took far less or more than the reference did."""
@@ -71,13 +75,10 @@ class Yardstick:
             if not 1 / ALLOWED <= times <= ALLOWED
         ]
         return (
-            f"{len(self.found)} re-creations against the reference's figures, those scaled by "
-            f"{self.scale:.2f} ({CALIBRATION}, torch.multinomial in float64, here over there): "
-            + (
-                f"outside {ALLOWED} times: {'; '.join(odd)}"
-                if odd
-                else f"all within {ALLOWED} times"
-            )
+            f"{len(self.found)} re-creations beside the reference's figures, those scaled by "
+            f"{min(self.scales):.2f} to {max(self.scales):.2f} ({CALIBRATION}, torch.multinomial "
+            "in float64, here over there): "
+            + (f"outside {ALLOWED} times: {'; '.join(odd)}" if odd else f"all within {ALLOWED}")
         )
 
 
