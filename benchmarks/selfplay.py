@@ -45,6 +45,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from strength import decisions, seconds_a_move
 
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.game import get_rules, kernels
@@ -351,46 +352,18 @@ def workers_part(quick: bool, precision: str) -> Iterator[Claim]:
 
 
 # --- rollouts ------------------------------------------------------------------------------------
-def _decisions(count: int) -> np.ndarray:
-    """Positions with a choice from random games, (count, S)."""
-    rules = get_rules(CONFIG)
-    rng = np.zeros(1, dtype=np.uint64)
-    rows: list[np.ndarray] = []
-    buffer = np.empty(rules.max_moves, dtype=np.int64)
-    state = np.zeros(rules.state_size, dtype=np.int64)
-    while len(rows) < 8 * count:
-        kernels.initial_state(rules.constants, state, False)
-        while (legal := kernels.legal_moves(rules.constants, state, buffer)) > 0:
-            if legal > 1:
-                rows.append(state.copy())
-            move = buffer[kernels.random_below(rng, legal)]
-            kernels.apply_move(rules.constants, state, move)
-    return np.array(rows[: 8 * count : 8])
-
-
 def rollout_part(quick: bool, precision: str) -> Iterator[Claim]:
     """Playouts a second, and N for every size of network."""
-    rows = _decisions(8 if quick else 48)
-    seeds = np.arange(len(rows), dtype=np.uint64)
+    rows = decisions(CONFIG, 8 if quick else 48)
     playouts = 200 if quick else 400
-    rollout = RolloutPlayer(CONFIG, playouts=playouts)
-
-    def seconds(player: Any) -> float:
-        """Mean processor time of a decision, one position at a time."""
-        player.choose_batch(rows[:1], seeds[:1])
-        started = time.process_time()
-        for i in range(len(rows)):
-            player.choose_batch(rows[i : i + 1], seeds[i : i + 1])
-        return (time.process_time() - started) / len(rows)
-
-    rate = playouts / statistics.median(seconds(rollout) for _ in range(3))
+    rate = playouts / seconds_a_move(RolloutPlayer(CONFIG, playouts=playouts), rows)
     yield claim("playouts of the rollout player", rate, "playouts/s")
     for blocks, channels in SIZES:
         model = RingRiftNetwork(NetworkConfig(blocks, channels))
         rules = get_rules(CONFIG)
         evaluator = Evaluator(model, rules, "cpu", precision=precision, threads=1)
         player = NetworkPlayer(CONFIG, evaluator, simulations=64, settings=SearchSettings())
-        each = statistics.median(seconds(player) for _ in range(3))
+        each = seconds_a_move(player, rows)
         yield claim(f"64 simulations for one position, {blocks} x {channels}", each * 1e3, "ms")
         yield claim(f"N, playouts in that time, {blocks} x {channels}", each * rate, "playouts")
 

@@ -72,10 +72,13 @@ class AdaptiveLRScheduler(LearningRateSchedule):
     ) -> None:
         super().__init__(optimizer)
         self.min_lr = check_number("min_lr", min_lr, 0.0)
-        self.max_lr = check_number("max_lr", max_lr, self.min_lr)
-        self.base_lr = check_number("base_lr", base_lr, self.min_lr, self.max_lr)
-        if self.base_lr == 0.0:
-            raise ValueError("base_lr must be above 0")
+        self.max_lr = check_number("max_lr", max_lr, 0.0)
+        self.base_lr = check_number("base_lr", base_lr, 0.0, above=True)
+        if not self.min_lr <= self.base_lr <= self.max_lr:
+            raise ValueError(
+                "rates must satisfy min_lr <= base_lr <= max_lr, "
+                f"got {min_lr!r}, {base_lr!r}, {max_lr!r}"
+            )
         self.elo_lookback = check_whole("elo_lookback", elo_lookback, 2)
         self.loss_lookback = check_whole("loss_lookback", loss_lookback, 3)
         self.elo_stagnation_threshold = check_number(
@@ -91,9 +94,8 @@ class AdaptiveLRScheduler(LearningRateSchedule):
         if self.lr_decrease_factor == 1.0:
             raise ValueError("lr_decrease_factor must be below 1, got 1.0")
         self.warmup_steps = check_whole("warmup_steps", warmup_steps, 0)
-        self.warmup_epochs = (
-            0 if self.warmup_steps else check_whole("warmup_epochs", warmup_epochs, 0)
-        )
+        epochs = check_whole("warmup_epochs", warmup_epochs, 0)
+        self.warmup_epochs = 0 if self.warmup_steps else epochs
         self.plateau_patience = check_whole("plateau_patience", plateau_patience, 1)
         self.plateau_threshold = check_number("plateau_threshold", plateau_threshold, 0.0)
         if self._rates[0] <= 0.0:

@@ -9,6 +9,8 @@ import numpy as np
 
 from ringrift_pipeline.enhancements.sample_slots import as_floats, as_games, as_indices, run_starts
 
+LARGEST_MEASURE = 1e150  # of what is beyond, sums and products would not be finite
+
 
 @dataclass(frozen=True)
 class BatchMeasures:
@@ -21,7 +23,7 @@ class BatchMeasures:
         extra: uncertainty, surprise and the like by key, (K,) float64 each, where given.
         games: (K,) int64, or None.
         recorded: samples of the batch that these are, repeats included.
-        skipped: samples left out because a number was not finite.
+        skipped: samples left out because a number was not finite, or above ``LARGEST_MEASURE``.
     """
 
     rows: np.ndarray
@@ -78,7 +80,10 @@ def read_measures(
         if values is not None
     }
     game = None if games is None else as_games(games, size)
-    finite = np.isfinite(sum(columns.values(), start=loss + excess))
+    largest = np.abs(loss)
+    for other in columns.values() if excess is loss else (excess, *columns.values()):
+        largest += np.abs(other)
+    finite = largest <= LARGEST_MEASURE  # not where one is NaN
     recorded = int(np.count_nonzero(finite))
     measures = BatchMeasures(rows, loss, excess, columns, game, recorded, size - recorded)
     if recorded < size:
@@ -105,4 +110,4 @@ def read_measures(
     )
 
 
-__all__ = ["BatchMeasures", "read_measures"]
+__all__ = ["LARGEST_MEASURE", "BatchMeasures", "read_measures"]

@@ -26,7 +26,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Forecasts", "Reliability", "debiased_gap", "reliability"]
+from ringrift_pipeline.enhancements.argument_checks import check_whole, host_array, number_array
+
+__all__ = [
+    "MAX_BINS",
+    "Forecasts",
+    "Reliability",
+    "debiased_gap",
+    "dense",
+    "labels",
+    "reliability",
+]
+
+MAX_BINS = 1000
 
 _FADE = 2.0
 _NOISE = math.sqrt(2.0 / math.pi)
@@ -71,8 +83,7 @@ class Forecasts:
             ValueError: for wrong shapes, values outside [0, 1] or not finite, or rows over seats
                 that do not sum to 1.
         """
-        p = np.asarray(predictions, dtype=np.float64)
-        y = np.asarray(outcomes, dtype=np.float64)
+        p, y = number_array("predictions", predictions), number_array("outcomes", outcomes)
         if p.shape != y.shape:
             raise ValueError(f"predictions have shape {p.shape}, outcomes {y.shape}")
         if p.ndim == 1:
@@ -99,21 +110,14 @@ class Forecasts:
             index = np.arange(p.shape[0])
             num_games = p.shape[0]
         else:
-            ids = np.asarray(games)
-            if ids.shape != (p.shape[0],):
-                raise ValueError(f"games have shape {ids.shape}, need ({p.shape[0]},)")
-            index, num_games = _dense(ids)
-        names = None
-        if phases is not None:
-            names = np.asarray(phases).astype(str)
-            if names.shape != (p.shape[0],):
-                raise ValueError(f"phases have shape {names.shape}, need ({p.shape[0]},)")
+            index, num_games = dense(labels("games", games, p.shape[0]))
+        names = None if phases is None else labels("phases", phases, p.shape[0]).astype(str)
         return cls(p, y, index, num_games, names)
 
     def select(self, rows: np.ndarray, seat: int | None = None) -> Forecasts:
         """The rows of a boolean mask, and one column of them where `seat` is given."""
         columns = slice(None) if seat is None else slice(seat, seat + 1)
-        games, num_games = _dense(self.games[rows])
+        games, num_games = dense(self.games[rows])
         return Forecasts(
             self.predictions[rows][:, columns],
             self.outcomes[rows][:, columns],
@@ -142,7 +146,17 @@ class Forecasts:
         return total, count
 
 
-def _dense(ids: np.ndarray) -> tuple[np.ndarray, int]:
+def labels(name: str, values: Any, rows: int) -> np.ndarray:
+    """Ids or names, one a row, of any kind that can be told apart: (rows,); ValueError by name."""
+    array = host_array(name, values)
+    if array.shape != (rows,):
+        raise ValueError(f"{name} have shape {array.shape}, need ({rows},)")
+    if array.dtype.kind == "O":  # of several kinds perhaps, which have no order
+        return array.astype(str)
+    return array
+
+
+def dense(ids: np.ndarray) -> tuple[np.ndarray, int]:
     """Ids (n,) as int64 (n,) numbers from 0 in ascending order of the ids, and how many there are.
 
     O(n) for whole numbers of a range not much wider than n; else a sort.
@@ -244,8 +258,7 @@ def reliability(forecasts: Forecasts, bins: int = 15) -> Reliability:
     Raises:
         ValueError: for a number of bins out of range.
     """
-    if not 1 <= bins <= 1000:
-        raise ValueError(f"bins must be 1 to 1000, got {bins}")
+    bins = check_whole("bins", bins, 1, MAX_BINS + 1)
     p, y = forecasts.predictions.ravel(), forecasts.outcomes.ravel()
     games = np.repeat(forecasts.games, forecasts.predictions.shape[1])
     index, width = _equal_mass(p, bins)

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from ringrift_pipeline.enhancements import state_forms as forms
+from ringrift_pipeline.enhancements.argument_checks import (
+    LARGEST_SEED,
+    check_share,
+    check_type,
+    check_whole,
+)
 from ringrift_pipeline.enhancements.calibration_measures import (
+    MAX_BINS,
     Forecasts,
     Reliability,
     error_interval,
@@ -20,8 +27,15 @@ from ringrift_pipeline.enhancements.calibration_measures import (
     reliability,
 )
 
-__all__ = ["calibration_report", "draw_reliability"]
+__all__ = [
+    "MAX_BOOTSTRAP",
+    "REPORT_FORM",
+    "calibration_report",
+    "check_options",
+    "draw_reliability",
+]
 
+MAX_BOOTSTRAP = 100_000
 
 _NUMBER, _PAIR = forms.number(), forms.listed(forms.number(), exactly=2)
 _BIN = forms.record(
@@ -99,6 +113,16 @@ def _summary(
     }
 
 
+def check_options(bins: Any, bootstrap: Any, confidence: Any, seed: Any) -> dict[str, Any]:
+    """The options of a report by name, checked; ValueError by name."""
+    return {
+        "bins": check_whole("bins", bins, 1, MAX_BINS + 1),
+        "bootstrap": check_whole("bootstrap", bootstrap, 20, MAX_BOOTSTRAP + 1),
+        "confidence": check_share("confidence", confidence),
+        "seed": check_whole("seed", seed, 0, LARGEST_SEED),
+    }
+
+
 def calibration_report(
     predictions: Any,
     outcomes: Any,
@@ -117,10 +141,10 @@ def calibration_report(
         outcomes: same shape; shares of the win.
         games: (n,) game ids: evidence is counted and resampled by game.
         phases: (n,) phase names, for reliability by phase.
-        bins: equal-mass bins.
-        bootstrap: replicates, at least 20, each of whole games.
-        confidence: of the intervals.
-        seed: of the bootstrap.
+        bins: equal-mass bins, 1 to 1000.
+        bootstrap: replicates, 20 to 100,000, each of whole games.
+        confidence: of the intervals, between 0 and 1.
+        seed: of the bootstrap, from 0.
 
     Returns:
         ``calibration_error`` (debiased mean absolute gap), ``calibration_error_interval`` (which
@@ -132,12 +156,9 @@ def calibration_report(
         the same numbers and bins for each phase name and each column "0", "1", ….
 
     Raises:
-        ValueError: for bad input, as `Forecasts.check` says.
+        ValueError: for bad input, as `Forecasts.check` says, or an option out of range, by name.
     """
-    if bootstrap < 20:
-        raise ValueError(f"bootstrap must be at least 20, got {bootstrap}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    bins, bootstrap, confidence, seed = check_options(bins, bootstrap, confidence, seed).values()
     forecasts = Forecasts.check(predictions, outcomes, games, phases)
 
     def measured(part: Forecasts) -> dict[str, Any]:
@@ -165,12 +186,21 @@ def draw_reliability(reports: Mapping[str, Mapping[str, Any]], path: str | Path)
 
     Returns:
         The path.
+
+    Raises:
+        ValueError: no reports, one that is none, or no path of a file, by name.
     """
+    check_type("path", path, (str, os.PathLike))
+    check_type("reports", reports, Mapping)
+    if not Path(path).name:
+        raise ValueError(f"path must name a file, got {str(path)!r}")
+    if not reports:
+        raise ValueError("reports is empty: there is no report to draw")
+    forms.mapping(REPORT_FORM)("reports", reports)
+
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    if not reports:
-        raise ValueError("there is no report to draw")
     figure = Figure(figsize=(5.2, 6.0), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)

@@ -7,7 +7,6 @@ safetensors files and holds one copy of the model, however many there are.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_choice,
     check_device,
     check_flag,
     check_keys,
@@ -39,7 +39,7 @@ from ringrift_pipeline.enhancements.checkpoint_files import (
     widened,
     write_checkpoint,
 )
-from ringrift_pipeline.enhancements.gradient_norms import total_norm
+from ringrift_pipeline.enhancements.model_views import nonfinite_tensor
 
 _STATE_KEYS = ("ema", "dtypes", "updates", "samples_seen", "window")
 
@@ -96,7 +96,7 @@ class CheckpointAverager:
         self._window: list[Path | dict[str, Tensor]] = []
         self._ema: AveragedModel | None = None
         self._dtypes: dict[str, torch.dtype] = {}  # of the model's own state, by name
-        self._shapes: list[torch.Size] = []  # of the averaged parameters
+        self._layout: tuple[Any, Any] = ([], [])  # of the averaged parameters and buffers
         self._decay = 0.0
         self._pending: dict[str, Any] | None = None  # loaded before there was a model
 
@@ -136,8 +136,8 @@ class CheckpointAverager:
         ema = self._ema
         assert ema is not None
         current = _Widened(inner)
-        if [p.shape for p in current.parameters()] != self._shapes:
-            raise ValueError("model does not have the parameters of the averaged one")
+        if _layout(current) != self._layout:
+            raise ValueError("model does not have the parameters and buffers of the averaged one")
         self._decay = self.decay(samples)
         ema.update_parameters(cast(nn.Module, current))
         self.samples_seen += samples
@@ -154,7 +154,7 @@ class CheckpointAverager:
             dtypes = self._pending["dtypes"]
             self._pending = None
         self._ema, self._dtypes = ema, dtypes
-        self._shapes = [parameter.shape for parameter in ema.module.parameters()]
+        self._layout = _layout(ema.module)
 
     def _blend(self, average: Any, current: Any, _: Any) -> None:
         """AveragedModel's callback: one list a device and dtype."""
@@ -172,7 +172,10 @@ class CheckpointAverager:
 
     @property
     def averaged_model(self) -> nn.Module | None:
-        """The EMA as a module in eval mode, float32, updated in place; None before an update."""
+        """The EMA as a module in eval mode, float32, updated in place.
+
+        None before the first update, and after loading until ``build_loaded`` or an update.
+        """
         return None if self._ema is None else self._ema.module
 
     # The mean of the last k.
@@ -241,8 +244,8 @@ class CheckpointAverager:
         Raises:
             ValueError: there is nothing of that kind yet.
         """
-        if kind not in (None, "ema", "mean"):
-            raise ValueError(f"kind must be 'ema', 'mean' or None, got {kind!r}")
+        if kind is not None:
+            check_choice("kind", kind, ("ema", "mean"))
         if kind == "ema" or (kind is None and self.num_updates):
             if not self.num_updates:
                 raise ValueError("no exponential average yet: call update() first")
@@ -386,6 +389,15 @@ class _Widened:
         return self._buffers
 
 
+def _layout(model: nn.Module | _Widened) -> tuple[Any, Any]:
+    """Shape of each parameter and buffer, and whether it is averaged or copied."""
+    parameters, buffers = (
+        [(t.shape, t.is_floating_point() or t.is_complex()) for t in tensors]
+        for tensors in (model.parameters(), model.buffers())
+    )
+    return parameters, buffers
+
+
 def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a state dict, without what ``get_extra_state`` may have put there."""
     return {name: value for name, value in state_dict.items() if isinstance(value, Tensor)}
@@ -403,16 +415,19 @@ def _unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def nonfinite_tensor(model: nn.Module) -> str | None:
-    """Name of a parameter or buffer that is not finite, or None; one read of the device."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    floats = [t.detach() for _, t in named if t.is_floating_point() and t.device.type != "meta"]
-    if math.isfinite(total_norm(floats)):
-        return None
-    for name, tensor in named:  # or else only the norm has overflowed
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
-    return None
+@torch.no_grad()
+def build_loaded(averager: CheckpointAverager, model: nn.Module) -> None:
+    """Build the ``averaged_model`` of a loaded state now, not at the next update.
+
+    Args:
+        averager: without a loaded average that waits for its model nothing happens.
+        model: of the averaged architecture; its weights do not count.
+
+    Raises:
+        ValueError: a model that does not fit the average; no change.
+    """
+    if averager._pending is not None:
+        averager._start(_unwrap(model))
 
 
 def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

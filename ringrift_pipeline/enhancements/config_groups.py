@@ -170,7 +170,7 @@ class MiningConfig(ConfigGroup):
     """Hard examples in training batches."""
 
     enabled: bool = Field(default=True, description="Mix hard examples into training batches.")
-    buffer_size: int = Field(default=10_000, ge=1, description="Samples tracked.")
+    buffer_size: int = Field(default=10_000, ge=1, le=2**30, description="Samples tracked.")
     hard_fraction: float = Field(
         default=0.3, ge=0.0, le=1.0, description="Share of a batch drawn from the hard examples."
     )
@@ -183,11 +183,15 @@ class MiningConfig(ConfigGroup):
     uncertainty_weight: float = Field(
         default=0.3,
         ge=0.0,
+        le=1e6,
         description="Factor of uncertainty (nats) in hardness: the last ensemble's disagreement "
         "before training, the model's own entropy during it.",
     )
     surprise_weight: float = Field(
-        default=0.5, ge=0.0, description="Factor of the search's surprise (nats) in hardness."
+        default=0.5,
+        ge=0.0,
+        le=1e6,
+        description="Factor of the search's surprise (nats) in hardness.",
     )
     decay_rate: float = Field(
         default=0.99,
@@ -220,9 +224,14 @@ class TrackingConfig(ConfigGroup):
 
     enabled: bool = Field(default=True, description="Keep the losses of single samples.")
     max_samples: int = Field(
-        default=10_000, ge=1, description="Samples tracked; the least recently seen goes first."
+        default=10_000,
+        ge=1,
+        le=2**30,
+        description="Samples tracked; the least recently seen goes first.",
     )
-    history_epochs: int = Field(default=3, ge=1, description="Epochs that a history reaches back.")
+    history_epochs: int = Field(
+        default=3, ge=1, le=10_000, description="Epochs that a history reaches back."
+    )
 
 
 class CurriculumConfig(ConfigGroup):
@@ -277,7 +286,9 @@ class CalibrationConfig(ConfigGroup):
     bins: int = Field(
         default=15, ge=2, le=1000, description="Equal-mass bins of the reliability data."
     )
-    bootstrap: int = Field(default=200, ge=10, description="Bootstrap resamples over games.")
+    bootstrap: int = Field(
+        default=200, ge=10, le=100_000, description="Bootstrap resamples over games."
+    )
     deviation_threshold: float = Field(
         default=0.05,
         gt=0.0,
@@ -285,7 +296,7 @@ class CalibrationConfig(ConfigGroup):
         description="Calibration error above which to recalibrate, share.",
     )
     min_games: int = Field(
-        default=10, ge=2, description="Held-out games below which nothing is fitted."
+        default=20, ge=2, description="Held-out games below which nothing is fitted."
     )
 
 

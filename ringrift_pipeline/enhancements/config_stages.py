@@ -219,8 +219,15 @@ class EvaluationConfig(ConfigGroup):
     confidence: float = Field(
         default=0.95, gt=0.5, lt=1.0, description="Confidence of every reported interval."
     )
-    elo0: float = Field(default=0.0, description="Null hypothesis of the sequential test, Elo.")
-    elo1: float = Field(default=35.0, description="Alternative of the sequential test, Elo.")
+    elo0: float = Field(
+        default=0.0,
+        ge=-1000.0,
+        le=1000.0,
+        description="Null hypothesis of the sequential test, Elo.",
+    )
+    elo1: float = Field(
+        default=35.0, ge=-1000.0, le=1000.0, description="Alternative of the sequential test, Elo."
+    )
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of promoting at elo0.")
     beta: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of refusing at elo1.")
     max_games: int = Field(

@@ -38,6 +38,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_type,
     check_whole,
     number_array,
+    shown,
     whole_state,
 )
 from ringrift_pipeline.enhancements.game_columns import check_columns
@@ -91,8 +92,11 @@ def _seat_number(players: int, **facts: Sequence[float] | None) -> int:
 
 
 def _seats(name: str, values: Sequence[float], low: float = -math.inf) -> list[float]:
-    if not isinstance(values, Sequence | np.ndarray) or not 2 <= len(values) <= 4:
-        raise ValueError(f"{name} must have one number for each of 2 to 4 seats, got {values!r}")
+    many = isinstance(values, Sequence) or (isinstance(values, np.ndarray) and values.ndim == 1)
+    if not many or isinstance(values, np.ma.MaskedArray) or not 2 <= len(values) <= 4:
+        raise ValueError(
+            f"{name} must have one number for each of 2 to 4 seats, got {shown(values)}"
+        )
     return [check_number(f"{name}[{seat}]", value, low) for seat, value in enumerate(values)]
 
 
@@ -347,6 +351,8 @@ class DataQualityScorer:
                 the clock: the same plan must give the same scores).
         """
         check_type("columns", columns, Sequence)
+        if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
+            raise ValueError(f"columns must be a list of names, got {shown(columns)}")
         terms = self._terms(columns, current_time)
         total = self._total(terms)
         return pl.struct(

@@ -40,14 +40,22 @@ def pool(
         shares: one a member, positive, summing to 1.
 
     Raises:
-        ValueError: values of different shapes.
+        ValueError: values of different shapes, or a row without an action legal for all members.
     """
     if len({value.shape for value in values}) > 1:
         raise ValueError(f"members' values differ in shape: {[tuple(v.shape) for v in values]}")
     policies = torch.stack(list(log_probs))  # (M, B, A)
     share = torch.as_tensor(shares, dtype=policies.dtype, device=policies.device)
+    illegal = (policies == -torch.inf).any(dim=0)
+    nothing_left = illegal.all(dim=1)
+    if bool(nothing_left.any()):
+        row = int(nothing_left.nonzero()[0])
+        raise ValueError(
+            f"legal_mask: row {row} has no action that is legal for all members, whose logits of "
+            "-inf rule out one another's"
+        )
     pooled = torch.einsum("m,mba->ba", share, policies.clamp_min(_FLOOR))
-    pooled = pooled.masked_fill((policies == -torch.inf).any(dim=0), -torch.inf)
+    pooled = pooled.masked_fill(illegal, -torch.inf)
     stacked = torch.stack(list(values))  # (M, B, ...)
     weights = share.to(stacked.dtype)
     weight = weights.reshape(-1, *[1] * (stacked.dim() - 1))

@@ -21,6 +21,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_keys,
     check_number,
     check_whole,
+    number_array,
     whole_state,
 )
 
@@ -93,10 +94,7 @@ def fit_trend(
     """
     rows: list[np.ndarray] = []
     for name, given in (("numbers", numbers), ("ratings", ratings), ("errors", errors)):
-        try:
-            row = np.asarray(given, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be numbers: {error}") from error
+        row = number_array(name, given)
         if row.ndim != 1 or (rows and row.shape != rows[0].shape) or not np.isfinite(row).all():
             raise ValueError(f"{name} must be one row of finite numbers, as long as numbers")
         rows.append(row)
@@ -124,7 +122,20 @@ def bounded_scale(factor: float, smallest: float, largest: float, low: float, hi
     Never against the factor's own direction: what is above ``high`` already is not cut by a factor
     of at least 1, what is below ``low`` not raised by one of at most 1. Where the two are further
     apart than the bounds, ``low`` is kept.
+
+    Raises:
+        ValueError: a number that is not above 0 (``low``: below 0), or bounds or rates in the
+            wrong order, by name.
     """
+    factor = check_number("factor", factor, 0.0, above=True)
+    smallest = check_number("smallest", smallest, 0.0, above=True)
+    largest = check_number("largest", largest, 0.0, above=True)
+    low, high = check_number("low", low, 0.0), check_number("high", high, 0.0, above=True)
+    if smallest > largest or low > high:
+        raise ValueError(
+            f"smallest {smallest!r} must not exceed largest {largest!r}, nor low {low!r} "
+            f"high {high!r}"
+        )
     scale = max(min(factor, high / largest), low / smallest)
     if factor >= 1.0:
         scale = max(scale, 1.0)
@@ -195,7 +206,9 @@ class EvaluationFeedbackHandler:
         self.optimizer = optimizer
         self.config_key = config_key
         self.min_lr = check_number("min_lr", min_lr, 0.0)
-        self.max_lr = check_number("max_lr", max_lr, self.min_lr, above=self.min_lr == 0.0)
+        self.max_lr = check_number("max_lr", max_lr, 0.0, above=True)
+        if self.min_lr > self.max_lr:
+            raise ValueError(f"min_lr {min_lr!r} must not exceed max_lr {max_lr!r}")
         self.elo_history_window = check_whole("elo_history_window", elo_history_window, 2)
         self.min_evaluations = check_whole(
             "min_evaluations", min_evaluations, 2, self.elo_history_window + 1
@@ -252,8 +265,12 @@ class EvaluationFeedbackHandler:
         if not isinstance(evaluation_id, str) or not evaluation_id:
             raise ValueError(f"evaluation_id must be a text that is not empty: {evaluation_id!r}")
         elo = check_number("elo", elo, -LARGEST_ELO, LARGEST_ELO)
-        low = check_number("low", low, -LARGEST_ELO, elo)
-        high = check_number("high", high, elo, LARGEST_ELO)
+        low = check_number("low", low, -LARGEST_ELO, LARGEST_ELO)
+        high = check_number("high", high, -LARGEST_ELO, LARGEST_ELO)
+        if not low <= elo <= high:
+            raise ValueError(
+                f"ratings must satisfy low <= elo <= high, got {low!r}, {elo!r}, {high!r}"
+            )
         if high - low < NARROWEST:
             raise ValueError(f"high must be above low by at least {NARROWEST:g}, got {high!r}")
         error = (high - low) / (2.0 * _quantile("confidence", confidence))

@@ -16,16 +16,16 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_choice,
     check_keys,
     check_number,
     check_type,
@@ -33,6 +33,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
     whole_state,
 )
 from ringrift_pipeline.enhancements.checkpoint_files import write_checkpoint
+from ringrift_pipeline.enhancements.ewc_penalty import Quadratic, add_pulls
 from ringrift_pipeline.enhancements.fisher_information import fisher_information
 from ringrift_pipeline.enhancements.model_views import plain_names, unwrapped
 from ringrift_pipeline.enhancements.predictive_labels import Criterion, HeadKind, PredictiveLabels
@@ -107,9 +108,8 @@ class EWCRegularizer:
         if not isinstance(normalize_fisher, bool):
             raise ValueError(f"normalize_fisher must be True or False, got {normalize_fisher!r}")
         decay = check_number("gamma", gamma, 0.0, 1.0, above=True)
-        if anchor not in ("mean", "latest"):
-            raise ValueError(f"anchor must be 'mean' or 'latest', got {anchor!r}")
-        self.seed = check_whole("seed", seed, 0, 2**63)
+        check_choice("anchor", anchor, get_args(Anchor))
+        self.seed = check_whole("seed", seed, 0)
         self.lambda_ewc, self.gamma = weight, decay
         self.normalize_fisher = normalize_fisher
         self.anchor: Anchor = anchor
@@ -213,7 +213,7 @@ class EWCRegularizer:
         """
         total: Tensor | None = None
         for parameter, fisher, anchor in self._matched(model):
-            part = _Quadratic.apply(parameter, fisher, anchor)
+            part = Quadratic.apply(parameter, fisher, anchor)
             total = part if total is None else total + part
         if total is None:
             return torch.zeros((), device=next(model.parameters()).device)
@@ -239,22 +239,7 @@ class EWCRegularizer:
         matched = self._matched(model)
         if not matched:
             return torch.zeros((), device=next(model.parameters()).device)
-        parameters = [p for p, _, _ in matched]
-        fishers = [f for _, f, _ in matched]
-        wide = [p.detach().to(f.dtype) for p, f, _ in matched]
-        apart = torch._foreach_sub(wide, [a for _, _, a in matched])
-        pulls = torch._foreach_mul(apart, fishers)
-        total = torch.stack(
-            [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(pulls, apart, strict=True)]
-        ).sum()
-        torch._foreach_mul_(pulls, self.lambda_ewc)
-        for parameter, pull in zip(parameters, pulls, strict=True):
-            if not parameter.requires_grad:
-                continue
-            if parameter.grad is None:
-                parameter.grad = pull.to(parameter.dtype)
-            else:
-                parameter.grad.add_(pull.to(parameter.grad.dtype))
+        total = add_pulls(matched, self.lambda_ewc)
         return total * (0.5 * self.lambda_ewc)
 
     def unprotected(self, model: nn.Module) -> list[str]:
@@ -366,24 +351,6 @@ class EWCRegularizer:
                 if name.startswith(entry)
             }
         self.load_state_dict(state)
-
-
-class _Quadratic(torch.autograd.Function):
-    """``sum(F * (theta - anchor)**2)`` of one parameter, at half the cost of a recorded graph."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, fisher: Tensor, anchor: Tensor) -> Tensor:
-        apart = parameter.to(fisher.dtype) - anchor
-        pull = fisher * apart
-        ctx.save_for_backward(pull)
-        ctx.dtype = parameter.dtype
-        return torch.dot(pull.reshape(-1), apart.reshape(-1))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (pull,) = ctx.saved_tensors
-        return (2.0 * gradient * pull).to(ctx.dtype), None, None
 
 
 def _check_fit(fisher: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:

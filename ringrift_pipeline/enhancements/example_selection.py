@@ -49,10 +49,10 @@ def filled_up(
     others = others[~np.isin(others, chosen)][:missing]
     parts = [chosen, others]
     missing -= others.size
-    while missing > 0:
-        again = rows_at(population, generator.permutation(size)[:missing])
-        parts.append(again)
-        missing -= again.size
+    if missing > 0:  # whole passes over the population, and a part of one
+        passes, rest = divmod(missing, size)
+        again = [np.tile(np.arange(size), passes), distinct_positions(size, rest, generator)]
+        parts.append(rows_at(population, np.concatenate(again)))
     return generator.permutation(np.concatenate(parts))
 
 

@@ -6,7 +6,17 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from ringrift_pipeline.enhancements.argument_checks import (
+    COUNTABLE,
+    check_choice,
+    check_flag,
+    check_number,
+    check_whole,
+)
 from ringrift_pipeline.enhancements.config_groups import ScheduleConfig
+from ringrift_pipeline.enhancements.hard_example_mining import MAX_WEIGHT
+from ringrift_pipeline.enhancements.per_sample_loss import MAX_HISTORY
+from ringrift_pipeline.enhancements.sample_slots import MAX_INDEX
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -95,38 +105,20 @@ class FacadeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("precision", get_args(Precision)),
-            ("value_kind", get_args(ValueForm)),
-            ("clip_mode", get_args(ClippingMode)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{field.name} must be finite, got {value}")
-            low, high, open_low = _BOUNDS.get(field.name, (-math.inf, math.inf, False))
             if field.name in _BOUNDS:
-                whole = field.type == "int"
-                if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                    raise ValueError(
-                        f"{field.name} must be a {'whole ' if whole else ''}number, got {value!r}"
-                    )
-                if value < low or value > high or (open_low and value == low):
-                    raise ValueError(
-                        f"{field.name} must be {'above' if open_low else 'at least'} {low}"
-                        + (f" and at most {high}" if high < math.inf else "")
-                        + f", got {value}"
-                    )
-            elif field.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{field.name} must be True or False, got {value!r}")
-        if self.validate_targets not in (True, False, None):
-            raise ValueError(
-                f"validate_targets must be True, False or None, got {self.validate_targets!r}"
-            )
+                low, high, open_low = _BOUNDS[field.name]
+                if field.type == "int":
+                    check_whole(field.name, value, int(low), int(high) + 1)
+                else:
+                    check_number(field.name, value, low, high, above=open_low)
+            elif field.type == "bool":
+                check_flag(field.name, value)
+        if self.validate_targets is not None:
+            check_flag("validate_targets", self.validate_targets)
         if self.schedule is not None and not isinstance(self.schedule, ScheduleConfig):
             raise ValueError(
                 f"schedule must be a ScheduleConfig (TrainingConfig().schedule) or None, "
@@ -213,49 +205,55 @@ class FacadeConfig:
         )
 
 
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": get_args(Precision),
+    "value_kind": get_args(ValueForm),
+    "clip_mode": get_args(ClippingMode),
+}
+
 # name: least, greatest, whether the least itself is excluded
-_BOUNDS: dict[str, tuple[float, float, bool]] = {
+_BOUNDS: dict[str, tuple[int | float, int | float, bool]] = {
     "policy_weight": (0, math.inf, False),
     "value_weight": (0, math.inf, False),
-    "gradient_accumulation_steps": (1, math.inf, False),
+    "gradient_accumulation_steps": (1, COUNTABLE - 1, False),
     "clip_percentile": (0, 100, True),
-    "clip_history": (1, math.inf, False),
+    "clip_history": (1, COUNTABLE - 1, False),
     "clip_factor": (0, math.inf, True),
     "agc_ratio": (0, math.inf, True),
     "initial_max_norm": (0, math.inf, True),
     "min_clip": (0, math.inf, True),
     "max_clip": (0, math.inf, True),
     "max_grad_norm": (0, math.inf, False),
-    "total_steps": (0, math.inf, False),
+    "total_steps": (0, COUNTABLE - 1, False),
     "curriculum_lr_min_scale": (0, math.inf, True),
     "curriculum_lr_max_scale": (0, math.inf, True),
     "curriculum_warmup_fraction": (0, 1, False),
     "quality_temperature": (0, math.inf, True),
     "hard_fraction": (0, 1, False),
-    "hard_buffer_size": (1, math.inf, False),
-    "hard_min_samples_before_mining": (0, math.inf, False),
+    "hard_buffer_size": (1, MAX_INDEX, False),
+    "hard_min_samples_before_mining": (0, COUNTABLE - 1, False),
     "hard_base_weight": (0, math.inf, True),
     "hard_upweight": (0, math.inf, True),
     "hard_loss_threshold_percentile": (0, 100, False),
-    "hard_uncertainty_weight": (0, math.inf, False),
-    "hard_surprise_weight": (0, math.inf, False),
+    "hard_uncertainty_weight": (0, MAX_WEIGHT, False),
+    "hard_surprise_weight": (0, MAX_WEIGHT, False),
     "hard_decay_rate": (0, 1, True),
-    "hard_max_times_sampled": (1, math.inf, False),
+    "hard_max_times_sampled": (1, COUNTABLE - 1, False),
     "hard_max_game_share": (0, 1, True),
-    "loss_tracker_max_samples": (1, math.inf, False),
-    "loss_tracker_history_epochs": (1, math.inf, False),
+    "loss_tracker_max_samples": (1, MAX_INDEX, False),
+    "loss_tracker_history_epochs": (1, MAX_HISTORY, False),
     "averaging_half_life_samples": (0, math.inf, True),
     "averaging_warmup_fraction": (0, 1, True),
-    "averaging_interval": (1, math.inf, False),
+    "averaging_interval": (1, COUNTABLE - 1, False),
     "spike_factor": (1, math.inf, True),
-    "anomaly_window": (5, math.inf, False),
-    "divergence_patience": (1, math.inf, False),
+    "anomaly_window": (5, COUNTABLE - 1, False),
+    "divergence_patience": (1, COUNTABLE - 1, False),
     "lr_backoff": (0, 1, True),
-    "max_rollbacks": (0, math.inf, False),
-    "snapshot_every": (1, math.inf, False),
-    "early_stopping_patience": (0, math.inf, False),
+    "max_rollbacks": (0, COUNTABLE - 1, False),
+    "snapshot_every": (1, COUNTABLE - 1, False),
+    "early_stopping_patience": (0, COUNTABLE - 1, False),
     "early_stopping_min_delta": (0, math.inf, False),
-    "seed": (0, math.inf, False),
+    "seed": (0, COUNTABLE - 1, False),
 }
 
 __all__ = ["FacadeConfig"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ringrift_pipeline.enhancements.argument_checks import check_whole
+from ringrift_pipeline.enhancements.argument_checks import check_iterable, check_whole
 from ringrift_pipeline.enhancements.model_views import Evaluating
 from ringrift_pipeline.enhancements.per_sample_gradients import SquaredGradients, rows_of
 from ringrift_pipeline.enhancements.predictive_labels import (
@@ -20,7 +20,9 @@ from ringrift_pipeline.enhancements.predictive_labels import (
     per_sample,
     rows_of_labels,
 )
-from ringrift_pipeline.enhancements.training_batch import features_fit, to_device
+from ringrift_pipeline.enhancements.training_batch import misfit, to_device
+
+_MISFIT = "dataloader: features do not fit the model"
 
 
 def fisher_information(
@@ -43,8 +45,6 @@ def fisher_information(
     place = next(p for p in model.parameters() if p.requires_grad).device
     if device is not None and str(device).split(":")[0] != place.type:
         raise ValueError(f"device is {device}, but the model is on {place}")
-    if not isinstance(dataloader, Iterable):
-        raise ValueError(f"dataloader must be iterable, got {type(dataloader).__name__}")
     labels = PredictiveLabels(seed, heads)
     with (
         torch.random.fork_rng(devices=[place] if place.type == "cuda" else []),
@@ -53,7 +53,7 @@ def fisher_information(
         torch.enable_grad(),
     ):
         squares = SquaredGradients(model)
-        for batch in dataloader:
+        for batch in check_iterable("dataloader", dataloader):
             _add_batch(squares, batch, labels, losses, place, count)
             if squares.samples >= count:
                 break
@@ -71,7 +71,7 @@ def _add_batch(
     count: int,
 ) -> None:
     """Add a batch's squared gradients, as far as samples are wanted."""
-    with features_fit("the model"):
+    with misfit(_MISFIT):
         features, mask = _parts(to_device(batch, device))
     size = _size(features)
     wanted = min(size, count - squares.samples)
@@ -84,12 +84,14 @@ def _add_batch(
         def losses(outputs: Any, rows: slice) -> Tensor:
             some = rows_of_labels(drawn, rows)
             if criterion is not None:
-                return check_losses(criterion(outputs, some), rows.stop - rows.start)
+                with misfit("criterion does not fit the model's outputs and their labels"):
+                    given = criterion(outputs, some)
+                return check_losses(given, rows.stop - rows.start)
             return labels.losses(outputs, some, None if mask is None else mask[rows])
 
         return losses
 
-    with features_fit("the model"):
+    with misfit(_MISFIT):
         squares.add(features, wanted, losses_for)
     for name, tensor in squares.sums.items():
         if not bool(torch.isfinite(tensor).all()):

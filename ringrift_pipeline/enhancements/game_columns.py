@@ -29,14 +29,15 @@ def check_columns(games: pl.DataFrame, first_row: int = 0) -> None:
     )
     finite: list[str] = [name for name in numbers if name in have]
     lists: list[str] = [name for name in ("outcome", "elos", "mean_values") if name in have]
-    if not games.height or all(games.select(_all_in_range(have, finite, lists)).row(0)):
+    whole = "winner" in have and games.schema["winner"].is_integer()
+    if not games.height or all(games.select(_all_in_range(have, finite, lists, whole)).row(0)):
         return
     bad: list[pl.Expr] = []  # by row, to say which
     for name in finite:
         value = pl.col(name).cast(pl.Float64)
         wrong = ~value.is_finite()
         if name == "winner":
-            wrong = wrong | (value < 0) | (value > 4)
+            wrong = wrong | (value < 0) | (value > 4) | (value != value.floor())
         elif name in ("length", "policy_entropy", "surprise"):
             wrong = wrong | (value < 0)
         if name == "length":
@@ -64,7 +65,7 @@ def check_columns(games: pl.DataFrame, first_row: int = 0) -> None:
             raise ValueError(
                 f"column {name!r} is out of range in row {first_row + row}: {games[name][row]!r} "
                 "(lengths, entropies, surprises, shares and values are finite and >= 0; "
-                "lists have 2 to 4 seats; winner is 0 to 4)"
+                "lists have 2 to 4 seats; winner is a whole number from 0 to 4)"
             )
 
 
@@ -79,8 +80,13 @@ def _seats_differ(have: set[str], lists: list[str]) -> list[tuple[str, pl.Expr]]
     return found
 
 
-def _all_in_range(have: set[str], numbers: list[str], lists: list[str]) -> list[pl.Expr]:
-    """One truth a column, by its extremes: cheap where, as nearly always, all is well."""
+def _all_in_range(
+    have: set[str], numbers: list[str], lists: list[str], whole: bool
+) -> list[pl.Expr]:
+    """One truth a column, by its extremes: cheap where, as nearly always, all is well.
+
+    ``whole``: the winner's column holds integers.
+    """
     found = []
     for name in numbers:
         value = pl.col(name).cast(pl.Float64)
@@ -89,6 +95,8 @@ def _all_in_range(have: set[str], numbers: list[str], lists: list[str]) -> list[
             fine = fine & (value.min() >= 0).fill_null(True)
         if name == "winner":
             fine = fine & (value.max() <= 4).fill_null(True)
+            if not whole:
+                fine = fine & (value == value.floor()).all()
         if name == "length":
             fine = fine & (value.null_count() == 0)
         found.append(fine.alias(name))

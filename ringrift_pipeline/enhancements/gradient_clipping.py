@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_choice,
+    check_iterable,
     check_keys,
     check_number,
     check_whole,
@@ -83,9 +85,7 @@ class AdaptiveGradientClipper:
         self.max_clip = check_number("max_clip", max_clip, 0.0, above=True)
         if self.min_clip > self.max_clip:
             raise ValueError(f"min_clip {min_clip!r} must not exceed max_clip {max_clip!r}")
-        if mode not in CLIP_MODES:
-            raise ValueError(f"mode must be one of {', '.join(CLIP_MODES)}, got {mode!r}")
-        self.mode = mode
+        self.mode: ClipMode = check_choice("mode", mode, CLIP_MODES)
         self.clip_factor = check_number("clip_factor", clip_factor, 0.0, above=True)
         self.agc_ratio = check_number("agc_ratio", agc_ratio, 0.0, above=True)
         self.agc_eps = check_number("agc_eps", agc_eps, 0.0, above=True)
@@ -132,9 +132,9 @@ class AdaptiveGradientClipper:
         Raises:
             ValueError: no tensors, or another number of them than at the last call.
         """
-        if not isinstance(parameters, Iterable):
-            raise ValueError(f"parameters must be tensors, got {type(parameters).__name__}")
-        tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        if isinstance(parameters, Tensor):
+            parameters = [parameters]
+        tensors = list(check_iterable("parameters", parameters))
         if not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise ValueError("parameters must all be tensors")
         if self._average.size and self._average.size != len(tensors):

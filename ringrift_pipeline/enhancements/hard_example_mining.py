@@ -29,10 +29,15 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_whole,
     whole_state,
 )
-from ringrift_pipeline.enhancements.batch_measures import read_measures
+from ringrift_pipeline.enhancements.batch_measures import LARGEST_MEASURE, read_measures
 from ringrift_pipeline.enhancements.draw_counts import DrawCounts
 from ringrift_pipeline.enhancements.example_selection import as_population, filled_up, is_member
-from ringrift_pipeline.enhancements.sample_slots import as_floats, as_games, as_indices
+from ringrift_pipeline.enhancements.sample_slots import (
+    MAX_INDEX,
+    as_floats,
+    as_games,
+    as_indices,
+)
 from ringrift_pipeline.enhancements.successive_sampling import RowPool
 from ringrift_pipeline.enhancements.tracked_examples import (
     GAME,
@@ -43,6 +48,9 @@ from ringrift_pipeline.enhancements.tracked_examples import (
     HardExample,
     TrackedExamples,
 )
+
+MAX_WEIGHT = 1e6  # of uncertainty and surprise in the hardness
+MAX_BATCH = 2**24
 
 Values = Sequence[float] | np.ndarray | Tensor
 Indices = Sequence[int] | np.ndarray | Tensor
@@ -60,13 +68,13 @@ class HardExampleMiner:
         buffer_size: samples tracked; beyond it the least hard are dropped, see above.
         hard_fraction: share of a mixed batch drawn from the hard examples, in [0, 1].
         loss_threshold_percentile: percentile of the tracked hardness from which a sample is hard.
-        uncertainty_weight: factor of the uncertainty (nats, say) in the hardness, >= 0.
+        uncertainty_weight: factor of the uncertainty (nats, say) in the hardness, 0 to 1e6.
         decay_rate: factor left of a hardness after ``buffer_size`` more samples were seen, (0, 1].
         min_samples_before_mining: samples seen before anything counts as hard; examples loaded
             with :meth:`load_examples` count at once.
         max_times_sampled: how often one sample may be drawn (or, with ``count=True``, weighted)
             as hard, ever: leaving the buffer and coming back does not start the count anew.
-        surprise_weight: factor of the search surprise (nats) in the hardness, >= 0.
+        surprise_weight: factor of the search surprise (nats) in the hardness, 0 to 1e6.
         max_game_share: at most this share of the hard examples drawn at a time is of one game
             (at least one example), (0, 1].
         smoothing: weight of a new loss against the smoothed one of the same sample, (0, 1].
@@ -88,18 +96,20 @@ class HardExampleMiner:
         smoothing: float = 0.5,
         seed: int | np.random.SeedSequence | np.random.Generator = 0,
     ) -> None:
-        self.buffer_size = check_whole("buffer_size", buffer_size, 1)
+        self.buffer_size = check_whole("buffer_size", buffer_size, 1, MAX_INDEX + 1)
         self.hard_fraction = check_number("hard_fraction", hard_fraction, 0.0, 1.0)
         self.loss_threshold_percentile = check_number(
             "loss_threshold_percentile", loss_threshold_percentile, 0.0, 100.0
         )
-        self.uncertainty_weight = check_number("uncertainty_weight", uncertainty_weight, 0.0)
+        self.uncertainty_weight = check_number(
+            "uncertainty_weight", uncertainty_weight, 0.0, MAX_WEIGHT
+        )
         self.decay_rate = check_number("decay_rate", decay_rate, 0.0, 1.0, above=True)
         self.min_samples_before_mining = check_whole(
             "min_samples_before_mining", min_samples_before_mining, 0
         )
         self.max_times_sampled = check_whole("max_times_sampled", max_times_sampled, 1)
-        self.surprise_weight = check_number("surprise_weight", surprise_weight, 0.0)
+        self.surprise_weight = check_number("surprise_weight", surprise_weight, 0.0, MAX_WEIGHT)
         self.max_game_share = check_number("max_game_share", max_game_share, 0.0, 1.0, above=True)
         self.smoothing = check_number("smoothing", smoothing, 0.0, 1.0, above=True)
         self._fading = -math.log(self.decay_rate) / self.buffer_size  # a sample
@@ -158,8 +168,9 @@ class HardExampleMiner:
             games: the game of each sample, >= 0, for ``max_game_share``.
 
         Returns:
-            The number of samples recorded. One with a number that is not finite is skipped and
-            counted in ``get_statistics()["skipped_non_finite"]``.
+            The number of samples recorded. One with a number that is not finite (or above 1e150,
+            which a sum soon takes there) is skipped and counted in
+            ``get_statistics()["skipped_non_finite"]``.
 
         Raises:
             ValueError: lengths that differ, indices or games that are negative or not whole.
@@ -204,7 +215,7 @@ class HardExampleMiner:
 
         Args:
             indices: (K,) distinct data-set rows.
-            hardness: (K,) finite, >= 0, on the scale of the losses to come.
+            hardness: (K,) from 0 to 1e150, on the scale of the losses to come.
             games: (K,) the game of each, >= 0.
 
         Raises:
@@ -215,8 +226,8 @@ class HardExampleMiner:
         game = None if games is None else as_games(games, rows.size)
         if np.unique(rows).size != rows.size:
             raise ValueError("indices of loaded examples must be distinct")
-        if not (np.isfinite(values).all() and (values >= 0.0).all()):
-            raise ValueError("hardness must be finite and not negative")
+        if not ((values >= 0.0) & (values <= LARGEST_MEASURE)).all():
+            raise ValueError(f"hardness must be finite, from 0 to {LARGEST_MEASURE:g}")
         if rows.size == 0:
             return
         hardest = np.sort(np.argsort(-values, kind="stable")[: self.buffer_size])
@@ -350,7 +361,7 @@ class HardExampleMiner:
         repetition only where the data set is smaller than the batch).
 
         Args:
-            batch_size: length of the result, >= 1.
+            batch_size: length of the result, 1 to 2**24.
             all_indices: the data set: its size N (rows 0 .. N-1), or its rows, distinct (which is
                 not checked) and not negative (which in an array costs O(N), 0.1 ms a million).
 
@@ -360,7 +371,7 @@ class HardExampleMiner:
         Raises:
             ValueError: an argument out of range or of another kind, by name; nothing changes.
         """
-        batch_size = check_whole("batch_size", batch_size, 1)
+        batch_size = check_whole("batch_size", batch_size, 1, MAX_BATCH + 1)
         population = as_population(all_indices)
         hard, _ = self._draw(int(batch_size * self.hard_fraction), population)
         return filled_up(hard, population, batch_size, self._generator)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.adaptive_learning_rate import AdaptiveLRScheduler
 from ringrift_pipeline.enhancements.argument_checks import (
+    COUNTABLE,
     check_number,
     check_type,
     check_whole,
@@ -26,6 +27,9 @@ from ringrift_pipeline.enhancements.learning_rate_base import LearningRateSchedu
 
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.config_groups import ScheduleConfig
+
+
+_STARTS = 1000  # listed in a schedule's info
 
 
 class WarmRestartsScheduler(LearningRateSchedule):
@@ -89,7 +93,7 @@ class WarmRestartsScheduler(LearningRateSchedule):
         """Advance the clock by one, or set it to ``epoch`` (>= 0); returns the first group's rate.
 
         Raises:
-            ValueError: ``epoch`` negative or not finite; nothing changes.
+            ValueError: ``epoch`` negative, not finite or above 2**63; nothing changes.
         """
         self._clock = self._clock + 1 if epoch is None else _clock("epoch", epoch)
         return self._update()
@@ -127,12 +131,19 @@ class WarmRestartsScheduler(LearningRateSchedule):
         return self._cycle()[0]
 
     def get_schedule_info(self) -> dict[str, Any]:
-        """Where the schedule stands: rate, clock, cosine, position in it, clock of each start."""
+        """Where the schedule stands: rate, clock, cosine, position in it, clock of each start.
+
+        Of the starts, ``restart_epochs``, the newest thousand.
+        """
         count, position, length = self._cycle()
-        starts, start, period = [], self.warmup_steps, self.T_0
-        for _ in range(count + 1):
-            starts.append(start)
-            start, period = start + period, period * self.T_mult
+        if self.T_mult == 1:
+            first = max(0, count + 1 - _STARTS)
+            starts = [self.warmup_steps + k * self.T_0 for k in range(first, count + 1)]
+        else:  # which are few, their lengths growing
+            starts, period = [self.warmup_steps], self.T_0
+            for _ in range(count):
+                starts.append(starts[-1] + period)
+                period *= self.T_mult
         return {
             "current_lr": self.current_lr,
             "epoch": math.floor(self._clock),
@@ -173,6 +184,8 @@ class WarmRestartsScheduler(LearningRateSchedule):
             "_clock": _clock("clock", state_dict["clock"]),
             "lr_scale": float(state_dict["lr_scale"]),
         }
+        if min(peaks) < new["eta_min"]:
+            raise ValueError(f"eta_min {new['eta_min']!r} exceeds base_lrs {min(peaks)!r}")
         self.__dict__.update(new)
         for group, rate in zip(groups, peaks, strict=True):
             group["initial_lr"] = rate
@@ -181,7 +194,7 @@ class WarmRestartsScheduler(LearningRateSchedule):
 
 def _clock(name: str, value: Any) -> float:
     """A reading of the clock; whole ones stay int, so that they stay exact."""
-    number = check_number(name, value, 0.0)
+    number = check_number(name, value, 0.0, float(COUNTABLE))
     return int(value) if isinstance(value, int | np.integer) else number
 
 

@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ringrift_pipeline.enhancements.argument_checks import check_flag, check_number, check_type
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_choice,
+    check_dense,
+    check_flag,
+    check_number,
+)
 
 ValueKind = Literal["auto", "scalar", "logits", "probabilities", "wdl"]
 
@@ -29,6 +34,28 @@ class LossParts(NamedTuple):
     policy: Tensor  # cross-entropy, nats
     value: Tensor  # squared error, or cross-entropy in nats
     entropy: Tensor | None = None  # of the predicted policy, nats, without gradient; on request
+
+
+def check_loss_parts(name: str, parts: LossParts) -> None:
+    """ValueError naming the part that is not (B,) floating point like the total, or no graph."""
+    total = parts.total
+    for part, values in parts._asdict().items():
+        if part == "entropy" and values is None:
+            continue
+        if not isinstance(values, Tensor):
+            raise ValueError(f"{name}: {part} must be a tensor (B,), got {type(values).__name__}")
+        if values.dim() != 1 or values.shape != total.shape or not values.is_floating_point():
+            raise ValueError(
+                f"{name} must give losses (B,), one a sample: {part} is {values.dtype} "
+                f"{tuple(values.shape)}"
+                + ("" if part == "total" else f", total {tuple(total.shape)}")
+            )
+        if values.device != total.device or values.device.type == "meta":
+            raise ValueError(f"{name}: {part} is on {values.device}, total on {total.device}")
+    if not total.requires_grad:
+        raise ValueError(
+            f"{name}: the losses (total) do not depend on a parameter that requires a gradient"
+        )
 
 
 def masked_log_softmax(logits: Tensor, legal_mask: Tensor | None = None) -> Tensor:
@@ -104,12 +131,13 @@ def compute_loss_parts(
         ValueError: shapes or dtypes that do not fit, a target that is not finite, negative, not
             normalised, out of range, or that puts weight on an illegal action.
     """
-    check_number("policy_weight", policy_weight, 0.0)
-    check_number("value_weight", value_weight, 0.0)
+    policy_weight = check_number("policy_weight", policy_weight, 0.0)
+    value_weight = check_number("value_weight", value_weight, 0.0)
     if policy_weight == 0 and value_weight == 0:
         raise ValueError("policy_weight and value_weight must not both be 0")
     if validate is not None:
         check_flag("validate", validate)
+    check_flag("with_entropy", with_entropy)
     _check_policy(policy_logits, legal_mask)
     device = policy_logits.device
     _check_tensor("policy_targets", policy_targets, device)
@@ -139,7 +167,7 @@ def policy_loss(
 
 
 def _check_policy(logits: Tensor, legal_mask: Tensor | None) -> None:
-    check_type("policy_logits", logits, Tensor)
+    check_dense("policy_logits", logits)
     if legal_mask is not None:
         _check_tensor("legal_mask", legal_mask, logits.device)
     if logits.dim() != 2 or not logits.is_floating_point():
@@ -163,9 +191,8 @@ def value_loss(
     validate: bool = True,
 ) -> Tensor:
     """Value loss (B,); arguments and forms as ``compute_loss_parts``."""
-    if value_kind not in get_args(ValueKind):
-        raise ValueError(f"value_kind must be one of {get_args(ValueKind)}, got {value_kind!r}")
-    check_type("value_pred", prediction, Tensor)
+    check_choice("value_kind", value_kind, get_args(ValueKind))
+    check_dense("value_pred", prediction)
     _check_tensor("value_targets", targets, prediction.device)
     if prediction.dim() not in (1, 2) or not prediction.is_floating_point():
         raise ValueError(
@@ -212,11 +239,10 @@ def value_loss(
 
 
 def _check_tensor(name: str, tensor: Tensor, device: torch.device) -> None:
-    check_type(name, tensor, Tensor)
-    if tensor.is_complex() or tensor.device != device:
+    check_dense(name, tensor)
+    if tensor.device != device:
         raise ValueError(
-            f"{name} must be real and where the predictions are ({device}), "
-            f"got {tensor.dtype} on {tensor.device}"
+            f"{name} must be where the predictions are ({device}), it is on {tensor.device}"
         )
 
 
@@ -332,6 +358,7 @@ __all__ = [
     "IGNORED_ACTION",
     "LossParts",
     "ValueKind",
+    "check_loss_parts",
     "compute_loss_parts",
     "masked_log_softmax",
     "policy_entropy",

@@ -21,7 +21,10 @@ from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
+    LARGEST_SEED,
+    check_choice,
     check_device,
+    check_iterable,
     check_keys,
     check_number,
     check_type,
@@ -81,8 +84,7 @@ class ModelEnsemble:
         value_kind: ValueKind = "auto",
         seed: int = 0,
     ) -> None:
-        if value_kind not in get_args(ValueKind):
-            raise ValueError(f"value_kind must be one of {get_args(ValueKind)}, got {value_kind!r}")
+        check_choice("value_kind", value_kind, get_args(ValueKind))
         if (
             model_class is not None
             and not callable(model_class)
@@ -95,7 +97,7 @@ class ModelEnsemble:
         self.model_kwargs = dict(model_kwargs or {})
         self.device = check_device("device", "cpu" if device is None else device)
         self.value_kind = value_kind
-        self._rng = np.random.default_rng(check_whole("seed", seed, 0))
+        self._rng = np.random.default_rng(check_whole("seed", seed, 0, LARGEST_SEED))
         self._members: list[_Member] = []
 
     def add_model(
@@ -138,7 +140,7 @@ class ModelEnsemble:
 
     def _read(self, path: Path) -> nn.Module:
         if self.model_class is None:
-            raise ValueError(f"model_class is needed to load {path}")
+            raise ValueError(f"model_or_path: model_class is needed to load {path}")
         file = path / MODEL_FILE if path.is_dir() else path
         try:
             tensors = load_file(str(file))
@@ -169,7 +171,12 @@ class ModelEnsemble:
         return {member.name: member.weight for member in self._members}
 
     def get_model(self, name: str) -> nn.Module | None:
-        """The ensemble's own copy of a model, in eval mode; None if there is none of that name."""
+        """The ensemble's own copy of a model, in eval mode; None if there is none of that name.
+
+        Raises:
+            ValueError: ``name`` is no text.
+        """
+        check_type("name", name, str)
         return next((member.model for member in self._members if member.name == name), None)
 
     def update_weight(self, name: str, weight: float) -> None:
@@ -178,6 +185,7 @@ class ModelEnsemble:
         member.weight = share
 
     def _member(self, name: str) -> _Member:
+        check_type("name", name, str)
         for member in self._members:
             if member.name == name:
                 return member
@@ -203,8 +211,9 @@ class ModelEnsemble:
             legal_mask: (B, A) bool, True where legal; logits of ``-inf`` are illegal anyway.
 
         Raises:
-            ValueError: no members, a row without a legal action, or members whose outputs differ
-                in shape, are not finite or are not ``(policy_logits, value)``.
+            ValueError: no members, a row without an action that is legal for all of them, or
+                members whose outputs differ in shape, are not finite or are not
+                ``(policy_logits, value)``.
         """
         voters, shares = self._voters()
         if legal_mask is not None:
@@ -265,10 +274,8 @@ class ModelEnsemble:
         Raises:
             ValueError: unknown mode or curve, or no model of positive weight.
         """
-        if mode not in get_args(SampleMode):
-            raise ValueError(f"mode must be one of {get_args(SampleMode)}, got {mode!r}")
-        if curve not in get_args(PFSPCurve):
-            raise ValueError(f"curve must be one of {get_args(PFSPCurve)}, got {curve!r}")
+        check_choice("mode", mode, get_args(SampleMode))
+        check_choice("curve", curve, get_args(PFSPCurve))
         if generator is not None:
             check_type("generator", generator, np.random.Generator)
         voters, shares = self._voters()
@@ -302,8 +309,7 @@ class ModelEnsemble:
         ``hard`` is (1 - x)^2: those we lose to; ``even`` is x (1 - x): those of our strength;
         ``linear`` is 1 - x. ``x`` counts one drawn game before the first, so it is never 0 or 1.
         """
-        if curve not in get_args(PFSPCurve):
-            raise ValueError(f"curve must be one of {get_args(PFSPCurve)}, got {curve!r}")
+        check_choice("curve", curve, get_args(PFSPCurve))
         voters, _ = self._voters()
         x = np.array([(member.score + 0.5) / (member.games + 1.0) for member in voters])
         raw = {"hard": (1 - x) ** 2, "even": x * (1 - x), "linear": 1 - x}[curve]
@@ -352,14 +358,15 @@ class ModelEnsemble:
         factor = check_number("value_weight", value_weight, 0.0)
         check_type("student", student, nn.Module)
         check_type("optimizer", optimizer, torch.optim.Optimizer)
-        check_type("batches", batches, Iterable)
+        batches = check_iterable("batches", batches)
         policy_sum = value_sum = 0.0
         samples = 0
         for batch in batches:
             mapped = isinstance(batch, Mapping) and "features" in batch
             features = batch["features"] if mapped else batch
             mask = batch.get("legal_mask") if mapped else None
-            target = self.predict(features, mask)
+            with forms.naming("batches"):
+                target = self.predict(features, mask)
             logits, value = _outputs("student", student, features)
             if logits.shape != target.policy_log_probs.shape:
                 raise ValueError(

@@ -1,11 +1,14 @@
-"""A model seen through its wrappers, and held still while it is measured."""
+"""A model seen through its wrappers, held still while it is measured, and whether it is finite."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.argument_checks import check_type
+from ringrift_pipeline.enhancements.gradient_norms import total_norm
 
 
 class Evaluating:
@@ -53,4 +56,29 @@ def plain_names(model: nn.Module) -> dict[str, str]:
     return plain
 
 
-__all__ = ["Evaluating", "plain_names", "unwrapped"]
+def nonfinite_tensor(model: nn.Module) -> str | None:
+    """Name of a parameter or buffer that is not finite, or None; reads a CUDA device once.
+
+    By a sum of each tensor, one pass without an intermediate: it is not finite when an entry is
+    not (when only the sum has overflowed, the entries decide).
+    """
+    named = [
+        (name, tensor.detach())
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.is_floating_point() and tensor.device.type != "meta"
+    ]
+    if all(tensor.device.type == "cpu" for _, tensor in named):
+        named = [(n, t) for n, t in named if not math.isfinite(float(t.sum(dtype=_summed(t))))]
+    elif math.isfinite(total_norm([tensor for _, tensor in named])):
+        return None
+    for name, tensor in named:
+        if not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
+def _summed(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+__all__ = ["Evaluating", "nonfinite_tensor", "plain_names", "unwrapped"]

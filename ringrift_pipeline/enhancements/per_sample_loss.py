@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_choice,
     check_keys,
     check_number,
     check_whole,
@@ -38,6 +39,8 @@ from ringrift_pipeline.enhancements.sample_slots import (
 Reduction = Literal["none", "mean", "sum"]
 LearningCurve = Literal["unseen", "unknown", "never_learned", "forgotten", "early", "late"]
 CURVES: tuple[LearningCurve, ...] = ("never_learned", "forgotten", "early", "late")
+
+MAX_HISTORY = 10_000  # epochs: a history is an array of so many columns
 
 
 def compute_per_sample_loss(
@@ -72,10 +75,9 @@ def compute_per_sample_loss(
         and ``sum``.
 
     Raises:
-        ValueError: as :func:`compute_loss_parts`, or an unknown reduction.
+        ValueError: as :func:`compute_loss_parts`, an unknown reduction, or the mean of no samples.
     """
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"reduction must be one of {get_args(Reduction)}, got {reduction!r}")
+    check_choice("reduction", reduction, get_args(Reduction))
     total = compute_loss_parts(
         policy_logits,
         policy_targets,
@@ -88,6 +90,10 @@ def compute_per_sample_loss(
         validate=validate,
     ).total
     if reduction == "mean":
+        if total.numel() == 0:
+            raise ValueError(
+                "reduction 'mean' of no samples: policy_logits and the others are empty"
+            )
         return total.mean()
     return total.sum() if reduction == "sum" else total
 
@@ -128,7 +134,8 @@ class PerSampleLossTracker:
 
     Args:
         max_samples: samples tracked, at least 1.
-        history_epochs: epochs of history kept a sample (one loss an epoch, the newest).
+        history_epochs: epochs of history kept a sample (one loss an epoch, the newest), 1 to
+            10,000.
         percentile_hard: percentile of the current losses reported as the threshold of "hard".
         learned_loss: loss at or below which a sample is learned. None: half of the mean loss of
             the first epoch recorded, fixed when that epoch ends.
@@ -145,8 +152,8 @@ class PerSampleLossTracker:
         learned_loss: float | None = None,
         early_epochs: int = 2,
     ) -> None:
-        self.max_samples = check_whole("max_samples", max_samples, 1)
-        self.history_epochs = check_whole("history_epochs", history_epochs, 1)
+        self.max_samples = check_whole("max_samples", max_samples, 1, MAX_INDEX + 1)
+        self.history_epochs = check_whole("history_epochs", history_epochs, 1, MAX_HISTORY + 1)
         self.percentile_hard = check_number("percentile_hard", percentile_hard, 0.0, 100.0)
         self.early_epochs = check_whole("early_epochs", early_epochs, 1)
         self._given_learned_loss = (
@@ -197,8 +204,8 @@ class PerSampleLossTracker:
         Raises:
             ValueError: lengths that differ, indices, epoch or batch that are negative or not whole.
         """
-        epoch = check_whole("epoch", epoch, 0, 2**63)
-        batch_idx = check_whole("batch_idx", batch_idx, 0, 2**63)
+        epoch = check_whole("epoch", epoch, 0)
+        batch_idx = check_whole("batch_idx", batch_idx, 0)
         indices = as_indices(batch_indices, "batch_indices")
         loss = as_floats(losses, indices.size, "losses")
         absent = np.full(indices.size, math.nan)
@@ -436,7 +443,7 @@ class PerSampleLossTracker:
         history = np.asarray(state["history_loss"], dtype=np.float64)
         if history.shape[1] != self.history_epochs:
             raise ValueError(
-                f"the state has {history.shape[1]} epochs of history, this tracker "
+                f"history_loss has {history.shape[1]} epochs of history, this tracker "
                 f"{self.history_epochs}: construct it with the same history_epochs"
             )
         slots = SampleSlots(self.max_samples)
@@ -458,18 +465,29 @@ class PerSampleLossTracker:
         if not np.array_equal(np.isfinite(history), epochs >= 0):
             raise ValueError("history_loss must be finite where history_epoch tells an epoch")
         queue = np.asarray(state["queue"], dtype=np.int64)
-        if queue.shape[1] > self._queue.shape[1] or (queue[0] >= max(top, 1)).any():
-            raise ValueError("queue must name slots in use")
+        stamp = np.asarray(state["stamp"], dtype=np.int64)
+        touches = check_whole("touches", state["touches"], 0)
+        used = slots.used()
+        # or else dropping the oldest would look for them for ever
+        if not np.array_equal(np.sort(queue[0]), used) or (np.diff(queue[1]) <= 0).any():
+            raise ValueError("queue must name every slot in use once, the oldest first")
+        if (
+            not np.array_equal(stamp[queue[0]], queue[1])
+            or np.count_nonzero(stamp >= 0) != used.size
+        ):
+            raise ValueError("stamp must be that of queue where a slot is in use, else -1")
+        if (stamp >= touches).any():
+            raise ValueError(f"touches must be above every stamp, got {touches}")
         self.reset()
         self._slots = slots
         self._losses[:top] = losses
         self._facts[:top] = np.asarray(state["facts"])
-        self._stamp[:top] = np.asarray(state["stamp"])
+        self._stamp[:top] = stamp
         self._history_epoch[:top] = epochs
         self._history_loss[:top] = history
         self._queue[:, : queue.shape[1]] = queue
         self._tail = queue.shape[1]
-        self._touches = check_whole("touches", state["touches"], 0)
+        self._touches = touches
         self._total_samples = check_whole("total_samples", state["total_samples"], 0)
         self._skipped = check_whole("skipped", state["skipped"], 0)
         first, learned = state["first_epoch"], state["learned_loss"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ringrift_pipeline.enhancements.argument_checks import check_type
+from ringrift_pipeline.enhancements.argument_checks import check_choice, check_type
 from ringrift_pipeline.enhancements.loss_parts import masked_log_softmax
 
 HeadKind = Literal["categorical", "gaussian", "bernoulli"]
@@ -49,10 +49,7 @@ class PredictiveLabels:
             check_type("heads", heads, Mapping)
         self._heads = dict(heads or {})
         for name, kind in self._heads.items():
-            if kind not in get_args(HeadKind):
-                raise ValueError(
-                    f"heads: {name} must be one of {', '.join(get_args(HeadKind))}, got {kind!r}"
-                )
+            check_choice(f"heads: {name}", kind, get_args(HeadKind))
         self._random = np.random.default_rng(seed)
 
     def draw(self, outputs: Any, legal_mask: Tensor | None, size: int) -> Any:

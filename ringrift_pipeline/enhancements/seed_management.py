@@ -21,6 +21,7 @@ import torch
 
 from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
+    LARGEST_SEED,
     check_device,
     check_flag,
     check_keys,
@@ -111,7 +112,7 @@ class SeedManager:
     """One seed for a whole run: global generators, workers, generators and forks.
 
     Args:
-        seed: in ``[0, 2**128)``; None draws one from the operating system.
+        seed: in ``[0, LARGEST_SEED)``; None draws one from the operating system.
         deterministic: :meth:`set_global_seed` makes torch use deterministic algorithms only, on
             any device, and raise where there is none.
         benchmark: cuDNN may try algorithms out; off when ``deterministic``.
@@ -124,7 +125,7 @@ class SeedManager:
         self, seed: int | None = None, deterministic: bool = False, benchmark: bool = True
     ) -> None:
         chosen = secrets.randbits(64) if seed is None else seed
-        self.seed = check_whole("seed", chosen, 0, 2**128)
+        self.seed = check_whole("seed", chosen, 0, LARGEST_SEED)
         self.deterministic = check_flag("deterministic", deterministic)
         self.benchmark = check_flag("benchmark", benchmark)
         self._path: tuple[int, ...] = ()
@@ -182,7 +183,11 @@ class SeedManager:
             ValueError: ``steps`` negative, or the position beyond ``2**32``; nothing changes.
         """
         position = self._position + check_whole("steps", steps, 0)
-        self._position = check_whole("position", position, 0, _WORD)
+        if position >= _WORD:
+            raise ValueError(
+                f"steps must leave the position below {_WORD}, it is {self._position}, got {steps!r}"
+            )
+        self._position = position
 
     def _stream(self, domain: int, name: str, number: int) -> np.random.SeedSequence:
         number = check_whole(name, number, 0, _WORD)
@@ -254,7 +259,7 @@ class SeedManager:
             cuda=forms.listed(forms.text),
         )("", state)
         forms.optional(forms.number())("python[2]", state["python"][2])
-        seed = check_whole("seed", state["seed"], 0, 2**128)
+        seed = check_whole("seed", state["seed"], 0, LARGEST_SEED)
         path = tuple(check_whole("path", word, 0, _WORD) for word in state["path"])
         position = check_whole("position", state["position"], 0, _WORD)
         check_type("deterministic", state["deterministic"], bool)
@@ -307,9 +312,9 @@ def set_reproducible_seed(seed: int, deterministic: bool = True) -> SeedManager:
     """Seed everything for a run that can be repeated; returns the manager.
 
     Raises:
-        ValueError: a seed outside of ``[0, 2**128)``.
+        ValueError: a seed outside of ``[0, LARGEST_SEED)``.
     """
-    check_whole("seed", seed, 0, 2**128)
+    check_whole("seed", seed, 0, LARGEST_SEED)
     manager = SeedManager(seed=seed, deterministic=deterministic, benchmark=False)
     manager.set_global_seed()
     return manager

@@ -15,6 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from ringrift_pipeline.enhancements.argument_checks import (
+    COUNTABLE,
+    LARGEST_SEED,
+    check_any_number,
     check_flag,
     check_number,
     check_whole,
@@ -33,8 +36,8 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
     return check
 
 
-def whole(least: int = 0, below: int | None = None) -> Form:
-    """A whole number of at least ``least``."""
+def whole(least: int = 0, below: int = COUNTABLE) -> Form:
+    """A whole number of at least ``least`` and below ``below``."""
 
     def check(name: str, value: Any) -> None:
         check_whole(name, value, least, below)
@@ -55,8 +58,7 @@ def text(name: str, value: Any) -> None:
 
 def any_number(name: str, value: Any) -> None:
     """A number, NaN and infinity included."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise ValueError(f"{name} must be a number, got {value!r:.80}")
+    check_any_number(name, value)
 
 
 def optional(form: Form) -> Form:
@@ -154,9 +156,8 @@ def generator(name: str, value: Any) -> None:
     """The state of a PCG64 generator of numpy."""
     try:
         np.random.PCG64().state = value
-        record(state=record(state=whole(), inc=whole()), has_uint32=whole(0, 2), uinteger=whole())(
-            name, value
-        )
+        words = record(state=whole(0, LARGEST_SEED), inc=whole(0, LARGEST_SEED))
+        record(state=words, has_uint32=whole(0, 2), uinteger=whole())(name, value)
     except Exception as error:  # numpy raises what it likes
         raise ValueError(f"{name} is no state of a generator: {error}") from error
 

@@ -10,10 +10,33 @@ import numpy as np
 import torch
 
 from ringrift_pipeline.enhancements import state_forms as forms
-from ringrift_pipeline.enhancements.calibration_measures import Forecasts, game_draws, interval
-from ringrift_pipeline.enhancements.calibration_report import REPORT_FORM, calibration_report
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_dense,
+    check_number,
+    check_share,
+    number_array,
+)
+from ringrift_pipeline.enhancements.calibration_measures import (
+    Forecasts,
+    dense,
+    game_draws,
+    interval,
+    labels,
+)
+from ringrift_pipeline.enhancements.calibration_report import (
+    REPORT_FORM,
+    calibration_report,
+    check_options,
+)
 
-__all__ = ["TemperatureFit", "fit_temperature", "optimal_temperature", "value_probabilities"]
+__all__ = [
+    "TemperatureFit",
+    "check_logits",
+    "fit_temperature",
+    "optimal_temperature",
+    "real_tensor",
+    "value_probabilities",
+]
 
 TEMPERATURE_BOUNDS = (0.05, 20.0)
 
@@ -22,11 +45,23 @@ def value_probabilities(logits: torch.Tensor, temperature: float = 1.0) -> torch
     """Probabilities of winning of a value head at a temperature.
 
     Args:
-        logits: (n, seats) for a softmax over seats, or (n,) or (n, 1) for a sigmoid.
+        logits: (n, seats) for a softmax over seats, or (n,) or (n, 1) for a sigmoid; floating
+            point.
+        temperature: what the logits are divided by, above 0.
 
     Returns:
         (n, seats), or (n, 1) for one column; the dtype and device of `logits`.
+
+    Raises:
+        ValueError: logits of another kind or shape, a temperature that is not above 0, by name.
     """
+    check_dense("logits", logits)
+    if logits.ndim not in (1, 2) or not logits.is_floating_point():
+        raise ValueError(
+            "logits must be floating point (n,) or (n, seats), "
+            f"got {logits.dtype} {tuple(logits.shape)}"
+        )
+    temperature = check_number("temperature", temperature, 0.0, above=True)
     if logits.ndim == 1:
         logits = logits[:, None]
     if logits.shape[1] == 1:
@@ -69,7 +104,8 @@ class TemperatureFit:
     def from_dict(cls, data: Mapping[str, Any]) -> TemperatureFit:
         """What :meth:`to_dict` gave, also after JSON; ValueError for anything else."""
         if not isinstance(data, Mapping) or data.keys() != {field.name for field in fields(cls)}:
-            raise ValueError(f"temperature_fit is not what to_dict gave: {data!r:.80}")
+            raise ValueError(f"data is no temperature_fit as to_dict gives it: {data!r:.80}")
+        FIT_FORM("temperature_fit", data)
         low, high = data["log_loss_gain_interval"]
         return cls(**{**data, "log_loss_gain_interval": (low, high)})
 
@@ -89,14 +125,24 @@ FIT_FORM = forms.record(
 )
 
 
-def _check_logits(logits: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def real_tensor(name: str, values: Any) -> torch.Tensor:
+    """Real numbers as a tensor without graph, where they are; ValueError by ``name``."""
+    if not isinstance(values, torch.Tensor):
+        return torch.tensor(number_array(name, values))
+    check_dense(name, values)
+    return values.detach()
+
+
+def check_logits(logits: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Value logits (n, S) and target shares (n, S), float64, on the device of the logits."""
-    z = torch.as_tensor(logits).detach().to(torch.float64)
-    y = torch.as_tensor(targets).detach().to(z.device)
+    z = real_tensor("logits", logits).to(torch.float64)
+    y = real_tensor("targets", targets).to(z.device)
     if z.ndim == 1:
         z = z[:, None]
     if z.ndim != 2 or z.shape[0] == 0:
         raise ValueError(f"value logits must be (n,) or (n, seats), got {tuple(z.shape)}")
+    if y.ndim == 0 or y.shape[0] != z.shape[0]:
+        raise ValueError(f"logits have shape {tuple(z.shape)}, targets {tuple(y.shape)}")
     if z.shape[1] > 1 and y.ndim == 1:
         whole = y.to(torch.int64)
         if not torch.equal(whole.to(y.dtype), y) or whole.min() < 0 or whole.max() >= z.shape[1]:
@@ -151,36 +197,31 @@ def fit_temperature(
         targets: (n, seats) shares of the win, or (n,) winning seats from 0; for one column
             (n,) outcomes in [0, 1].
         games: (n,) game ids; without them every row is a game.
-        judged_fraction: share of the games that judge, the others fit.
+        judged_fraction: share of the games that judge, between 0 and 1; the others fit.
         bins, bootstrap, confidence, seed: see `calibration_report`; the seed also splits.
 
     Raises:
         ValueError: for bad input, or fewer than two games.
     """
-    if not 0.0 < judged_fraction < 1.0:
-        raise ValueError(f"judged_fraction must lie in (0, 1), got {judged_fraction}")
-    z, y = _check_logits(logits, targets)
-    ids = np.arange(z.shape[0]) if games is None else np.asarray(games)
-    if ids.shape != (z.shape[0],):
-        raise ValueError(f"games have shape {ids.shape}, need ({z.shape[0]},)")
-    unique, index = np.unique(ids, return_inverse=True)
-    if unique.size < 2:
-        raise ValueError("a temperature needs at least two games: one to fit and one to judge")
-    judges = min(max(round(unique.size * judged_fraction), 1), unique.size - 1)
-    order = np.random.default_rng(np.random.SeedSequence([seed, unique.size]))
-    judging = np.zeros(unique.size, dtype=bool)
-    judging[order.permutation(unique.size)[:judges]] = True
+    judged_fraction = check_share("judged_fraction", judged_fraction)
+    options = check_options(bins, bootstrap, confidence, seed)
+    z, y = check_logits(logits, targets)
+    index, number = np.arange(z.shape[0]), z.shape[0]
+    if games is not None:
+        index, number = dense(labels("games", games, z.shape[0]))
+    if number < 2:
+        raise ValueError(
+            "games: a temperature needs at least two games, one to fit and one to judge"
+        )
+    judges = min(max(round(number * judged_fraction), 1), number - 1)
+    order = np.random.default_rng(np.random.SeedSequence([options["seed"], number]))
+    judging = np.zeros(number, dtype=bool)
+    judging[order.permutation(number)[:judges]] = True
     judged = torch.from_numpy(judging[index]).to(z.device)
 
     temperature, at_bound = optimal_temperature(z[~judged], y[~judged])
     outcomes = y[judged].cpu().numpy()
     rows = index[judging[index]]
-    options: dict[str, Any] = {
-        "bins": bins,
-        "bootstrap": bootstrap,
-        "confidence": confidence,
-        "seed": seed,
-    }
     reports, losses = [], []
     for t in (1.0, temperature):
         p = value_probabilities(z[judged], t).cpu().numpy()
@@ -188,12 +229,14 @@ def fit_temperature(
         forecasts = Forecasts.check(p, outcomes, rows)
         losses.append(forecasts.log_loss())
     gain, count = forecasts.by_game(losses[0] - losses[1])
-    draws = game_draws(forecasts.num_games, bootstrap, [seed, forecasts.num_games])
-    gains = interval((draws @ gain) / (draws @ count), confidence)
+    draws = game_draws(
+        forecasts.num_games, options["bootstrap"], [options["seed"], forecasts.num_games]
+    )
+    gains = interval((draws @ gain) / (draws @ count), options["confidence"])
     return TemperatureFit(
         temperature=temperature,
-        games_fitted=int(unique.size - judges),
-        games_judged=int(judges),
+        games_fitted=number - judges,
+        games_judged=judges,
         log_loss_before=float(losses[0].mean()),
         log_loss_after=float(losses[1].mean()),
         log_loss_gain=float(gain.sum() / count.sum()),

@@ -130,13 +130,20 @@ def _game_numbers(name: str, values: Any) -> np.ndarray:
 def _moved(name: str, value: Any, device: torch.device) -> Any:
     try:
         return to_device(value, device)
-    except (NotImplementedError, TypeError) as error:  # the meta device; arrays that are no tensors
+    except (NotImplementedError, TypeError, ValueError) as error:  # on meta; of no tensor's kind
         raise ValueError(f"{name} cannot be moved to {device}: {error}") from error
 
 
 @contextlib.contextmanager
 def features_fit(model: str) -> Iterator[None]:
-    """What a model raises over features of another kind or shape becomes a ValueError.
+    """What a model raises over features of another kind or shape becomes a ValueError."""
+    with misfit(f"features do not fit {model}"):
+        yield
+
+
+@contextlib.contextmanager
+def misfit(what: str) -> Iterator[None]:
+    """A TypeError or RuntimeError within becomes a ValueError that says ``what`` does not fit.
 
     Trouble of the device's own, such as too little memory, passes as it is.
     """
@@ -145,14 +152,17 @@ def features_fit(model: str) -> Iterator[None]:
     except (TypeError, RuntimeError) as error:
         if isinstance(error, _DEVICE_TROUBLE):
             raise
-        raise ValueError(f"features do not fit {model}: {error}") from error
+        raise ValueError(f"{what}: {error}") from error
 
 
 def to_device(tree: Any, device: torch.device) -> Any:
     """A tensor, array or nested dict, list or tuple of them, on the device; the rest as it is."""
     if isinstance(tree, Tensor):
         return tree if tree.device == device else tree.to(device, non_blocking=True)
+    if isinstance(tree, np.ma.MaskedArray):
+        raise TypeError("a masked array: fill it, or leave its masked entries out")
     if isinstance(tree, np.ndarray):
+        tree = tree.astype(tree.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(tree).to(device, non_blocking=True)
     if isinstance(tree, Mapping):
         return {key: to_device(value, device) for key, value in tree.items()}
@@ -168,6 +178,7 @@ __all__ = [
     "TrainingBatch",
     "check_weights",
     "features_fit",
+    "misfit",
     "read_batch",
     "to_device",
 ]

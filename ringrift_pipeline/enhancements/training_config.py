@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from ringrift_pipeline.enhancements.argument_checks import shown
 from ringrift_pipeline.enhancements.config_base import ConfigGroup, nearest_name
 from ringrift_pipeline.enhancements.config_groups import (
     AveragingConfig,
@@ -171,6 +172,7 @@ class TrainingConfig(ConfigGroup):
             ConfigError: unknown preset or setting, unreadable file, value out of bounds.
         """
         merged: dict[str, tuple[Any, str]] = {}
+        _check_board(config)
         if base is not None:
             if not isinstance(base, TrainingConfig):
                 raise ConfigError(f"base must be a TrainingConfig, not a {type(base).__name__}")
@@ -182,7 +184,8 @@ class TrainingConfig(ConfigGroup):
                 raise ConfigError(f"config file must be a path, not {file!r:.40}")
             merged.update(_flatten(_read_file(Path(file)), f"file {file}"))
         merged.update(_from_environment(os.environ if environ is None else environ))
-        if overrides:
+        if overrides is not None:
+            _check_table("overrides", overrides)
             merged.update(_flatten(overrides, "command line"))
         return _build(merged)
 
@@ -200,8 +203,7 @@ class TrainingConfig(ConfigGroup):
         """The config that :meth:`to_dict` wrote; missing settings take their defaults, and those
         that earlier versions had are left out.
         """
-        if not isinstance(data, Mapping):
-            raise ConfigError(f"dictionary: settings must be a table of names, not {data!r:.40}")
+        _check_table("data", data)
         kept = dict(data)
         for name in _RETIRED:
             group, _, field = name.partition(".")
@@ -214,8 +216,12 @@ class TrainingConfig(ConfigGroup):
         return self.model_dump(mode="json")
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainingConfig:
-        """A validated copy with some settings changed (dotted or nested names)."""
-        merged = _flatten(self.to_dict(), "config")
+        """A validated copy with some settings changed (dotted or nested names).
+
+        What was left at its default stays out of the copy's ``model_fields_set`` as well.
+        """
+        _check_table("overrides", overrides)
+        merged = _flatten(self.model_dump(mode="json", exclude_unset=True), "config")
         merged.update(_flatten(overrides, "override"))
         return _build(merged)
 
@@ -263,9 +269,18 @@ def _known() -> dict[str, ConfigField]:
     return _FIELDS
 
 
-def _preset(name: str, config: str | None) -> dict[str, Any]:
+def _check_table(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a table of settings by name, not {shown(value):.40}")
+
+
+def _check_board(config: Any) -> None:
     if config is not None and not isinstance(config, str):
         raise ConfigError(f"config must be a name such as square8_2p, not {config!r:.40}")
+
+
+def _preset(name: str, config: str | None) -> dict[str, Any]:
+    _check_board(config)
     try:
         return preset_for(name, config)
     except (TypeError, ValueError) as error:  # a name that cannot even be looked up
@@ -336,8 +351,6 @@ def _nearly_names(variable: str, known: Iterable[str]) -> bool:
 def _flatten(tree: Mapping[str, Any], source: str, prefix: str = "") -> dict[str, tuple[Any, str]]:
     """Nested or dotted settings -> dotted name -> (value, source); unknown names are refused."""
     flat: dict[str, tuple[Any, str]] = {}
-    if not isinstance(tree, Mapping):
-        raise ConfigError(f"{source}: settings must be a table of names, not {tree!r:.40}")
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if name in _known():

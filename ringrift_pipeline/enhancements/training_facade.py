@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from ringrift_pipeline.enhancements.argument_checks import (
+    check_dense,
     check_flag,
     check_keys,
     check_type,
     check_whole,
 )
+from ringrift_pipeline.enhancements.checkpoint_averaging import build_loaded
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_state import (
     check_facade_state,
@@ -191,13 +193,13 @@ class TrainingEnhancementsFacade(TrainingStep):
         Raises:
             ValueError: losses that are not (B,), other arguments that do not fit them; by name.
         """
-        check_type("per_sample_losses", per_sample_losses, Tensor)
+        check_dense("per_sample_losses", per_sample_losses)
         if per_sample_losses.dim() != 1 or not per_sample_losses.is_floating_point():
             raise ValueError(
                 "per_sample_losses must be floating point (B,), "
                 f"got {per_sample_losses.dtype} {tuple(per_sample_losses.shape)}"
             )
-        if len(per_sample_losses) == 0 or per_sample_losses.device.type == "meta":
+        if len(per_sample_losses) == 0:
             raise ValueError("per_sample_losses must have data")
         indices = None if batch_indices is None else as_indices(batch_indices, "batch_indices")
         size = per_sample_losses.shape[0]
@@ -391,6 +393,8 @@ class TrainingEnhancementsFacade(TrainingStep):
         for name, part in parts.items():
             with naming(f"parts.{name}"):
                 part.load_state_dict(copied(state["parts"][name]))
+        if self.averager is not None:
+            build_loaded(self.averager, self.model)
         self._recovery.load_state_dict(state)
         quality = state["quality"]
         self._sample_weights.quality = None if quality is None else np.asarray(quality).copy()

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from ringrift_pipeline.enhancements import state_forms as forms
-from ringrift_pipeline.enhancements.argument_checks import check_number, whole_state
+from ringrift_pipeline.enhancements.argument_checks import (
+    check_any_number,
+    check_number,
+    whole_state,
+)
 from ringrift_pipeline.enhancements.loss_parts import LossParts
 
 # rows of the (4 or 5, B) tensor of one batch's losses
@@ -303,9 +307,8 @@ _PROGRESS = forms.record(
 
 def check_figures(val_loss: Any, current_elo: Any) -> None:
     """ValueError by name for what is no number; ``val_loss`` may be NaN or infinite."""
-    real = isinstance(val_loss, int | float | np.number) and not isinstance(val_loss, bool)
-    if val_loss is not None and not real:
-        raise ValueError(f"val_loss must be a number, got {val_loss!r}")
+    if val_loss is not None:
+        check_any_number("val_loss", val_loss)
     if current_elo is not None:
         check_number("current_elo", current_elo)
 

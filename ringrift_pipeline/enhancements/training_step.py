@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.argument_checks import check_type
-from ringrift_pipeline.enhancements.checkpoint_averaging import nonfinite_tensor
 from ringrift_pipeline.enhancements.ewc_regularization import EWCRegularizer
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_learning_rate import LearningRate
@@ -23,7 +22,12 @@ from ringrift_pipeline.enhancements.facade_state import (
     random_state,
     set_random_state,
 )
-from ringrift_pipeline.enhancements.loss_parts import LossParts, compute_loss_parts
+from ringrift_pipeline.enhancements.loss_parts import (
+    LossParts,
+    check_loss_parts,
+    compute_loss_parts,
+)
+from ringrift_pipeline.enhancements.model_views import nonfinite_tensor
 from ringrift_pipeline.enhancements.sample_weights import SampleWeights
 from ringrift_pipeline.enhancements.training_batch import (
     REQUIRED,
@@ -107,6 +111,7 @@ class TrainingStep:
     def averaged_model(self) -> nn.Module | None:
         """The averaged model in eval mode; None before the first step or when switched off.
 
+        A loaded state brings its own along.
         As of the last multiple of ``averaging_interval`` steps; ``update_average`` brings it up
         to date. Reading it changes nothing.
         """
@@ -146,8 +151,9 @@ class TrainingStep:
             out or, when the model has diverged, undone, and the report says so.
 
         Raises:
-            ValueError: a batch that does not fit, named; nothing has changed then, the random state
-                included (but for what the model's own forward pass keeps, as batch norm does).
+            ValueError: a batch that does not fit, named, or losses of another form; nothing has
+                changed then, the random state included (but for what the model's own forward pass
+                keeps, as batch norm does).
         """
         required = REQUIRED if self._loss_fn is None else ()
         read = read_batch(batch, self.device, required)
@@ -158,6 +164,7 @@ class TrainingStep:
         random = random_state(self.device)
         try:
             parts = self._losses(read)
+            check_loss_parts("the model" if self._loss_fn is None else "loss_fn", parts)
             size = parts.total.shape[0]
             if size == 0:
                 raise ValueError("the batch is empty: features, targets have no rows")
@@ -224,10 +231,9 @@ class TrainingStep:
         if self._loss_fn is not None:
             if isinstance(result, LossParts):
                 return result
-            if not isinstance(result, Tensor) or result.dim() != 1:
-                shape = tuple(result.shape) if isinstance(result, Tensor) else type(result)
-                raise ValueError(f"loss_fn must give losses (B,), one a sample, got {shape}")
-            unknown = torch.full_like(result.detach(), math.nan)
+            if not isinstance(result, Tensor):
+                raise ValueError(f"loss_fn must give losses (B,), one a sample, got {type(result)}")
+            unknown = torch.full(result.shape, math.nan, device=result.device)
             return LossParts(result, unknown, unknown)
         if not (isinstance(result, (tuple, list)) and len(result) == 2):
             raise ValueError(
@@ -255,7 +261,7 @@ class TrainingStep:
         if weights is not None:
             if weights.shape[0] != size:
                 raise ValueError(f"weights has {weights.shape[0]} entries, the batch {size}")
-            weights = weights.to(like.dtype)
+            weights = weights.to(device=like.device, dtype=like.dtype)
         host = self._sample_weights.of(batch.indices, count)
         if host is not None:
             ours = torch.from_numpy(host).to(device=like.device, dtype=like.dtype)

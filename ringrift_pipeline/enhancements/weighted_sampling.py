@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Sampler
 
 from ringrift_pipeline.enhancements.argument_checks import (
+    LARGEST_SEED,
     check_flag,
     check_number,
     check_whole,
@@ -87,7 +88,7 @@ class QualityWeightedSampler(Sampler[int]):
         temperature: see `DataQualityScorer.compute_sample_weights`.
         weights: weights >= 0 of any scale, used in place of those from `scores`
             (pass ``scores=None``).
-        seed: any integer >= 0.
+        seed: from 0 and below 2**128.
         rank, world_size: which part of the draw this process takes.
 
     Raises:
@@ -123,7 +124,7 @@ class QualityWeightedSampler(Sampler[int]):
         num_samples = check_whole("num_samples", num_samples, 1)
         self.weights = values
         self.replacement = check_flag("replacement", replacement)
-        self.seed = check_whole("seed", seed, 0)
+        self.seed = check_whole("seed", seed, 0, LARGEST_SEED)
         self.world_size = check_whole("world_size", world_size, 1)
         self.rank = check_whole("rank", rank, 0, self.world_size)
         self.epoch = 0
@@ -274,7 +275,7 @@ class QualityWeightedSampler(Sampler[int]):
                 raise ValueError(
                     f"sampler state does not fit: {name} was {state.get(name)!r}, is {own!r}"
                 )
-        self.seed = check_whole("seed", state["seed"], 0)
+        self.seed = check_whole("seed", state["seed"], 0, LARGEST_SEED)
         self.set_epoch(state["epoch"])
         self._offset = check_whole("offset", state["offset"], 0, len(self) + 1)
 

@@ -41,10 +41,10 @@ def next_settings(
 ) -> NextSettings:
     """``settings`` with the three factors of ``feedback`` that ``generation`` is to start with.
 
-    The factors start from those of the generation before, unless somebody has set one in
-    ``settings``, and are multiplied by what :class:`EvaluationFeedbackHandler` decides from the
-    ratings of the earlier generations, within the bounds of ``feedback``. A decision is taken
-    only if the generation before was itself evaluated: otherwise its ratings were judged already.
+    A factor starts from that of the generation before, unless ``settings`` were made with one, and
+    is multiplied by what :class:`EvaluationFeedbackHandler` decides from the ratings of the earlier
+    generations, within the bounds of ``feedback``. A decision is taken only if the generation
+    before was itself evaluated: otherwise its ratings were judged already.
 
     Raises:
         StoreError: the plan of the generation before is damaged.
@@ -79,15 +79,12 @@ def _settings(store: Store, config: str, generation: int) -> TrainingConfig:
 
 
 def _carried(settings: TrainingConfig, before: FeedbackConfig) -> TrainingConfig:
-    """With the factors of the generation before, unless some were given."""
-    own = settings.feedback
-    if (own.rate_factor, own.exploration_factor, own.selfplay_factor) != (1.0, 1.0, 1.0):
-        return settings
+    """With the factors of the generation before, but for those that were given, 1 as well."""
     return settings.with_overrides(
         {
-            "feedback.rate_factor": before.rate_factor,
-            "feedback.exploration_factor": before.exploration_factor,
-            "feedback.selfplay_factor": before.selfplay_factor,
+            f"feedback.{name}": getattr(before, name)
+            for name in ("rate_factor", "exploration_factor", "selfplay_factor")
+            if name not in settings.feedback.model_fields_set
         }
     )
 

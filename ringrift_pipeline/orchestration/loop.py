@@ -38,7 +38,7 @@ from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import GenerationSummary, summarize
 from ringrift_pipeline.store import CorruptArtefactError, Store
 
-LOOK = 1.0  # seconds between two looks at the instance
+LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth of a core at one
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
 DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
 RETRY_PATIENCE = 90.0  # seconds the daemon may take to retry a run it said it would
@@ -203,7 +203,7 @@ class Loop:
     # --- watching -------------------------------------------------------------------------------
 
     def watch(self) -> Iterator[Snapshot]:
-        """A snapshot about every second, the last one when the last generation is decided.
+        """A snapshot every `LOOK` seconds, the last one when the last generation is decided.
 
         Raises:
             LoopError: a run failed or was cancelled, or a decision does not come.
@@ -231,7 +231,7 @@ class Loop:
                 continue
             run = self._newest_run(state.generation)
             if run is None:
-                continue
+                break  # nor has a later one: each is started by the one before
             state.run_id, state.status = run.run_id, run.status.value.lower()
             self._look_at_steps(state)
             state.steps = read_progress(self.request.data, run.run_id)

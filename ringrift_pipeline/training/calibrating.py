@@ -161,6 +161,7 @@ def _report(
         del details["before"], details["after"]
         result |= {"fitted": True, "fit": details}
         result["reason"] = _verdict(fit, recalibrate, settings.deviation_threshold)
+        # That it is needed is beyond doubt; of the two temperatures the likelier one is taken.
         if recalibrate and fit.log_loss_gain > 0.0 and not fit.at_bound:
             result |= {"applied": True, "temperature": fit.temperature}
         else:

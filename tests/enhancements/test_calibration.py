@@ -392,14 +392,24 @@ def test_games_without_a_name_are_nobody_elses() -> None:
     assert automation.report()["games"] == 2 + 3 + 1
 
 
-def test_noise_does_not_trigger() -> None:
+@pytest.mark.parametrize(("games", "runs", "most"), [(60, 20, 2), (20, 60, 6)])
+def test_noise_does_not_trigger(games: int, runs: int, most: int) -> None:
     triggered = 0
-    for seed in range(20):
-        logits, outcomes, ids = dependent_games(60, 20, 2, seed)
+    for seed in range(runs):
+        logits, outcomes, ids = dependent_games(games, 20, 2, seed)
         automation = CalibrationAutomation(0.01, 1, 100, 5000, bootstrap=50)
         automation.add_samples(softmax(logits), outcomes, ids)
         triggered += automation.should_recalibrate()
-    assert triggered <= 2
+    assert triggered <= most
+
+
+def test_a_handful_of_games_is_not_judged() -> None:
+    """Two games of 500 positions: no calibrated head would look so."""
+    automation = CalibrationAutomation(check_interval=1)
+    for game, outcome in (("a", 1.0), ("b", 1.0)):
+        automation.add_samples(np.full(500, 0.5), np.full(500, outcome), np.repeat(game, 500))
+    assert not automation.should_recalibrate()
+    assert automation.get_calibration_history() == []
 
 
 def test_state_round_trips() -> None:
@@ -478,3 +488,22 @@ def test_bootstrap_draws_every_game_equally_often() -> None:
     assert draws.mean(axis=0) == pytest.approx(np.ones(50), abs=4.5 / math.sqrt(2000))
     assert draws.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # multinomial
     assert np.array_equal(draws, game_draws(50, 2000, 3))
+
+
+def test_samples_that_are_refused_leave_no_trace() -> None:
+    watch = CalibrationAutomation(min_samples=2, window_size=10)
+    watch.add_samples([0.2, 0.4], [0.0, 1.0])
+    before = watch.state_dict()
+    with pytest.raises(ValueError, match="predictions: the window holds 1 values"):
+        watch.add_samples([[0.2, 0.8]], [[0.0, 1.0]])
+    after = watch.state_dict()
+    assert after["unnamed"] == before["unnamed"] == 2 and after["games"] == before["games"]
+
+
+def test_ids_of_several_kinds_are_told_apart() -> None:
+    games = [1, "1b", None, None]
+    p, y = np.array([0.2, 0.4, 0.6, 0.7]), np.array([0.0, 1.0, 1.0, 1.0])
+    assert calibration_report(p, y, games)["games"] == 3
+    logits = torch.logit(torch.from_numpy(p))
+    fit = fit_temperature(logits, y, torch.tensor([4, 4, 9, 2]))
+    assert fit.games_fitted + fit.games_judged == 3

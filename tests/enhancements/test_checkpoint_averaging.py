@@ -277,9 +277,13 @@ def test_weights_that_are_not_finite_never_enter_the_average(bad: float, name: s
         assert torch.equal(tensor, before["ema"][key])
     with torch.no_grad():
         broken = Mixed().fill(1.0)
-        broken.single.fill_(1e30)  # whose squares overflow
+        broken.single.fill_(3e38)  # whose sum and squares overflow
     averager.update(broken, 4)
     assert averager.num_updates == 2
+    with torch.no_grad():  # opposite infinities do not cancel
+        broken.single.flatten()[:2] = torch.tensor([np.inf, -np.inf])
+    with pytest.raises(ValueError, match="model: single is not finite"):
+        averager.update(broken, 4)
 
 
 def test_average_checkpoints_of_files_and_folders(tmp_path: Path) -> None:
@@ -351,3 +355,24 @@ def test_bad_state_changes_nothing() -> None:
     assert averager.samples_seen == 4
     for name, tensor in averager.state_dict()["ema"].items():
         assert torch.equal(tensor, good["ema"][name])
+
+
+@pytest.mark.parametrize(
+    "buffer", [torch.ones(5), torch.ones(()), torch.ones(2, dtype=torch.int64), None]
+)
+def test_another_buffer_is_refused_before_anything_changes(buffer: torch.Tensor | None) -> None:
+    averager = CheckpointAverager(keep_on_disk=False)
+    averager.update(Mixed().fill(0.25), 4)
+    before = averager.state_dict()
+    other = Mixed().fill(0.75)
+    if buffer is None:
+        other.register_buffer("further", torch.ones(1))
+    else:
+        other.mean = buffer
+    with pytest.raises(ValueError, match="model does not have the parameters and buffers"):
+        averager.update(other, 4)
+    after = averager.state_dict()
+    assert after["samples_seen"] == before["samples_seen"] == 4 and after["updates"] == 1
+    for name, tensor in before["ema"].items():
+        assert torch.equal(after["ema"][name], tensor)
+    averager.update(Mixed().fill(0.75), 4)

@@ -578,3 +578,14 @@ def test_columns_of_another_number_of_seats_are_refused(columns: dict, named: st
         pl.lit(None, dtype=games.schema[name]).alias(name) for name in columns if name != "winner"
     )
     DataQualityScorer().score_frame(fine, 0.0)  # what is not known fits
+
+
+@pytest.mark.parametrize("winner", [[1.0, 1.5], [0.5, None], [math.nan, 1.0]])
+def test_half_a_winner_is_refused_in_frames_as_in_games(winner: list) -> None:
+    scorer = DataQualityScorer()
+    with pytest.raises(ValueError, match="column 'winner' is out of range in row"):
+        scorer.score_frame(pl.DataFrame({"length": [30, 40], "winner": winner}), 0.0)
+    whole = [pl.Series([1.0, None]), pl.Series([1, None]), pl.Series([1, None], dtype=pl.UInt8)]
+    for column in whole:
+        frame = scorer.score_frame(pl.DataFrame({"length": [30, 40], "winner": column}), 0.0)
+        assert frame["decisiveness_score"].to_list() == pytest.approx([1.0, 0.8 / 1.2])

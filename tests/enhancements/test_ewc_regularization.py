@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements import EWCRegularizer
+from ringrift_pipeline.enhancements.ewc_penalty import SLICE
 from ringrift_pipeline.enhancements.fisher_information import fisher_information
 from ringrift_pipeline.enhancements.per_sample_gradients import SquaredGradients, rows_of
 from ringrift_pipeline.enhancements.predictive_labels import PredictiveLabels
@@ -448,6 +449,39 @@ def test_the_penalty_is_its_formula_and_so_is_its_gradient() -> None:
     torch.testing.assert_close(parameters[0].grad, expected[0] + 1.0)
     for parameter, wanted in zip(parameters[1:], expected[1:], strict=True):
         torch.testing.assert_close(parameter.grad, wanted)
+
+
+def test_the_gradient_of_large_strange_and_narrow_parameters_is_autograds() -> None:
+    """Tensors larger than a slice, not contiguous, in half precision, frozen, with a gradient."""
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.large = nn.Parameter(torch.randn(3, SLICE + 7))
+    model.turned = nn.Parameter(torch.randn(300, SLICE // 100).t())
+    model.narrow = nn.Parameter(torch.randn(SLICE + 3).bfloat16())
+    model.wide = nn.Parameter(torch.randn(2 * SLICE, dtype=DOUBLE))
+    model.frozen = nn.Parameter(torch.randn(5))
+    model.scalar = nn.Parameter(torch.randn(()))
+    ewc = EWCRegularizer(model, 3.0)
+    state = ewc.state_dict() | {"tasks": 1, "fisher": {}, "anchors": {}}
+    for name, parameter in model.named_parameters():
+        dtype = DOUBLE if parameter.dtype == DOUBLE else torch.float32
+        state["fisher"][name] = torch.rand(parameter.shape, dtype=dtype)
+        state["anchors"][name] = torch.randn(parameter.shape, dtype=dtype)
+    ewc.load_state_dict(state)
+    model.frozen.requires_grad_(False)
+    penalty = ewc.penalty(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    wanted = torch.autograd.grad(penalty, trained)
+    assert not trained[1].is_contiguous()
+    before = [torch.randn_like(p) for p in trained[:3]]
+    for parameter, gradient in zip(trained, before, strict=False):
+        parameter.grad = gradient.clone()
+    torch.testing.assert_close(ewc.add_gradient(model), penalty.detach(), check_dtype=False)
+    assert model.frozen.grad is None
+    for number, (parameter, gradient) in enumerate(zip(trained, wanted, strict=True)):
+        assert parameter.grad is not None and parameter.grad.dtype == parameter.dtype
+        base = before[number] if number < 3 else torch.zeros_like(gradient)
+        torch.testing.assert_close(parameter.grad, base + gradient)
 
 
 @given(

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from ringrift_pipeline.enhancements.facade_config import FacadeConfig
+from ringrift_pipeline.enhancements.loss_parts import LossParts
 from ringrift_pipeline.enhancements.per_sample_loss import compute_per_sample_loss
 from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
 
@@ -145,6 +147,93 @@ def test_a_name_that_is_nearly_right_is_refused() -> None:
     own.train_step(make_batch(0) | {"phase": torch.ones(8), "feature_noise": torch.ones(8)})
     with pytest.raises(ValueError, match="unknown entry 'weight': did you mean 'weights'"):
         own.train_step(make_batch(0) | {"weight": torch.ones(8)})
+
+
+def other_form(losses: torch.Tensor, kind: str) -> object:
+    """What a loss function that is not written as it should be gives for losses (B,)."""
+    parts = LossParts(losses, losses.detach(), losses.detach())
+    return {
+        "detached": losses.detach(),
+        "whole": losses.detach().long(),
+        "matrix": losses.unsqueeze(1),
+        "scalar": losses.mean(),
+        "list": [losses],
+        "None": None,
+        "meta": losses.to("meta"),
+        "parts detached": parts._replace(total=losses.detach()),
+        "parts matrix": parts._replace(total=losses.unsqueeze(1)),
+        "parts policy": parts._replace(policy=torch.ones(3)),
+        "parts value": parts._replace(value=losses.sum()),
+        "parts no value": parts._replace(value=None),  # type: ignore[arg-type]
+        "parts whole value": parts._replace(value=torch.ones(8, dtype=torch.int64)),
+        "parts entropy": parts._replace(entropy=torch.ones(8, 1)),
+        "parts of a few": LossParts(*[p[:5] for p in parts[:3]]),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("detached", "total"),
+        ("whole", "total"),
+        ("matrix", "total"),
+        ("scalar", "total"),
+        ("list", "losses"),
+        ("None", "losses"),
+        ("meta", "total"),
+        ("parts detached", "total"),
+        ("parts matrix", "total"),
+        ("parts policy", "policy"),
+        ("parts value", "value"),
+        ("parts no value", "value"),
+        ("parts whole value", "value"),
+        ("parts entropy", "entropy"),
+        ("parts of a few", "indices has 8"),
+    ],
+)
+def test_losses_of_another_form_are_refused_and_change_nothing(kind: str, named: str) -> None:
+    """In the middle of an accumulation, with mining that counts and dropout that draws."""
+    wrong = ""
+
+    def loss_fn(model: nn.Module, batch: dict) -> object:
+        logits, value = model(batch["features"])
+        losses = logits.square().sum(dim=1) + value.square().sum(dim=1)
+        return other_form(losses, wrong) if wrong else losses
+
+    model = Net(dropout=0.3)
+    facade = TrainingEnhancementsFacade(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.01),
+        FacadeConfig(hard_min_samples_before_mining=0, gradient_accumulation_steps=3),
+        loss_fn=loss_fn,  # type: ignore[arg-type]
+    )
+    for step in range(7):
+        facade.train_step(make_batch(step, rows=16))
+    assert facade.accumulator.pending_batches == 1
+
+    def state() -> dict:
+        saved = facade.state_dict()
+        saved["model"].pop("calls")  # what the forward pass itself counts
+        return saved
+
+    before = fingerprint(state())
+    wrong = kind
+    with pytest.raises(ValueError, match=named) as refusal:
+        facade.train_step(make_batch(7, rows=16))
+    assert named.startswith("indices") or "loss_fn" in str(refusal.value)
+    assert fingerprint(state()) == before
+    wrong = ""
+    assert [facade.train_step(make_batch(step, rows=16)).stepped for step in (7, 8)] == [
+        False,
+        True,
+    ]
+
+
+def test_a_frozen_model_is_refused() -> None:
+    facade = new()
+    facade.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="the model: the losses .* do not depend"):
+        facade.train_step(make_batch(0))
 
 
 def test_weights_gone_bad_do_not_reach_the_average(caplog: pytest.LogCaptureFixture) -> None:

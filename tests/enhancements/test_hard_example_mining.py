@@ -526,3 +526,31 @@ def test_seed_decides_and_the_global_generator_is_left_alone() -> None:
     miner.reset()
     assert miner.get_statistics()["tracked_examples"] == 0
     assert drive(miner, np.random.default_rng(1), 5) == first
+
+
+def test_a_batch_far_larger_than_the_data_set_is_whole_passes_over_it() -> None:
+    miner = ready(hard_fraction=0.0, seed=3)
+    batch = miner.create_mixed_batch_indices(1_000_003, [5, 2, 11])  # in loops: minutes
+    assert sorted(np.unique(batch, return_counts=True)[1].tolist()) == [333_334, 333_334, 333_335]
+    assert len({tuple(batch[:50]), tuple(batch[50:100]), tuple(batch[100:150])}) == 3
+    before = miner.state_dict()["generator"]
+    with pytest.raises(ValueError, match="batch_size must be .* below 16777217"):
+        miner.create_mixed_batch_indices(10**15, [5, 2, 11])
+    assert miner.state_dict()["generator"] == before
+
+
+def test_hardness_stays_finite_whatever_is_recorded() -> None:
+    miner = ready(uncertainty_weight=1e6, surprise_weight=1e6)
+    with pytest.raises(ValueError, match="uncertainty_weight"):
+        ready(uncertainty_weight=1e308)
+    for sign in (1.0, -1.0, 1.0):
+        miner.record_batch(
+            [0, 1, 2], [sign * 1e149, 1.0, 2.0], [1e149, 1.0, 1.0], surprises=[1e149, 0, 0]
+        )
+        miner.record_batch([0, 3], [sign * 1e308, sign * 1e308], [-1e308, 1e308])
+    assert miner.get_statistics()["skipped_non_finite"] == 6
+    hardest = miner.hardest(9)
+    assert [example.index for example in hardest] == [0, 2, 1]
+    assert all(math.isfinite(e.hardness) and math.isfinite(e.loss) for e in hardest)
+    assert math.isfinite(miner.get_statistics()["hardness_threshold"])
+    ready().load_state_dict(miner.state_dict())

@@ -189,8 +189,9 @@ def test_warm_up_ramps_linearly_in_epochs_or_in_optimizer_steps() -> None:
     assert seen == pytest.approx([0.01 * k / 5 for k in (1, 2, 3, 4, 5, 5)])
 
 
+@pytest.mark.parametrize("rising", [False, True])
 @pytest.mark.parametrize("shape", ["line", "exponential", "staircase", "steep"])
-def test_a_falling_loss_is_no_oscillation(shape: str) -> None:
+def test_a_loss_that_only_falls_or_only_rises_is_no_oscillation(shape: str, rising: bool) -> None:
     series = {
         "line": np.linspace(10.0, 0.1, 40),
         "exponential": 10 * 0.7 ** np.arange(40),
@@ -198,13 +199,14 @@ def test_a_falling_loss_is_no_oscillation(shape: str) -> None:
         "steep": np.concatenate([np.full(10, 100.0), np.full(4, 0.01)]),
     }[shape]
     scheduler = adaptive(plateau_patience=100)
-    for loss in series:
+    for loss in series[::-1] if rising else series:
         assert scheduler.step(float(loss)) == 0.01
 
 
-def test_oscillation_around_a_falling_trend_halves_the_rate_once_per_evidence() -> None:
+@pytest.mark.parametrize("trend", [-0.2, 0.2])
+def test_oscillation_around_a_trend_halves_the_rate_once_per_evidence(trend: float) -> None:
     scheduler = adaptive(plateau_patience=100, loss_lookback=10)
-    seen = [scheduler.step(10 - 0.2 * i + (3.5 if i % 2 else -3.5)) for i in range(19)]
+    seen = [scheduler.step(8 + trend * (i - 9) + (3.5 if i % 2 else -3.5)) for i in range(19)]
     assert seen[:9] == [0.01] * 9 and seen[9:] == [0.005] * 10
     assert "oscillates" in scheduler.last_reason
 
@@ -350,3 +352,31 @@ def test_rates_held_in_tensors_are_set_in_place() -> None:
     held = opt.param_groups[0]["lr"]
     WarmRestartsScheduler(opt, 4, 1, 0.0).step(2)
     assert opt.param_groups[0]["lr"] is held and float(held) == pytest.approx(0.05)
+
+
+def test_a_schedule_far_on_is_described_at_once() -> None:
+    """It listed every start before: ten thousand million of them here."""
+    scheduler = WarmRestartsScheduler(optimizer(), T_0=3, T_mult=1, warmup_steps=2)
+    scheduler.step(10**10)
+    info = scheduler.get_schedule_info()
+    assert info["restart_count"] == (10**10 - 2) // 3
+    starts = info["restart_epochs"]
+    assert len(starts) == 1000 and starts[-1] == 10**10 - info["position_in_period"]
+    assert np.diff(starts).tolist() == [3] * 999
+    scheduler.step(3005)
+    starts = scheduler.get_schedule_info()["restart_epochs"]
+    assert (starts[0], starts[-1], len(starts)) == (8, 3005, 1000)
+    longest = WarmRestartsScheduler(optimizer(), T_0=2**62, T_mult=2**62)
+    longest.step(float(2**63))
+    assert longest.get_schedule_info()["restart_epochs"] == [0, 2**62]
+
+
+def test_a_state_with_peaks_below_the_least_rate_is_refused() -> None:
+    opt = optimizer(0.1, 0.2)
+    scheduler = WarmRestartsScheduler(opt, eta_min=1e-3)
+    before = (rates(opt), stored(scheduler))
+    with pytest.raises(ValueError, match=r"eta_min 0.001 exceeds base_lrs 1e-09"):
+        scheduler.load_state_dict({**stored(scheduler), "base_lrs": [0.1, 1e-9]})
+    with pytest.raises(ValueError, match=r"eta_min 0.15 exceeds base_lrs 0.1"):
+        scheduler.load_state_dict({**stored(scheduler), "eta_min": 0.15})
+    assert (rates(opt), stored(scheduler)) == before

@@ -167,6 +167,34 @@ def test_a_probability_of_zero_leaves_the_divergence_finite() -> None:
     torch.testing.assert_close(divergence, torch.full((3,), math.log(2)))
 
 
+def test_members_that_leave_no_common_action_are_refused() -> None:
+    class Only(nn.Module):
+        def __init__(self, *allowed: int) -> None:
+            super().__init__()
+            self.allowed = torch.tensor(allowed)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            logits = torch.full((len(x), 3), -math.inf)
+            logits[:, self.allowed] = 0.0
+            logits[0] = 0.0
+            return logits, torch.zeros(len(x), 2)
+
+    ensemble = ModelEnsemble()
+    ensemble.add_model(Only(0, 1), 1.0, "a")
+    ensemble.add_model(Only(1, 2), 1.0, "b")
+    policy = ensemble.predict(torch.zeros(3, 1)).policy
+    torch.testing.assert_close(policy, torch.tensor([[1 / 3] * 3, [0, 1, 0.0], [0, 1, 0.0]]))
+    mask = torch.ones(3, 3, dtype=torch.bool)
+    mask[2, 1] = False  # each member has an action left there, but not the same one
+    with pytest.raises(ValueError, match="legal_mask: row 2 has no action .* all members"):
+        ensemble.predict(torch.zeros(3, 1), mask)
+    ensemble.add_model(Only(0), 1.0, "c")
+    with pytest.raises(ValueError, match="row 1 has no action"):
+        ensemble.predict(torch.zeros(3, 1))
+    ensemble.update_weight("c", 0.0)
+    torch.testing.assert_close(ensemble.predict(torch.zeros(3, 1)).policy, policy)
+
+
 def test_caller_keeps_mode_gradients_and_weights() -> None:
     for training in (True, False):
         model = Head(seed=5).train(training)

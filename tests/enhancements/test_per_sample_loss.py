@@ -391,3 +391,33 @@ def test_a_loss_of_nothing_is_refused() -> None:
         compute_per_sample_loss(*arguments, 0.0, value_weight=0.0)
     with pytest.raises(ValueError, match="policy_weight and value_weight must not both be 0"):
         FacadeConfig(policy_weight=0.0, value_weight=0.0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "damage"),
+    [
+        ("queue", lambda queue: queue[:, :0]),
+        ("queue", lambda queue: queue[:, 1:]),
+        ("queue", lambda queue: queue[:, [0, 0, *range(2, queue.shape[1])]]),
+        ("queue", lambda queue: queue.flip(1)),
+        ("queue", lambda queue: torch.stack([queue[0], queue[1] + 1])),
+        ("stamp", lambda stamp: torch.full_like(stamp, -1)),
+        ("stamp", lambda stamp: stamp.flip(0)),
+        ("touches", lambda touches: touches - 1),
+        ("touches", lambda touches: 0),
+    ],
+)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_queue_that_would_be_searched_for_ever_is_refused(entry, damage, full: bool) -> None:
+    """Dropping the oldest goes through the queue until it has found enough of them."""
+    tracker = PerSampleLossTracker(4)
+    tracker.record_batch([7, 3, 9, 1] if full else [7, 3, 9], [1.0] * (4 if full else 3), 0)
+    saved = tracker.state_dict()
+    other = PerSampleLossTracker(4)
+    with pytest.raises(ValueError, match=entry):
+        other.load_state_dict({**saved, entry: damage(saved[entry])})
+    assert other.get_statistics()["tracked_samples"] == 0
+    other.load_state_dict(saved)
+    for tracked in (tracker, other):
+        tracked.record_batch([20, 21], [2.0, 2.0], 1)
+        assert [i for i in (7, 3, 9, 1) if tracked.get_record(i)] == ([9, 1] if full else [3, 9])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal, get_origin
 
 import pytest
 from hypothesis import given, settings
@@ -178,13 +179,34 @@ def test_every_field_is_described_and_its_default_valid() -> None:
     assert len({f.name for f in fields}) == len(fields) > 60
     for field in fields:
         assert len(field.description) > 10, field.name
-        assert (
-            field.type in (bool, str)
-            or field.bounds
-            or "lo" in field.name
-            or (field.name == "optimizer.betas")
-        ), f"{field.name} has no bounds"
         assert load(overrides={field.name: field.default}) == TrainingConfig()
+
+
+@pytest.mark.parametrize("field", TrainingConfig.fields(), ids=lambda field: field.name)
+def test_every_setting_is_bounded(field: ConfigField) -> None:
+    """A number by a least or greatest value, text by a pattern or choices, a list by its length."""
+    if field.type is bool:
+        return
+    if field.name == "optimizer.betas":  # by a rule of its own
+        for betas in ((-0.1, 0.5), (0.5, 1.0), (0.5,), (0.5, 0.5, 0.5), (0.5, math.nan)):
+            with pytest.raises(ConfigError, match="betas"):
+                load(overrides={"optimizer.betas": betas})
+        return
+    if field.type is str or get_origin(field.type) is Literal:
+        assert field.bounds.keys() & {"pattern", "choices"}
+    elif get_origin(field.type) is tuple:
+        assert "min_length" in field.bounds
+    else:
+        assert field.type in (int, float)
+        assert field.bounds.keys() & {"ge", "gt", "le", "lt"}
+
+
+@pytest.mark.parametrize("name", ["evaluation.elo0", "evaluation.elo1"])
+def test_the_hypotheses_of_the_gate_are_elo(name: str) -> None:
+    for value in (-1001.0, 1001.0, 1e300):
+        with pytest.raises(ConfigError, match=name):
+            load(overrides={name: value})
+    assert load(overrides={"evaluation": {"elo0": -1000.0, "elo1": 1000.0}}).evaluation.elo1 == 1e3
 
 
 def other_value(field: ConfigField) -> Any:

@@ -503,13 +503,13 @@ EVERYTHING = {
 }
 
 
-def everything(seed: int) -> TrainingEnhancementsFacade:
+def everything(seed: int, precision: str = "float32") -> TrainingEnhancementsFacade:
     config = TrainingConfig.from_dict({"schedule.name": "warm_restarts", "schedule.T_0": 7})
     model = Net(seed, dropout=0.2)
     facade = TrainingEnhancementsFacade(
         model=model,
         optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
-        config=FacadeConfig(schedule=config.schedule, **EVERYTHING),
+        config=FacadeConfig(schedule=config.schedule, precision=precision, **EVERYTHING),
     )
     facade.set_quality_scores(np.linspace(0.2, 1.0, 64))
     return facade
@@ -524,6 +524,8 @@ def drive(facade: TrainingEnhancementsFacade, start: int, stop: int) -> list:
         batch["games"] = rows // 4
         batch["surprise"] = np.linspace(0.0, 1.0, 8)
         batch["weights"] = torch.linspace(0.5, 1.5, 8)
+        if step == 40:
+            batch["weights"] = batch["weights"] * 1e5  # float16 overflows, the others do not
         if step in (31, 71, 72, 73, 74, 75, 76):
             batch["features"] = batch["features"] * math.nan
         stats = facade.train_step(batch)
@@ -533,13 +535,17 @@ def drive(facade: TrainingEnhancementsFacade, start: int, stop: int) -> list:
     return trail
 
 
-@pytest.fixture(scope="module")
-def uninterrupted() -> tuple[TrainingEnhancementsFacade, list]:
-    whole = everything(0)
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def uninterrupted(request) -> tuple[TrainingEnhancementsFacade, list]:
+    """In float16 with a loss scale, which a step overflows, on the CPU."""
+    whole = everything(0, request.param)
     torch.manual_seed(7)
     trail = drive(whole, 0, 100)
     anomalies = {entry[0]["anomaly"] for entry in trail if isinstance(entry, tuple)}
     assert {"non_finite", "divergence"} <= anomalies
+    messages = [entry[0]["message"] for entry in trail if isinstance(entry, tuple)]
+    overflowed = any("overflowed its loss scale" in message for message in messages)
+    assert (whole.scaler is not None) == overflowed == (request.param == "float16")
     return whole, trail
 
 
@@ -548,13 +554,14 @@ def test_saved_and_loaded_training_goes_on_bit_for_bit(
     steps: int, tmp_path, uninterrupted: tuple[TrainingEnhancementsFacade, list]
 ) -> None:
     whole, expected = uninterrupted
-    first = everything(0)
+    precision = whole.config.precision
+    first = everything(0, precision)
     torch.manual_seed(7)
     got = drive(first, 0, steps)
     torch.save(first.state_dict(), tmp_path / "state.pt")
     drive(first, steps, steps + 5)  # the saved state is a copy: this does not touch it
     torch.manual_seed(999)
-    second = everything(3)
+    second = everything(3, precision)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     got += drive(second, steps, 100)
 

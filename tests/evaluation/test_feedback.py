@@ -120,7 +120,12 @@ def test_the_factors_go_on_in_a_new_loop_unless_some_are_given(store: Store) -> 
     store.write_plan(CONFIG, 3, {"settings": asked[3].to_dict()})
     assert factors(next_settings(store, CONFIG, 4, typed).settings) == factors(asked[3])
     given = typed.with_overrides({"feedback.selfplay_factor": 0.5})
-    assert factors(next_settings(store, CONFIG, 4, given).settings) == (1.0, 1.0, 0.5)
+    assert factors(next_settings(store, CONFIG, 4, given).settings) == (0.7, 1.0, 0.5)
+    # 1 is a factor too: whoever asks for it ends the feedback so far
+    reset = TrainingConfig.load(base=asked[3], environ={}, overrides={"feedback.rate_factor": "1"})
+    assert factors(next_settings(store, CONFIG, 4, reset).settings) == (1.0, 1.0, 1.25)
+    reset = typed.with_overrides({"feedback.rate_factor": 1.0})
+    assert factors(next_settings(store, CONFIG, 4, reset).settings) == (1.0, 1.0, 1.25)
 
 
 def test_it_can_be_turned_off(store: Store) -> None:

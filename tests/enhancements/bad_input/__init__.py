@@ -6,7 +6,7 @@ what each argument is. What an argument is says how it can be made bad, see `cha
 
 from __future__ import annotations
 
-from . import data, models, optimization, runs
+from . import calibration, data, models, optimization, runs
 from .row import Row
 
 TABLE: tuple[Row, ...] = (
@@ -19,7 +19,7 @@ TABLE: tuple[Row, ...] = (
     *data.tracker_rows(),
     *models.loss_rows(),
     *models.ensemble_rows(),
-    *models.calibration_rows(),
+    *calibration.calibration_rows(),
     *models.ewc_rows(),
     *runs.seed_rows(),
     *runs.config_rows(),

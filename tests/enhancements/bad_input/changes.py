@@ -16,6 +16,8 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
+from ..small_training import BATCH
+
 
 @dataclass(frozen=True)
 class Change:
@@ -38,17 +40,24 @@ class Kind:
 
 
 def becomes(value: Any, fine: bool = False) -> Change:
-    return Change(f"becomes {value!r}", lambda good: value, fine)
+    return Change(f"becomes {value!r:.60}", lambda good: value, fine)
 
 
 def any_of(*changes: Change) -> Kind:
     return Kind(changes)
 
 
+BEYOND_FLOATS = 10**400
+COUNTABLE = 2**63  # what numpy's integers and Python's containers count to
 NOT_NUMBERS = tuple(
     becomes(value)
-    for value in ("1", True, math.nan, math.inf, -math.inf, 1j, [1.0], {}, np.ones(2), object())
+    for value in (
+        *("1", True, math.nan, math.inf, -math.inf, 1j, [1.0], {}, np.ones(2), object()),
+        *(BEYOND_FLOATS, -BEYOND_FLOATS, np.complex64(1 + 1j), np.timedelta64(1, "D")),
+        *(np.array(1.0), torch.tensor(1.0), np.datetime64("2020-01-01")),
+    )
 )
+ARRAYS = (np.ones(2), np.array(["a"]), np.zeros(0), torch.ones(2), torch.zeros(0))  # no one truth
 NONE = becomes(None)
 
 
@@ -65,30 +74,30 @@ def number(
     return Kind(fixed, st.one_of(ways) if ways else None)
 
 
-def whole(least: int, below: int | None = None, optional: bool = False) -> Kind:
+def whole(least: int, below: int = COUNTABLE, optional: bool = False) -> Kind:
     """A whole number, at least `least` and below `below`."""
     ways = [st.integers(max_value=least - 1).map(becomes)]
-    edges = [becomes(least - 1)]
-    if below is not None:
-        ways.append(st.integers(min_value=below).map(becomes))
-        edges.append(becomes(below))
+    ways.append(st.integers(min_value=below).map(becomes))
+    edges = [becomes(least - 1), becomes(below), becomes(10**15 + below)]
     fixed = (*NOT_NUMBERS, becomes(1.5), becomes(None, fine=optional), *edges)
     return Kind(fixed, st.one_of(ways))
 
 
 def choice(optional: bool = False) -> Kind:
     """One of a few names."""
-    return any_of(*map(becomes, ("rubbish", "", 3, 1.5, [], object())), becomes(None, optional))
+    others = ("rubbish", "", 3, 1.5, [], object(), *ARRAYS)
+    return any_of(*map(becomes, others), becomes(None, optional))
 
 
 def of_class(*others: Any, optional: bool = False) -> Kind:
     """An object of some class: anything else is refused."""
-    return any_of(*map(becomes, ("rubbish", 3, [], object(), *others)), becomes(None, optional))
+    bad = ("rubbish", 3, [], object(), *ARRAYS, *others)
+    return any_of(*map(becomes, bad), becomes(None, optional))
 
 
 def flag() -> Kind:
     """True or False, and nothing else that has a truth value."""
-    others = (None, "no", "", 0, 1, 1.0, [], {}, math.nan, object())
+    others = (None, "no", "", 0, 1, 1.0, [], {}, math.nan, object(), *ARRAYS)
     return any_of(*map(becomes, others), becomes(True, fine=True), becomes(False, fine=True))
 
 
@@ -108,11 +117,26 @@ def _on_meta(good: Any) -> torch.Tensor:
     return torch.as_tensor(_as_array(good)).to("meta")
 
 
+def _masked(good: Any) -> np.ndarray:
+    array = _as_array(good)
+    hidden = np.zeros(array.shape, dtype=bool)
+    hidden.reshape(-1)[:1] = True
+    return np.ma.masked_array(array, hidden)
+
+
 SHORT = Change("one short", lambda good: good[:-1])
 LONG = Change("one long", lambda good: _like(good, np.concatenate([_as_array(good)] * 2)))
 DEEP = Change("with one more dimension", lambda good: _like(good, _as_array(good)[:, None, None]))
 FLAT = Change("a single number", lambda good: _like(good, _as_array(good).reshape(-1)[0]))
 META = Change("on the meta device", _on_meta)
+MASKED = Change("with a masked entry", _masked)
+SPARSE = Change("sparse", lambda good: torch.as_tensor(_as_array(good)).to_sparse())
+QUANTIZED = Change(
+    "quantized",
+    lambda good: torch.quantize_per_tensor(
+        torch.as_tensor(_as_array(good)).float(), 0.1, 0, torch.qint8
+    ),
+)
 WORDS = Change("words", lambda good: [f"w{i}" for i in range(len(good))])
 RAGGED = Change("ragged", lambda good: [[1.0], [1.0, 2.0], *([[1.0]] * (len(good) - 2))])
 EMPTY = Change("empty", lambda good: good[:0])
@@ -123,7 +147,11 @@ LIST = Change("a list", lambda good: _as_array(good).tolist(), fine=True)
 SINGLE = Change("float32", lambda good: _like(good, _as_array(good).astype(np.float32)), fine=True)
 HALF = Change("float16", lambda good: _like(good, _as_array(good).astype(np.float16)), fine=True)
 SMALL = Change("int32", lambda good: _like(good, _as_array(good).astype(np.int32)), fine=True)
-MISSHAPEN = (SHORT, LONG, DEEP, META, RAGGED, WORDS, becomes("rubbish"), becomes(7), COMPLEX)
+UNREADABLE = (META, MASKED, SPARSE, QUANTIZED)
+MISSHAPEN = (
+    *(SHORT, LONG, DEEP, *UNREADABLE, RAGGED, WORDS, COMPLEX),
+    *map(becomes, ("rubbish", 7, np.array(3), torch.tensor(3), [None], [BEYOND_FLOATS])),
+)
 
 
 def holding(value: float, fine: bool = False) -> Change:
@@ -192,9 +220,17 @@ def rows(
 def tensor(*changes: Change) -> Kind:
     """A tensor of a certain shape."""
     return any_of(
-        becomes("rubbish"), becomes(3), NONE, becomes([[1.0]]), SHORT, LONG, DEEP, META, COMPLEX,
-        *changes,
+        becomes("rubbish"), becomes(3), NONE, becomes([[1.0]]), SHORT, LONG, DEEP, COMPLEX,
+        *UNREADABLE, *changes,
     )  # fmt: skip
+
+
+def labels(optional: bool = True) -> Kind:
+    """Ids or names (B,) of any kind, as long as they can be told apart."""
+    odd = ("rubbish", 7, np.array(3), torch.tensor(3), torch.zeros(BATCH, device="meta"))
+    odd += (torch.zeros(BATCH).to_sparse(), np.ma.masked_array(np.zeros(BATCH), mask=True))
+    bad = (SHORT, LONG, EMPTY, RAGGED, *map(becomes, odd))
+    return any_of(*bad, becomes(None, fine=optional))
 
 
 class Broken(nn.Module):

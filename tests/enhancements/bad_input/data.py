@@ -62,6 +62,7 @@ def frame_changes() -> Kind:
         column("length", "a", "b"),
         column("winner", 1, 5),
         column("winner", -1, 0),
+        column("winner", 1.5, 1.0),
         column("policy_entropy", -0.1, 1.0),
         column("surprise", math.inf, 1.0),
         column("timestamp", math.nan, 1.0),
@@ -80,6 +81,7 @@ def quality_rows() -> list[Row]:
     owner = "DataQualityScorer"
     above = number(0.0, above=True)
     seats = [[], [0.5], [0.5] * 5, [0.5, math.nan], [0.5, math.inf], ["a", "b"], 3, "rubbish"]
+    seats += [np.array(3), np.ones((2, 2)), np.ma.masked_array([0.5, 0.5], [True, False])]
     ratings = any_of(*map(becomes, seats), becomes(None, fine=True))
     parts = any_of(*map(becomes, [*seats, [0.0, 0.0], [-1.0, 2.0]]), becomes(None, fine=True))
     scores = values(0.0, 1.0, any_length=True)
@@ -167,7 +169,11 @@ def quality_rows() -> list[Row]:
         Row(
             f"{owner}.expression",
             {
-                "columns": any_of(*map(becomes, ([], ["winner"], None, 3))),
+                "columns": any_of(
+                    *map(
+                        becomes, ([], ["winner"], None, 3, "length", ["length", 3], ["length", []])
+                    )
+                ),
                 "current_time": number(),
             },
             lambda it, folder: {"columns": ["length"], "current_time": 0.0},
@@ -207,7 +213,7 @@ def sampler_rows() -> list[Row]:
                 "num_samples": whole(1, optional=True),
                 "replacement": flag(),
                 "temperature": number(0.0, above=True),
-                "seed": whole(0),
+                "seed": whole(0, 2**128),
                 "rank": whole(0, 2),
                 "world_size": whole(1),
             },
@@ -275,14 +281,14 @@ def miner_rows() -> list[Row]:
         built(
             owner,
             {
-                "buffer_size": whole(1),
+                "buffer_size": whole(1, 2**30 + 1),
                 "hard_fraction": number(0.0, 1.0),
                 "loss_threshold_percentile": number(0.0, 100.0),
-                "uncertainty_weight": number(0.0),
+                "uncertainty_weight": number(0.0, 1e6),
                 "decay_rate": share,
                 "min_samples_before_mining": whole(0),
                 "max_times_sampled": whole(1),
-                "surprise_weight": number(0.0),
+                "surprise_weight": number(0.0, 1e6),
                 "max_game_share": share,
                 "smoothing": share,
                 "seed": any_of(*map(becomes, ("rubbish", -1, 1.5, object(), math.nan))),
@@ -313,7 +319,7 @@ def miner_rows() -> list[Row]:
             f"{owner}.load_examples",
             {
                 "indices": rows(changes=(becomes([1] * BATCH),)),
-                "hardness": values(0.0),
+                "hardness": values(0.0, others=(holding(1e300),)),
                 "games": rows(optional=True),
             },
             lambda it, folder: {"indices": indices(), "hardness": losses(), "games": indices()},
@@ -352,7 +358,7 @@ def miner_rows() -> list[Row]:
         Row(
             f"{owner}.create_mixed_batch_indices",
             {
-                "batch_size": whole(1),
+                "batch_size": whole(1, 2**24 + 1),
                 "all_indices": any_of(
                     *map(becomes, (0, -5, None, 1.5, "rubbish", [], 2**40, [1.0, 2.0])),
                     becomes(np.ones((2, 2), dtype=int)),
@@ -378,8 +384,8 @@ def tracker_rows() -> list[Row]:
         built(
             owner,
             {
-                "max_samples": whole(1),
-                "history_epochs": whole(1),
+                "max_samples": whole(1, 2**30 + 1),
+                "history_epochs": whole(1, 10_001),
                 "percentile_hard": number(0.0, 100.0),
                 "learned_loss": number(optional=True),
                 "early_epochs": whole(1),
@@ -391,8 +397,8 @@ def tracker_rows() -> list[Row]:
             {
                 "batch_indices": rows(),
                 "losses": values(finite=False),
-                "epoch": whole(0, 2**63),
-                "batch_idx": whole(0, 2**63),
+                "epoch": whole(0),
+                "batch_idx": whole(0),
                 "policy_losses": parts,
                 "value_losses": parts,
             },

@@ -12,8 +12,7 @@ from torch import nn
 
 from ..small_training import ACTIONS, BATCH, SEATS, Net, make_batch
 from .changes import (
-    EMPTY,
-    LONG,
+    ARRAYS,
     META,
     SHORT,
     Broken,
@@ -22,14 +21,16 @@ from .changes import (
     any_of,
     becomes,
     choice,
+    flag,
     holding,
     number,
     of_class,
     tensor,
-    values,
     whole,
 )
-from .row import Arguments, Row, built, device, indices, optimizer, shares, state_row, unit
+from .row import Arguments, Row, built, device, optimizer, shares, state_row
+
+NO_ITERABLES = (np.array(3), torch.tensor(1.0), object())
 
 
 def loss_arguments(it: Any, folder: Path) -> Arguments:
@@ -69,6 +70,10 @@ SHAPES = {
 }
 
 
+def optional_flag() -> Kind:
+    return Kind((*flag().changes[1:], becomes(None, fine=True)))
+
+
 def loss_rows() -> list[Row]:
     return [
         Row(
@@ -79,7 +84,7 @@ def loss_rows() -> list[Row]:
                 "value_weight": number(0.0),
                 "reduction": choice(),
                 "value_kind": choice(),
-                "validate": any_of(becomes(True, fine=True), becomes(None, fine=True)),
+                "validate": optional_flag(),
             },
             lambda it, folder: {
                 **loss_arguments(it, folder),
@@ -89,6 +94,33 @@ def loss_rows() -> list[Row]:
                 "value_kind": "logits",
             },
             says=SHAPES,
+        ),
+        Row(
+            "compute_loss_parts",
+            {
+                **loss_kinds(),
+                "policy_weight": number(0.0),
+                "value_weight": number(0.0),
+                "value_kind": choice(),
+                "validate": optional_flag(),
+                "with_entropy": flag(),
+            },
+            lambda it, folder: {
+                **loss_arguments(it, folder),
+                "policy_weight": 1.0,
+                "value_weight": 1.0,
+                "value_kind": "logits",
+                "with_entropy": True,
+            },
+            says=SHAPES,
+        ),
+        Row(
+            "compute_per_sample_loss:none",
+            {"reduction": any_of(becomes("mean"), becomes("none", fine=True))},
+            lambda it, folder: {
+                **{name: value[:0] for name, value in loss_arguments(it, folder).items()},
+                "reduction": "sum",
+            },
         ),
         Row(
             "TrainingEnhancementsFacade.compute_per_sample_loss",
@@ -112,7 +144,7 @@ def ensemble_rows() -> list[Row]:
             "value_weight": 1.0,
         }
 
-    name = any_of(*map(becomes, ("rubbish", "", None, 3, [])))
+    name = any_of(*map(becomes, ("rubbish", "", None, 3, [], *ARRAYS, np.array(["m1"]))))
     return [
         built(
             owner,
@@ -123,7 +155,7 @@ def ensemble_rows() -> list[Row]:
                 ),
                 "device": device(),
                 "value_kind": choice(),
-                "seed": whole(0),
+                "seed": whole(0, 2**128),
             },
             model_class=Net,
         ),
@@ -139,7 +171,7 @@ def ensemble_rows() -> list[Row]:
         ),
         Row(
             f"{owner}.get_model",
-            {"name": any_of(becomes("rubbish", fine=True), becomes(None, fine=True))},
+            {"name": any_of(*map(becomes, (None, 3, *ARRAYS)), becomes("rubbish", fine=True))},
             lambda it, folder: {"name": "m1"},
             "ensemble",
         ),
@@ -196,111 +228,14 @@ def ensemble_rows() -> list[Row]:
             f"{owner}.distill",
             {
                 "student": of_class(None, Broken(), Broken((torch.ones(BATCH, 4), torch.ones(3)))),
-                "batches": any_of(*map(becomes, ([], None, 3, ["rubbish"], [None]))),
+                "batches": any_of(*map(becomes, ([], None, 3, ["rubbish"], [None], *NO_ITERABLES))),
                 "optimizer": of_class(None, Net()),
                 "value_weight": number(0.0),
             },
             batches,
             "ensemble",
-            says={"batches": "batches|features"},
         ),
         state_row(owner, "ensemble"),
-    ]
-
-
-def calibration_rows() -> list[Row]:
-    owner = "CalibrationAutomation"
-    names = any_of(
-        SHORT, LONG, becomes("rubbish"), becomes(7), EMPTY, becomes(None, fine=True)
-    )  # any ids will do, as long as there is one a row
-
-    def logits_of(it: Any, folder: Path) -> Arguments:
-        targets = torch.from_numpy(shares()).float()
-        model = torch.randn(BATCH, SEATS, generator=torch.Generator().manual_seed(0))
-        return {"model": model, "dataloader": targets, "games": indices() // 10}
-
-    def loader_of(it: Any, folder: Path) -> Arguments:
-        batches = [make_batch(i) for i in range(2)]
-        pairs = [(b["features"], b["value_targets"]) for b in batches]
-        return {"model": Net(), "dataloader": pairs, "device": None, "games": np.arange(16) // 2}
-
-    return [
-        built(
-            owner,
-            {
-                "deviation_threshold": number(0.0, 1.0, above=True),
-                "check_interval": whole(1),
-                "min_samples": whole(1),
-                "window_size": whole(1),
-                "min_games": whole(1),
-                "bins": whole(1, 1001),
-                "bootstrap": whole(20),
-                "confidence": number(0.0, 1.0, above=True),
-                "seed": whole(0),
-                "value_range": any_of(
-                    *map(
-                        becomes, (None, 1, "ab", (1.0, 0.0), (0.0,), (0.0, math.nan), (0, math.inf))
-                    )
-                ),
-            },
-            deviation_threshold=0.05,
-            min_samples=10,
-            window_size=100,
-        ),
-        Row(
-            f"{owner}.add_samples",
-            {
-                "predictions": values(0.0, 1.0),
-                "outcomes": values(0.0, 1.0),
-                "games": names,
-                "phases": names,
-            },
-            lambda it, folder: {
-                "predictions": torch.from_numpy(unit()),
-                "outcomes": torch.from_numpy(unit().round()),
-                "games": indices(),
-                "phases": np.array(["a"] * BATCH),
-            },
-            "calibration",
-        ),
-        Row(
-            f"{owner}.should_recalibrate",
-            {"epoch": whole(0, optional=True)},
-            lambda it, folder: {"epoch": 30},
-            "calibration",
-        ),
-        Row(
-            f"{owner}.compute_optimal_temperature:logits",
-            {
-                "model": tensor(holding(math.nan), holding(math.inf)),
-                "dataloader": tensor(holding(math.nan), holding(-1.0), holding(2.0)),
-                "games": names,
-            },
-            logits_of,
-            "calibration",
-            says={"model": "logits|model", "dataloader": "targets|dataloader"},
-        ),
-        Row(
-            f"{owner}.compute_optimal_temperature:model",
-            {
-                "model": of_class(None, Broken(), Broken((torch.ones(BATCH, 5),) * 3)),
-                "dataloader": any_of(
-                    *map(becomes, ([], None, 3, "rubbish", [1], [{}], [{"features": 1}], [()]))
-                ),
-                "device": device(),
-                "games": names,
-            },
-            loader_of,
-            "calibration",
-            says={"model": "model|logits|dataloader", "dataloader": "dataloader|targets|loader"},
-        ),
-        Row(
-            f"{owner}.report",
-            {"path": any_of(becomes(3), becomes([]), becomes(None, fine=True))},
-            lambda it, folder: it.add_samples(unit(), unit().round()) or {"path": None},
-            "calibration",
-        ),
-        state_row(owner, "calibration", "state"),
     ]
 
 
@@ -323,7 +258,7 @@ def ewc_rows() -> list[Row]:
                 "normalize_fisher": any_of(*map(becomes, ("rubbish", 3, None))),
                 "gamma": number(0.0, 1.0, above=True),
                 "anchor": choice(),
-                "seed": whole(0, 2**63),
+                "seed": whole(0),
                 "heads": any_of(
                     *map(becomes, (3, "rubbish", {"policy": "rubbish"})), becomes(None, fine=True)
                 ),
@@ -334,13 +269,16 @@ def ewc_rows() -> list[Row]:
             f"{owner}.compute_fisher",
             {
                 "dataloader": any_of(
-                    *map(becomes, (None, 3, "rubbish", [], [None], [3], [{}], [()])),
+                    *map(becomes, (None, 3, "rubbish", [], [None], [3], [{}], [()], *NO_ITERABLES)),
                     batch_with(features=torch.ones(3, 9)),
                     batch_with(features=torch.full((BATCH, 6), math.nan)),
                     batch_with(features=torch.ones(BATCH, 6, device="meta")),
                     batch_with(legal_mask=torch.ones(BATCH, 5)),
                 ),
-                "criterion": any_of(becomes(3), becomes("rubbish"), becomes(None, fine=True)),
+                "criterion": any_of(
+                    *map(becomes, (3, "rubbish", int, lambda: 0, nn.Linear(2, 2))),
+                    becomes(None, fine=True),
+                ),
                 "num_samples": whole(1),
                 "device": device(),
             },

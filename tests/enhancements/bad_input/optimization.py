@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -20,7 +21,7 @@ def gradient_rows() -> list[Row]:
     above = number(0.0, above=True)
     gradients = any_of(
         Change("one parameter fewer", lambda good: good[:-1]),
-        *map(becomes, (None, "rubbish", 3, [1, 2], [None] * 6)),
+        *map(becomes, (None, "rubbish", 3, [1, 2], [None] * 6, np.array(3))),
     )
     accumulator = "GradientAccumulator"
     clipper = "AdaptiveGradientClipper"
@@ -113,6 +114,7 @@ def schedule_rows() -> list[Row]:
     for owner, use in (
         ("AdaptiveLRScheduler", "adaptive"),
         ("WarmRestartsScheduler", "warm-restarts"),
+        ("ConstantScheduler", "constant"),
     ):
         figures = {
             "train_loss": number(),
@@ -159,7 +161,7 @@ def schedule_rows() -> list[Row]:
             {
                 "optimizer": of_class(None, Net()),
                 "base_lr": number(1e-5, 0.1),
-                "min_lr": number(0.0),
+                "min_lr": number(0.0, 0.01),
                 "max_lr": number(1e-5),
                 "elo_lookback": whole(2),
                 "loss_lookback": whole(3),
@@ -178,6 +180,11 @@ def schedule_rows() -> list[Row]:
             max_lr=0.1,
         ),
         built(
+            "ConstantScheduler",
+            {"optimizer": of_class(None, Net()), "warmup_steps": whole(0)},
+            optimizer=optimizer(),
+        ),
+        built(
             warm,
             {
                 "optimizer": of_class(None, Net()),
@@ -193,7 +200,7 @@ def schedule_rows() -> list[Row]:
         ),
         Row(
             f"{warm}.step",
-            {"epoch": number(0.0, optional=True)},
+            {"epoch": number(0.0, 2.0**63, optional=True)},
             lambda it, folder: {"epoch": 2.5},
             "warm-restarts",
         ),

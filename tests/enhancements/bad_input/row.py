@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,18 @@ from ..small_training import BATCH, SEATS, Net, adam, plain_loss
 from .changes import Kind, any_of, becomes, damaged
 
 Arguments = dict[str, Any]
+
+
+def public() -> dict[str, Any]:
+    """What the package and its documented modules offer, by name."""
+    homes = [
+        library,
+        *(importlib.import_module(f"{library.__name__}.{m}") for m in library._MODULES),
+    ]
+    return {name: getattr(home, name) for home in homes for name in home.__all__}
+
+
+PUBLIC = public()
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,8 @@ class Row:
             return self.call(it, arguments)
         owner, _, method = self.name.partition(":")[0].partition(".")
         if not method or method == "__init__":
-            return getattr(library, owner)(**arguments)
-        return getattr(it if it is not None else getattr(library, owner), method)(**arguments)
+            return PUBLIC[owner](**arguments)
+        return getattr(it if it is not None else PUBLIC[owner], method)(**arguments)
 
 
 def built(
@@ -106,4 +119,5 @@ def with_gradients() -> nn.Module:
 
 
 def device() -> Kind:
-    return any_of(*map(becomes, ("rubbish", 1.5, "cuda:x", object())), becomes("cpu", fine=True))
+    bad = ("rubbish", 1.5, "cuda:x", "cuda:99", "meta", 10**400, object())
+    return any_of(*map(becomes, bad), becomes("cpu", fine=True))

@@ -14,12 +14,14 @@ from ringrift_pipeline.enhancements import FacadeConfig, TrainingConfig
 
 from ..small_training import BATCH, ROWS, Net, adam, make_batch
 from .changes import (
+    ARRAYS,
     EMPTY,
     FRACTIONS,
     META,
     NONE,
     SHORT,
     Change,
+    Kind,
     any_of,
     becomes,
     choice,
@@ -55,8 +57,7 @@ def seed_rows() -> list[Row]:
             lambda it, folder: {"offset": 3, "device": "cpu"},
             "seeds",
         ),
-        Row(f"{owner}.advance", {"steps": whole(0, 2**32)}, lambda it, folder: {"steps": 3}, "seeds",
-            says={"steps": "steps|position"}),
+        Row(f"{owner}.advance", {"steps": whole(0, 2**32)}, lambda it, folder: {"steps": 3}, "seeds"),
         state_row(owner, "seeds"),
         state_row(owner, "seeds", "state", "load_state"),
         Row(
@@ -84,11 +85,14 @@ def config_rows() -> list[Row]:
                 {3: 4},
                 {"optimizer.betas": (1.0,)},
                 {"optimizer.learning_rate": math.inf},
+                [],
+                0,
+                *ARRAYS,
             ),
         )
     )
     named = "settings|training|batch_size|seed|rubbish|3|betas|learning_rate"
-    config = any_of(*map(becomes, (3, [], object())), becomes(None, fine=True))
+    config = any_of(*map(becomes, (3, [], object(), *ARRAYS)), becomes(None, fine=True))
     presets = any_of(*map(becomes, ("rubbish", "", 3, [], object())))
     bounds = {
         "policy_weight": number(0.0),
@@ -100,8 +104,11 @@ def config_rows() -> list[Row]:
         "clip_mode": choice(),
         "schedule": of_class(TrainingConfig(), optional=True),
         "total_steps": whole(1),
-        "validate_targets": any_of(*map(becomes, ("rubbish", 3, [])), becomes(None, fine=True)),
-        "enable_hard_mining": any_of(*map(becomes, ("rubbish", 3, None))),
+        "validate_targets": Kind((*flag().changes[1:], becomes(None, fine=True))),
+        "enable_hard_mining": flag(),
+        "hard_buffer_size": whole(1, 2**30 + 1),
+        "hard_uncertainty_weight": number(0.0, 1e6),
+        "loss_tracker_history_epochs": whole(1, 10_001),
         "seed": whole(0),
         "min_clip": number(0.0, 10.0, above=True),
     }
@@ -174,7 +181,7 @@ def feedback_rows() -> list[Row]:
     settings = {
         "optimizer": of_class(Net(), optional=True),
         "config_key": any_of(*map(becomes, (None, 3, "", []))),
-        "min_lr": number(0.0),
+        "min_lr": number(0.0, 1e-3),
         "max_lr": number(1e-6),
         "elo_history_window": whole(2),
         "lr_increase_factor": number(1.0),
@@ -217,7 +224,38 @@ def feedback_rows() -> list[Row]:
                 "confidence": 0.95,
             },
             "feedback",
-            says={"elo": "elo|low|high"},
+        ),
+        Row(
+            "fit_trend",
+            {
+                "numbers": values(others=(becomes(np.ones(BATCH)),)),
+                "ratings": values(),
+                "errors": values(0.0, others=(becomes(np.zeros(BATCH)),)),
+                "confidence": share,
+            },
+            lambda it, folder: {
+                "numbers": np.arange(BATCH),
+                "ratings": unit(),
+                "errors": unit(),
+                "confidence": 0.9,
+            },
+        ),
+        Row(
+            "bounded_scale",
+            {
+                "factor": above,
+                "smallest": number(0.0, 2.0, above=True),
+                "largest": number(1.0),
+                "low": number(0.0, 4.0),
+                "high": number(0.5),
+            },
+            lambda it, folder: {
+                "factor": 2.0,
+                "smallest": 1.0,
+                "largest": 2.0,
+                "low": 0.5,
+                "high": 4.0,
+            },
         ),
         Row(
             f"{owner}.apply_lr_adjustment",
@@ -315,7 +353,7 @@ def facade_rows() -> list[Row]:
         ),
         Row(
             f"{owner}.create_mixed_batch_indices",
-            {"batch_size": whole(1), "all_indices": any_of(*map(becomes, (0, -5, None, "rubbish", [])))},
+            {"batch_size": whole(1, 2**24 + 1), "all_indices": any_of(*map(becomes, (0, -5, None, "rubbish", [])))},
             lambda it, folder: {"batch_size": 4, "all_indices": ROWS},
             "facade",
         ),
@@ -354,7 +392,7 @@ def facade_rows() -> list[Row]:
         Row(
             f"{owner}.on_epoch_end",
             {
-                "val_loss": any_of(*map(becomes, ("1", [1.0], 1j, True)),
+                "val_loss": any_of(*map(becomes, ("1", [1.0], 1j, True, 10**400, np.complex64(1j))),
                                    *(becomes(x, fine=True) for x in (math.nan, math.inf, None))),
                 "current_elo": number(optional=True),
             },
@@ -364,7 +402,7 @@ def facade_rows() -> list[Row]:
         Row(
             f"{owner}.on_validation",
             {
-                "val_loss": any_of(*map(becomes, ("1", [1.0], 1j, True)),
+                "val_loss": any_of(*map(becomes, ("1", [1.0], 1j, True, 10**400, np.complex64(1j))),
                                    *(becomes(x, fine=True) for x in (math.nan, math.inf, None))),
                 "current_elo": number(optional=True),
             },

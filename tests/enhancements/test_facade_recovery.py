@@ -1,0 +1,147 @@
+"""What a run goes back to after a divergence, and the average that a loaded state brings along."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
+from ringrift_pipeline.enhancements.training_stability import HEALTHY_RISE, LossMonitor
+
+from .test_training_facade import assert_same, broken, make_batch, new, steady, weights_of
+
+
+@pytest.mark.parametrize("interval", (1, 4))
+@pytest.mark.parametrize("include_model", (True, False))
+def test_a_loaded_state_brings_its_averaged_model_along(interval: int, include_model: bool) -> None:
+    whole = new(averaging_interval=interval)
+    steady(whole, 9)
+    whole.update_average()  # nothing is left to average, so that no update builds it
+    resumed = new(seed=5, averaging_interval=interval)
+    resumed.load_state_dict(whole.state_dict(include_model))
+    assert resumed.averaged_model is not None and not resumed.averaged_model.training
+    assert_same(resumed.averaged_model, whole.averaged_model, exact=True)
+    for a, b in zip(resumed.averaged_model.buffers(), whole.averaged_model.buffers(), strict=True):
+        assert torch.equal(a, b)
+    assert not any(p.requires_grad for p in resumed.averaged_model.parameters())
+    for facade in (whole, resumed):
+        assert facade.train_step(broken("nan")).anomaly == "non_finite"
+        facade.update_average()
+    assert_same(resumed.averaged_model, whole.averaged_model, exact=True)
+    if include_model:
+        for facade in (whole, resumed):
+            steady(facade, interval, 9)
+        assert_same(resumed.averaged_model, whole.averaged_model, exact=True)
+
+
+def test_a_state_without_an_average_loads_none() -> None:
+    facade = new()
+    empty = facade.state_dict()
+    steady(facade, 3)
+    facade.load_state_dict(empty)
+    assert facade.averaged_model is None
+
+
+def test_a_divergence_takes_average_and_monitor_back_with_the_weights() -> None:
+    """All as of the snapshot before step 20, which was taken when its loss had been judged."""
+    facade = new(lr=0.02, snapshot_every=10, divergence_patience=3)
+    averager, monitor = facade.averager, facade.monitor
+    assert averager is not None and monitor is not None
+    for step in range(27):
+        if step == 20:
+            assert facade.averaged_model is not None
+            weights, average = weights_of(facade.model), weights_of(facade.averaged_model)
+        assert facade.train_step(make_batch(step % 7)).stepped
+        if step == 20:
+            judged = monitor.state_dict()
+    # averaged after steps 1, 5, 9, …, 25: three steps wait at the snapshot, two at the divergence
+    assert averager.samples_seen == 25 * 8
+    assert monitor.median != pytest.approx(np.median(judged["losses"]), rel=1e-6)
+    reports = [facade.train_step(broken("nan")) for _ in range(3)]
+    assert [r.anomaly for r in reports] == ["non_finite", "non_finite", "divergence"]
+    assert "step 20" in reports[-1].message
+    for back, then in (
+        (weights_of(facade.model), weights),
+        (weights_of(facade.averaged_model), average),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(back, then, strict=True))
+    assert averager.samples_seen == 17 * 8
+    assert monitor.state_dict() == judged
+    assert monitor.median == np.median(judged["losses"])
+    # the fourth step since the last average, of 32 samples together
+    steady(facade, 1, 20)
+    assert averager.samples_seen == 21 * 8
+    decay = 0.5 ** (32 / (0.1 * 21 * 8))
+    for old, now, got in zip(
+        average, weights_of(facade.model), weights_of(facade.averaged_model), strict=True
+    ):
+        torch.testing.assert_close(got, decay * old + (1 - decay) * now)
+
+
+def test_no_snapshot_is_taken_of_a_model_that_is_already_diverging() -> None:
+    facade = new(anomaly_window=10, snapshot_every=5, lr=1e-4)
+    monitor = facade.monitor
+    assert monitor is not None
+    states: list[list[torch.Tensor]] = []
+    medians: list[float] = []  # with the loss of each step
+    for step in range(200):
+        batch = make_batch(step % 7)
+        batch["value_targets"] = batch["value_targets"] + 1.0 + 0.04 * max(0, step - 20)
+        states.append(weights_of(facade.model))
+        stats = facade.train_step(batch)
+        if stats.anomaly is not None:
+            break
+        assert monitor.median is not None
+        medians.append(monitor.median)
+    assert stats.anomaly == "divergence"
+    found = [
+        step
+        for step, state in enumerate(states)
+        if all(torch.equal(a, b) for a, b in zip(state, weights_of(facade.model), strict=True))
+    ]
+    assert len(found) == 1
+    healthy = (1.0 + HEALTHY_RISE) * min(medians[9:])
+    assert medians[found[0]] <= healthy
+    assert len(medians) - found[0] > 10 and medians[-1] > 2.0 * healthy
+
+
+def test_a_monitor_is_healthy_while_its_median_is_near_its_best() -> None:
+    monitor = LossMonitor(window=5)
+    for loss in (1.0, 1.0, 1.0, 1.0, 1.0):
+        assert monitor.judge(loss) == "ok" and monitor.healthy
+    for loss, healthy in ((1.2, True), (1.2, True), (1.2, True), (1.3, True), (1.3, True)):
+        assert monitor.judge(loss) == "ok" and monitor.healthy == healthy
+    assert monitor.judge(1.3) == "ok" and not monitor.healthy
+
+
+def test_mined_samples_lose_their_weight_once_used_often_enough() -> None:
+    """`hard_max_times_sampled` bounds what weighting uses, too; reading weights counts nothing."""
+
+    def fresh() -> TrainingEnhancementsFacade:
+        facade = new(
+            lr=1e-6,
+            enable_averaging=False,
+            hard_min_samples_before_mining=0,
+            hard_loss_threshold_percentile=0.0,
+            hard_upweight=5.0,
+            hard_max_times_sampled=3,
+        )
+        facade.train_step(batch)  # makes the rows known, and all of them hard
+        return facade
+
+    batch = make_batch(0) | {"indices": torch.arange(8)}
+    batch["weights"] = torch.ones(8)
+    facade = fresh()
+    assert facade.miner is not None
+    seen = []
+    for _ in range(5):
+        losses = torch.ones(8, requires_grad=True)
+        for _ in range(5):
+            facade.get_weighted_loss(losses, batch["indices"])
+        seen.append(facade.miner.get_sample_weights(batch["indices"], 1.0, 5.0).tolist())
+        assert facade.train_step(batch).stepped
+    assert seen == [[5.0] * 8] * 3 + [[1.0] * 8] * 2
+    assert math.isfinite(facade.train_step(batch).loss)
