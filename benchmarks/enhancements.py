@@ -419,7 +419,7 @@ def fresh_each_time(
     gradients = [parameter.grad for parameter in parameters]
     times = np.zeros((repeats + 1, len(calls)))
     for turn in range(repeats + 1):
-        for number in rng.permutation(len(calls)):
+        for number in np.roll(range(len(calls)), turn):
             torch._foreach_copy_(gradients, sizes)
             times[turn, number] = milliseconds(calls[number])
     return [float(value) for value in np.median(times[1:], axis=0)]
