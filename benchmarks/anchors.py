@@ -2,6 +2,7 @@
 
     python benchmarks/anchors.py [--quick] [--json] [--data DIR] [--config CONFIG]
         [--generations N] [--preset NAME] [--games N] [--simulations N] [--playouts N] [--seed N]
+        [--plot FILE]
 
 Without ``--data`` a loop is run in an empty folder first: ten generations of the ``smoke`` preset
 through the real daemon (``--quick``: two tiny ones). Then each generation's model plays random, the
@@ -9,6 +10,9 @@ heuristic, rollout search with a fixed number of playouts, and generation 0, fro
 with the same seeds; one maximum-likelihood fit rates them all, the heuristic at 1200. The list is
 printed with intervals, the gate's verdicts and every fall beyond its interval: a model that is
 weaker than an earlier one of its list (candidates, champions) at 95%, all comparisons together.
+
+``--plot`` draws the ratings against hours of the loop (from a generation's plan to its decision,
+summed: what lies between two runs does not count) and against games of selfplay.
 
 The claim that counts is that no champion is weaker than an earlier one. Candidates may fall: that
 is what the gate is for.
@@ -21,11 +25,16 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from ringrift_pipeline.evaluation.anchors import AnchoredRatings, Fall, rate_against_anchors
+from ringrift_pipeline.selfplay import load_plan
 from ringrift_pipeline.store import Store
 
 GAMES, QUICK_GAMES = 200, 4
@@ -107,6 +116,49 @@ def text(rated: AnchoredRatings) -> str:
     return "\n".join(lines)
 
 
+def spent(store: Store, config: str, generations: Sequence[int]) -> dict[int, tuple[float, int]]:
+    """Hours and games of selfplay up to the decision on each generation."""
+    hours, games = 0.0, 0
+    found = {}
+    for number in generations:
+        plan = load_plan(store, config, number)
+        decided = store.require(config, number, "decision")
+        hours += (datetime.fromisoformat(decided.created) - plan.created_at).total_seconds() / 3600
+        games += plan.games
+        found[number] = hours, games
+    return found
+
+
+def draw(
+    path: Path, config: str, rated: AnchoredRatings, used: dict[int, tuple[float, int]]
+) -> None:
+    """Two panels: rating against hours and against games, champions filled, anchors as lines."""
+    figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    fit = rated.fit
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, unit, column in zip(panels, ("hours", "games of selfplay"), (0, 1), strict=True):
+        x = [used[model.generation][column] for model in rated.models]
+        y = [fit[model.name] for model in rated.models]
+        spans = [fit.interval(model.name) for model in rated.models]
+        bars = [
+            [rating - low for rating, (low, _) in zip(y, spans, strict=True)],
+            [high - rating for rating, (_, high) in zip(y, spans, strict=True)],
+        ]
+        axes.errorbar(x, y, bars, color="C0", linewidth=1, capsize=2)
+        for at, model in enumerate(rated.models):
+            face = "C0" if model.champion else "white"
+            axes.plot(x[at], y[at], "o", markerfacecolor=face, markeredgecolor="C0")
+        for number, anchor in enumerate(rated.anchors[:-1], start=1):
+            axes.axhline(fit[anchor], color=f"C{number}", linestyle="--", linewidth=1, label=anchor)
+        axes.set(xlabel=unit)
+        axes.set_xlim(left=0)
+    panels[0].set(ylabel="rating, Elo (95% intervals)")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(f"{config}: every generation against fixed anchors, champions filled")
+    figure.savefig(path, format="png", dpi=90, metadata={"Software": None})
+
+
 def claims(config: str, rated: AnchoredRatings, quick: bool) -> Iterator[dict[str, Any]]:
     """One claim a model, and how many fell."""
     for model in rated.models:
@@ -145,6 +197,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny loop and few games")
     parser.add_argument("--json", action="store_true", help="only the JSON lines")
     parser.add_argument("--data", type=Path, help="rate what lies there; run no loop")
+    parser.add_argument("--plot", type=Path, help="PNG of the ratings against hours and games")
     parser.add_argument("--config", default="square8_2p", help="board and player count")
     parser.add_argument("--generations", type=int, help="of the loop that is run")
     parser.add_argument("--preset", default="smoke", help="of the loop that is run")
@@ -167,6 +220,9 @@ def main() -> None:
             seed=arguments.seed,
             workers=arguments.workers,
         )
+        if arguments.plot is not None:
+            used = spent(Store(data), arguments.config, [m.generation for m in rated.models])
+            draw(arguments.plot, arguments.config, rated, used)
         if not arguments.json:
             print(text(rated) + "\n")
         for line in claims(arguments.config, rated, quick):
