@@ -5,7 +5,7 @@
         [--quick] [--json]
 
 Without ``--data`` a loop is run in an empty folder first: the ``hour`` preset (``--quick``: two tiny
-generations). The player (``champion``, ``generation:0007`` or a model's folder) searches with ``--simulations`` a
+generations). The player (``champion``, ``generation:0007``, a model's folder or a baseline, which needs no data) searches with ``--simulations`` a
 move and meets random play, the heuristic, rollout search with N playouts and with 10 N: ``--games``
 each, seats rotated, every rotation of a set from the same opening of six random decisions, seeds
 fixed. With three or four players the other seats are all held by the opponent.
@@ -49,6 +49,7 @@ SIMULATIONS, QUICK_SIMULATIONS = 64, 8
 LEAST = {"random": 0.98, "heuristic": 0.93, "rollout N": 0.70, "rollout 10N": 0.55}
 #: With more players: times the fair share, against heuristics.
 LEAST_TIMES_FAIR = 2.0
+BASELINES = ("random", "heuristic", "rollout")  # as --player they need no data
 
 Claim = dict[str, Any]
 
@@ -100,25 +101,32 @@ def least(opponent: str, seats: int) -> float | None:
 
 def measure(arguments: argparse.Namespace) -> Iterator[Claim]:
     config, quick, name = arguments.config, arguments.quick, arguments.player
-    store = Store(arguments.data)
-    generation = max(store.generations(config), default=None)
-    if generation is None:
-        raise SystemExit(f"{arguments.data} has no generation of {config}: run ringrift loop first")
-    settings = load_plan(store, config, generation).settings.search
+    settings = None
+    if name not in BASELINES:
+        store = Store(arguments.data)
+        generation = max(store.generations(config), default=None)
+        if generation is None:
+            raise SystemExit(f"{arguments.data} has no generation of {config}: run a loop first")
+        settings = load_plan(store, config, generation).settings.search
     seats = get_rules(config).players
     games = arguments.games or (QUICK_GAMES if quick else GAMES)
     simulations = arguments.simulations or (QUICK_SIMULATIONS if quick else SIMULATIONS)
     shared = {"simulations": simulations, "data": str(arguments.data), "settings": settings}
 
-    playouts = arguments.playouts
-    if playouts is None:
+    wanted = arguments.only or list(LEAST)
+    if unknown := [one for one in wanted if one not in LEAST]:
+        raise SystemExit(f"no opponent {unknown[0]!r} among {', '.join(LEAST)}")
+    playouts = arguments.playouts or 1
+    timed = any(one.startswith("rollout") for one in wanted)
+    if timed and arguments.playouts is None:
         torch.set_num_threads(1)
         player = load_player(name, config, **shared)
         each, rate = equal_time(config, player, quick)
         playouts = max(1, round(each * rate))
         yield information(f"{config} {name}: {simulations} simulations a move", each * 1e3, "ms")
         yield information(f"{config}: rollout search, one core", rate, "playouts/s")
-    yield information(f"{config}: N, playouts in the time of such a move", playouts, "playouts")
+    if timed:
+        yield information(f"{config}: N, playouts in the time of such a move", playouts, "playouts")
 
     opponents = {
         "random": Entrant("random", "random", seed=arguments.seed),
@@ -126,10 +134,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[Claim]:
         "rollout N": Entrant("rollout N", "rollout", playouts, seed=arguments.seed),
         "rollout 10N": Entrant("rollout 10N", "rollout", 10 * playouts, seed=arguments.seed),
     }
-    if unknown := [one for one in arguments.only if one not in opponents]:
-        raise SystemExit(f"no opponent {unknown[0]!r} among {', '.join(opponents)}")
     ours = Entrant(name, name, seed=arguments.seed, **shared)
-    for opponent in arguments.only or opponents:
+    for opponent in wanted:
         match = Match(opponent, (name, *[opponent] * (seats - 1)), max(1, games // seats))
         began = time.monotonic()
         table = play_matches(
@@ -141,15 +147,15 @@ def measure(arguments: argparse.Namespace) -> Iterator[Claim]:
         )
         scores = set_scores(table, name)
         low, high = set_interval(scores, seats)
-        wanted = least(opponent, seats)
+        asked = None if name in BASELINES else least(opponent, seats)
         yield {
             "claim": f"{config} {name}, {simulations} simulations, against {opponent}, "
             f"{table.height} games, share of the win, lower bound",
             "value": round(low, 4),
             "unit": "share of the win",
-            "reference": wanted,
-            "ratio": None if wanted is None or quick else round(low / wanted, 4),
-            "target": None if wanted is None or quick else 1.0,
+            "reference": asked,
+            "ratio": None if asked is None or quick else round(low / asked, 4),
+            "target": None if asked is None or quick else 1.0,
             "share": round(float(scores.mean()), 4),
             "low": round(low, 4),
             "high": round(high, 4),
@@ -188,7 +194,7 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.data is None:
+        if arguments.data is None and arguments.player not in BASELINES:
             arguments.data = Path(folder)
             generations = QUICK_GENERATIONS if quick else HOUR_GENERATIONS
             preset = "smoke" if quick else "hour"

@@ -196,6 +196,14 @@ class Common:
         check_device(settings.device)
         return settings
 
+    def upcoming(self) -> TrainingConfig:
+        """`settings` with the factors that the trend of the ratings asks of a new generation."""
+        from ringrift_pipeline.evaluation.feedback import next_settings
+
+        store = self.store()
+        number = max(store.generations(self.config), default=-1) + 1
+        return next_settings(store, self.config, number, self.settings()).settings
+
     def _before(self) -> TrainingConfig | None:
         """The settings of the config's newest generation."""
         from ringrift_pipeline.enhancements.training_config import TrainingConfig
@@ -237,7 +245,7 @@ def with_common(verb: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(**values: Any) -> Any:
         common = Common(**{item.name: values.pop(item.name) for item in fields(Common)})
         if common.show_settings:
-            typer.echo(json.dumps(common.settings().to_dict(), indent=2))
+            typer.echo(json.dumps(common.upcoming().to_dict(), indent=2))
             return None
         if common.says_settings:  # refused here, whatever the verb makes of them
             common.settings()

@@ -364,7 +364,11 @@ def _flatten(tree: Mapping[str, Any], source: str, prefix: str = "") -> dict[str
         else:
             names = list(_known()) + sorted({k.split(".")[0] for k in _known() if "." in k})
             near = nearest_name(name, names)
-            hint = f"did you mean {near!r}?" if near else "see TrainingConfig.fields()"
+            hint = (
+                f"did you mean {near!r}?"
+                if near
+                else "TrainingConfig.fields() and ringrift train --help list them"
+            )
             raise ConfigError(f"unknown setting {name!r} (from {source}); {hint}")
     return flat
 

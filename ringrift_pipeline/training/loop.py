@@ -121,7 +121,8 @@ def _train(
                 run.iteration,
                 run.total,
                 f"step {run.iteration}/{run.total}, loss {run.last_loss:.3f}, "
-                f"held-out {run.best_loss:.3f}, {rate:.0f} rows/s",
+                + (f"held-out {run.best_loss:.3f}, " if run.best is not None else "")
+                + f"{rate:.0f} rows/s",
             )
             if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
                 _save(store, plan, run, inputs)

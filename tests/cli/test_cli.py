@@ -14,6 +14,7 @@ import pytest
 
 from ringrift_pipeline.cli import run
 from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.store import Store
 
 VERBS = ("loop", "selfplay", "train", "evaluate", "ablate", "play", "replay", "export", "ui")
 FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
@@ -165,6 +166,23 @@ def test_settings_are_printed_on_request(
     assert shown["selfplay"]["games_per_shard"] == 80  # preset over defaults
     assert shown["seed"] == 5
     assert not (tmp_path / "data").exists()
+
+
+def test_settings_shown_are_those_that_the_ratings_ask_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A falling rating lowers the next generation's rate, and says so before it is planned."""
+    store = Store(tmp_path / "data")
+    for generation, elo in enumerate((1500.0, 1440.0, 1380.0)):
+        store.write_plan("square8_2p", generation, {"settings": TrainingConfig().to_dict()})
+        numbers = {"eval/elo": elo, "eval/elo_low": elo - 15, "eval/elo_high": elo + 15}
+        with store.create("square8_2p", generation, "evaluation", numbers):
+            pass
+    for more, rate in (([], 0.7), (["--preset", "smoke"], 0.7)):
+        assert run(["loop", "--show-settings", *more]) == 0
+        shown = json.loads(capsys.readouterr().out)["feedback"]
+        assert shown["rate_factor"] == pytest.approx(rate)
+        assert shown["selfplay_factor"] == pytest.approx(1.25)
 
 
 def test_the_settings_shown_are_those_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
