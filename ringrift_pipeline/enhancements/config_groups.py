@@ -376,6 +376,14 @@ class FeedbackConfig(ConfigGroup):
         description="Factor of selfplay.games; set by the evaluation feedback.",
     )
 
+    @model_validator(mode="after")
+    def _window_holds_enough(self) -> FeedbackConfig:
+        if self.min_evaluations > self.window:
+            raise ValueError(
+                f"min_evaluations ({self.min_evaluations}) must not exceed window ({self.window})"
+            )
+        return self
+
 
 class StabilityConfig(ConfigGroup):
     """What counts as a spike of the loss, what as a divergence."""

@@ -114,6 +114,7 @@ def test_file_formats_agree(tmp_path: Path, suffix: str) -> None:
         ({"optimizer.learning_rate": "inf"}, "optimizer.learning_rate"),
         ({"optimizer.betas": "0.9"}, "optimizer.betas"),
         ({"optimizer.betas": "0.9,1.0"}, "betas must be"),
+        ({"feedback.min_evaluations": 9}, r"min_evaluations \(9\) .* window \(8\)"),
         ({"gradients.clip_mode": "agcc"}, "gradients.clip_mode"),
         ({"gradients.min_clip": 50.0}, "min_clip .* must not exceed max_clip"),
         ({"search.cheap_simulations": 100}, "cheap_simulations .* must not exceed"),
