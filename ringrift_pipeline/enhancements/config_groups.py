@@ -287,7 +287,7 @@ class CalibrationConfig(ConfigGroup):
         default=15, ge=2, le=1000, description="Equal-mass bins of the reliability data."
     )
     bootstrap: int = Field(
-        default=200, ge=10, le=100_000, description="Bootstrap resamples over games."
+        default=200, ge=20, le=100_000, description="Bootstrap resamples over games."
     )
     deviation_threshold: float = Field(
         default=0.05,

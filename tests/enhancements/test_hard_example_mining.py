@@ -316,6 +316,9 @@ def test_bad_batches_are_refused(arguments: dict) -> None:
         {"max_times_sampled": 0},
         {"max_game_share": 0.0},
         {"smoothing": 0.0},
+        {"seed": 10**400},
+        {"seed": -1},
+        {"seed": True},
     ],
 )
 def test_bad_settings_are_refused(setting: dict) -> None:
@@ -557,9 +560,16 @@ def test_seed_decides_and_the_global_generator_is_left_alone() -> None:
     runs = [drive(ready(seed=s), np.random.default_rng(1), 5) for s in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
     assert np.random.get_state()[1].tolist() == before
-    miner = ready(seed=np.random.default_rng(4))
+    shared = np.random.default_rng(4)
+    miner = ready(seed=shared)
     first = drive(miner, np.random.default_rng(1), 5)
+    state, saved = shared.bit_generator.state, miner.state_dict()
+    assert state != np.random.default_rng(4).bit_generator.state
     miner.reset()
+    assert shared.bit_generator.state == state  # others draw from it as well
+    miner.load_state_dict(saved)
+    miner.reset()
+    assert shared.bit_generator.state == state
     assert miner.get_statistics()["tracked_examples"] == 0
     assert drive(miner, np.random.default_rng(1), 5) == first
 

@@ -333,5 +333,9 @@ def test_settings_of_earlier_plans_are_left_out() -> None:
     old = TrainingConfig().to_dict()
     old["training"] |= {"epochs": 4.0, "window_generations": 8}
     assert TrainingConfig.from_dict(old) == TrainingConfig()
+    old["calibration"] |= {"bootstrap": 10}  # of which 20 were taken
+    assert TrainingConfig.from_dict(old) == load(overrides={"calibration.bootstrap": 20})
+    with pytest.raises(ConfigError, match="calibration.bootstrap"):
+        TrainingConfig.from_dict({"calibration": {"bootstrap": 9}})
     with pytest.raises(ConfigError, match="unknown setting 'training.epochs'"):
         load(overrides={"training.epochs": 4.0})
