@@ -248,7 +248,8 @@ class CalibrationAutomation:
             games: (n,) game ids in the loader's order, where batches do not carry them.
 
         Returns:
-            The temperature to divide value logits by.
+            The temperature to divide value logits by: 1 where the fitted one is a bound, or does
+            not lower the log loss of the games that judge.
 
         Raises:
             ValueError: bad logits, targets or games, or batches of another form; nothing changes.
@@ -265,7 +266,8 @@ class CalibrationAutomation:
             logits, targets = check_logits(logits, targets)
         self.temperature_fit = fit_temperature(logits, targets, games, **self._options)
         self._clear()
-        return self.temperature_fit.temperature
+        fit = self.temperature_fit
+        return fit.temperature if fit.log_loss_gain > 0.0 and not fit.at_bound else 1.0
 
     def get_calibration_history(self) -> list[dict[str, Any]]:
         """One record a check, oldest first: epoch, ece, ece_interval, samples, games, triggered."""

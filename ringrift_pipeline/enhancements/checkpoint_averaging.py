@@ -7,10 +7,12 @@ safetensors files and holds one copy of the model, however many there are.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
 import uuid
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -41,6 +43,8 @@ from ringrift_pipeline.enhancements.checkpoint_files import (
 )
 from ringrift_pipeline.enhancements.model_views import nonfinite_tensor
 
+logger = logging.getLogger(__name__)
+
 _STATE_KEYS = ("ema", "dtypes", "updates", "samples_seen", "window")
 
 
@@ -56,10 +60,13 @@ class CheckpointAverager:
     so bfloat16 weights do not swallow small changes; integer and boolean buffers are the newest.
 
     **Mean**: kept on disk unless ``keep_on_disk=False``, which holds k copies in memory instead.
+    Files of its own are copied with the object; one that somebody removed is dropped from the
+    window with a warning.
 
     Args:
         num_checkpoints: k, at least 1.
-        checkpoint_dir: folder of the k files; None makes a temporary one.
+        checkpoint_dir: folder of the k files, which stay there until :meth:`cleanup`; None makes a
+            temporary one, which goes with the object.
         keep_on_disk: whether the k checkpoints are files.
         half_life_samples: samples after which a weight's share in the EMA has halved.
         warmup_fraction: bound of the half-life as a share of the samples seen, in (0, 1].
@@ -93,6 +100,7 @@ class CheckpointAverager:
         self.device = check_device("device", device) if device is not None else None
         self.samples_seen = 0
         self._own_dir: Path | None = None
+        self._remove_own: weakref.finalize[Any, Any] | None = None
         self._window: list[Path | dict[str, Tensor]] = []
         self._ema: AveragedModel | None = None
         self._dtypes: dict[str, torch.dtype] = {}  # of the model's own state, by name
@@ -203,6 +211,7 @@ class CheckpointAverager:
                 raise ValueError(f"state_dict[{name!r}] is on the meta device, which holds no data")
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(f"state_dict[{name!r}] is not finite")
+        self._drop_missing()
         if self._window:
             shapes = CheckpointReader(self._window[-1]).shapes()
             check_match(shapes, {name: tuple(t.shape) for name, t in tensors.items()})
@@ -225,9 +234,9 @@ class CheckpointAverager:
         for entry in self._window:
             self._drop(entry)
         self._window = []
-        if self._own_dir is not None:
-            shutil.rmtree(self._own_dir, ignore_errors=True)
-            self._own_dir = None
+        if self._remove_own is not None:
+            self._remove_own()
+        self._own_dir = self._remove_own = None
 
     def get_averaged_state_dict(
         self, kind: Literal["ema", "mean"] | None = None
@@ -251,6 +260,7 @@ class CheckpointAverager:
                 raise ValueError("no exponential average yet: call update() first")
             tensors, dtypes = self._ema_tensors()
             return {name: t.clone().to(dtypes.get(name, t.dtype)) for name, t in tensors.items()}
+        self._drop_missing()
         if not self._window:
             raise ValueError("nothing to average yet: call update() or add_checkpoint() first")
         return mean_of_checkpoints(self._window)
@@ -274,13 +284,12 @@ class CheckpointAverager:
         if self.num_updates:
             tensors, dtypes = self._ema_tensors()
             ema = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        window = [CheckpointReader(entry).copies() for entry in self._window]
         return {
             "ema": ema,
             "dtypes": {name: str(d).removeprefix("torch.") for name, d in dtypes.items()},
             "updates": self.num_updates,
             "samples_seen": self.samples_seen,
-            "window": window,
+            "window": self._copies(),
         }
 
     @whole_state
@@ -365,14 +374,41 @@ class CheckpointAverager:
         if self.checkpoint_dir is not None:
             self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             return self.checkpoint_dir
-        if self._own_dir is None:
+        if self._own_dir is None or not self._own_dir.is_dir():
             self._own_dir = Path(tempfile.mkdtemp(prefix="checkpoint-average-"))
+            self._remove_own = weakref.finalize(self, _remove, self._own_dir, os.getpid())
         return self._own_dir
+
+    def _drop_missing(self) -> None:
+        """Forget checkpoints whose files somebody removed, with a warning."""
+        missing = [e for e in self._window if isinstance(e, Path) and not e.is_file()]
+        for entry in missing:
+            self._window.remove(entry)
+            logger.warning("checkpoint %s is gone: the mean goes on without it", entry)
+
+    def _copies(self) -> list[dict[str, Tensor]]:
+        self._drop_missing()
+        return [CheckpointReader(entry).copies() for entry in self._window]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: with the window's tensors, as files belong to one object."""
+        return {**self.__dict__, "_window": self._copies(), "_own_dir": None, "_remove_own": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.keep_on_disk:
+            self._window = self._written(state["_window"])
 
     @staticmethod
     def _drop(entry: Path | dict[str, Tensor]) -> None:
         if isinstance(entry, Path):
             entry.unlink(missing_ok=True)
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Remove a temporary folder, in the process that made it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Widened:

@@ -287,7 +287,7 @@ class CalibrationConfig(ConfigGroup):
         default=15, ge=2, le=1000, description="Equal-mass bins of the reliability data."
     )
     bootstrap: int = Field(
-        default=200, ge=10, le=100_000, description="Bootstrap resamples over games."
+        default=200, ge=20, le=100_000, description="Bootstrap resamples over games."
     )
     deviation_threshold: float = Field(
         default=0.05,
@@ -375,6 +375,14 @@ class FeedbackConfig(ConfigGroup):
         le=100.0,
         description="Factor of selfplay.games; set by the evaluation feedback.",
     )
+
+    @model_validator(mode="after")
+    def _window_holds_enough(self) -> FeedbackConfig:
+        if self.min_evaluations > self.window:
+            raise ValueError(
+                f"min_evaluations ({self.min_evaluations}) must not exceed window ({self.window})"
+            )
+        return self
 
 
 class StabilityConfig(ConfigGroup):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ringrift_pipeline.enhancements.argument_checks import check_whole, host_array
+from ringrift_pipeline.enhancements.argument_checks import COUNTABLE, check_whole, host_array
 from ringrift_pipeline.enhancements.sample_slots import MAX_INDEX, run_starts
 
 
@@ -20,8 +20,9 @@ def as_population(all_indices: Any) -> np.ndarray | range:
         return range(check_whole("all_indices", all_indices, 1, MAX_INDEX + 1))
     if isinstance(all_indices, range):
         population: np.ndarray | range = all_indices
-        if all_indices and min(all_indices[0], all_indices[-1]) < 0:
-            raise ValueError(f"all_indices must not be negative, got {all_indices}")
+        if all_indices:
+            low, high = sorted((all_indices[0], all_indices[-1]))
+            _check_rows(low, high + 1)  # one more: a range has a length only up to there
     else:
         population = host_array("all_indices", all_indices)
         if population.ndim != 1 or (population.size and population.dtype.kind not in "iu"):
@@ -30,9 +31,19 @@ def as_population(all_indices: Any) -> np.ndarray | range:
             )
     if len(population) == 0:
         raise ValueError("all_indices is empty: there is nothing to draw a batch from")
-    if isinstance(population, np.ndarray) and int(population.min()) < 0:
-        raise ValueError(f"all_indices must not be negative, got {int(population.min())}")
+    if isinstance(population, np.ndarray):
+        unsigned = population.dtype.kind == "u"
+        _check_rows(int(population.min()), int(population.max()) if unsigned else 0)
+        if unsigned:
+            population = population.astype(np.int64)
     return population
+
+
+def _check_rows(low: int, high: int) -> None:
+    if low < 0:
+        raise ValueError(f"all_indices must not be negative, got {low}")
+    if high >= COUNTABLE:
+        raise ValueError(f"all_indices must be below 2**63, got {high}")
 
 
 def filled_up(

@@ -13,6 +13,7 @@ O(B log buffer) each, the rare passes over the whole buffer spread over the samp
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ringrift_pipeline.enhancements import state_forms as forms
 from ringrift_pipeline.enhancements.argument_checks import (
+    LARGEST_SEED,
     check_flag,
     check_keys,
     check_number,
@@ -78,7 +80,8 @@ class HardExampleMiner:
         max_game_share: at most this share of the hard examples drawn at a time is of one game
             (at least one example), (0, 1].
         smoothing: weight of a new loss against the smoothed one of the same sample, (0, 1].
-        seed: what ``numpy.random.default_rng`` takes: an int, a SeedSequence or a Generator.
+        seed: an int from 0 and below 2**128, a SeedSequence or a Generator. A Generator is drawn
+            from and never set back: :meth:`reset` and loading go on with one of the miner's own.
     """
 
     def __init__(
@@ -113,6 +116,8 @@ class HardExampleMiner:
         self.max_game_share = check_number("max_game_share", max_game_share, 0.0, 1.0, above=True)
         self.smoothing = check_number("smoothing", smoothing, 0.0, 1.0, above=True)
         self._fading = -math.log(self.decay_rate) / self.buffer_size  # a sample
+        if isinstance(seed, int | np.integer):
+            seed = check_whole("seed", seed, 0, LARGEST_SEED)
         try:
             self._generator = np.random.default_rng(seed)
         except (TypeError, ValueError) as error:
@@ -139,7 +144,12 @@ class HardExampleMiner:
     def reset(self) -> None:
         """Back to the state after construction, the generator included."""
         self._clear()
-        self._generator.bit_generator.state = self._initial_generator
+        self._set_generator(self._initial_generator)
+
+    def _set_generator(self, state: Any) -> None:
+        generator = copy.deepcopy(self._generator)
+        generator.bit_generator.state = state
+        self._generator = generator
 
     @property
     def mining_active(self) -> bool:
@@ -450,7 +460,7 @@ class HardExampleMiner:
         self._recorded_since_threshold = None if since is None else int(since)
         if state["pool"] is not None:
             self._pool = RowPool.from_state(state["pool"], table.slots.capacity)
-        self._generator.bit_generator.state = state["generator"]
+        self._set_generator(state["generator"])
 
 
 __all__ = ["HardExample", "HardExampleMiner"]

@@ -7,6 +7,7 @@ probabilities (a weighted arithmetic mean), so that neither head's scale leaks i
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ from ringrift_pipeline.enhancements.training_batch import features_fit
 
 SampleMode = Literal["weight", "pfsp"]
 PFSPCurve = Literal["hard", "even", "linear"]
+
+LARGEST_COUNT = 1e15  # games against one member: one more can still be told apart
 
 
 @dataclass
@@ -114,10 +117,11 @@ class ModelEnsemble:
             name: unique; None numbers it, or takes the file's name.
 
         Raises:
-            ValueError: weight negative, name taken, file unreadable or not fitting
+            ValueError: weight negative or all weights together not finite, name taken, file unreadable or not fitting
                 ``model_class``, or a path without a ``model_class``; nothing changes.
         """
         share = check_number("weight", weight, 0.0)
+        _check_total([*self.weights.values(), share], "weight")
         check_type("model_or_path", model_or_path, (nn.Module, str, os.PathLike))
         if name is not None:
             check_type("name", name, str)
@@ -180,8 +184,11 @@ class ModelEnsemble:
         return next((member.model for member in self._members if member.name == name), None)
 
     def update_weight(self, name: str, weight: float) -> None:
-        """Set a model's weight; ValueError for an unknown name or a negative weight."""
+        """Set a model's weight; ValueError for an unknown name, a negative weight, or weights that
+        together are not finite.
+        """
         member, share = self._member(name), check_number("weight", weight, 0.0)
+        _check_total([*(self.weights | {name: share}).values()], "weight")
         member.weight = share
 
     def _member(self, name: str) -> _Member:
@@ -292,7 +299,7 @@ class ModelEnsemble:
         Args:
             name: the opponent.
             score: our points in them: 1 a win, 1/2 a draw; in ``[0, games]``.
-            games: how many, above 0.
+            games: how many, above 0; of all calls together at most 1e15.
 
         Raises:
             ValueError: unknown name or numbers out of range; nothing changes.
@@ -300,6 +307,11 @@ class ModelEnsemble:
         member = self._member(name)
         played = check_number("games", games, 0.0, above=True)
         points = check_number("score", score, 0.0, played)
+        if member.games + played > LARGEST_COUNT:
+            raise ValueError(
+                f"games against {name!r} must be at most {LARGEST_COUNT:g} together, "
+                f"got {games!r} more than {member.games:g}"
+            )
         member.games += played
         member.score += points
 
@@ -345,7 +357,7 @@ class ModelEnsemble:
             student: any network of the same inputs and outputs, on the ensemble's device; it is
                 trained in place, its train or eval mode left as it is.
             batches: ``features``, or mappings with ``features`` and optionally ``legal_mask``.
-            optimizer: of the student's parameters.
+            optimizer: of parameters of the student, all or some.
             value_weight: factor of the value loss.
 
         Returns:
@@ -353,11 +365,19 @@ class ModelEnsemble:
             error for a scalar head), each a mean over samples, and ``samples``.
 
         Raises:
-            ValueError: no batches, or a loss that is not finite (the student is not stepped).
+            ValueError: no batches, an optimizer without a trainable parameter of the student, or a
+                loss that is not finite (the student is not stepped).
         """
         factor = check_number("value_weight", value_weight, 0.0)
         check_type("student", student, nn.Module)
         check_type("optimizer", optimizer, torch.optim.Optimizer)
+        trainable = {id(p) for p in student.parameters() if p.requires_grad}
+        if not trainable:
+            raise ValueError("student has no parameter that requires a gradient: nothing to train")
+        if not any(id(p) in trainable for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError(
+                "optimizer has none of the student's parameters: it would not train it"
+            )
         batches = check_iterable("batches", batches)
         policy_sum = value_sum = 0.0
         samples = 0
@@ -439,7 +459,7 @@ class ModelEnsemble:
         member_form = forms.record(
             name=forms.text,
             weight=forms.number(0.0),
-            games=forms.number(0.0),
+            games=forms.number(0.0, LARGEST_COUNT),
             score=forms.number(0.0),
         )
         forms.record(
@@ -450,6 +470,7 @@ class ModelEnsemble:
         given = [entry["name"] for entry in state_dict["members"]]
         if len(set(given)) != len(given):
             raise ValueError("members: names repeat")
+        _check_total([entry["weight"] for entry in state_dict["members"]], "members: weight")
         if set(given) != state_dict["models"].keys():
             raise ValueError("members and models must have the same names")
         members = []
@@ -474,6 +495,11 @@ class ModelEnsemble:
     def _build(self) -> nn.Module:
         assert self.model_class is not None
         return self.model_class(**self.model_kwargs)
+
+
+def _check_total(weights: list[float], name: str) -> None:
+    if not math.isfinite(sum(weights)):
+        raise ValueError(f"{name}: the weights of all models must have a finite sum, got {weights}")
 
 
 def _outputs(name: str, model: nn.Module, features: Any) -> tuple[Tensor, Tensor]:

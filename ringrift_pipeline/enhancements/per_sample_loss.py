@@ -27,6 +27,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_whole,
     whole_state,
 )
+from ringrift_pipeline.enhancements.batch_measures import LARGEST_MEASURE
 from ringrift_pipeline.enhancements.loss_parts import LossParts, ValueKind, compute_loss_parts
 from ringrift_pipeline.enhancements.sample_slots import (
     MAX_INDEX,
@@ -195,7 +196,7 @@ class PerSampleLossTracker:
     ) -> int:
         """Record the losses (B,) of the data-set rows ``batch_indices`` (B,).
 
-        A loss that is not finite is skipped and counted in ``get_statistics``. Of an index that
+        A loss that is not finite, or beyond 1e150, is skipped and counted in ``get_statistics``. Of an index that
         occurs more than once the last loss counts.
 
         Returns:
@@ -219,7 +220,7 @@ class PerSampleLossTracker:
             if value_losses is None
             else as_floats(value_losses, indices.size, "value_losses")
         )
-        finite = np.isfinite(loss)
+        finite = np.abs(loss) <= LARGEST_MEASURE
         recorded = int(np.count_nonzero(finite))
         self._skipped += indices.size - recorded
         if recorded == 0:

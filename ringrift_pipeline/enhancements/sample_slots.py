@@ -31,9 +31,9 @@ def as_indices(indices: Any, name: str = "indices") -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers, got dtype {array.dtype}")
-    array = array.astype(np.int64, copy=False)
+    given, array = array, array.astype(np.int64, copy=False)
     if int(array.view(np.uint64).max()) > MAX_INDEX:  # negative ones are huge there
-        bad = array[(array < 0) | (array > MAX_INDEX)][0]
+        bad = given[(array < 0) | (array > MAX_INDEX)][0]
         raise ValueError(f"{name} must be data-set rows in [0, {MAX_INDEX}], got {bad}")
     return array
 
@@ -51,7 +51,9 @@ def as_floats(values: Any, size: int, name: str) -> np.ndarray:
 
 
 def as_games(games: Any, size: int) -> np.ndarray:
-    """Game numbers (size,) int64; any whole number >= 0, however large (a hash will do).
+    """Game numbers (size,) int64, from whole numbers >= 0 below 2**64 (a hash will do).
+
+    They are only compared: of a number from 2**63 on the lower 63 bits count.
 
     Raises:
         ValueError: another shape, not whole numbers, or negative.
@@ -59,6 +61,8 @@ def as_games(games: Any, size: int) -> np.ndarray:
     array = host_array("games", games)
     if array.shape != (size,) or (size and array.dtype.kind not in "iu"):
         raise ValueError(f"games must be integers ({size},), got {array.dtype} {array.shape}")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8:
+        array = array & np.uint64(2**63 - 1)
     array = array.astype(np.int64, copy=False)
     if size and int(array.min()) < 0:
         raise ValueError(f"games must not be negative, got {int(array.min())}")

@@ -51,12 +51,20 @@ def _torch_template() -> bytes | None:
         return None
     words = raw[_TORCH_WORDS_AT : _TORCH_WORDS_AT + 8 * _MT19937_WORDS].view(np.uint64)
     known: Any = np.random.RandomState(5).get_state(legacy=False)
-    same = np.array_equal(words, known["state"]["key"].astype(np.uint64))
+    same = raw[:8].view(np.uint64)[0] == 5
+    same = same and np.array_equal(words, known["state"]["key"].astype(np.uint64))
     return raw.tobytes() if same else None
 
 
+def _torch_seed(sequence: np.random.SeedSequence) -> int:
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
 def _torch_generator_state(sequence: np.random.SeedSequence) -> torch.Tensor | None:
-    """State of torch's CPU generator with all 19,937 bits from the sequence, if that is known."""
+    """State of torch's CPU generator with all 19,937 bits from the sequence, if that is known.
+
+    Its ``initial_seed``, which data sets derive other generators from, is the sequence's as well.
+    """
     template = _torch_template()
     if template is None:
         return None
@@ -64,11 +72,12 @@ def _torch_generator_state(sequence: np.random.SeedSequence) -> torch.Tensor | N
     key: Any = np.random.MT19937(sequence).state
     words = raw[_TORCH_WORDS_AT : _TORCH_WORDS_AT + 8 * _MT19937_WORDS].view(np.uint64)
     words[:] = key["state"]["key"].astype(np.uint64)
+    raw[:8].view(np.uint64)[0] = _torch_seed(sequence)
     return torch.from_numpy(raw)
 
 
 def _seed_torch(generator: torch.Generator, sequence: np.random.SeedSequence) -> None:
-    generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+    generator.manual_seed(_torch_seed(sequence))
     if generator.device.type == "cpu":
         state = _torch_generator_state(sequence)
         if state is not None:
@@ -80,7 +89,7 @@ def _seed_process(sequence: np.random.SeedSequence) -> None:
     for_python, for_numpy, for_torch = sequence.spawn(3)
     random.seed(int.from_bytes(for_python.generate_state(8, np.uint32).tobytes(), "little"))
     np.random.seed(for_numpy.generate_state(8, np.uint32))
-    torch.manual_seed(int(for_torch.generate_state(1, np.uint64)[0]))  # devices as well, lazily
+    torch.manual_seed(_torch_seed(for_torch))  # devices as well, lazily
     state = _torch_generator_state(for_torch)
     if state is not None:
         torch.set_rng_state(state)

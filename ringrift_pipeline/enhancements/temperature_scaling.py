@@ -161,13 +161,18 @@ def check_logits(logits: Any, targets: Any) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def optimal_temperature(z: torch.Tensor, y: torch.Tensor) -> tuple[float, bool]:
-    """Maximum-likelihood temperature; whether it is a bound. The loss is convex in 1 / T."""
+    """Maximum-likelihood temperature, 1 where that is one of several; whether it is a bound.
+
+    The loss is convex in 1 / T.
+    """
 
     def slope(beta: float) -> float:
         if z.shape[1] == 1:
             return float(((torch.sigmoid(beta * z) - y) * z).mean())
         return float(((torch.softmax(beta * z, dim=1) - y) * z).sum(dim=1).mean())
 
+    if slope(1.0) == 0.0:  # of logits that are all alike every temperature is as likely
+        return 1.0, False
     low, high = (1.0 / bound for bound in reversed(TEMPERATURE_BOUNDS))
     if slope(low) >= 0.0:
         return 1.0 / low, True

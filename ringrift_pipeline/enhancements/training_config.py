@@ -58,6 +58,9 @@ _OTHER_VARIABLES = ("RINGRIFT_DATA", "RINGRIFT_KERNEL_CACHE")
 # Settings that plans of earlier versions hold, and that mean nothing any more.
 _RETIRED = ("training.epochs", "training.window_generations")
 
+# Settings of which earlier versions took less, and used this least value in its place.
+_RAISED = {"calibration.bootstrap": (10, 20)}  # the least it could be, and now
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used: one line that says which, why, and where it came from."""
@@ -201,7 +204,7 @@ class TrainingConfig(ConfigGroup):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainingConfig:
         """The config that :meth:`to_dict` wrote; missing settings take their defaults, and those
-        that earlier versions had are left out.
+        that earlier versions had are left out, or raised to the least value that was used.
         """
         _check_table("data", data)
         kept = dict(data)
@@ -209,6 +212,11 @@ class TrainingConfig(ConfigGroup):
             group, _, field = name.partition(".")
             if isinstance(kept.get(group), Mapping):
                 kept[group] = {key: value for key, value in kept[group].items() if key != field}
+        for name, (before, least) in _RAISED.items():
+            group, _, field = name.partition(".")
+            settings = kept.get(group)
+            if isinstance(settings, Mapping) and settings.get(field) in range(before, least):
+                kept[group] = {**settings, field: least}
         return _build(_flatten(kept, "dictionary"))
 
     def to_dict(self) -> dict[str, Any]:

@@ -37,6 +37,10 @@ LEAST_SCORE = 0.01
 """Scores below count as this, so that everything can be drawn and corrections stay finite."""
 
 
+MAX_DRAWS = 2**32
+"""Draws an epoch: an index of each takes eight bytes."""
+
+
 def _score_array(scores: Any) -> np.ndarray:
     """Total scores as a float64 array, checked."""
     if isinstance(scores, (list, tuple)):
@@ -82,7 +86,7 @@ class QualityWeightedSampler(Sampler[int]):
 
     Args:
         scores: quality in [0, 1] of every item, or `GameQualityScore`s.
-        num_samples: draws an epoch over all ranks; default as many as there are items.
+        num_samples: draws an epoch over all ranks, at most 2**32; default as many as there are items.
         replacement: with it, item i is drawn floor or ceil of its expected count times; without,
             at most once, with the inclusion probabilities capped at 1 and the rest rescaled.
         temperature: see `DataQualityScorer.compute_sample_weights`.
@@ -121,7 +125,7 @@ class QualityWeightedSampler(Sampler[int]):
             values /= values.sum()
         if num_samples is None:
             num_samples = values.size
-        num_samples = check_whole("num_samples", num_samples, 1)
+        num_samples = check_whole("num_samples", num_samples, 1, MAX_DRAWS + 1)
         self.weights = values
         self.replacement = check_flag("replacement", replacement)
         self.seed = check_whole("seed", seed, 0, LARGEST_SEED)

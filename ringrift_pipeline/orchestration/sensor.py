@@ -28,7 +28,7 @@ from dagster import (
     sensor,
 )
 
-from ringrift_pipeline.enhancements.training_config import ConfigError, TrainingConfig
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
 from ringrift_pipeline.orchestration.champion import champion_event
 from ringrift_pipeline.orchestration.checks import blocking_checks
@@ -157,7 +157,7 @@ def _handle(
             outcome.events.append(event)
     try:
         following, feedback = _next(instance, store, config, generation, run, outcome)
-    except (StoreError, ConfigError) as error:  # its plan cannot be read; other configs go on
+    except (StoreError, ValueError) as error:  # its plan cannot be used; other configs go on
         reasons = [*reasons, f"no next generation: {error}"]
         following, feedback = None, None
     _decide(store, config, generation, record, promoted is not None, reasons, following, feedback)

@@ -119,7 +119,7 @@ def _report(
     probabilities = value_probabilities(torch.from_numpy(seats)).numpy()
     options: dict[str, Any] = {
         "bins": settings.bins,
-        "bootstrap": max(settings.bootstrap, 20),
+        "bootstrap": settings.bootstrap,
         "seed": plan.seed_for("calibration") % 2**32,
     }
     watcher = CalibrationAutomation(

@@ -288,6 +288,35 @@ def test_temperature_of_separable_games_stops_at_the_bound() -> None:
     assert fit.at_bound and fit.temperature == pytest.approx(0.05)
 
 
+def test_a_head_that_says_nothing_is_left_as_it_is() -> None:
+    automation = CalibrationAutomation(bootstrap=20)
+    for shape in ((40, 2), (40,)):
+        fit = fit_temperature(np.zeros(shape), np.arange(40) % 2, bootstrap=20)
+        assert (fit.temperature, fit.at_bound, fit.helps) == (1.0, False, False)
+        assert automation.compute_optimal_temperature(np.zeros(shape), np.arange(40) % 2) == 1.0
+
+
+def test_a_temperature_not_shown_to_be_better_is_reported_and_not_returned() -> None:
+    rng = np.random.default_rng(0)
+    noise = 0.01 * rng.standard_normal((400, 2))
+    automation = CalibrationAutomation(bootstrap=20)
+    returned = []
+    for seed in range(6):
+        won = np.random.default_rng(seed).integers(0, 2, 400)
+        returned.append(automation.compute_optimal_temperature(noise, won))
+        fit = automation.temperature_fit
+        assert fit is not None and fit.temperature != 1.0
+        better = fit.log_loss_gain > 0.0 and not fit.at_bound
+        assert returned[-1] == (fit.temperature if better else 1.0)
+    assert returned.count(1.0) >= 4
+    assert (
+        automation.compute_optimal_temperature(
+            np.array([[2.0, -2.0], [-2.0, 2.0]] * 20), np.array([0, 1] * 20)
+        )
+        == 1.0
+    )
+
+
 def test_bad_logits_are_refused() -> None:
     for logits, targets in (
         (np.zeros((4, 2)), np.array([0, 1, 2, 0])),

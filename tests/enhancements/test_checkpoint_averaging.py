@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
+import os
+import pickle
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -232,6 +237,62 @@ def test_temporary_folder_is_removed_and_ema_goes_first(
     assert float(again.get_averaged_state_dict("mean")["mean"][0]) == 1.0
     again.cleanup()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_temporary_folder_goes_with_its_object_and_with_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    averager = CheckpointAverager(2)
+    averager.add_checkpoint({"w": torch.ones(3)})
+    twins = [copy.deepcopy(averager), copy.copy(averager), pickle.loads(pickle.dumps(averager))]
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 4
+    pid = os.fork()
+    if pid == 0:  # a forked process that lets go of it, as loaders' workers do
+        try:
+            del averager
+            gc.collect()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    averager.add_checkpoint({"w": torch.zeros(3)})
+    del averager
+    gc.collect()
+    assert len(list(tmp_path.iterdir())) == 3
+    for twin in twins:
+        assert torch.equal(twin.get_averaged_state_dict()["w"], torch.ones(3))
+        twin.cleanup()
+    assert list(tmp_path.iterdir()) == []
+    code = (
+        "import torch; from ringrift_pipeline.enhancements import CheckpointAverager\n"
+        "averager = CheckpointAverager(); averager.add_checkpoint({'w': torch.ones(3)})"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_were_removed_leave_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    averager = CheckpointAverager(3)
+    for value in (1.0, 2.0, 3.0):
+        averager.add_checkpoint({"w": torch.full((3,), value)})
+    newest = max(tmp_path.glob("*/*"), key=lambda path: path.stat().st_mtime_ns)
+    newest.unlink()
+    averager.add_checkpoint({"w": torch.full((3,), 6.0)})
+    assert averager.num_stored == 3 and newest.name in caplog.text
+    assert averager.get_averaged_state_dict()["w"].tolist() == [3.0] * 3
+    for path in tmp_path.glob("*/*"):
+        path.unlink()
+    next(tmp_path.iterdir()).rmdir()
+    assert averager.state_dict()["window"] == [] and averager.num_stored == 0
+    with pytest.raises(ValueError, match="nothing to average yet"):
+        averager.get_averaged_state_dict()
+    averager.add_checkpoint({"w": torch.ones(3)})
+    assert averager.num_stored == 1
 
 
 @pytest.mark.parametrize("on_disk", [True, False])

@@ -421,6 +421,8 @@ def test_without_replacement() -> None:
     assert sorted(everything) == [0, 1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="without replacement"):
         QualityWeightedSampler(scores, 7, replacement=False)
+    with pytest.raises(ValueError, match="num_samples must be .* below 4294967297"):
+        QualityWeightedSampler(scores, 10**12)
     with pytest.raises(ValueError, match="positive weight"):
         QualityWeightedSampler(None, 2, False, weights=[1.0, 0.0])
 

@@ -32,6 +32,13 @@ MINING: dict = {
 }
 
 
+def test_games_that_are_hashes_of_64_bits_are_taken() -> None:
+    facade = new(**MINING, hard_max_game_share=0.25)
+    games = np.array([2**63 + 5] * 7 + [2**64 - 1], np.uint64)
+    facade.train_step(make_batch(3) | {"indices": torch.arange(8), "games": games})
+    assert sorted(np.bincount((games == games[7])[facade.get_hard_indices(8)])) == [1, 2]
+
+
 @pytest.mark.parametrize("fact", ["surprise", "reference_loss", "games", "uncertainty", "entropy"])
 def test_what_a_batch_tells_of_its_samples_reaches_the_miner(fact: str) -> None:
     """Hardness against its formula by hand, with the fact and without."""

@@ -316,11 +316,50 @@ def test_bad_batches_are_refused(arguments: dict) -> None:
         {"max_times_sampled": 0},
         {"max_game_share": 0.0},
         {"smoothing": 0.0},
+        {"seed": 10**400},
+        {"seed": -1},
+        {"seed": True},
     ],
 )
 def test_bad_settings_are_refused(setting: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         HardExampleMiner(**setting)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.array([2**63 + 5, 2**64 - 1], np.uint64),
+        np.array([1, 2**63], np.uint64),
+        range(2**63, 2**63 + 4),
+        range(2**64),
+    ],
+)
+def test_rows_beyond_int64_are_refused(rows: np.ndarray | range) -> None:
+    miner = ready()
+    miner.record_batch([1, 2], [1.0, 2.0])
+    before = str(miner.state_dict())
+    with pytest.raises(ValueError, match="all_indices must be below"):
+        miner.create_mixed_batch_indices(2, rows)
+    with pytest.raises(
+        ValueError, match=r"indices must be data-set rows .* got 9223372036854775813"
+    ):
+        miner.record_batch(np.array([1, 2**63 + 5], np.uint64), [1.0, 2.0])
+    assert str(miner.state_dict()) == before
+    small = miner.create_mixed_batch_indices(2, np.array([1, 2], np.uint64))
+    assert sorted(small.tolist()) == [1, 2] and small.dtype == np.int64
+
+
+def test_hashed_games_are_told_apart() -> None:
+    games = np.array([2**63 + 5, 2**64 - 1, 2**64 - 1, 2**64 - 1], np.uint64)
+    miner = ready(max_game_share=0.25, loss_threshold_percentile=0.0)
+    miner.record_batch(np.arange(4), [1.0, 2.0, 3.0, 4.0], games=games)
+    found = {example.index: example.game for example in miner.hardest()}
+    assert found[1] == found[2] == found[3] != found[0] and min(found.values()) >= 0
+    assert len(miner.get_hard_indices(4)) == 2  # one of each game
+    other = ready(max_game_share=0.25, loss_threshold_percentile=0.0)
+    other.load_state_dict(miner.state_dict())
+    other.load_examples(np.arange(4), np.ones(4), games)
 
 
 def test_an_empty_data_set_is_refused() -> None:
@@ -521,9 +560,16 @@ def test_seed_decides_and_the_global_generator_is_left_alone() -> None:
     runs = [drive(ready(seed=s), np.random.default_rng(1), 5) for s in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
     assert np.random.get_state()[1].tolist() == before
-    miner = ready(seed=np.random.default_rng(4))
+    shared = np.random.default_rng(4)
+    miner = ready(seed=shared)
     first = drive(miner, np.random.default_rng(1), 5)
+    state, saved = shared.bit_generator.state, miner.state_dict()
+    assert state != np.random.default_rng(4).bit_generator.state
     miner.reset()
+    assert shared.bit_generator.state == state  # others draw from it as well
+    miner.load_state_dict(saved)
+    miner.reset()
+    assert shared.bit_generator.state == state
     assert miner.get_statistics()["tracked_examples"] == 0
     assert drive(miner, np.random.default_rng(1), 5) == first
 

@@ -232,6 +232,7 @@ def test_names_weights_and_refusals() -> None:
         (lambda: ensemble.sample_model(mode="pfsp", curve="soft"), "curve"),  # type: ignore[arg-type]
         (lambda: ensemble.record_result("m0", 2.0, 1.0), "score"),
         (lambda: ensemble.record_result("m0", 0.0, 0.0), "games"),
+        (lambda: ensemble.record_result("m0", 1e17, 1e17), "games"),
         (lambda: ensemble.record_result("absent", 0.0), "absent"),
         (lambda: ModelEnsemble(value_kind="tanh"), "value_kind"),  # type: ignore[arg-type]
         (lambda: ModelEnsemble(seed=-1), "seed"),
@@ -244,6 +245,35 @@ def test_names_weights_and_refusals() -> None:
     assert ensemble.weights == {"m0": 1.0, "m1": 7.0, "m2": 0.5}
     ensemble.add_model(Head())
     assert ensemble.model_names[-1] == "model_3"
+
+
+def test_weights_whose_sum_is_not_finite_are_refused() -> None:
+    ensemble = filled((1e308, 1.0))
+    state = ensemble.state_dict()
+    for call in (
+        lambda: ensemble.update_weight("m1", 1e308),
+        lambda: ensemble.add_model(Head(), weight=1e308),
+    ):
+        with pytest.raises(ValueError, match="weight.*finite sum"):
+            call()
+    ensemble.update_weight("m0", 1.5e308)  # in place of the one it had
+    assert ensemble.weights == {"m0": 1.5e308, "m1": 1.0}
+    state["members"][1]["weight"] = 1e308
+    with pytest.raises(ValueError, match="weight.*finite sum"):
+        ensemble.load_state_dict(state)
+    assert bool(ensemble.predict(features()).policy.isfinite().all())
+
+
+def test_results_stay_countable() -> None:
+    ensemble = filled()
+    ensemble.record_result("m0", 1e15, 1e15)
+    for curve in ("hard", "even", "linear"):
+        assert all(p >= 0.0 for p in ensemble.pfsp_priorities(curve).values())  # type: ignore[arg-type]
+    before = ensemble.state_dict()["members"]
+    with pytest.raises(ValueError, match="games against 'm0' must be at most 1e"):
+        ensemble.record_result("m0", 1.0)
+    assert ensemble.state_dict()["members"] == before
+    filled().load_state_dict(ensemble.state_dict())
 
 
 def test_members_that_do_not_fit_together_are_refused() -> None:
@@ -395,6 +425,10 @@ def test_distillation_approaches_the_ensemble() -> None:
         ensemble.distill(student, [], optimizer)
     with pytest.raises(ValueError, match="value_weight"):
         ensemble.distill(student, [x], optimizer, value_weight=-1.0)
+    with pytest.raises(ValueError, match="optimizer has none of the student's"):
+        ensemble.distill(student, [x], torch.optim.Adam(Head(seed=1).parameters()))
+    with pytest.raises(ValueError, match="student has no parameter that requires"):
+        ensemble.distill(student.requires_grad_(False), [x], optimizer)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -362,6 +362,16 @@ def test_learned_threshold_is_half_the_first_epochs_mean() -> None:
     assert tracker.get_learning_curve(1) == "never_learned"
 
 
+def test_losses_near_the_largest_float_leave_a_state_that_loads() -> None:
+    tracker = PerSampleLossTracker(8)
+    tracker.record_batch([0, 1, 2], [1.7e308, 1.7e308, 1.0], 0, 0)
+    tracker.reset_epoch()
+    tracker.record_batch([0], [1.0], 1, 0)
+    state = tracker.state_dict()
+    assert state["learned_loss"] == 0.5 and state["skipped"] == 2
+    PerSampleLossTracker(8).load_state_dict(state)
+
+
 def test_tracker_refuses_and_skips_what_it_must() -> None:
     tracker = PerSampleLossTracker(max_samples=4)
     with pytest.raises(ValueError, match="losses must have shape"):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ringrift_pipeline.enhancements.seed_management import (
     SeedManager,
@@ -57,6 +57,14 @@ class Noise(Dataset):
         worker = torch.utils.data.get_worker_info()
         assert worker is not None
         return [worker.id, random.random(), np.random.rand(), float(torch.rand(()))]
+
+
+class Derived(IterableDataset):
+    """Draws from what torch's documentation derives a worker's own generator from."""
+
+    def __iter__(self) -> Iterator[float]:
+        generator = np.random.default_rng(torch.initial_seed())
+        return iter([generator.random() for _ in range(3)])
 
 
 def test_same_seed_same_draws_other_seed_other_draws() -> None:
@@ -109,6 +117,39 @@ def test_torch_generators_differ_beyond_the_32_bits_torch_looks_at() -> None:
     values = torch.rand(200_000, generator=SeedManager(3).get_generator(0)).double()
     assert abs(float(values.mean()) - 0.5) < 4 * math.sqrt(1 / 12 / 200_000)
     assert abs(float(torch.corrcoef(torch.stack([values[1:], values[:-1]]))[0, 1])) < 0.01
+
+
+def test_initial_seed_tells_seeds_generators_and_workers_apart() -> None:
+    seeds: list[int] = []
+    for seed in (0, 1, 5):
+        manager = SeedManager(seed)
+        manager.set_global_seed()
+        seeds.append(torch.initial_seed())
+        seeds += [manager.get_generator(i).initial_seed() for i in range(3)]
+        for worker in range(3):
+            manager.get_worker_init_fn()(worker)
+            seeds.append(torch.initial_seed())
+    assert len(set(seeds)) == len(seeds)
+    assert SeedManager(5).get_generator(1).initial_seed() == seeds[16]
+    resumed = torch.Generator()
+    resumed.set_state(SeedManager(5).get_generator(1).get_state())
+    assert resumed.initial_seed() == seeds[16]
+
+
+def test_a_generator_derived_from_initial_seed_differs_by_worker_and_seed() -> None:
+    drawn = []
+    for seed in (3, 4):
+        manager = SeedManager(seed)
+        loader = DataLoader(
+            Derived(),
+            batch_size=None,
+            num_workers=2,
+            worker_init_fn=manager.get_worker_init_fn(),
+            generator=manager.get_generator(1),
+            multiprocessing_context="fork",
+        )
+        drawn += list(loader)
+    assert len(set(drawn)) == len(drawn) == 12
 
 
 def test_fork_and_advance_are_reproducible() -> None:

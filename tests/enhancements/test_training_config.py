@@ -114,6 +114,7 @@ def test_file_formats_agree(tmp_path: Path, suffix: str) -> None:
         ({"optimizer.learning_rate": "inf"}, "optimizer.learning_rate"),
         ({"optimizer.betas": "0.9"}, "optimizer.betas"),
         ({"optimizer.betas": "0.9,1.0"}, "betas must be"),
+        ({"feedback.min_evaluations": 9}, r"min_evaluations \(9\) .* window \(8\)"),
         ({"gradients.clip_mode": "agcc"}, "gradients.clip_mode"),
         ({"gradients.min_clip": 50.0}, "min_clip .* must not exceed max_clip"),
         ({"search.cheap_simulations": 100}, "cheap_simulations .* must not exceed"),
@@ -332,5 +333,9 @@ def test_settings_of_earlier_plans_are_left_out() -> None:
     old = TrainingConfig().to_dict()
     old["training"] |= {"epochs": 4.0, "window_generations": 8}
     assert TrainingConfig.from_dict(old) == TrainingConfig()
+    old["calibration"] |= {"bootstrap": 10}  # of which 20 were taken
+    assert TrainingConfig.from_dict(old) == load(overrides={"calibration.bootstrap": 20})
+    with pytest.raises(ConfigError, match="calibration.bootstrap"):
+        TrainingConfig.from_dict({"calibration": {"bootstrap": 9}})
     with pytest.raises(ConfigError, match="unknown setting 'training.epochs'"):
         load(overrides={"training.epochs": 4.0})

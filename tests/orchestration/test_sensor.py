@@ -223,6 +223,27 @@ def test_a_damaged_model_is_not_promoted(
     assert "corrupt" in store.require("square8_2p", 0, "decision").metadata["reasons"][0]
 
 
+def test_a_plan_whose_settings_cannot_be_used_stops_its_own_loop_only(
+    instance: DagsterInstance, store: Store, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ringrift_pipeline.orchestration import sensor
+
+    def refuse(store: Store, config: str, *rest: Any) -> Any:
+        if config == "hex8_3p":
+            raise ValueError("min_evaluations must be at most the window")
+        return next_settings(store, config, *rest)
+
+    next_settings = sensor.next_settings
+    monkeypatch.setattr(sensor, "next_settings", refuse)
+    for config in THREE:
+        land(config, 0)
+    result = tick(instance)
+    assert sorted(keys(result)) == ["hexagonal_4p/0001", "square8_2p/0001"]
+    reasons = store.require("hex8_3p", 0, "decision").metadata["reasons"]
+    assert reasons[-1].startswith("no next generation: min_evaluations")
+    assert "hex8_3p" in read_cursor(result.cursor)
+
+
 def test_start_up_brings_partitions_and_champions_up_to_the_store(
     instance: DagsterInstance, store: Store
 ) -> None:
