@@ -301,11 +301,13 @@ class TrainingStep:
             self._after_step(pending, host)
         else:
             self.progress.add_skip()
-            if anomaly is None and self.scaler is None:
+            if anomaly is None and not self._scale_overflowed():
                 anomaly = "non_finite"
                 if self.monitor is not None:
                     anomaly = self.monitor.note_bad("non_finite")
-            message = self._report_skip(anomaly, loss, norm)
+            message = self._report_skip(
+                anomaly, loss, norm, guard.verdict is not None or not math.isfinite(loss)
+            )
         return TrainStepStats(
             losses,
             step=self.progress.steps,
@@ -359,9 +361,14 @@ class TrainingStep:
                 value_losses=rows[VALUE],
             )
 
-    def _report_skip(self, anomaly: str | None, loss: float, norm: float) -> str:
+    def _scale_overflowed(self) -> bool:
+        """Whether a loss scale above 1 may be why a gradient is not finite; it is lowered by now."""
+        return self.scaler is not None and self.scaler.get_scale() >= 1.0
+
+    def _report_skip(self, anomaly: str | None, loss: float, norm: float, judged: bool) -> str:
         if anomaly is None:  # a loss scale that was too high, lowered now
             return "step left out: the gradient overflowed its loss scale, which is now lower"
+        what = f"loss is {loss:.4g}" if judged else f"gradient norm is {norm}"
         if anomaly == "spike":
             assert self.monitor is not None
             message = (
@@ -369,14 +376,13 @@ class TrainingStep:
                 f"{self.monitor.median:.4g}"
             )
         elif anomaly == "non_finite":
-            what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
             message = f"step left out: the {what}"
         else:
-            message = self._roll_back(loss)
+            message = self._roll_back(what)
         logger.warning("%s", message)
         return message
 
-    def _roll_back(self, loss: float) -> str:
+    def _roll_back(self, what: str) -> str:
         progress, config = self.progress, self.config
         progress.rollbacks += 1
         step, self._unaveraged = self._recovery.restore()
@@ -387,7 +393,7 @@ class TrainingStep:
                 f"({config.max_rollbacks})"
             )
         return (
-            f"training diverged at step {progress.steps} (loss {loss:.4g}): back to the state of "
+            f"training diverged at step {progress.steps}, the {what}: back to the state of "
             f"step {step}, learning rate times {config.lr_backoff:g}, now "
             f"{self._rate.value:.3g} (rollback {progress.rollbacks})"
         )
