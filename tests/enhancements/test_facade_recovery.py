@@ -210,3 +210,42 @@ def test_bad_steps_of_different_kinds_count_together() -> None:
     for batch in (bad, spike, bad, make_batch(0), bad):  # a good step ends the row
         found.append(facade.train_step(batch).anomaly)
     assert found[4:] == ["non_finite", "spike", "non_finite", None, "non_finite"]
+
+
+@pytest.mark.parametrize(("rate", "precision", "depth"), ((1e3, "float32", 6), (3e5, "float16", 0)))
+def test_a_model_that_overflows_diverges_and_is_no_bad_input(
+    rate: float, precision: str, depth: int
+) -> None:
+    """Its logits become -inf, which would be illegal actions if the model meant them."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = [layer for _ in range(depth) for layer in (nn.Linear(6, 6), nn.ReLU())]
+            self.body = nn.Sequential(*layers)
+            self.policy, self.value = nn.Linear(6, 5), nn.Linear(6, 2)
+
+        def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            hidden = self.body(features)
+            return self.policy(hidden), self.value(hidden)
+
+    torch.manual_seed(0)
+    model = Heads()
+    facade = TrainingEnhancementsFacade(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=rate),
+        config=FacadeConfig(
+            precision=precision,
+            enable_gradient_clipping=False,
+            enable_hard_mining=False,
+            max_rollbacks=3,
+        ),
+    )
+    for step in range(60):
+        batch = make_batch(step)
+        batch["value_targets"] = torch.eye(2)[(batch["value_targets"] > 0).long()]
+        stats = facade.train_step(batch)
+        if stats.should_stop:
+            break
+    assert facade.get_epoch_statistics().rollbacks > 0
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
