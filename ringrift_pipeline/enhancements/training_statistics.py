@@ -125,9 +125,9 @@ def pack_losses(parts: LossParts, weights: Tensor | None) -> Tensor:
     """(4, B), or (5, B) with entropy: total, policy, value, weight, entropy; no graph."""
     total = parts.total.detach()
     rows = [total, parts.policy.detach(), parts.value.detach()]
-    rows.append(torch.ones_like(total) if weights is None else weights)
+    rows.append(torch.ones_like(total) if weights is None else weights.detach())
     if parts.entropy is not None:
-        rows.append(parts.entropy)
+        rows.append(parts.entropy.detach())
     return torch.stack([row.to(total.dtype) for row in rows])
 
 

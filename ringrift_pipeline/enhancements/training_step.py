@@ -269,6 +269,13 @@ class TrainingStep:
         return weights
 
     def _step(self, losses: Tensor, samples: int) -> TrainStepStats:
+        try:
+            return self._step_with_pending(losses, samples)
+        except BaseException:
+            self._discard_pending()
+            raise
+
+    def _step_with_pending(self, losses: Tensor, samples: int) -> TrainStepStats:
         pending, self._pending = self._pending, []
         packed = join_losses([losses for losses, _ in pending])
         host = packed.to(device="cpu", dtype=torch.float64).numpy()
@@ -289,11 +296,7 @@ class TrainingStep:
             None if self.ewc is None else partial(self.ewc.add_gradient, self.model),
         )
         lr = self._rate.value
-        try:
-            norm = self.accumulator.step(self.optimizer, None, self.scaler, guard)  # type: ignore[arg-type]
-        except BaseException:
-            self._discard_pending()
-            raise
+        norm = self.accumulator.step(self.optimizer, None, self.scaler, guard)  # type: ignore[arg-type]
         stepped = not self.accumulator.last_step_skipped
         anomaly: str | None = guard.verdict
         message = ""

@@ -16,6 +16,7 @@ from ringrift_pipeline.enhancements.loss_parts import LossParts
 from ringrift_pipeline.enhancements.per_sample_loss import compute_per_sample_loss
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
+from ringrift_pipeline.enhancements.training_stability import LossMonitor
 
 FEATURES, ACTIONS = 6, 5
 OFF = {
@@ -144,6 +145,53 @@ def test_given_weights_weight_the_gradient() -> None:
         stats = facade.train_step({**batch, "weights": weights})
         assert stats.loss == pytest.approx(plain_step(model, optimizer, batch, weights), rel=1e-5)
     assert_same(facade.model, model)
+
+
+def test_weights_with_a_graph_are_taken_without_it() -> None:
+    weights = torch.linspace(0.5, 2.0, 8, requires_grad=True)
+    ours, plain = new(**OFF), new(**OFF)
+    for step in range(3):
+        assert ours.train_step({**make_batch(step), "weights": weights * 1.0}).stepped
+        plain.train_step({**make_batch(step), "weights": weights.detach()})
+    assert_same(ours.model, plain.model, exact=True)
+    assert weights.grad is None
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_whatever_fails_after_backward_leaves_no_pending_batch(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facade, plain = (new(**OFF, gradient_accumulation_steps=steps) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(facade._recovery, "keep", lambda *_: 1 / 0)
+        patch.setattr(facade, "monitor", LossMonitor())
+        for step in range(steps - 1):
+            facade.train_step(make_batch(step))
+        with pytest.raises(ZeroDivisionError):
+            facade.train_step(make_batch(7))
+        if steps > 1:
+            facade.train_step(make_batch(0))
+            with pytest.raises(ZeroDivisionError):
+                facade.flush()
+    assert facade.accumulator.pending_batches == 0
+    for step in range(steps):
+        facade.train_step(make_batch(step))
+        plain.train_step(make_batch(step))
+    assert_same(facade.model, plain.model, exact=True)
+
+
+def test_an_entropy_with_a_graph_is_taken_without_it() -> None:
+    model = Net()
+
+    def loss_fn(model: nn.Module, batch: dict) -> LossParts:
+        policy, value = model(batch["features"])
+        losses = (value[:, 0] - batch["value_targets"]).square()
+        return LossParts(losses, losses, losses, policy.square().sum(dim=1))
+
+    facade = TrainingEnhancementsFacade(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01), loss_fn=loss_fn
+    )
+    assert facade.train_step(make_batch(0)).stepped
 
 
 def test_policy_and_value_get_gradients_once_mining_is_active() -> None:
