@@ -248,3 +248,13 @@ def test_weights_gone_bad_do_not_reach_the_average(caplog: pytest.LogCaptureFixt
     assert "not finite" in caplog.text
     for name, tensor in facade.averager.get_averaged_state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("progress", [10**400, "abc", math.nan, True])
+def test_progress_is_checked_whether_the_curriculum_is_on_or_off(
+    progress: object, enabled: bool
+) -> None:
+    facade = new(enable_curriculum_lr=enabled)
+    with pytest.raises(ValueError, match="progress"):
+        facade.get_curriculum_lr_scale(progress)
