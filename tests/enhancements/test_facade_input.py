@@ -251,7 +251,9 @@ def test_weights_gone_bad_do_not_reach_the_average(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-@pytest.mark.parametrize("progress", [10**400, "abc", math.nan, True])
+@pytest.mark.parametrize(
+    "progress", [10**400, "abc", math.nan, True], ids=["huge", "text", "nan", "flag"]
+)
 def test_progress_is_checked_whether_the_curriculum_is_on_or_off(
     progress: object, enabled: bool
 ) -> None:
