@@ -22,6 +22,7 @@ from ringrift_pipeline.enhancements.facade_state import (
     random_state,
     set_random_state,
 )
+from ringrift_pipeline.enhancements.gradient_norms import check_gradients
 from ringrift_pipeline.enhancements.loss_parts import (
     LossParts,
     check_loss_parts,
@@ -153,8 +154,11 @@ class TrainingStep:
         Raises:
             ValueError: a batch that does not fit, named, or losses of another form; nothing has
                 changed then, the random state included (but for what the model's own forward pass
-                keeps, as batch norm does).
+                keeps, as batch norm does). Or gradients that are sparse or complex: the batches
+                accumulated so far are dropped then, weights and history are as they were.
         """
+        if self.scheduler is not None:
+            self.scheduler.check_groups()
         required = REQUIRED if self._loss_fn is None else ()
         read = read_batch(batch, self.device, required)
         if not self.model.training:
@@ -185,6 +189,7 @@ class TrainingStep:
         try:
             loss = self.accumulator.scale_loss(mean, size)
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            check_gradients(self._parameters())
         except BaseException:
             self._discard_pending()
             raise
@@ -203,6 +208,8 @@ class TrainingStep:
         """Step with the batches accumulated so far, if any; called by ``on_epoch_end`` too."""
         if not self._pending:
             return None
+        if self.scheduler is not None:
+            self.scheduler.check_groups()
         losses = join_losses([losses for losses, _ in self._pending])
         return self._step(losses, losses.shape[1])
 
