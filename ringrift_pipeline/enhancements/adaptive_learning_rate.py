@@ -128,6 +128,7 @@ class AdaptiveLRScheduler(LearningRateSchedule):
         loss = check_number("train_loss", train_loss)
         elo = None if current_elo is None else check_number("current_elo", current_elo)
         val = None if val_loss is None else check_number("val_loss", val_loss)
+        self.check_groups()
         self._epoch += 1
         self._losses.append(loss)
         if elo is not None:
@@ -144,6 +145,7 @@ class AdaptiveLRScheduler(LearningRateSchedule):
         return self.step(train_loss, current_elo, val_loss)
 
     def on_optimizer_step(self) -> float:
+        self.check_groups()
         if self._optimizer_steps < self.warmup_steps:
             self._optimizer_steps += 1
             self._update()
@@ -156,6 +158,7 @@ class AdaptiveLRScheduler(LearningRateSchedule):
             ValueError: ``lr_factor`` not above 0; nothing changes.
         """
         factor = check_number("lr_factor", lr_factor, 0.0, above=True)
+        self.check_groups()
         self._change(self.base_lr * factor, "warm restart")
         self._forget()
         self._update()

@@ -50,6 +50,8 @@ class LearningRate:
     def curriculum(self, progress: TrainingProgress, share: float | None = None) -> float:
         """As ``TrainingEnhancementsFacade.get_curriculum_lr_scale``."""
         config = self._config
+        if share is not None:
+            share = check_number("progress", share)
         if not config.enable_curriculum_lr:
             return 1.0
         if share is None:
@@ -57,7 +59,7 @@ class LearningRate:
                 share = progress.steps / config.total_steps
             else:
                 share = progress.epoch / progress.total_epochs
-        share = min(max(check_number("progress", share), 0.0), 1.0)
+        share = min(max(share, 0.0), 1.0)
         warmup = config.curriculum_warmup_fraction
         if share < warmup:
             low = config.curriculum_lr_min_scale

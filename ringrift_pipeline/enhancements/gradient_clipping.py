@@ -20,7 +20,11 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_whole,
     whole_state,
 )
-from ringrift_pipeline.enhancements.gradient_norms import agc_scales, gradient_norms
+from ringrift_pipeline.enhancements.gradient_norms import (
+    agc_scales,
+    check_gradients,
+    gradient_norms,
+)
 
 ClipMode = Literal["parameter", "agc", "global"]
 CLIP_MODES: tuple[str, ...] = ("parameter", "agc", "global")
@@ -130,7 +134,8 @@ class AdaptiveGradientClipper:
             every ``grad`` is None.
 
         Raises:
-            ValueError: no tensors, or another number of them than at the last call.
+            ValueError: no tensors, another number of them than at the last call, or a gradient
+                that is sparse or complex; nothing changes.
         """
         if isinstance(parameters, Tensor):
             parameters = [parameters]
@@ -142,6 +147,7 @@ class AdaptiveGradientClipper:
                 f"parameters: {len(tensors)} given, {self._average.size} at the last call; "
                 "reset() before clipping another model"
             )
+        check_gradients(tensors)
         present = [i for i, p in enumerate(tensors) if p.grad is not None]
         gradients: list[Any] = [tensors[i].grad for i in present]
         if not present:

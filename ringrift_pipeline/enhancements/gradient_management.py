@@ -26,7 +26,7 @@ from ringrift_pipeline.enhancements.gradient_clipping import (
     AdaptiveGradientClipper,
     ClipMode,
 )
-from ringrift_pipeline.enhancements.gradient_norms import total_norm
+from ringrift_pipeline.enhancements.gradient_norms import check_gradients, total_norm
 
 
 class GradientAccumulator:
@@ -153,7 +153,8 @@ class GradientAccumulator:
             Total L2 norm of the gradient before clipping; inf or nan when the step was skipped.
 
         Raises:
-            ValueError: an argument of another kind, by name; nothing changes.
+            ValueError: an argument of another kind, a gradient that is sparse or complex, or one
+                that ``scaler`` has unscaled already; by name, nothing changes.
         """
         check_type("optimizer", optimizer, torch.optim.Optimizer)
         if model is not None:
@@ -163,9 +164,10 @@ class GradientAccumulator:
         if clipper is not None and not hasattr(clipper, "update_and_clip"):
             raise ValueError(f"clipper must have update_and_clip, got {type(clipper).__name__}")
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        check_gradients(parameters)
         gradients = [p.grad for p in parameters if p.grad is not None]
         if scaler is not None and gradients:
-            scaler.unscale_(optimizer)
+            _unscale(scaler, optimizer)
         if gradients and self._batches:
             correction = self.accumulation_steps * self._first / self._samples
             if correction != 1.0:
@@ -242,6 +244,19 @@ class GradientAccumulator:
         if fresh._samples < fresh._batches or (fresh._batches == 0 and fresh._samples):
             raise ValueError(f"samples ({fresh._samples}) do not fit {fresh._batches} batches")
         self.__dict__.update(fresh.__dict__)
+
+
+def _unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer) -> None:
+    """``scaler.unscale_``; ValueError when the caller has called it, or the scaler's step, before."""
+    try:
+        scaler.unscale_(optimizer)
+    except RuntimeError as error:
+        if "unscale_()" not in str(error):
+            raise
+        raise ValueError(
+            "scaler: step() unscales the gradients itself, and steps; call neither "
+            f"scaler.unscale_ nor scaler.step before it ({error})"
+        ) from error
 
 
 __all__ = ["CLIP_MODES", "AdaptiveGradientClipper", "ClipMode", "GradientAccumulator"]

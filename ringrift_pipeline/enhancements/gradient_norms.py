@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+def check_gradients(parameters: Iterable[Tensor]) -> None:
+    """ValueError for a gradient that is sparse or complex, naming its parameter by position."""
+    for i, parameter in enumerate(parameters):
+        grad = parameter.grad
+        if grad is None:
+            continue
+        if grad.layout != torch.strided:
+            raise ValueError(
+                f"parameters: the gradient of parameter {i}, {tuple(grad.shape)}, is sparse; only "
+                "dense ones can be clipped and accumulated: build nn.Embedding with sparse=False"
+            )
+        if grad.is_complex():
+            raise ValueError(
+                f"parameters: the gradient of parameter {i}, {tuple(grad.shape)}, is complex; keep "
+                "the real and imaginary parts as real parameters"
+            )
 
 
 def gradient_norms(gradients: list[Tensor]) -> np.ndarray:
@@ -73,4 +92,4 @@ def _foreach_norm(gradients: list[Any]) -> list[Tensor]:
     return norms
 
 
-__all__ = ["agc_scales", "gradient_norms", "total_norm"]
+__all__ = ["agc_scales", "check_gradients", "gradient_norms", "total_norm"]

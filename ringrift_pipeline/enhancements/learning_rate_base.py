@@ -37,7 +37,9 @@ class LearningRateSchedule:
 
     def scale_lr(self, factor: float) -> float:
         """Multiply this and all later rates by ``factor`` (> 0), at once; returns the new rate."""
-        self.lr_scale *= check_number("factor", factor, 0.0, above=True)
+        factor = check_number("factor", factor, 0.0, above=True)
+        self.check_groups()
+        self.lr_scale *= factor
         self.apply_rates(self._rates)
         return self.current_lr
 
@@ -66,6 +68,15 @@ class LearningRateSchedule:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state and set the optimizer's rates; ValueError changes nothing."""
         raise NotImplementedError
+
+    def check_groups(self) -> None:
+        """ValueError when the optimizer has other parameter groups than it was scheduled with."""
+        found = len(self.optimizer.param_groups)
+        if found != len(self._rates):
+            raise ValueError(
+                f"optimizer has {found} parameter groups, its schedule was built for "
+                f"{len(self._rates)}: build the schedule after add_param_group"
+            )
 
     def apply_rates(self, rates: list[float]) -> None:
         """Set each group's rate (before ``lr_scale``); for subclasses."""

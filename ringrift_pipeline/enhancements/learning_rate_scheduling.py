@@ -93,8 +93,10 @@ class WarmRestartsScheduler(LearningRateSchedule):
         """Advance the clock by one, or set it to ``epoch`` (>= 0); returns the first group's rate.
 
         Raises:
-            ValueError: ``epoch`` negative, not finite or above 2**63; nothing changes.
+            ValueError: ``epoch`` negative, not finite or above 2**63, or an optimizer with a group
+                more than at the start; nothing changes.
         """
+        self.check_groups()
         self._clock = self._clock + 1 if epoch is None else _clock("epoch", epoch)
         return self._update()
 
@@ -209,6 +211,7 @@ class ConstantScheduler(LearningRateSchedule):
         self._update()
 
     def on_optimizer_step(self) -> float:
+        self.check_groups()
         self._step += 1
         self._update()
         return self.current_lr

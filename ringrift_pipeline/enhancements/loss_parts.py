@@ -24,6 +24,7 @@ ValueKind = Literal["auto", "scalar", "logits", "probabilities", "wdl"]
 
 IGNORED_ACTION = -100  # an index target that means "no policy target", as in torch.cross_entropy
 SUSPICIOUS_LOSS = 1e6  # nats; weight on a masked entry gives far more
+OVERFLOWED_LOGIT = 256.0  # a greatest logit of a row beyond it is no policy of a healthy network
 TARGET_TOLERANCE = 2e-2  # how far from 1 a target's sum may be: half precision over many actions
 
 
@@ -129,7 +130,9 @@ def compute_loss_parts(
 
     Raises:
         ValueError: shapes or dtypes that do not fit, a target that is not finite, negative, not
-            normalised, out of range, or that puts weight on an illegal action.
+            normalised, out of range, or that puts weight on an illegal action. A logit of ``-inf``
+            under a target is no error where the model has overflowed (a row of the batch has NaN,
+            ``inf``, no finite logit, or its greatest beyond 256): the loss is infinite then.
     """
     policy_weight = check_number("policy_weight", policy_weight, 0.0)
     value_weight = check_number("value_weight", value_weight, 0.0)
@@ -306,31 +309,46 @@ def _cross_entropy(
         log_probs = log_probabilities(True)
         loss = loss_from(log_probs)
         if not given:
-            _refuse_illegal_targets(scores, targets, legal_mask, name)
+            lost = _targets_lost(scores, targets, legal_mask, name)
+            loss = loss.masked_fill(lost, math.inf)
     elif validate and legal_mask is not None:
         # a row without a legal action has all its logits alike, and a loss that looks innocent
         alike = (log_probs.detach()[:, 0] + math.log(width)).abs() < 1e-5
         if bool(alike.any()):
-            _refuse_illegal_targets(scores, targets, legal_mask, name)
+            _targets_lost(scores, targets, legal_mask, name)
+    elif not validate and not given:  # a row of nothing but -inf has an innocent loss, too
+        legal = scores if legal_mask is None else scores.masked_fill(~legal_mask, -math.inf)
+        loss = loss.masked_fill((legal.amax(dim=1) == -math.inf) & (loss > 0), math.inf)
     return loss, log_probs
 
 
-def _refuse_illegal_targets(
-    scores: Tensor, targets: Tensor, legal_mask: Tensor | None, name: str
-) -> None:
-    illegal = scores == -math.inf
-    if legal_mask is not None:
-        illegal = illegal | ~legal_mask
+def _targets_lost(scores: Tensor, targets: Tensor, legal_mask: Tensor | None, name: str) -> Tensor:
+    """(B,) bool: rows whose target is on a ``-inf`` that comes of the model's overflow.
+
+    ValueError for a target on an entry that is illegal.
+    """
+    scores = scores.detach()
     if targets.dim() == 2:
-        wrong = (illegal & (targets > 0)).any(dim=1)
+        wanted = targets > 0
     else:
         chosen = targets.clamp_min(0).to(torch.int64).unsqueeze(1)
-        wrong = illegal.gather(1, chosen).squeeze(1) & (targets >= 0)
+        wanted = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, chosen, True)
+        wanted &= (targets >= 0).unsqueeze(1)
+    legal = scores if legal_mask is None else scores.masked_fill(~legal_mask, -math.inf)
+    lost = (wanted & (legal == -math.inf)).any(dim=1)
+    greatest = legal.amax(dim=1)
+    idle = (greatest == -math.inf) & ~wanted.any(dim=1)  # no legal action, and no target
+    overflowed = bool((~(greatest.abs() <= OVERFLOWED_LOGIT) & ~idle).any())
+    wrong = lost
+    if overflowed:  # then only the mask tells what is illegal
+        masked = torch.zeros_like(wanted) if legal_mask is None else ~legal_mask
+        wrong = (wanted & masked).any(dim=1)
     if bool(wrong.any()):
         raise ValueError(
             f"{name} put weight on an entry that is illegal (mask False or logit -inf) "
             f"in row {int(torch.nonzero(wrong)[0])} of the batch"
         )
+    return lost
 
 
 def _check_targets(targets: Tensor, width: int, name: str) -> None:

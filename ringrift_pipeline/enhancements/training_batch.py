@@ -30,7 +30,7 @@ class TrainingBatch:
     Attributes:
         tensors: every entry of the caller's mapping, tensors on the model's device.
         indices: (B,) int64 data-set rows on the host, or None.
-        weights: (B,) floating point >= 0 on the model's device, or None.
+        weights: (B,) >= 0 on the model's device, without a graph, or None.
         facts: of ``games``, ``surprise``, ``uncertainty`` and ``reference_loss`` those given, (B,)
             on the host.
     """
@@ -88,7 +88,7 @@ def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> T
     weights = None
     if named.get("weights") is not None:
         check_weights(named["weights"], indices)
-        weights = tensors["weights"]
+        weights = tensors["weights"].detach()
     return TrainingBatch(tensors, indices, weights, facts)
 
 

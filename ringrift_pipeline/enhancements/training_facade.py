@@ -218,7 +218,10 @@ class TrainingEnhancementsFacade(TrainingStep):
     def record_batch(
         self, batch_indices: Any, per_sample_losses: Any, uncertainties: Any = None
     ) -> None:
-        """Tell miner and tracker the losses (B,) of data-set rows (B,); ``train_step`` does.
+        """Tell miner, tracker and statistics the losses (B,) of data-set rows (B,).
+
+        ``train_step`` does by itself; this is for the steps of a loop of one's own. The epoch's mean
+        takes every finite loss with weight 1, its policy and value loss are then not known (NaN).
 
         Raises:
             ValueError: lengths that differ or what is no such number, by name; nothing changes.
@@ -231,6 +234,7 @@ class TrainingEnhancementsFacade(TrainingStep):
             self.miner.record_batch(rows, losses, uncertainties)
         if self.tracker is not None:
             self.tracker.record_batch(rows, losses, self.progress.epoch, self.progress.steps)
+        self.progress.add_losses(losses)
 
     # --- epochs -----------------------------------------------------------------------------
 
@@ -263,7 +267,7 @@ class TrainingEnhancementsFacade(TrainingStep):
         """
         check_figures(val_loss, current_elo)
         self.flush()
-        if val_loss is not None or self.progress.epoch_steps:
+        if val_loss is not None or self.progress.epoch_samples:
             self.on_validation(val_loss, current_elo=current_elo)
         stats = self.get_epoch_statistics()
         self.progress.begin_epoch()
@@ -284,7 +288,7 @@ class TrainingEnhancementsFacade(TrainingStep):
         check_figures(val_loss, current_elo)
         value = None if val_loss is None else float(val_loss)
         finite = value is not None and math.isfinite(value)
-        if self.scheduler is not None and self.progress.epoch_steps:
+        if self.scheduler is not None and self.progress.epoch_samples:
             self.scheduler.on_validation(
                 self.progress.mean_loss, value if finite else None, current_elo
             )

@@ -1,6 +1,6 @@
 """Telling a spike of the loss from a divergence, and the state to go back to.
 
-``LossMonitor`` judges each step's loss before the step is taken: a spike is one bad batch, whose
+``LossMonitor`` judges each step's loss, and counts gradients that are not finite, before the step is taken: a spike is one bad batch, whose
 step is left out; a divergence is a model gone bad, and training goes back to the last ``Snapshot``.
 """
 
@@ -74,7 +74,14 @@ class LossMonitor:
         return self._best is None or _median(self._losses) <= _above(self._best, HEALTHY_RISE)
 
     def judge(self, loss: float) -> Verdict:
-        """The verdict on a loss; a good one enters the running median."""
+        """The verdict on a loss; a good one enters the running median: ``weigh`` and ``accept``."""
+        verdict = self.weigh(loss)
+        if verdict == "ok":
+            self.accept(loss)
+        return verdict
+
+    def weigh(self, loss: float) -> Verdict:
+        """The verdict on a loss. A bad one is counted; a good one waits for ``accept``."""
         if not math.isfinite(loss):
             return self.note_bad("non_finite")
         if len(self._losses) >= min(MIN_HISTORY, self.window):
@@ -83,14 +90,20 @@ class LossMonitor:
             bound = max(_above(median, self.spike_factor - 1.0), median + SPREADS * spread)
             if loss > bound:
                 return self.note_bad("spike")
+        if self._best is not None:
+            median = _median([*list(self._losses)[1:], loss])
+            if median > _above(self._best, self.spike_factor - 1.0):
+                self._losses.append(loss)
+                return "divergence"
+        return "ok"
+
+    def accept(self, loss: float) -> None:
+        """A good loss, whose step is taken, enters the running median and ends a row of bad steps."""
         self._losses.append(loss)
         if len(self._losses) == self.window:
             median = _median(self._losses)
-            if self._best is not None and median > _above(self._best, self.spike_factor - 1.0):
-                return "divergence"
             self._best = median if self._best is None else min(self._best, median)
         self._bad = 0
-        return "ok"
 
     def note_bad(self, verdict: Verdict) -> Verdict:
         """Count a bad step (a gradient that is not finite, say): that verdict, or divergence."""
@@ -267,7 +280,7 @@ class StepGuard:
         monitor: judges it; None lets every loss pass.
         clipper: clips the gradients; None only measures them.
         mean_weight: scalar tensor by which the gradients still have to be divided, or None.
-        before_change: called when the loss is good and the weights are about to change.
+        before_change: called when loss and gradient are good and the weights about to change.
         add_penalty: adds a penalty's gradient to the gradients and returns the penalty, or None.
 
     Attributes:
@@ -298,11 +311,10 @@ class StepGuard:
     def update_and_clip(self, parameters: list[Tensor]) -> float:
         """Total norm before clipping; infinite to have the step left out."""
         if self.monitor is not None:
-            verdict = self.monitor.judge(self.loss)
+            verdict = self.monitor.weigh(self.loss)
             if verdict != "ok":
                 self.verdict = verdict
                 return math.inf
-        self.before_change()
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.mean_weight is not None and gradients:
             torch._foreach_mul_(gradients, (1.0 / self.mean_weight).to(gradients[0].dtype))
@@ -313,6 +325,10 @@ class StepGuard:
             self.norm = self.clipper.update_and_clip(parameters)
         else:
             self.norm = total_norm(gradients)
+        if math.isfinite(self.norm):
+            if self.monitor is not None:
+                self.monitor.accept(self.loss)
+            self.before_change()
         return self.norm
 
 

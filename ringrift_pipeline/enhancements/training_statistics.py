@@ -125,9 +125,9 @@ def pack_losses(parts: LossParts, weights: Tensor | None) -> Tensor:
     """(4, B), or (5, B) with entropy: total, policy, value, weight, entropy; no graph."""
     total = parts.total.detach()
     rows = [total, parts.policy.detach(), parts.value.detach()]
-    rows.append(torch.ones_like(total) if weights is None else weights)
+    rows.append(torch.ones_like(total) if weights is None else weights.detach())
     if parts.entropy is not None:
-        rows.append(parts.entropy)
+        rows.append(parts.entropy.detach())
     return torch.stack([row.to(total.dtype) for row in rows])
 
 
@@ -151,7 +151,7 @@ class EpochStatistics:
     """Report of an epoch; also a mapping: ``stats["mean_loss"]``, ``dict(stats)``."""
 
     epoch: int = 0
-    mean_loss: float = math.nan  # weighted, as trained; NaN before a step
+    mean_loss: float = math.nan  # weighted, as trained; NaN before a step or record_batch
     mean_policy_loss: float = math.nan
     mean_value_loss: float = math.nan
     mean_per_sample_loss: float = math.nan  # every sample alike
@@ -210,6 +210,16 @@ class TrainingProgress:
         self.epoch_steps += 1
         self.samples_seen += losses.shape[1]
         self.epoch_samples += losses.shape[1]
+
+    def add_losses(self, losses: np.ndarray) -> None:
+        """Count losses (B,) of a step taken elsewhere, weight 1 each; those not finite are not."""
+        losses = losses[np.isfinite(losses)]
+        if losses.size:
+            total, size = float(losses.sum()), float(losses.size)
+            added = [total, math.nan, math.nan, size, total]  # the parts are not known
+            self.epoch_sums = [a + b for a, b in zip(self.epoch_sums, added, strict=True)]
+            self.samples_seen += losses.size
+            self.epoch_samples += losses.size
 
     def add_skip(self) -> None:
         """Count a step left out."""
@@ -280,8 +290,10 @@ class TrainingProgress:
         total, _, _, weight, plain = state["epoch_sums"]  # the parts may not be known
         if not (math.isfinite(total) and math.isfinite(plain) and weight >= 0.0):
             raise ValueError(f"epoch_sums must be finite, got {state['epoch_sums']}")
-        if bool(weight) != bool(state["epoch_steps"]):
-            raise ValueError("epoch_sums and epoch_steps do not fit")
+        if bool(weight) != bool(state["epoch_samples"]):
+            raise ValueError("epoch_sums and epoch_samples do not fit")
+        if state["epoch_steps"] > state["epoch_samples"]:
+            raise ValueError("epoch_steps are more than epoch_samples")
         fresh = TrainingProgress(**state)
         fresh.epoch_sums = list(fresh.epoch_sums)
         self.__dict__.update(fresh.__dict__)

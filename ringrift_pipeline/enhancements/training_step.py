@@ -22,6 +22,7 @@ from ringrift_pipeline.enhancements.facade_state import (
     random_state,
     set_random_state,
 )
+from ringrift_pipeline.enhancements.gradient_norms import check_gradients
 from ringrift_pipeline.enhancements.loss_parts import (
     LossParts,
     check_loss_parts,
@@ -153,8 +154,11 @@ class TrainingStep:
         Raises:
             ValueError: a batch that does not fit, named, or losses of another form; nothing has
                 changed then, the random state included (but for what the model's own forward pass
-                keeps, as batch norm does).
+                keeps, as batch norm does). Or gradients that are sparse or complex: the batches
+                accumulated so far are dropped then, weights and history are as they were.
         """
+        if self.scheduler is not None:
+            self.scheduler.check_groups()
         required = REQUIRED if self._loss_fn is None else ()
         read = read_batch(batch, self.device, required)
         if not self.model.training:
@@ -185,6 +189,7 @@ class TrainingStep:
         try:
             loss = self.accumulator.scale_loss(mean, size)
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            check_gradients(self._parameters())
         except BaseException:
             self._discard_pending()
             raise
@@ -203,6 +208,8 @@ class TrainingStep:
         """Step with the batches accumulated so far, if any; called by ``on_epoch_end`` too."""
         if not self._pending:
             return None
+        if self.scheduler is not None:
+            self.scheduler.check_groups()
         losses = join_losses([losses for losses, _ in self._pending])
         return self._step(losses, losses.shape[1])
 
@@ -269,6 +276,13 @@ class TrainingStep:
         return weights
 
     def _step(self, losses: Tensor, samples: int) -> TrainStepStats:
+        try:
+            return self._step_with_pending(losses, samples)
+        except BaseException:
+            self._discard_pending()
+            raise
+
+    def _step_with_pending(self, losses: Tensor, samples: int) -> TrainStepStats:
         pending, self._pending = self._pending, []
         packed = join_losses([losses for losses, _ in pending])
         host = packed.to(device="cpu", dtype=torch.float64).numpy()
@@ -289,11 +303,7 @@ class TrainingStep:
             None if self.ewc is None else partial(self.ewc.add_gradient, self.model),
         )
         lr = self._rate.value
-        try:
-            norm = self.accumulator.step(self.optimizer, None, self.scaler, guard)  # type: ignore[arg-type]
-        except BaseException:
-            self._discard_pending()
-            raise
+        norm = self.accumulator.step(self.optimizer, None, self.scaler, guard)  # type: ignore[arg-type]
         stepped = not self.accumulator.last_step_skipped
         anomaly: str | None = guard.verdict
         message = ""
@@ -301,11 +311,13 @@ class TrainingStep:
             self._after_step(pending, host)
         else:
             self.progress.add_skip()
-            if anomaly is None and self.scaler is None:
+            if anomaly is None and not self._scale_overflowed():
                 anomaly = "non_finite"
                 if self.monitor is not None:
                     anomaly = self.monitor.note_bad("non_finite")
-            message = self._report_skip(anomaly, loss, norm)
+            message = self._report_skip(
+                anomaly, loss, norm, guard.verdict is not None or not math.isfinite(loss)
+            )
         return TrainStepStats(
             losses,
             step=self.progress.steps,
@@ -359,9 +371,14 @@ class TrainingStep:
                 value_losses=rows[VALUE],
             )
 
-    def _report_skip(self, anomaly: str | None, loss: float, norm: float) -> str:
+    def _scale_overflowed(self) -> bool:
+        """Whether a loss scale above 1 may be why a gradient is not finite; it is lowered by now."""
+        return self.scaler is not None and self.scaler.get_scale() >= 1.0
+
+    def _report_skip(self, anomaly: str | None, loss: float, norm: float, judged: bool) -> str:
         if anomaly is None:  # a loss scale that was too high, lowered now
             return "step left out: the gradient overflowed its loss scale, which is now lower"
+        what = f"loss is {loss:.4g}" if judged else f"gradient norm is {norm}"
         if anomaly == "spike":
             assert self.monitor is not None
             message = (
@@ -369,14 +386,13 @@ class TrainingStep:
                 f"{self.monitor.median:.4g}"
             )
         elif anomaly == "non_finite":
-            what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
             message = f"step left out: the {what}"
         else:
-            message = self._roll_back(loss)
+            message = self._roll_back(what)
         logger.warning("%s", message)
         return message
 
-    def _roll_back(self, loss: float) -> str:
+    def _roll_back(self, what: str) -> str:
         progress, config = self.progress, self.config
         progress.rollbacks += 1
         step, self._unaveraged = self._recovery.restore()
@@ -387,7 +403,7 @@ class TrainingStep:
                 f"({config.max_rollbacks})"
             )
         return (
-            f"training diverged at step {progress.steps} (loss {loss:.4g}): back to the state of "
+            f"training diverged at step {progress.steps}, the {what}: back to the state of "
             f"step {step}, learning rate times {config.lr_backoff:g}, now "
             f"{self._rate.value:.3g} (rollback {progress.rollbacks})"
         )

@@ -12,6 +12,7 @@ from torch import nn
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.loss_parts import LossParts
 from ringrift_pipeline.enhancements.per_sample_loss import compute_per_sample_loss
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
 
 from .small_training import fingerprint
@@ -255,3 +256,61 @@ def test_weights_gone_bad_do_not_reach_the_average(caplog: pytest.LogCaptureFixt
     assert "not finite" in caplog.text
     for name, tensor in facade.averager.get_averaged_state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize(
+    "progress", [10**400, "abc", math.nan, True], ids=["huge", "text", "nan", "flag"]
+)
+def test_progress_is_checked_whether_the_curriculum_is_on_or_off(
+    progress: object, enabled: bool
+) -> None:
+    facade = new(enable_curriculum_lr=enabled)
+    with pytest.raises(ValueError, match="progress"):
+        facade.get_curriculum_lr_scale(progress)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_sparse_gradients_are_refused_before_anything_moves(steps: int) -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.scale = nn.Embedding(8, 1, sparse=True), nn.Parameter(torch.ones(1))
+
+    model = Table()
+    facade = TrainingEnhancementsFacade(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        config=FacadeConfig(gradient_accumulation_steps=steps),
+        loss_fn=lambda model, batch: (model.scale * model.rows(batch["features"]))[:, 0].square(),
+    )
+    before = fingerprint(facade.state_dict())
+    with pytest.raises(ValueError, match="sparse=False"):
+        facade.train_step({"features": torch.arange(8)})
+    assert fingerprint(facade.state_dict()) == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["constant", "warm_restarts", "adaptive"])
+def test_a_group_added_under_a_schedule_is_refused_before_anything_moves(name: str) -> None:
+    schedule = TrainingConfig.from_dict({"schedule.name": name}).schedule
+    model = Net()
+    first, *others = model.parameters()
+    facade = TrainingEnhancementsFacade(
+        model=model,
+        optimizer=torch.optim.SGD([first], lr=0.01),
+        config=FacadeConfig(schedule=schedule, total_steps=100, enable_gradient_clipping=False),
+    )
+    facade.train_step(make_batch(0))
+    facade.optimizer.add_param_group({"params": others, "lr": 0.005})
+    scheduler = facade.scheduler
+    assert scheduler is not None
+    before = fingerprint(facade.state_dict())
+    for call in (
+        lambda: facade.train_step(make_batch(1)),
+        scheduler.on_optimizer_step,
+        lambda: scheduler.scale_lr(0.5),
+    ):
+        with pytest.raises(ValueError, match="2 parameter groups, its schedule was built for 1"):
+            call()
+    assert fingerprint(facade.state_dict()) == before

@@ -7,11 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
 from ringrift_pipeline.enhancements.training_stability import HEALTHY_RISE, LossMonitor
 
-from .test_training_facade import assert_same, broken, make_batch, new, steady, weights_of
+from .test_training_facade import Net, assert_same, broken, make_batch, new, steady, weights_of
 
 
 @pytest.mark.parametrize("interval", (1, 4))
@@ -145,3 +147,105 @@ def test_mined_samples_lose_their_weight_once_used_often_enough() -> None:
         assert facade.train_step(batch).stepped
     assert seen == [[5.0] * 8] * 3 + [[1.0] * 8] * 2
     assert math.isfinite(facade.train_step(batch).loss)
+
+
+def root_of_nothing(model: nn.Module, batch: dict) -> torch.Tensor:
+    """A finite loss; with ``bad`` its gradient is NaN."""
+    losses = (model(batch["features"])[1][:, 0] - batch["value_targets"]).square()
+    if batch.get("bad"):
+        losses = losses + sum((p * 0).square().sum().sqrt() for p in model.parameters())
+    return losses
+
+
+@pytest.mark.parametrize("precision", ("float32", "float16"))
+@pytest.mark.parametrize("clip", (True, False))
+def test_gradients_that_stay_non_finite_are_a_divergence(clip: bool, precision: str) -> None:
+    """Finite losses with them end no row of bad steps and do not enter the median."""
+    model = Net()
+    facade = TrainingEnhancementsFacade(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        config=FacadeConfig(
+            enable_gradient_clipping=clip,
+            max_rollbacks=2,
+            divergence_patience=4,
+            snapshot_every=10,
+            precision=precision,
+        ),
+        loss_fn=root_of_nothing,
+    )
+    monitor = facade.monitor
+    assert monitor is not None
+    for step in range(21):
+        before = weights_of(model)
+        assert facade.train_step(make_batch(step % 7)).stepped
+    if facade.scaler is not None:
+        facade.scaler.update(2.0)  # lowered to 1 by the first bad step, which may be its fault
+        stats = facade.train_step(make_batch(0) | {"bad": True})
+        assert not stats.stepped and stats.anomaly is None and "loss scale" in stats.message
+    kept = monitor.state_dict()
+    reports = [facade.train_step(make_batch(i % 7) | {"bad": True}) for i in range(12)]
+    assert not any(r.stepped for r in reports) and all(math.isfinite(r.loss) for r in reports)
+    assert [r.anomaly for r in reports] == (["non_finite"] * 3 + ["divergence"]) * 3
+    assert "the gradient norm is nan: back to the state of step 20" in reports[3].message
+    assert monitor.state_dict() == kept and kept["bad"] == 0
+    for old, now in zip(before, weights_of(model), strict=True):
+        assert torch.equal(old, now)
+    assert [r.should_stop for r in reports] == [False] * 11 + [True]
+    assert "max_rollbacks" in reports[-1].stop_reason
+
+
+def test_bad_steps_of_different_kinds_count_together() -> None:
+    model = Net()
+    facade = TrainingEnhancementsFacade(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01),
+        config=FacadeConfig(divergence_patience=4, snapshot_every=15),
+        loss_fn=root_of_nothing,
+    )
+    steady(facade, 20)
+    bad, spike = make_batch(0) | {"bad": True}, broken("spike")
+    found = [facade.train_step(batch).anomaly for batch in (bad, spike, bad, spike)]
+    assert found == ["non_finite", "spike", "non_finite", "divergence"]
+    for batch in (bad, spike, bad, make_batch(0), bad):  # a good step ends the row
+        found.append(facade.train_step(batch).anomaly)
+    assert found[4:] == ["non_finite", "spike", "non_finite", None, "non_finite"]
+
+
+@pytest.mark.parametrize(("rate", "precision", "depth"), ((1e3, "float32", 6), (3e5, "float16", 0)))
+def test_a_model_that_overflows_diverges_and_is_no_bad_input(
+    rate: float, precision: str, depth: int
+) -> None:
+    """Its logits become -inf, which would be illegal actions if the model meant them."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = [layer for _ in range(depth) for layer in (nn.Linear(6, 6), nn.ReLU())]
+            self.body = nn.Sequential(*layers)
+            self.policy, self.value = nn.Linear(6, 5), nn.Linear(6, 2)
+
+        def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            hidden = self.body(features)
+            return self.policy(hidden), self.value(hidden)
+
+    torch.manual_seed(0)
+    model = Heads()
+    facade = TrainingEnhancementsFacade(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=rate),
+        config=FacadeConfig(
+            precision=precision,
+            enable_gradient_clipping=False,
+            enable_hard_mining=False,
+            max_rollbacks=3,
+        ),
+    )
+    for step in range(60):
+        batch = make_batch(step)
+        batch["value_targets"] = torch.eye(2)[(batch["value_targets"] > 0).long()]
+        stats = facade.train_step(batch)
+        if stats.should_stop:
+            break
+    assert facade.get_epoch_statistics().rollbacks > 0
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())

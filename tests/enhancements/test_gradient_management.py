@@ -481,3 +481,51 @@ def test_an_unfinished_group_is_saved() -> None:
     second.step(optimizer)
     for ours, wanted in zip(resumed.parameters(), expected, strict=True):
         torch.testing.assert_close(ours.detach(), wanted.detach())
+
+
+def odd_parameters(kind: str) -> list[nn.Parameter]:
+    """A dense gradient, and one that is sparse or complex."""
+    dense, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4, 2))
+    if kind == "complex":
+        other = nn.Parameter(torch.ones(4, 2, dtype=torch.complex64))
+    dense.sum().backward()
+    other.abs().sum().backward()
+    if kind == "sparse":
+        assert other.grad is not None
+        other.grad = other.grad.to_sparse()
+    return [dense, other]
+
+
+@pytest.mark.parametrize("kind", ["sparse", "complex"])
+@pytest.mark.parametrize("mode", [None, "parameter", "agc", "global"])
+def test_sparse_and_complex_gradients_are_refused(kind: str, mode: str | None) -> None:
+    parameters = odd_parameters(kind)
+    clipper = None if mode is None else AdaptiveGradientClipper(mode=mode)  # type: ignore[arg-type]
+    accumulator = GradientAccumulator(2, 0.1)
+    accumulator.scale_loss(torch.tensor(1.0))
+    before = accumulator.state_dict(), None if clipper is None else clipper.state_dict()
+    with pytest.raises(ValueError, match=f"parameter 1, .* is {kind}"):
+        accumulator.step(torch.optim.SGD(parameters, lr=1.0), clipper=clipper)
+    if clipper is not None:
+        with pytest.raises(ValueError, match=f"parameter 1, .* is {kind}"):
+            clipper.update_and_clip(parameters)
+    assert (accumulator.state_dict(), None if clipper is None else clipper.state_dict()) == before
+    for parameter in parameters:
+        assert parameter.grad is not None and parameter.detach().abs().eq(1.0).all()
+    assert parameters[0].grad.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("call", ["unscale_", "step"])
+def test_gradients_that_the_caller_has_unscaled_are_refused(call: str) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    accumulator, scaler = GradientAccumulator(1), torch.amp.GradScaler("cpu", init_scale=8.0)
+    loss = accumulator.scale_loss(model(torch.ones(2, 6, dtype=torch.float64)).square().mean())
+    scaler.scale(loss).backward()
+    getattr(scaler, call)(optimizer)
+    before = accumulator.state_dict(), [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"scaler: step\(\) unscales the gradients itself"):
+        accumulator.step(optimizer, model, scaler)
+    assert accumulator.state_dict() == before[0]
+    for old, parameter in zip(before[1], model.parameters(), strict=True):
+        assert torch.equal(old, parameter)

@@ -237,6 +237,61 @@ def test_a_model_that_broke_gives_nan_not_an_error() -> None:
     assert torch.isnan(loss[0]) and loss[1].item() == pytest.approx(math.log(2))
 
 
+OVERFLOWED = {
+    "no finite logit": [-math.inf, -math.inf, -math.inf],
+    "NaN": [-math.inf, math.nan, 0.0],
+    "infinite": [-math.inf, math.inf, 0.0],
+    "huge": [-math.inf, 6e4, -1.0],
+    "huge and negative": [-math.inf, -1e38, -2e38],
+}
+
+
+@pytest.mark.parametrize("logits", OVERFLOWED.values(), ids=OVERFLOWED)
+@pytest.mark.parametrize("indexed", (True, False))
+@pytest.mark.parametrize("masked", (True, False))
+def test_logits_that_overflowed_give_a_loss_that_is_not_finite(
+    logits: list[float], indexed: bool, masked: bool
+) -> None:
+    """Under a target, in this row or in another of the batch; what the mask forbids is refused."""
+    rows = torch.tensor([logits, [0.0, -math.inf, 0.0], [0.0, 0.0, -math.inf]])
+    rows.requires_grad_()
+    actions = torch.tensor([0, 1, 0])
+    targets = actions if indexed else torch.eye(3)[actions]
+    mask = torch.tensor([[True] * 3, [True] * 3, [True, False, True]]) if masked else None
+    zeros = torch.zeros(3)
+    parts = compute_loss_parts(rows, targets, zeros, zeros, legal_mask=mask)
+    assert not torch.isfinite(parts.policy[:2]).any()
+    assert parts.policy[2].item() == pytest.approx(0.0 if masked else math.log(2))
+    seats = compute_loss_parts(
+        torch.zeros(3, 2), torch.zeros(3, 2), rows, targets, value_kind="logits"
+    )
+    assert not torch.isfinite(seats.value[:2]).any()
+    forbidden = torch.tensor([[True] * 3, [True, False, True], [True] * 3])
+    with pytest.raises(ValueError, match="illegal .* row 1"):
+        compute_loss_parts(rows, targets, zeros, zeros, legal_mask=forbidden)
+
+
+def test_a_row_without_legal_actions_and_without_target_is_no_overflow() -> None:
+    logits = torch.tensor([[-math.inf, -math.inf], [-math.inf, 0.0]])
+    zeros = torch.zeros(2)
+    targets = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    assert compute_loss_parts(logits, targets, zeros, zeros).policy.tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="illegal .* row 1"):
+        compute_loss_parts(logits, targets.flip(1), zeros, zeros)
+
+
+def test_unchecked_logits_without_a_finite_one_give_an_infinite_loss() -> None:
+    logits = torch.tensor([[-math.inf, -math.inf, 5.0], [0.0, 0.0, -math.inf]])
+    zeros, mask = torch.zeros(2), torch.tensor([[True, True, False], [True, True, True]])
+    for targets in (torch.tensor([0, 1]), torch.eye(3)[:2]):
+        parts = compute_loss_parts(logits, targets, zeros, zeros, legal_mask=mask, validate=False)
+        assert parts.policy.tolist() == [math.inf, pytest.approx(math.log(2))]
+    idle = compute_loss_parts(
+        logits, torch.tensor([-100, 1]), zeros, zeros, legal_mask=mask, validate=False
+    )
+    assert idle.policy.tolist() == [0.0, pytest.approx(math.log(2))]
+
+
 # --- the tracker ---------------------------------------------------------------------------
 
 

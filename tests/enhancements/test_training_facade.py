@@ -16,6 +16,7 @@ from ringrift_pipeline.enhancements.loss_parts import LossParts
 from ringrift_pipeline.enhancements.per_sample_loss import compute_per_sample_loss
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
+from ringrift_pipeline.enhancements.training_stability import LossMonitor
 
 FEATURES, ACTIONS = 6, 5
 OFF = {
@@ -144,6 +145,53 @@ def test_given_weights_weight_the_gradient() -> None:
         stats = facade.train_step({**batch, "weights": weights})
         assert stats.loss == pytest.approx(plain_step(model, optimizer, batch, weights), rel=1e-5)
     assert_same(facade.model, model)
+
+
+def test_weights_with_a_graph_are_taken_without_it() -> None:
+    weights = torch.linspace(0.5, 2.0, 8, requires_grad=True)
+    ours, plain = new(**OFF), new(**OFF)
+    for step in range(3):
+        assert ours.train_step({**make_batch(step), "weights": weights * 1.0}).stepped
+        plain.train_step({**make_batch(step), "weights": weights.detach()})
+    assert_same(ours.model, plain.model, exact=True)
+    assert weights.grad is None
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_whatever_fails_after_backward_leaves_no_pending_batch(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facade, plain = (new(**OFF, gradient_accumulation_steps=steps) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(facade._recovery, "keep", lambda *_: 1 / 0)
+        patch.setattr(facade, "monitor", LossMonitor())
+        for step in range(steps - 1):
+            facade.train_step(make_batch(step))
+        with pytest.raises(ZeroDivisionError):
+            facade.train_step(make_batch(7))
+        if steps > 1:
+            facade.train_step(make_batch(0))
+            with pytest.raises(ZeroDivisionError):
+                facade.flush()
+    assert facade.accumulator.pending_batches == 0
+    for step in range(steps):
+        facade.train_step(make_batch(step))
+        plain.train_step(make_batch(step))
+    assert_same(facade.model, plain.model, exact=True)
+
+
+def test_an_entropy_with_a_graph_is_taken_without_it() -> None:
+    model = Net()
+
+    def loss_fn(model: nn.Module, batch: dict) -> LossParts:
+        policy, value = model(batch["features"])
+        losses = (value[:, 0] - batch["value_targets"]).square()
+        return LossParts(losses, losses, losses, policy.square().sum(dim=1))
+
+    facade = TrainingEnhancementsFacade(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01), loss_fn=loss_fn
+    )
+    assert facade.train_step(make_batch(0)).stepped
 
 
 def test_policy_and_value_get_gradients_once_mining_is_active() -> None:
@@ -887,3 +935,54 @@ def test_a_regularizer_of_another_model_is_refused() -> None:
         TrainingEnhancementsFacade(model, optimizer, ewc=ewc)
     with pytest.raises(ValueError, match="ewc"):
         TrainingEnhancementsFacade(model, optimizer, ewc=1.0)  # type: ignore[arg-type]
+
+
+def test_a_loop_of_ones_own_fills_the_statistics() -> None:
+    """Losses, weights, record_batch and the caller's own step, epoch by epoch; saved in between."""
+    facade = new()
+    for epoch in range(2):
+        seen: list[float] = []
+        for step in range(5):
+            batch = make_batch(5 * epoch + step, size=4 + step)
+            policy, value = facade.model(batch["features"])
+            losses = facade.compute_per_sample_loss(
+                policy, batch["policy_targets"], value, batch["value_targets"]
+            )
+            facade.get_weighted_loss(losses, batch["indices"]).backward()
+            facade.record_batch(batch["indices"], losses.detach())
+            facade.optimizer.step()
+            facade.optimizer.zero_grad()
+            seen += losses.tolist()
+        stats = facade.get_epoch_statistics()
+        assert stats.mean_loss == pytest.approx(np.mean(seen))
+        assert stats.mean_per_sample_loss == pytest.approx(np.mean(seen))
+        assert math.isnan(stats.mean_policy_loss)
+        assert stats.samples == 30 and stats.total_samples_seen == 30 * (epoch + 1)
+        resumed = new(seed=1)
+        resumed.load_state_dict(facade.state_dict())
+        assert repr(resumed.get_epoch_statistics()) == repr(stats)
+        ended = facade.on_epoch_end(val_loss=0.5)
+        assert ended.mean_loss == stats.mean_loss and ended.val_loss == 0.5
+    assert math.isnan(facade.get_epoch_statistics().mean_loss)
+
+
+def test_losses_recorded_or_trained_on_are_counted_once() -> None:
+    facade = new(**{**OFF, "track_per_sample_loss": True})
+    batch = make_batch(0)
+    trained = facade.train_step(batch).loss
+    assert facade.get_epoch_statistics().total_samples_seen == 8
+    facade.record_batch(batch["indices"], torch.tensor([math.nan, math.inf] + [1.0] * 6))
+    stats = facade.get_epoch_statistics()
+    assert (stats.samples, stats.total_samples_seen, stats.steps) == (14, 14, 1)
+    assert stats.mean_loss == pytest.approx((8 * trained + 6) / 14)
+
+
+def test_an_adaptive_schedule_hears_of_a_loop_of_ones_own() -> None:
+    schedule = TrainingConfig.from_dict({"schedule.name": "adaptive"}).schedule
+    facade = new(schedule=schedule, total_steps=100)
+    heard: list[float] = []
+    facade.scheduler.on_validation = lambda loss, *_: heard.append(loss)
+    facade.record_batch([0, 1], [1.0, 2.0])
+    facade.on_epoch_end()
+    facade.on_epoch_end(val_loss=1.0)  # nothing was recorded: no loss to tell
+    assert heard == [1.5]
