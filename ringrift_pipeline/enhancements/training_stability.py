@@ -1,7 +1,8 @@
 """Telling a spike of the loss from a divergence, and the state to go back to.
 
-``LossMonitor`` judges each step's loss, and counts gradients that are not finite, before the step is taken: a spike is one bad batch, whose
-step is left out; a divergence is a model gone bad, and training goes back to the last ``Snapshot``.
+``LossMonitor`` judges each step's loss, and counts gradients that are not finite, before the step
+is taken: a spike is one bad batch, whose step is left out; a divergence is a model gone bad, and
+training goes back to the last ``Snapshot``.
 """
 
 from __future__ import annotations

@@ -112,9 +112,8 @@ class TrainingStep:
     def averaged_model(self) -> nn.Module | None:
         """The averaged model in eval mode; None before the first step or when switched off.
 
-        A loaded state brings its own along.
         As of the last multiple of ``averaging_interval`` steps; ``update_average`` brings it up
-        to date. Reading it changes nothing.
+        to date. A loaded state brings its own along. Reading it changes nothing.
         """
         return None if self.averager is None else self.averager.averaged_model
 
