@@ -415,8 +415,10 @@ class _Widened:
     """A model whose low-precision tensors read as float32, as ``AveragedModel`` needs them."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._parameters = [widened(parameter.detach()) for parameter in model.parameters()]
-        self._buffers = [widened(buffer.detach()) for buffer in model.buffers()]
+        self._parameters, self._buffers = (
+            [t if t.dtype == torch.float32 else widened(t.detach()) for t in tensors]
+            for tensors in (model.parameters(), model.buffers())
+        )
 
     def parameters(self) -> list[Tensor]:
         return self._parameters
@@ -428,7 +430,7 @@ class _Widened:
 def _layout(model: nn.Module | _Widened) -> tuple[Any, Any]:
     """Shape of each parameter and buffer, and whether it is averaged or copied."""
     parameters, buffers = (
-        [(t.shape, t.is_floating_point() or t.is_complex()) for t in tensors]
+        [(t.shape, t.dtype.is_floating_point or t.dtype.is_complex) for t in tensors]
         for tensors in (model.parameters(), model.buffers())
     )
     return parameters, buffers
