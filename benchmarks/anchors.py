@@ -34,6 +34,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ringrift_pipeline.evaluation.anchors import AnchoredRatings, Fall, rate_against_anchors
+from ringrift_pipeline.evaluation.ratings import Ratings
 from ringrift_pipeline.selfplay import load_plan
 from ringrift_pipeline.store import Store
 
@@ -59,21 +60,30 @@ QUICK = (
 )
 
 
-def run_loop(config: str, data: Path, generations: int, preset: str, quick: bool) -> None:
-    """Generations in ``data``, through the daemon."""
+def run_loop(
+    config: str,
+    data: Path,
+    generations: int,
+    preset: str,
+    quick: bool,
+    changes: Sequence[str] = (),
+) -> None:
+    """Generations in ``data``, through the daemon, with ``changes`` (NAME=VALUE) of settings."""
     command = [sys.executable, "-m", "ringrift_pipeline", "loop", "--config", config]
-    command += [
-        "--generations",
-        str(generations),
-        "--preset",
-        preset,
-        "--data",
-        str(data),
-        "--json",
-    ]
-    for setting in QUICK if quick else ():
+    command += ["--generations", str(generations), "--preset", preset]
+    command += ["--data", str(data), "--json"]
+    for setting in (*(QUICK if quick else ()), *changes):
         command += ["--set", setting]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+
+
+def with_bars(fit: Ratings, names: Sequence[str]) -> tuple[list[float], list[list[float]]]:
+    """Ratings of ``names``, and their intervals as matplotlib's error bars."""
+    ratings = [fit[name] for name in names]
+    spans = [fit.interval(name) for name in names]
+    below = [rating - low for rating, (low, _) in zip(ratings, spans, strict=True)]
+    above = [high - rating for rating, (_, high) in zip(ratings, spans, strict=True)]
+    return ratings, [below, above]
 
 
 def told(fall: Fall) -> str:
@@ -136,15 +146,10 @@ def draw(
     figure = Figure(figsize=(9.0, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     fit = rated.fit
+    y, bars = with_bars(fit, [model.name for model in rated.models])
     panels = figure.subplots(1, 2, sharey=True)
     for axes, unit, column in zip(panels, ("hours", "games of selfplay"), (0, 1), strict=True):
         x = [used[model.generation][column] for model in rated.models]
-        y = [fit[model.name] for model in rated.models]
-        spans = [fit.interval(model.name) for model in rated.models]
-        bars = [
-            [rating - low for rating, (low, _) in zip(y, spans, strict=True)],
-            [high - rating for rating, (_, high) in zip(y, spans, strict=True)],
-        ]
         axes.errorbar(x, y, bars, color="C0", linewidth=1, capsize=2)
         for at, model in enumerate(rated.models):
             face = "C0" if model.champion else "white"

@@ -418,8 +418,9 @@ def fresh_each_time(
         parameter.grad = size.clone()
     gradients = [parameter.grad for parameter in parameters]
     times = np.zeros((repeats + 1, len(calls)))
+    rng = np.random.default_rng(0)
     for turn in range(repeats + 1):
-        for number in np.roll(range(len(calls)), turn):
+        for number in rng.permutation(len(calls)):
             torch._foreach_copy_(gradients, sizes)
             times[turn, number] = milliseconds(calls[number])
     return [float(value) for value in np.median(times[1:], axis=0)]

@@ -20,15 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from anchors import QUICK, run_loop
+from anchors import run_loop, with_bars
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -52,7 +50,7 @@ def run_arms(options: argparse.Namespace, source_data: Path, out: Path) -> None:
     for arm in ARMS:
         folder = arm_folder(out, arm)
         folder.mkdir(parents=True, exist_ok=True)
-        changes = list(QUICK if options.quick else ()) + list(options.set)
+        changes = [f"seed={options.seed}", *options.set]
         if arm == "fine-tuned":
             own = options.source.partition("/")[0]
             if not (folder / own).exists():
@@ -64,12 +62,8 @@ def run_arms(options: argparse.Namespace, source_data: Path, out: Path) -> None:
         )
         if done >= options.generations:
             continue
-        command = [sys.executable, "-m", "ringrift_pipeline", "loop", "--config", options.config]
-        command += ["--generations", str(options.generations - done), "--data", str(folder)]
-        command += ["--preset", options.preset, "--seed", str(options.seed), "--json"]
-        for change in changes:
-            command += ["--set", change]
-        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        missing = options.generations - done
+        run_loop(options.config, folder, missing, options.preset, options.quick, changes)
 
 
 def games_before(store: Store, config: str, generation: int) -> int:
@@ -154,12 +148,7 @@ def draw(path: Path, config: str, fit: Ratings, about: dict[str, tuple[str, int]
     axes = figure.subplots()
     for arm in ARMS:
         names = [name for name, (whose, _) in about.items() if whose == arm]
-        ratings = [fit[name] for name in names]
-        spans = [fit.interval(name) for name in names]
-        bars = [
-            [rating - low for rating, (low, _) in zip(ratings, spans, strict=True)],
-            [high - rating for rating, (_, high) in zip(ratings, spans, strict=True)],
-        ]
+        ratings, bars = with_bars(fit, names)
         axes.errorbar(
             [about[name][1] for name in names], ratings, bars, marker="o", capsize=2, label=arm
         )

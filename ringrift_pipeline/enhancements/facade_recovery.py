@@ -86,8 +86,8 @@ class Recovery:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`; ``ValueError`` when it is of another model or damaged."""
         forms.record(
-            snapshot=forms.optional(_something),
-            snapshot_extra=forms.mapping(_something),
+            snapshot=forms.optional(forms.anything),
+            snapshot_extra=forms.mapping(forms.anything),
             steps_since_snapshot=forms.whole(),
         )("", state)
         extra = copied(state["snapshot_extra"])
@@ -105,8 +105,8 @@ class Recovery:
             forms.record(
                 step=forms.whole(),
                 unaveraged=forms.listed(forms.whole(), exactly=2),
-                averager=_something,
-                monitor=_something,
+                averager=forms.anything,
+                monitor=forms.anything,
             )("", extra)
             for name, part in (("averager", self._averager), ("monitor", self._monitor)):
                 if (extra[name] is None) != (part is None):
@@ -121,10 +121,6 @@ class Recovery:
                 )
                 with forms.naming("monitor"):
                     scratch.load_state_dict(extra["monitor"])
-
-
-def _something(name: str, value: Any) -> None:
-    pass
 
 
 __all__ = ["Recovery"]

@@ -65,7 +65,7 @@ def pending_from(
 
 def _check_pending(name: str, entry: Any) -> None:
     """One batch of an unfinished accumulation."""
-    forms.record(losses=_packed, facts=_something, indices=_something)(name, entry)
+    forms.record(losses=_packed, facts=forms.anything, indices=forms.anything)(name, entry)
     size = entry["losses"].shape[1]
     forms.optional(forms.numbers(size, low=0, whole=True))(f"{name}.indices", entry["indices"])
     forms.mapping(forms.numbers(size, finite=False))(f"{name}.facts", entry["facts"])
@@ -85,10 +85,6 @@ def _random(name: str, state: Any) -> None:
         raise ValueError(f"{name} is no state of a random generator: {error}") from error
 
 
-def _something(name: str, value: Any) -> None:
-    pass
-
-
 def check_facade_state(
     state: Mapping[str, Any],
     model: nn.Module,
@@ -102,13 +98,13 @@ def check_facade_state(
     """
     forms.record(pending=forms.listed(_check_pending))("", state)
     forms.record(
-        parts=forms.mapping(forms.mapping(_something)),
-        progress=forms.mapping(_something),
-        snapshot=_something,
-        snapshot_extra=_something,
+        parts=forms.mapping(forms.mapping(forms.anything)),
+        progress=forms.mapping(forms.anything),
+        snapshot=forms.anything,
+        snapshot_extra=forms.anything,
         steps_since_snapshot=forms.whole(),
         quality=forms.optional(forms.numbers(None, low=0.0)),
-        gradients=forms.listed(forms.optional(_something)),
+        gradients=forms.listed(forms.optional(forms.anything)),
         unaveraged=forms.listed(forms.whole(), exactly=2),
         curriculum_scale=forms.number(0.0, above=True),
         random=_random,
@@ -139,7 +135,7 @@ def check_facade_state(
     if ("model" in state) != ("optimizer" in state):
         raise ValueError("model and optimizer must be there both or not at all")
     if "model" in state:
-        forms.mapping(_something)("model", state["model"])
+        forms.mapping(forms.anything)("model", state["model"])
         own = model.state_dict()
         for name, value in own.items():
             if isinstance(value, Tensor):

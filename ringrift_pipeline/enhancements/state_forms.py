@@ -45,6 +45,10 @@ def whole(least: int = 0, below: int = COUNTABLE) -> Form:
     return check
 
 
+def anything(name: str, value: Any) -> None:
+    """Whatever it is: something else checks it."""
+
+
 def flag(name: str, value: Any) -> None:
     """True or False."""
     check_flag(name, value)
