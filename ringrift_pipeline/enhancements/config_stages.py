@@ -192,7 +192,8 @@ class TrainingLoopConfig(ConfigGroup):
         default=2,
         ge=1,
         le=1024,
-        description="CPU threads of torch; fixed here, so that the result is the same anywhere.",
+        description="Threads a batch is divided among on the CPU; fixed here, so that the result is "
+        "the same anywhere.",
     )
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ringrift_pipeline.game import layout
 from ringrift_pipeline.network.board_network import BoardNetwork
+from ringrift_pipeline.network.device_network import DeviceNetwork
 from ringrift_pipeline.network.encoder import Encoder
 from ringrift_pipeline.network.model import RingRiftNetwork
 from ringrift_pipeline.network.move_logits import MASKED_LOGIT, move_logits, seat_chances
@@ -171,10 +172,13 @@ class Evaluator:
         self.max_batch = max_batch
         self.threads = threads if self.device.type == "cpu" else None
         self._encoder = Encoder(rules)
-        self._network = BoardNetwork(model, rules, PRECISIONS[self.precision]).to(self.device)
+        network = BoardNetwork(model, rules, PRECISIONS[self.precision]).to(self.device)
+        self._network = network
         head = copy.deepcopy(model.policy).float().requires_grad_(False)
         # On a device the moves are looked up there: they are fewer bytes than the board's planes.
-        self._head = head.to(self.device) if self.device.type != "cpu" else None
+        self._there = None
+        if self.device.type != "cpu":
+            self._there = DeviceNetwork(network, copy.deepcopy(head).to(self.device), self.device)
         tables = (head.plane_index, head.kind_embed, head.kind_out)
         ranks = (head.rank_table, head.rank_slope)
         self._tables = tuple(table.cpu().contiguous().numpy() for table in (*tables, *ranks))
@@ -223,11 +227,13 @@ class Evaluator:
             raise ValueError(f"counts reach {widest}, but moves hold only {moves.shape[1]} a state")
         counts = np.ascontiguousarray(counts, dtype=np.int32)
         features = self._encoder.encode(states, moves[:, :widest], counts)
-        if self._head is None:
+        if self._there is None:
             value = self._looked_up_here(features, counts, logits)
         else:
-            value = self._looked_up_there(features, logits[:, :widest])
-            logits[:, widest:] = MASKED_LOGIT
+            logits[:] = MASKED_LOGIT
+            logits[:, :widest][features["legal_mask"]], value = self._there.evaluate(
+                features, counts
+            )
         movers = np.ascontiguousarray(states[:, layout.PLAYER])
         seat_chances(value, movers, self.value_temperature, values)
 
@@ -267,21 +273,3 @@ class Evaluator:
             rank_slope,
             logits,
         )
-
-    def _looked_up_there(
-        self, features: Mapping[str, npt.NDArray[Any]], logits: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        assert self._head is not None
-        pinned = self.device.type == "cuda"
-        sent = {}
-        for name, array in features.items():
-            tensor = torch.from_numpy(array)
-            sent[name] = (tensor.pin_memory() if pinned else tensor).to(
-                self.device, non_blocking=pinned
-            )
-        cells, kind_bias, value = self._network(sent["planes"], sent["globals"])
-        planes = self._head.num_planes
-        policy = self._head.gather(cells[..., :planes], cells[..., planes:], kind_bias, sent)
-        policy = policy.masked_fill(~sent["legal_mask"], MASKED_LOGIT)
-        logits[:] = policy.cpu().numpy()
-        return value.cpu().numpy()

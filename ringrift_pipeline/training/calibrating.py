@@ -70,10 +70,9 @@ def calibrate(
     rows = window.holdout_rows
     device = resolve_device(plan.settings.device)
     reporter = Reporter(progress, should_stop)
-    with torch_threads(plan.settings.training.threads):
-        logits = value_logits(
-            load_model(candidate.path, device), WindowDataset(window, device), rows, reporter
-        )
+    model, dataset = load_model(candidate.path, device), WindowDataset(window, device)
+    with torch_threads(1):
+        logits = value_logits(model, dataset, rows, reporter, plan.settings.training.threads)
     report = _report(plan, window, rows, logits)
     stages = {stage: report[stage] for stage in ("held_out", "before", "after")}
     metadata: dict[str, Any] = {"inputs": inputs, "model": candidate.digest}

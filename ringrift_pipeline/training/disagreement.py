@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact, Store
     from ringrift_pipeline.training.window import Window
 
-_BATCH = 512
+STOPPED = "hard examples: stopped while scoring; nothing was kept"
 
 
 def panel(store: Store, plan: Plan) -> tuple[list[Artefact], list[Member]]:
@@ -68,27 +68,35 @@ def disagreement(
     from ringrift_pipeline.enhancements.model_ensemble import ModelEnsemble
     from ringrift_pipeline.network import load_model, resolve_device
     from ringrift_pipeline.training.dataset import WindowDataset
+    from ringrift_pipeline.training.forward import scored, scoring_precision
     from ringrift_pipeline.training.threads import torch_threads
 
     device = resolve_device(plan.settings.device)
     ensemble = ModelEnsemble(device=device, value_kind="logits")
     for member in members:
         ensemble.add_model(load_model(member.artefact.path, device), member.weight, member.name)
-    dataset = WindowDataset(window, device)
     training = plan.settings.training
-    order = np.argsort(window.counts[rows], kind="stable")
+
+    def both(batch: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        found = ensemble.predict(batch["features"], batch["legal_mask"])
+        assert found.value_divergence is not None
+        divergences = found.policy_disagreement, found.value_divergence
+        policy, value = (each.double().cpu().numpy() for each in divergences)
+        return policy, value
+
     apart = np.zeros(len(rows))
-    with torch_threads(training.threads):
-        for start in range(0, len(order), _BATCH):
-            reporter.check("hard examples: stopped while scoring; nothing was kept")
-            some = order[start : start + _BATCH]
-            batch = dataset.batch(rows[some])
-            found = ensemble.predict(batch["features"], batch["legal_mask"])
-            assert found.value_divergence is not None
-            policy = found.policy_disagreement.double().cpu().numpy()
-            value = found.value_divergence.double().cpu().numpy()
+    with torch_threads(1):
+        for some, (policy, value) in scored(
+            WindowDataset(window, device),
+            rows,
+            both,
+            training.threads,
+            precision=scoring_precision(plan, device),
+            reporter=reporter,
+            stopped=STOPPED,
+        ):
             searched = window.full_search[rows[some]]
             apart[some] = training.policy_weight * policy * searched + training.value_weight * value
-            reached = done + start + len(some)
-            reporter.report(reached, total, f"{reached}/{total} decisions scored")
+            done += len(some)
+            reporter.report(done, total, f"{done}/{total} decisions scored")
     return apart

@@ -60,14 +60,14 @@ def build_ensemble(
     models = {name: load_model(artefact.path, device) for name, artefact in members.items()}
     training = plan.settings.training
     weights = (training.policy_weight, training.value_weight)
-    with torch_threads(training.threads):
+    with torch_threads(1):
         losses = {}
         for number, (name, model) in enumerate(models.items()):
             losses[name] = held_out_losses(
-                model, dataset, dataset.window.holdout_rows, *weights, reporter
+                model, dataset, dataset.window.holdout_rows, *weights, reporter, training.threads
             )
             reporter.report(number + 1, len(models) + 1, f"{name} measured")
-        together = _together(models, dataset, device, reporter)
+        together = _together(models, dataset, device, reporter, training.threads)
     combined = weights[0] * together["policy_loss_a_row"] + weights[1] * together["value_loss"]
     report = {
         "members": {name: loss.metrics("") for name, loss in losses.items()},
@@ -127,35 +127,42 @@ def _members(store: Store, plan: Plan) -> dict[str, Artefact]:
     return found
 
 
-def _together(models: dict[str, Any], dataset: Any, device: Any, reporter: Reporter) -> Any:
+def _together(
+    models: dict[str, Any], dataset: Any, device: Any, reporter: Reporter, threads: int
+) -> Any:
     """Held-out losses of the ensemble and the disagreement of its members."""
     import torch
 
     from ringrift_pipeline.enhancements.model_ensemble import ModelEnsemble
     from ringrift_pipeline.game import layout
-    from ringrift_pipeline.training.forward import BATCH, by_width
+    from ringrift_pipeline.training.forward import scored
 
     ensemble = ModelEnsemble(device=device, value_kind="logits")
     for name, model in models.items():
         ensemble.add_model(model, name=name)
-    rows = by_width(dataset, dataset.window.holdout_rows)
-    policy_loss, value_loss, brier = (np.zeros(len(rows)) for _ in range(3))
-    policy_apart, value_apart = np.zeros(len(rows)), np.zeros(len(rows))
-    searched = np.zeros(len(rows), np.bool_)
-    for start in range(0, len(rows), BATCH):
-        reporter.check("ensemble: stopped while measuring; nothing was kept")
-        some = slice(start, start + BATCH)
-        batch = dataset.batch(rows[some])
+    rows = dataset.window.holdout_rows
+    columns = np.zeros((6, len(rows)))
+
+    def measured(batch: dict[str, Any]) -> list[Any]:
         prediction = ensemble.predict(batch["features"], batch["legal_mask"])
         target, outcome = batch["policy_targets"], batch["value_targets"]
         log_policy = prediction.policy_log_probs.clamp_min(-1e9)
-        policy_loss[some] = -(target * log_policy).sum(dim=1).cpu().numpy()
         log_value = prediction.value.clamp_min(torch.finfo(torch.float32).tiny).log()
-        value_loss[some] = -(outcome * log_value).sum(dim=1).cpu().numpy()
-        brier[some] = (prediction.value - outcome).square().sum(dim=1).cpu().numpy()
-        policy_apart[some] = prediction.policy_disagreement.cpu().numpy()
-        value_apart[some] = prediction.value_disagreement.cpu().numpy()
-        searched[some] = (target.sum(dim=1) > 0).cpu().numpy()
+        found = (
+            -(target * log_policy).sum(dim=1),
+            -(outcome * log_value).sum(dim=1),
+            (prediction.value - outcome).square().sum(dim=1),
+            prediction.policy_disagreement,
+            prediction.value_disagreement,
+            target.sum(dim=1) > 0,
+        )
+        return [column.cpu().numpy() for column in found]
+
+    stopped = "ensemble: stopped while measuring; nothing was kept"
+    for some, found in scored(dataset, rows, measured, threads, reporter=reporter, stopped=stopped):
+        columns[:, some] = found
+    policy_loss, value_loss, brier, policy_apart, value_apart = columns[:5]
+    searched = columns[5] > 0
     phases = dataset.window.phase[rows]
     return {
         "rows": len(rows),

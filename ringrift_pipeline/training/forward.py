@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.loss_parts import compute_loss_parts
+from ringrift_pipeline.network import resolve_precision
+from ringrift_pipeline.selfplay.plan import Plan
 from ringrift_pipeline.selfplay.stopping import Reporter
 from ringrift_pipeline.training.dataset import WindowDataset
 
 BATCH = 512
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,66 @@ class HeldOut:
         return {f"{prefix}{name}": value for name, value in self.__dict__.items()}
 
 
+def scoring_precision(plan: Plan, device: torch.device) -> str:
+    """Arithmetic for judging training rows: "float32" where training has it, else as selfplay's."""
+    if plan.settings.training.precision == "float32":
+        return "float32"
+    return resolve_precision("auto", device)
+
+
+def scored(
+    dataset: WindowDataset,
+    rows: NDArray[np.int64],
+    score: Callable[[dict[str, Any]], T],
+    threads: int = 1,
+    *,
+    precision: str = "float32",
+    reporter: Reporter | None = None,
+    stopped: str = "stopped",
+) -> Iterator[tuple[NDArray[np.int64], T]]:
+    """``score(batch)`` of all ``rows`` (K,), and which of them (places in ``rows``) each is of.
+
+    Batches hold rows of like width, so that they waste little padding. Without gradients; on the
+    CPU by several threads at once, each with the one thread inside torch that the caller has.
+    With ``precision`` "bfloat16" matrices are multiplied in it.
+
+    Raises
+    ------
+    Interrupted
+        if the reporter is asked to stop, with the text ``stopped``.
+    """
+    order = np.argsort(dataset.window.counts[rows], kind="stable")
+    places = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    device = dataset.device.type
+
+    def run(some: NDArray[np.int64]) -> T:
+        low = precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, low):
+            return score(dataset.batch(rows[some]))
+
+    if device != "cpu" or threads == 1:
+        for some in places:
+            if reporter is not None:
+                reporter.check(stopped)
+            yield some, run(some)
+        return
+    with ThreadPoolExecutor(threads, "scoring", torch.set_num_threads, (1,)) as pool:
+        running: deque[tuple[NDArray[np.int64], Future[T]]] = deque()
+        try:
+            for some in places:
+                if reporter is not None:
+                    reporter.check(stopped)
+                running.append((some, pool.submit(run, some)))
+                if len(running) > threads:
+                    done, result = running.popleft()
+                    yield done, result.result()
+            while running:
+                done, result = running.popleft()
+                yield done, result.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def held_out_losses(
     model: nn.Module,
     dataset: WindowDataset,
@@ -52,41 +120,40 @@ def held_out_losses(
     policy_weight: float,
     value_weight: float,
     reporter: Reporter | None = None,
+    threads: int = 1,
 ) -> HeldOut:
     """Losses of ``model`` on ``rows`` (K,) of the window; its training mode is left alone."""
-    order = by_width(dataset, rows)
     sums = np.zeros(6)
     policy_rows = 0
+
+    def losses(batch: dict[str, Any]) -> tuple[list[float], int]:
+        logits, value = model(batch["features"])
+        target, outcome = batch["policy_targets"], batch["value_targets"]
+        parts = compute_loss_parts(logits, target, value, outcome, legal_mask=batch["legal_mask"])
+        has_policy = target.sum(dim=1) > 0
+        entropy = -torch.xlogy(target, target).sum(dim=1)
+        masked = logits.float().masked_fill(~batch["legal_mask"], -torch.inf)
+        agrees = (masked.argmax(dim=1) == target.argmax(dim=1)) & has_policy
+        brier = (torch.softmax(value.float(), dim=1) - outcome).square().sum(dim=1)
+        found: tuple[Tensor, ...] = (
+            parts.policy,
+            (parts.policy - entropy)[has_policy],
+            agrees,
+            parts.value,
+            brier,
+            outcome.new_ones(len(outcome)),
+        )
+        return [float(part.double().sum()) for part in found], int(has_policy.sum())
+
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for start in range(0, len(order), BATCH):
-                if reporter is not None:
-                    reporter.check("stopped while measuring the held-out loss")
-                batch = dataset.batch(order[start : start + BATCH])
-                logits, value = model(batch["features"])
-                target, outcome = batch["policy_targets"], batch["value_targets"]
-                parts = compute_loss_parts(
-                    logits, target, value, outcome, legal_mask=batch["legal_mask"]
-                )
-                has_policy = target.sum(dim=1) > 0
-                entropy = -torch.xlogy(target, target).sum(dim=1)
-                masked = logits.float().masked_fill(~batch["legal_mask"], -torch.inf)
-                agrees = (masked.argmax(dim=1) == target.argmax(dim=1)) & has_policy
-                brier = (torch.softmax(value.float(), dim=1) - outcome).square().sum(dim=1)
-                sums += [
-                    float(part.double().sum())
-                    for part in (
-                        parts.policy,
-                        (parts.policy - entropy)[has_policy],
-                        agrees,
-                        parts.value,
-                        brier,
-                        outcome.new_ones(len(outcome)),
-                    )
-                ]
-                policy_rows += int(has_policy.sum())
+        stopped = "stopped while measuring the held-out loss"
+        for _, (found, searches) in scored(
+            dataset, rows, losses, threads, reporter=reporter, stopped=stopped
+        ):
+            sums += found
+            policy_rows += searches
     finally:
         model.train(training)
     count = max(sums[5], 1.0)
@@ -108,23 +175,27 @@ def value_logits(
     dataset: WindowDataset,
     rows: NDArray[np.int64],
     reporter: Reporter | None = None,
+    threads: int = 1,
 ) -> NDArray[np.float64]:
     """Value logits (K, players) of the rows, mover first, in their order."""
     players = dataset.window.players
     out = np.zeros((len(rows), players))
-    order = np.argsort(dataset.window.counts[rows], kind="stable")
+
+    def values(batch: dict[str, Any]) -> NDArray[np.float64]:
+        return model(batch["features"])[1][:, :players].double().cpu().numpy()
+
     training = model.training
     model.eval()
+    done = 0
     try:
-        with torch.inference_mode():
-            for start in range(0, len(order), BATCH):
-                if reporter is not None:
-                    reporter.check("stopped while predicting held-out values")
-                some = order[start : start + BATCH]
-                _, value = model(dataset.batch(rows[some])["features"])
-                out[some] = value[:, :players].double().cpu().numpy()
-                if reporter is not None:
-                    reporter.report(start + len(some), len(rows), "held-out values predicted")
+        stopped = "stopped while predicting held-out values"
+        for some, found in scored(
+            dataset, rows, values, threads, reporter=reporter, stopped=stopped
+        ):
+            out[some] = found
+            done += len(some)
+            if reporter is not None:
+                reporter.report(done, len(rows), "held-out values predicted")
     finally:
         model.train(training)
     return out

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.plan import Plan, open_model
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
-from ringrift_pipeline.training.disagreement import disagreement, panel
+from ringrift_pipeline.training.disagreement import STOPPED, disagreement, panel
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.window import Window, build_window, open_window
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 KIND = "hard_examples"
 TABLE = "hard_examples.parquet"
-
-_BATCH = 512
 
 
 def mine_hard_examples(
@@ -173,30 +171,36 @@ def _divergences(
 
     from ringrift_pipeline.network import load_model, resolve_device
     from ringrift_pipeline.training.dataset import WindowDataset
+    from ringrift_pipeline.training.forward import scored, scoring_precision
     from ringrift_pipeline.training.threads import torch_threads
 
     device = resolve_device(plan.settings.device)
     model = load_model(parent.path, device)
-    dataset = WindowDataset(window, device)
-    # Batches of like width waste the least padding.
-    order = np.argsort(window.counts[rows], kind="stable")
+    searched = torch.from_numpy(np.array(window.search_value)).double()
+
+    def apart(batch: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        logits, values = model(batch["features"])
+        log_policy = torch.log_softmax(
+            logits.double().masked_fill(~batch["legal_mask"], -1e9), dim=1
+        )
+        log_value = torch.log_softmax(values.double()[:, : window.players], dim=1)
+        found = searched[batch["indices"].cpu()].to(device)
+        return _kl(batch["policy_targets"].double(), log_policy), _kl(found, log_value)
+
     policy = np.zeros(len(rows))
     value = np.zeros(len(rows))
     done = 0
-    with torch_threads(plan.settings.training.threads), torch.inference_mode():
-        for start in range(0, len(order), _BATCH):
-            reporter.check("hard examples: stopped while scoring; nothing was kept")
-            some = order[start : start + _BATCH]
-            batch = dataset.batch(rows[some])
-            logits, values = model(batch["features"])
-            target = batch["policy_targets"].double()
-            log_policy = torch.log_softmax(
-                logits.double().masked_fill(~batch["legal_mask"], -1e9), dim=1
-            )
-            policy[some] = _kl(target, log_policy)
-            searched = torch.from_numpy(window.search_value[rows[some]]).double().to(device)
-            log_value = torch.log_softmax(values.double()[:, : window.players], dim=1)
-            value[some] = _kl(searched, log_value)
+    with torch_threads(1):
+        for some, (policies, values) in scored(
+            WindowDataset(window, device),
+            rows,
+            apart,
+            plan.settings.training.threads,
+            precision=scoring_precision(plan, device),
+            reporter=reporter,
+            stopped=STOPPED,
+        ):
+            policy[some], value[some] = policies, values
             done += len(some)
             reporter.report(done, total, f"{done}/{total} decisions scored")
     return policy, value

@@ -97,8 +97,7 @@ def _train(
         if existing is not None:
             return existing
     parent, parent_note = parent_model(plan, sources.get("parent"))
-    threads = plan.settings.training.threads
-    with torch_threads(threads), reproducible(plan.seed_for("torch")):
+    with torch_threads(1), reproducible(plan.seed_for("torch")):
         run = TrainingRun(
             plan,
             open_window(sources["window"].path),

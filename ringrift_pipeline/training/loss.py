@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from ringrift_pipeline.enhancements.config_stages import TrainingLoopConfig
 from ringrift_pipeline.enhancements.loss_parts import LossParts, compute_loss_parts
 from ringrift_pipeline.network import RingRiftNetwork
 from ringrift_pipeline.training.game_ends import NO_CLASS
+from ringrift_pipeline.training.parallel_forward import ParallelForward
 
 
 class TrainingLoss:
@@ -34,6 +36,17 @@ class TrainingLoss:
         self._settings = settings
         self._sums = [0.0, 0.0]
         self._steps = 0
+        self._parallel: ParallelForward | None = None
+
+    def on_threads(self, model: nn.Module, threads: int) -> None:
+        """From now on call ``model``, and no other, on parts of a batch at once."""
+        self._parallel = ParallelForward(model, self.forward, threads)
+
+    def forward(self, model: nn.Module, features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Policy and value logits, and what the auxiliary heads say where they are trained."""
+        if self.auxiliary:
+            return cast(RingRiftNetwork, model).forward_with_auxiliary(features)
+        return model(features)
 
     @property
     def auxiliary(self) -> bool:
@@ -43,11 +56,8 @@ class TrainingLoss:
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> LossParts:
         """Losses (B,) of a batch; ValueError as ``compute_loss_parts``."""
         settings = self._settings
-        if self.auxiliary:
-            network = cast(RingRiftNetwork, model)
-            policy, value, *ends = network.forward_with_auxiliary(batch["features"])
-        else:
-            policy, value = model(batch["features"])
+        forward = self._parallel or partial(self.forward, model)
+        policy, value, *ends = forward(batch["features"])
         parts = compute_loss_parts(
             policy,
             batch["policy_targets"],

@@ -145,6 +145,8 @@ class TrainingRun:
         elif parent.auxiliary is None:
             parent.attach_auxiliary()
         self.model = parent.to(self.device).requires_grad_(True).train()
+        if training.threads > 1 and self.device.type == "cpu":
+            self.loss.on_threads(self.model, training.threads)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=settings.effective_learning_rate,
@@ -308,8 +310,9 @@ class TrainingRun:
     def held_out(self, model: torch.nn.Module) -> HeldOut:
         """Losses of a model on the held-out games."""
         training = self.settings.training
+        weights = training.policy_weight, training.value_weight
         return held_out_losses(
-            model, self._judged, self.holdout, training.policy_weight, training.value_weight
+            model, self._judged, self.holdout, *weights, threads=training.threads
         )
 
     def best_model(self) -> RingRiftNetwork:

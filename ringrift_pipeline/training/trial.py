@@ -55,7 +55,7 @@ def train_trial(
     """
     settings = plan.settings.with_overrides(dict(changes))
     trial = Plan.from_dict({**plan.raw, "settings": settings.to_dict(), "seed": seed})
-    with torch_threads(settings.training.threads), reproducible(trial.seed_for("torch")):
+    with torch_threads(1), reproducible(trial.seed_for("torch")):
         run = TrainingRun(
             trial,
             window,

@@ -127,17 +127,3 @@ def test_an_empty_batch_is_evaluated_to_nothing():
         np.zeros(0, dtype=np.int32),
     )
     assert logits.shape == (0, 5) and values.shape == (0, 2)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_cuda_agrees_with_the_cpu(precision):
-    rules = get_rules("square8_2p")
-    p = spread(random_positions("square8_2p"), 16)
-    model = network("square")
-    on_cpu = Evaluator(model, rules, "cpu").evaluate(p.states, p.moves, p.counts)
-    there = Evaluator(model, rules, "cuda", precision=precision)
-    on_gpu = there.evaluate(p.states, p.moves, p.counts)
-    for one, other in zip(on_cpu, on_gpu, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-2, atol=5e-2)

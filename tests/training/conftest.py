@@ -35,6 +35,7 @@ TINY = {
     "training.checkpoint_every": 4,
     "training.holdout_fraction": 0.3,
     "training.threads": 1,
+    "training.precision": "float32",
     "mining.min_samples_before_mining": 64,
     "schedule.warmup_steps": 2,
     "calibration.min_games": 2,

@@ -87,10 +87,10 @@ def test_ensemble_holds_the_newest_models_and_measures_them(trained: Store, seco
             for name in ("counts", "phase"):
                 setattr(self.window, name, getattr(dataset.window, name))
             self.window.holdout_rows = rows[:5]
-            self.batch = dataset.batch
+            self.batch, self.device = dataset.batch, dataset.device
 
     models = {m["name"]: load_model(trained.root / m["path"]) for m in members}
-    few = _together(models, Few(), "cpu", Reporter())
+    few = _together(models, Few(), "cpu", Reporter(), 2)
     assert 5 * (few["policy_loss_a_row"] + few["value_loss"]) == pytest.approx(total, rel=1e-4)
     assert report["ensemble"]["policy_disagreement"] > 0
     assert sum(p["rows"] for p in report["ensemble"]["disagreement_by_phase"].values()) == len(rows)

@@ -16,11 +16,13 @@ from ringrift_pipeline.training import (
     TableError,
     WindowDataset,
     build_window,
+    forward,
     mine_hard_examples,
     open_window,
     read_table,
     score_games,
 )
+from ringrift_pipeline.training.hard_examples import TABLE as HARD
 from ringrift_pipeline.training.quality import game_scores
 from ringrift_pipeline.training.tables import write_table
 
@@ -86,7 +88,7 @@ def test_without_a_model_hardness_is_surprise_against_the_uniform_prior(
 ) -> None:
     artefact = mine_hard_examples(store, first)
     assert mine_hard_examples(store, first) == artefact
-    table = read_table(artefact.file("hard_examples.parquet"), HARD_EXAMPLES)
+    table = read_table(artefact.file(HARD), HARD_EXAMPLES)
     window = open_window(build_window(store, first).path)
     assert set(table["row"].to_list()) == set(window.training_rows.tolist())
     assert set(table["reason"]) == {"uniform_prior_surprise"}
@@ -100,7 +102,7 @@ def test_without_a_model_hardness_is_surprise_against_the_uniform_prior(
 
 def test_hardness_is_the_parents_divergence_and_surprise(store: Store, second: Plan) -> None:
     artefact = mine_hard_examples(store, second)
-    table = read_table(artefact.file("hard_examples.parquet"), HARD_EXAMPLES)
+    table = read_table(artefact.file(HARD), HARD_EXAMPLES)
     window = open_window(build_window(store, second).path)
     own = np.flatnonzero(~window.holdout & (window.generation == 1))
     assert sorted(table["row"].to_list()) == own.tolist()  # none of generation 0, none held out
@@ -124,9 +126,25 @@ def test_hardness_is_the_parents_divergence_and_surprise(store: Store, second: P
         assert row["hardness"] == pytest.approx(total)
 
 
+def test_hardness_in_low_precision_on_two_threads_is_almost_the_same(
+    store: Store, second: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = read_table(mine_hard_examples(store, second).file(HARD), HARD_EXAMPLES)
+    monkeypatch.setattr(forward, "resolve_precision", lambda precision, device: "bfloat16")
+    changed = {"training.precision": "auto", "training.threads": 2}
+    raw = second.settings.with_overrides(changed).to_dict()
+    plan = Plan.from_dict({**second.raw, "settings": raw})
+    low = read_table(mine_hard_examples(store, plan).file(HARD), HARD_EXAMPLES)
+    assert low["row"].to_list() == exact["row"].to_list()
+    for name in ("policy_loss", "value_loss"):
+        one, other = low[name].to_numpy(), exact[name].to_numpy()
+        assert 0 < np.abs(one - other).max() < 0.02
+        assert np.corrcoef(one, other)[0, 1] > 0.999
+
+
 def test_only_the_hardest_are_kept(store: Store, first: Plan) -> None:
     whole = mine_hard_examples(store, first)
-    hardness = read_table(whole.file("hard_examples.parquet"), HARD_EXAMPLES)["hardness"]
+    hardness = read_table(whole.file(HARD), HARD_EXAMPLES)["hardness"]
     small = Store(store.root.parent / "small")
     plan = plan_generation(small, CONFIG, 0, settings(mining__buffer_size=50), NOW)
     for index in range(len(plan.shards)):
@@ -134,7 +152,7 @@ def test_only_the_hardest_are_kept(store: Store, first: Plan) -> None:
         with small.create(CONFIG, 0, kind) as draft:
             source = store.require(CONFIG, 0, kind).file("shard.arrow")
             (draft.path / "shard.arrow").write_bytes(source.read_bytes())
-    table = read_table(mine_hard_examples(small, plan).file("hard_examples.parquet"), HARD_EXAMPLES)
+    table = read_table(mine_hard_examples(small, plan).file(HARD), HARD_EXAMPLES)
     assert table.height == 50
     assert table["hardness"].min() >= hardness.sort(descending=True)[50]
 
