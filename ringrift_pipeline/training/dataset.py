@@ -156,7 +156,10 @@ class WindowDataset:
             yield self.batch(rows[start : start + batch_size])
 
     def _tensor(self, array: NDArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def surprise_weights(window: Window, share: float) -> NDArray[np.float32]:

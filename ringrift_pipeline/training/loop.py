@@ -235,7 +235,7 @@ def _remove_states(store: Store, plan: Plan, keep: Path | None) -> None:
 def _metadata(
     plan: Plan, run: TrainingRun, inputs: dict[str, Any], sources: dict[str, Artefact]
 ) -> dict[str, Any]:
-    losses = run.held_out(run.best_model())
+    losses = run.held_out(run.best_model().to(run.device))
     last: dict[str, Any] = {}
     for record in run.records:
         last |= record
