@@ -53,7 +53,7 @@ PLAIN: dict[str, Any] = {
     "quality.enabled": False,
     "mining.enabled": False,
     "training.threads": 1,
-    "training.precision": "float32",
+    "training.precision": "bfloat16",
     "training.window_games": 100_000,
     "training.early_stopping_patience": 0,
     "training.sample_reuse": 4.0,
@@ -95,7 +95,7 @@ CHOICES: dict[str, dict[str, Any]] = {
         "training.augmentation": True,
         "training.sample_reuse": 8.0,
     },
-    "bfloat16": {"training.precision": "bfloat16"},
+    "float32 (for bfloat16)": {"training.precision": "float32"},
 }
 HELD_OUT = 0.7
 """Share of the games that judge: few are trained on, so that a run is short and repeats them."""
