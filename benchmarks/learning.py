@@ -1,68 +1,72 @@
 """What each choice of the learning buys: the same shards, the same small budget, paired seeds.
 
-Run ``python benchmarks/learning.py [--quick] [--json] [--data DIR] [--seeds N] [--only NAME,…]
-[--fresh]``.
+    python benchmarks/learning.py [--quick] [--json] [--data DIR] [--config square8_2p] [--seeds N]
+        [--steps N] [--only NAME,…] [--fresh] [--workers 0]
+
 One JSON object a choice and measure; a bigger ratio is better, ``target`` 1 is "no worse".
 
-The data are made once (kept in ``--data``): games of the heuristic, a first network trained on
-them, and games that this network plays by search. Every choice then trains that network further on
-a third of the window, with nothing else on, and is judged on the held-out games of the newest
-generation by the search's policy and the games' outcomes. ``--fresh`` trains fresh weights instead.
-A choice is compared with the same seeds without it; the interval (95%) is that of the mean
-difference, over games and over seeds (``evaluation/paired_differences.py``).
+``--data`` names the folder of a loop, whose newest generation is trained once more; without it
+two small generations are played first. As in an ablation, every run starts from the generation's
+parent (``--fresh``: from fresh weights) and reads its window less some games that judge, by the
+search's policy and by the games' outcomes. A run with a choice is compared with that of the same
+seed without; the interval (95%) is that of the mean difference, over games and over seeds
+(``evaluation/paired_differences.py``). Everything that is not under test is off.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime, timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.evaluation.ablation_runs import split_window
 from ringrift_pipeline.evaluation.paired_differences import difference_of_means
+from ringrift_pipeline.game import CONFIGS
 from ringrift_pipeline.network import load_model
 from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
 from ringrift_pipeline.store import Store
-from ringrift_pipeline.training import (
-    Window,
-    WindowDataset,
-    average,
-    build_window,
-    open_window,
-    train,
-)
+from ringrift_pipeline.training import WindowDataset, average, build_window, open_window, train
 from ringrift_pipeline.training.judging import by_game, by_network, row_losses
 from ringrift_pipeline.training.trial import train_trial
 
-CONFIG = "square8_2p"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STEPS, QUICK_STEPS = 800, 20
+ENOUGH = 1e6  # sample reuse that leaves the number of steps to ``training.max_steps``
 
 # Everything under test is off.
 PLAIN: dict[str, Any] = {
-    "device": "cpu",
     "quality.enabled": False,
     "mining.enabled": False,
     "training.threads": 1,
     "training.precision": "bfloat16",
-    "training.window_games": 100_000,
     "training.early_stopping_patience": 0,
-    "training.sample_reuse": 4.0,
+    "training.sample_reuse": ENOUGH,
     "training.augmentation": False,
     "training.surprise_share": 0.0,
     "training.search_value_share": 0.0,
     "training.territory_weight": 0.0,
     "training.margin_weight": 0.0,
+    "finetune.ewc_weight": 0.0,
 }
+# Of the two generations that are played where there is no data.
 SIZES: dict[str, Any] = {
     "selfplay.games": 400,
     "selfplay.games_per_shard": 50,
@@ -81,149 +85,200 @@ QUICK: dict[str, Any] = {
     "search.cheap_simulations": 4,
     "network.blocks": 2,
     "network.channels": 16,
-    "training.max_steps": 20,
 }
-CHOICES: dict[str, dict[str, Any]] = {
-    "symmetries, a random one a row": {"training.augmentation": True},
-    "policy half by surprise": {"training.surprise_share": 0.5},
-    "value 1/2 by search": {"training.search_value_share": 0.5},
-    "territory head, 0.5": {"training.territory_weight": 0.5},
-    "margin head, 0.5": {"training.margin_weight": 0.5},
-    "sample reuse 2 (of 4)": {"training.sample_reuse": 2.0},
-    "sample reuse 8 (of 4)": {"training.sample_reuse": 8.0},
-    "symmetries and sample reuse 8": {
-        "training.augmentation": True,
-        "training.sample_reuse": 8.0,
-    },
-    "float32 (for bfloat16)": {"training.precision": "float32"},
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Settings to change, times the steps, and whether to read the newest generation alone."""
+
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    steps: float = 1.0
+    newest_alone: bool = False
+
+
+TURNED = {"training.augmentation": True}
+CHOICES: dict[str, Choice] = {
+    "symmetries, a random one a row": Choice(TURNED),
+    "newest generation alone": Choice(newest_alone=True),
+    "half the steps": Choice(steps=0.5),
+    "twice the steps": Choice(steps=2.0),
+    "symmetries and twice the steps": Choice(TURNED, steps=2.0),
+    "policy half by surprise": Choice({"training.surprise_share": 0.5}),
+    "value 1/2 by search": Choice({"training.search_value_share": 0.5}),
+    "territory head, 0.5": Choice({"training.territory_weight": 0.5}),
+    "margin head, 0.5": Choice({"training.margin_weight": 0.5}),
+    "float32 (for bfloat16)": Choice({"training.precision": "float32"}),
 }
-HELD_OUT = 0.7
-"""Share of the games that judge: few are trained on, so that a run is short and repeats them."""
+NOTHING = "nothing on"
 MEASURES = ("policy loss", "value log loss")
+SYMMETRIC = "evaluation averaged over symmetries"
 
 
-def prepared(store: Store, sizes: dict[str, Any]) -> Plan:
-    """The plan of generation 1, its games played; what is there already is used."""
-    settings = TrainingConfig().with_overrides({**PLAIN, **sizes, "training.augmentation": True})
-    first = plan_generation(store, CONFIG, 0, settings, NOW)
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    name: str
+    seed: int
+    steps: int
+    symmetric: bool  # judge it averaged over the symmetries, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """(2, G) losses of the games that judge, and the speed."""
+
+    losses: NDArray[np.float64]
+    turned: NDArray[np.float64] | None
+    rows_per_s: float
+
+
+def prepared(store: Store, config: str, sizes: dict[str, Any]) -> None:
+    """Two small generations: the heuristic's games, a network trained on them, its own games."""
+    settings = TrainingConfig().with_overrides(
+        {**PLAIN, **TURNED, **sizes, "training.sample_reuse": 4.0, "device": "cpu"}
+    )
+    first = plan_generation(store, config, 0, settings, NOW)
     play_shards(store, first)
     train(store, first)
     candidate = average(store, first)
-    store.promote(CONFIG, 0, candidate, {"benchmark": True})
-    second = plan_generation(store, CONFIG, 1, settings, NOW + timedelta(hours=1))
-    play_shards(store, second)
-    plan = load_plan(store, CONFIG, 1)
-    judging = plan.settings.with_overrides({"training.holdout_fraction": HELD_OUT})
-    return Plan.from_dict({**plan.raw, "settings": judging.to_dict()})
+    store.promote(config, 0, candidate, {"benchmark": True})
+    play_shards(store, plan_generation(store, config, 1, settings, NOW + timedelta(hours=1)))
 
 
-def trained(
-    plan: Plan, window: Window, parent: Path | None, changes: dict[str, Any], seed: int
-) -> Any:
-    """(best averaged network, seconds of processor time, rows trained on)."""
-    began = time.process_time()
-    run = train_trial(
-        plan,
-        window,
-        {**PLAIN, **changes},
-        seed,
-        parent=None if parent is None else load_model(parent),
-        validation=window.holdout_rows[seed::8],  # chooses the best of a run's averages
-    )
-    return run.best_model(), time.process_time() - began, run.samples
+def newest(store: Store, config: str) -> Plan:
+    """The plan of the newest generation that was played to its end."""
+    for generation in sorted(store.generations(config), reverse=True):
+        plan = load_plan(store, config, generation)
+        kinds = (f"selfplay-shard-{index:04d}" for index in range(len(plan.shards)))
+        if all(store.current(config, generation, kind) is not None for kind in kinds):
+            return plan
+    raise SystemExit(f"{store.root} has no generation of {config} that was played to its end")
 
 
-def judged(
-    model: torch.nn.Module, dataset: WindowDataset, rows: NDArray[np.int64], symmetries: int = 1
-) -> NDArray[np.float64]:
-    """(2, G) mean policy loss and value log loss of each game's rows."""
-    losses = row_losses(by_network(model), dataset, rows, symmetries)
-    games = dataset.window.game[rows]
-    return np.stack([by_game(losses.policy, games), by_game(losses.value, games)])
-
-
-def claims(
-    store: Store, quick: bool, seeds: int, only: list[str], fresh: bool, say: Any
-) -> Iterator[dict[str, Any]]:
-    sizes = SIZES | (QUICK if quick else {})
-    began = time.monotonic()
-    plan = prepared(store, sizes)
+def work(root: Path, config: str, fresh: bool, job: Job) -> Result:
+    """Train and judge one run, in one thread."""
+    torch.set_num_threads(1)
+    store = Store(root)
+    plan = newest(store, config)
     window = open_window(build_window(store, plan).path)
-    assert plan.parent is not None
-    parent = None if fresh else store.root / plan.parent["path"]
-    dataset = WindowDataset(window)
-    rows = np.flatnonzero(window.holdout & (window.generation == 1))
-    say(
-        f"data: {len(window.training_rows):,} rows to train on, {len(rows):,} of "
-        f"{len(np.unique(window.game[rows]))} held-out games, {time.monotonic() - began:.0f} s"
+    split = split_window(window, plan)
+    choice = CHOICES.get(job.name, Choice())
+    trained_on = split.window
+    if choice.newest_alone:
+        older = trained_on.generation < plan.generation
+        trained_on = dataclasses.replace(trained_on, holdout=trained_on.holdout | older)
+    parent = None if fresh or plan.parent is None else load_model(store.root / plan.parent["path"])
+    began = time.process_time()
+    steps = max(1, round(choice.steps * job.steps))
+    changes = {**PLAIN, **choice.changes, "training.max_steps": steps}
+    run = train_trial(
+        plan, trained_on, changes, job.seed, parent=parent, validation=split.validation
     )
-    shrunk = {"training.max_steps": QUICK["training.max_steps"]} if quick else {}
+    rate = run.samples / (time.process_time() - began)
+    model, dataset = run.best_model(), WindowDataset(split.window)
+    games = window.game[split.judges]
 
-    def measured(name: str, changes: dict[str, Any]) -> tuple[NDArray, float]:
-        results, spent, samples = [], 0.0, 0
-        for seed in range(seeds):
-            model, seconds, seen = trained(plan, window, parent, {**shrunk, **changes}, seed)
-            results.append(judged(model, dataset, rows))
-            spent, samples = spent + seconds, samples + seen
-            last.append(model)
-        say(f"{name}: {spent / seeds:.0f} s a run, {samples / spent:.0f} rows/s")
-        return np.stack(results, axis=1), samples / spent  # (2, seeds, games)
+    def judged(symmetries: int) -> NDArray[np.float64]:
+        losses = row_losses(by_network(model), dataset, split.judges, symmetries)
+        return np.stack([by_game(losses.policy, games), by_game(losses.value, games)])
 
-    last: list[Any] = []
-    base, speed = measured("nothing on", {})
-    plain_models = list(last)
+    turned = judged(dataset.symmetries) if job.symmetric else None
+    return Result(judged(1), turned, rate)
 
-    def compared(name: str, ours: NDArray, rate: float) -> Iterator[dict[str, Any]]:
-        for number, measure in enumerate(MEASURES):
-            difference = difference_of_means(ours[number], base[number])
-            low, high = difference.interval()
-            reference, value = float(np.nanmean(base[number])), float(np.nanmean(ours[number]))
-            verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
-            yield {
-                "claim": f"{name}: held-out {measure}",
-                "value": round(value, 4),
-                "unit": "nats",
-                "reference": round(reference, 4),
-                "ratio": round(reference / value, 4),
-                "target": 1.0,
-                "difference": round(difference.mean, 4),
-                "interval": [round(low, 4), round(high, 4)],
-                "verdict": verdict,
-                "speed": round(rate / speed, 2),
-            }
 
-    for name, changes in CHOICES.items():
-        if any(part in name for part in only):
-            yield from compared(name, *measured(name, changes))
-    if any(part in "evaluation" for part in only):
-        turned = [judged(model, dataset, rows, 8) for model in plain_models]
-        yield from compared(
-            "evaluation averaged over 8 symmetries", np.stack(turned, axis=1), speed / 8
-        )
+def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict[str, Any]]:
+    config, seeds = arguments.config, 2 if arguments.quick else arguments.seeds
+    store = Store(root)
+    if not store.generations(config):
+        prepared(store, config, SIZES | (QUICK if arguments.quick else {}))
+    plan = newest(store, config)
+    build_window(store, plan)
+    steps = arguments.steps or (QUICK_STEPS if arguments.quick else STEPS)
+    wanted = [name for name in CHOICES if any(part in name for part in arguments.only)]
+    symmetric = any(part in SYMMETRIC for part in arguments.only)
+    jobs = [
+        Job(name, seed, steps, symmetric and name == NOTHING)
+        for name in (NOTHING, *wanted)
+        for seed in range(seeds)
+    ]
+    say(f"{config} generation {plan.generation:04d}: {len(jobs)} runs of {steps} steps")
+    results: dict[Job, Result] = {}
+    workers = arguments.workers or os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        running = {pool.submit(work, root, config, arguments.fresh, job): job for job in jobs}
+        for done in as_completed(running):
+            job = running[done]
+            results[job] = done.result()
+            say(
+                f"{len(results)}/{len(jobs)}: {job.name}, seed {job.seed}, "
+                f"{results[job].rows_per_s:.0f} rows/s"
+            )
+
+    def losses(name: str) -> NDArray[np.float64]:
+        return np.stack([results[job].losses for job in jobs if job.name == name], axis=1)
+
+    def speed(name: str) -> float:
+        return float(np.mean([results[job].rows_per_s for job in jobs if job.name == name]))
+
+    base = losses(NOTHING)  # (2, seeds, games)
+    for name in wanted:
+        yield from compared(name, losses(name), base, speed(name) / speed(NOTHING))
+    if symmetric:
+        turned = [results[job].turned for job in jobs if job.name == NOTHING]
+        yield from compared(SYMMETRIC, np.stack([t for t in turned if t is not None], 1), base)
+
+
+def compared(
+    name: str, ours: NDArray[np.float64], base: NDArray[np.float64], speed: float | None = None
+) -> Iterator[dict[str, Any]]:
+    """A claim for each measure; arrays are (2, seeds, games)."""
+    for number, measure in enumerate(MEASURES):
+        difference = difference_of_means(ours[number], base[number])
+        low, high = difference.interval()
+        reference, value = float(np.nanmean(base[number])), float(np.nanmean(ours[number]))
+        verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
+        made = {
+            "claim": f"{name}: held-out {measure}",
+            "value": round(value, 4),
+            "unit": "nats",
+            "reference": round(reference, 4),
+            "ratio": round(reference / value, 4),
+            "target": 1.0,
+            "difference": round(difference.mean, 4),
+            "interval": [round(low, 4), round(high, 4)],
+            "verdict": verdict,
+        }
+        yield made if speed is None else made | {"speed": round(speed, 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="40 games, 20 steps, 2 seeds")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, 2 seeds")
     parser.add_argument("--json", action="store_true", help="only the JSON lines")
-    parser.add_argument("--data", type=Path, help="where the games are kept; default: nowhere")
+    parser.add_argument("--data", type=Path, help="folder of a loop; default: games made for this")
+    parser.add_argument("--config", choices=CONFIGS, default="square8_2p")
     parser.add_argument("--seeds", type=int, default=3, help="paired seeds of each choice")
-    parser.add_argument("--only", default="", help="only choices whose names contain one of these")
+    parser.add_argument("--steps", type=int, help=f"optimizer steps a run (default {STEPS})")
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=[""],
+        help="only choices whose names contain one of these",
+    )
     parser.add_argument("--fresh", action="store_true", help="from fresh weights")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 means one a core")
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("--seeds must be at least 2: one seed tells nothing of how seeds differ")
-    torch.set_num_threads(1)
 
     def say(text: str) -> None:
         if not arguments.json:
             print(text, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:
-        store = Store(arguments.data or Path(scratch) / "data")
-        only = arguments.only.split(",")
-        seeds = 2 if arguments.quick else arguments.seeds
-        for claim in claims(store, arguments.quick, seeds, only, arguments.fresh, say):
+        for claim in claims(arguments, arguments.data or Path(scratch) / "data", say):
             print(json.dumps(claim), flush=True)
 
 
