@@ -230,7 +230,7 @@ def draw_differences(path: Path, frame: pl.DataFrame, config: str, confidence: f
             axes.axhline(place - 0.5, color="#d0d7de", linewidth=0.6, zorder=0)
         axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=8)
-        axes.ticklabel_format(axis="x", scilimits=(-3, 3))
+        axes.ticklabel_format(axis="x", scilimits=(-4, 4))
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("better   < 0 <   worse", fontsize=8)
     panels[0].set_yticks(
