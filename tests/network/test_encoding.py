@@ -119,7 +119,13 @@ def rotated(rules, state, shift):
     for field in (layout.PLAYER, layout.LPS_ANCHOR, layout.LPS_HOLDER, layout.LAST_MOVER):
         if state[field] >= 0:
             out[field] = rename(state[field])
-    for base in (layout.HAND, layout.ELIMINATED, layout.ON_BOARD, layout.TERRITORY_COUNT):
+    counts = (layout.MARKER, layout.COLLAPSED, layout.STACK)
+    for base in (
+        layout.HAND,
+        layout.ELIMINATED,
+        layout.ON_BOARD,
+        *(layout.COUNT + content for content in counts),
+    ):
         for seat in range(players):
             out[base + rename(seat)] = state[base + seat]
     acted = int(state[layout.LPS_ACTED])
