@@ -128,6 +128,7 @@ class SearchPool:
         self._row_key = np.empty(rows, dtype=np.uint64)
         # Room for any legal sets; what is never written never becomes resident.
         self._row_moves = np.empty(rows * rules.max_moves, dtype=np.int64)
+        self._batch_moves = np.zeros(rows * rules.max_moves, dtype=np.int64)
         self._row_states = np.empty((rows, rules.state_size), dtype=np.int64)
         self._finished = np.empty(slots, dtype=np.int64)
         self._marks = np.zeros(rounds.MARKS, dtype=np.int64)
@@ -175,9 +176,7 @@ class SearchPool:
         is not finite; the searches of the pool are then of no use.
         """
         t, marks, settings, cache = self._tree, self._marks, self.settings, self._cache
-        remembered = (
-            cache.keys, cache.starts, cache.counts, cache.values, cache.ring, cache.head,
-        )  # fmt: skip
+        remembered = (cache.table, cache.ring, cache.head)
         rounds.gather(
             self.rules.constants, self.max_batch, self._slots, self._moves, self._child,
             self._candidates, self._logits, self._noise, self._widths,
@@ -185,18 +184,15 @@ class SearchPool:
             self._seeds, settings.gumbel_scale, cache.seen, *remembered,
             self._buffer, self._keys, self._order, self._old, self._task_leaf,
             self._row_node, self._row_slot, self._row_count, self._row_key, self._row_moves,
-            self._finished, marks,
+            self._row_states, self._batch_moves, self._finished, marks,
         )  # fmt: skip
         rows = self.last_batch = int(marks[rounds.ROWS])
         if rows:
             t.reserve_edges(int(marks[rounds.ROOM]))
             counts = self._row_count[:rows]
-            moves = np.empty((rows, int(counts.max())), dtype=np.int64)
-            states = self._row_states[:rows]
-            rounds.spread_rows(
-                rows, self._row_moves, counts, self._row_node, t.states, moves, states
-            )
-            logits, values = self._evaluate(states, moves, counts)
+            widest = int(marks[rounds.WIDEST])
+            moves = self._batch_moves[: rows * widest].reshape(rows, widest)
+            logits, values = self._evaluate(self._row_states[:rows], moves, counts)
             if not rounds.absorb(
                 self._row_node, self._row_slot, counts, self._row_key, moves, logits, values,
                 self._seeds, settings.gumbel_scale, *remembered, self._slots,
@@ -280,10 +276,17 @@ class SearchPool:
 def _cache_for(rules: Rules, evaluator: Evaluator, positions: int) -> EvaluationCache:
     """A cache for at least twice ``positions``; none where the evaluator looks at everything."""
     unseen = getattr(evaluator, "unseen", ())
-    words = layout.HEADER + rules.padded  # behind them are masks that repeat the cells
-    seen = np.setdiff1d(np.arange(words), np.asarray(unseen, dtype=np.int64))
+    # Counts and masks repeat the cells.
+    words = np.concatenate(
+        [
+            np.arange(layout.ON_BOARD),
+            np.arange(layout.LOST_TURN, layout.COUNT),
+            layout.HEADER + np.asarray(rules.cells),
+        ]
+    )
+    seen = np.setdiff1d(words, np.asarray(unseen, dtype=np.int64))
     entries = 1 << min(16, (2 * positions).bit_length()) if positions and len(unseen) else 0
-    return EvaluationCache(entries, seen, rules.players)
+    return EvaluationCache(entries, seen)
 
 
 def checked_settings(settings: Any) -> SearchSettings:
