@@ -130,8 +130,7 @@ def play_sets(
             played = np.ascontiguousarray(states[rows])
             chosen = np.asarray(players[name].choose_batch(played, fresh), dtype=np.int64)
             _check_moves(rules, played, chosen, name)
-            stepping.apply_moves(rules.constants, played, chosen)
-            states[rows] = played
+            stepping.apply_moves(rules.constants, states, rows, chosen)
             decisions[rows] += 1
     shares = np.zeros((games, seats))
     for game in range(games):

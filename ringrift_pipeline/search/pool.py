@@ -154,12 +154,13 @@ class SearchPool:
         legal move needs no search: its result may be taken at once, and :meth:`step` never names
         it. Raises :class:`SearchError` where the game is over.
         """
-        sims = np.require(np.broadcast_to(sims, which.shape), np.int64, ("C", "W"))
+        budgets = np.empty(len(which), dtype=np.int64)
+        budgets[:] = sims
         self._seeds[which] = seeds
         at = 0
         while True:
             at, needed = fields.open_slots(
-                self.rules.constants, which, at, states, sims, self.settings.max_considered,
+                self.rules.constants, which, at, states, budgets, self.settings.max_considered,
                 self._buffer, self._slots, self._moves, self._child, self._widths,
                 self._tree.states, self._tree.nodes,
             )  # fmt: skip
@@ -205,11 +206,10 @@ class SearchPool:
     def take(self, which: np.ndarray, evaluations: int = 0) -> SearchResult:
         """Results of the finished searches in the slots ``which`` (N,) int64, now idle."""
         games, players, t = len(which), self.rules.players, self._tree
-        counts = self._slots[which, fields.COUNT].astype(np.int32)
-        widest = int(counts.max(initial=0))
+        widest = fields.widest(which, self._slots)
         result = SearchResult(
             moves=np.zeros((games, widest), dtype=np.int64),
-            counts=counts,
+            counts=np.empty(games, dtype=np.int32),
             policy=np.zeros((games, widest), dtype=np.float32),
             prior=np.zeros((games, widest), dtype=np.float32),
             visits=np.zeros((games, widest), dtype=np.int32),
@@ -223,10 +223,10 @@ class SearchPool:
         fields.take(
             which, self._slots, self._moves, self._child, self._candidates, self._logits,
             self._noise, t.nodes, t.values, self.settings.c_visit, self.settings.c_scale,
-            self._keys, result.moves, result.policy, result.prior, result.visits,
-            result.root_value, result.search_value, result.selected_index, result.surprise,
+            self._keys, result.moves, result.counts, result.policy, result.prior, result.visits,
+            result.root_value, result.search_value, result.selected, result.selected_index,
+            result.surprise,
         )  # fmt: skip
-        result.selected[:] = result.moves[np.arange(games), result.selected_index]
         return result
 
     def _evaluate(
@@ -250,17 +250,15 @@ class SearchPool:
         self, states: np.ndarray, moves: np.ndarray, counts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         logits, values = self.evaluator.evaluate(states, moves, counts)
-        expected = (len(states), self.rules.players)
-        if np.shape(logits) != moves.shape or np.shape(values) != expected:
+        logits = np.ascontiguousarray(logits, dtype=np.float32)
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        if logits.shape != moves.shape or values.shape != (len(states), self.rules.players):
             raise EvaluationError(
-                f"the evaluator returned shapes {np.shape(logits)} and {np.shape(values)} for "
+                f"the evaluator returned shapes {logits.shape} and {values.shape} for "
                 f"{len(states)} positions with {moves.shape[1]} moves and "
                 f"{self.rules.players} players"
             )
-        return (
-            np.ascontiguousarray(logits, dtype=np.float32),
-            np.ascontiguousarray(values, dtype=np.float32),
-        )
+        return logits, values
 
     def _widen(self, needed: int) -> None:
         """Make the roots' rows at least ``needed`` moves wide; what they hold stays."""

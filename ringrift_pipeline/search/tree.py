@@ -138,18 +138,21 @@ def rank_best(keys: np.ndarray, count: int, keep: int, order: np.ndarray) -> Non
 def best_few(keys: np.ndarray, count: int, keep: int, order: np.ndarray) -> None:
     """:func:`rank_best` for a small ``keep``, by insertion: nothing is said of the others."""
     filled = 0
+    least = keys[0]  # of those in order, once it is full
     for i in range(count):
+        key = keys[i]
         if filled == keep:
-            if not keys[i] > keys[order[keep - 1]]:
+            if not key > least:
                 continue
             at = keep - 1
         else:
             at = filled
             filled += 1
-        while at > 0 and keys[i] > keys[order[at - 1]]:
+        while at > 0 and key > keys[order[at - 1]]:
             order[at] = order[at - 1]
             at -= 1
         order[at] = i
+        least = keys[order[filled - 1]]
 
 
 # For kernels: inlined before it is compiled, so that a caller links and optimises the rules only

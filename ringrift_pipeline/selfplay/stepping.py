@@ -44,10 +44,10 @@ def advance_games(b, states, live, max_plies, moves, counts):
 
 
 @kernel
-def apply_moves(b, states, chosen):
-    """Play ``chosen`` (G,) int64 in ``states`` (G, S), in place."""
-    for game in range(states.shape[0]):
-        kernels.apply_move(b, states[game], chosen[game])
+def apply_moves(b, states, rows, chosen):
+    """Play ``chosen`` (N,) int64 in the ``rows`` (N,) of ``states`` (G, S), in place."""
+    for i in range(rows.size):
+        kernels.apply_move(b, states[rows[i]], chosen[i])
 
 
 @kernel
