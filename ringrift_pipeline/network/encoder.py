@@ -69,10 +69,12 @@ class Encoder:
         states: npt.NDArray[np.int64],
         moves: npt.NDArray[np.int64],
         counts: npt.NDArray[np.int32],
+        rows: int = 0,
     ) -> dict[str, npt.NDArray[Any]]:
         """As :func:`encode_states`, but the arrays are overwritten by the next call.
 
-        ``planes`` is a view with the planes last in memory.
+        ``planes`` is a view with the planes last in memory. ``planes`` and ``globals`` have at
+        least ``rows`` rows, zero beyond the batch.
         """
         states = np.ascontiguousarray(states, dtype=np.int64)
         moves = np.ascontiguousarray(moves, dtype=np.int64)
@@ -80,9 +82,10 @@ class Encoder:
         self._check(states, moves, counts)
         batch, width = moves.shape
         size = int(self.rules.size)
-        self._reserve(batch, width)
-        planes = self._planes[:batch]
-        globals_ = self._globals[:batch]
+        rows = max(batch, rows)
+        self._reserve(rows, width)
+        planes, globals_ = self._planes[:rows], self._globals[:rows]
+        planes[batch:], globals_[batch:] = 0, 0.0
         kinds = self._kinds[: batch * width].reshape(batch, width)
         cells = self._move_cells[: batch * width * CELLS_PER_MOVE].reshape(batch, width, -1)
         ranks = self._ranks[: batch * width].reshape(batch, width)
@@ -112,7 +115,7 @@ class Encoder:
                 raise ValueError(f"state {wrong} of the batch is over: it has no player to move")
             raise ValueError(f"counts must lie in 0..{width}, the width of moves")
         return {
-            "planes": planes.reshape(batch, size, size, NUM_PLANES).transpose(0, 3, 1, 2),
+            "planes": planes.reshape(rows, size, size, NUM_PLANES).transpose(0, 3, 1, 2),
             "globals": globals_,
             "move_kind": kinds,
             "move_cells": cells,
