@@ -113,7 +113,8 @@ def play_sets(
     counts = np.zeros(games, np.int64)
     buffer = np.zeros(rules.max_moves, np.int64)
     while True:
-        stepping.advance_games(rules.constants, states, live, 0, buffer, counts)
+        rows = np.flatnonzero(live)
+        stepping.advance_games(rules.constants, states, rows, 0, buffer, counts)
         live &= counts > 0
         finished = games - int(live.sum())
         reporter.report(finished, games, f"{finished}/{games} games")

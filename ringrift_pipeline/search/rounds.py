@@ -269,9 +269,10 @@ def gather(
             if rows > 0 and rows + width > limit:
                 full = True
                 break
+            actions, children, in_order = moves[slot], child[slot], candidates[slot]
             plan_round(
                 root, slots[slot, COUNT], slots[slot, OPENED], slots[slot, LEFT], width,
-                candidates[slot], logits[slot], noise[slot], child[slot], nodes, values,
+                in_order, logits[slot], noise[slot], children, nodes, values,
                 c_visit, c_scale, keys, order, old,
             )  # fmt: skip
             slots[slot, LEFT] = width
@@ -283,7 +284,7 @@ def gather(
                 # No path leads on from a leaf of the last round: the batch alone needs it.
                 state = row_states[rows] if last else states[free]
                 leaf, count = _visit(
-                    b, root, free, candidates[slot, i], moves[slot], child[slot],
+                    b, root, free, in_order[i], actions, children,
                     states, state, nodes, values, edges, priors, c_visit, c_scale, buffer,
                 )  # fmt: skip
                 task_leaf[tasks + i] = leaf

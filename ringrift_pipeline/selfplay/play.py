@@ -233,24 +233,22 @@ class _Table:
 
         Games that end make place for the next ones.
         """
-        moving = np.zeros(self.size, np.bool_)
-        moving[slots] = True
-        while moving.any():
-            stepping.advance_games(
-                self.shard.rules.constants,
-                self.states,
-                moving,
-                self.settings.selfplay.max_plies,
-                self._moves,
-                self._counts,
-            )
-            ended = np.flatnonzero(moving & (self._counts <= 0))
-            moving[:] = False
+        moving = slots
+        while stepping.advance_games(
+            self.shard.rules.constants,
+            self.states,
+            moving,
+            self.settings.selfplay.max_plies,
+            self._moves,
+            self._counts,
+        ):
+            ended = np.sort(moving[self._counts[moving] <= 0])
+            moving = ended[: max(0, self.shard.games - self._started)]
             for slot in map(int, ended):
                 cut = bool(self._counts[slot] == stepping.CUT)
                 self.shard.finish(int(self._game[slot]), self.states[slot], cut)
-                self.live[slot] = moving[slot] = self._started < self.shard.games
-                if moving[slot]:
+                self.live[slot] = self._started < self.shard.games
+                if self.live[slot]:
                     self.shard.fresh_state(self.states[slot])
                     self._game[slot], self._decisions[slot] = self._started, 0
                     self._started += 1
