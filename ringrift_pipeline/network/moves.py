@@ -18,6 +18,8 @@ from ringrift_pipeline.game.compile import kernel
 from ringrift_pipeline.game.layout import move_a, move_c, move_d, move_kind
 
 CELLS_PER_MOVE = 3
+#: Length of the vectors that the policy head sums over the cells of a move.
+INTERACTION_CHANNELS = 16
 
 PLACE_TWO = layout.NUM_KINDS  # a placement of two rings
 PLACE_THREE = layout.NUM_KINDS + 1
