@@ -113,7 +113,8 @@ def play_sets(
     counts = np.zeros(games, np.int64)
     buffer = np.zeros(rules.max_moves, np.int64)
     while True:
-        stepping.advance_games(rules.constants, states, live, 0, buffer, counts)
+        rows = np.flatnonzero(live)
+        stepping.advance_games(rules.constants, states, rows, 0, buffer, counts)
         live &= counts > 0
         finished = games - int(live.sum())
         reporter.report(finished, games, f"{finished}/{games} games")
@@ -130,8 +131,7 @@ def play_sets(
             played = np.ascontiguousarray(states[rows])
             chosen = np.asarray(players[name].choose_batch(played, fresh), dtype=np.int64)
             _check_moves(rules, played, chosen, name)
-            stepping.apply_moves(rules.constants, played, chosen)
-            states[rows] = played
+            stepping.apply_moves(rules.constants, states, rows, chosen)
             decisions[rows] += 1
     shares = np.zeros((games, seats))
     for game in range(games):

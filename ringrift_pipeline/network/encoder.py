@@ -8,8 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ringrift_pipeline.game import layout
-from ringrift_pipeline.network.encoding import NUM_GLOBALS, NUM_PLANES, encode_batch
-from ringrift_pipeline.network.moves import CELL_ROLES, CELLS_PER_MOVE, MOST_MOVES, new_table
+from ringrift_pipeline.network.encoding import (
+    NUM_GLOBALS,
+    NUM_PLANES,
+    ON_BOARD,
+    content_planes,
+    encode_batch,
+)
+from ringrift_pipeline.network.moves import CELL_ROLES, CELLS_PER_MOVE
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Rules
@@ -35,8 +41,10 @@ class Encoder:
         self._cells = np.ascontiguousarray(rules.cells, dtype=np.int32)
         self._cell_of = _cell_of(rules)
         area = rules.size * rules.size
-        self._table = new_table()
-        self._stamp = 0
+        self._content_plane = content_planes(rules.players)
+        board = np.zeros((area, NUM_PLANES), dtype=np.uint8)
+        board[self._cell_of >= 0, ON_BOARD] = 1
+        self._board = board.reshape(-1)
         self._seen = np.empty(area, dtype=np.uint8)
         self._queue = np.empty(area, dtype=np.int64)
         self._rows = 0
@@ -47,7 +55,7 @@ class Encoder:
         if batch > self._rows:
             self._rows = batch
             area = self.rules.size * self.rules.size
-            self._planes = np.empty((batch, area, NUM_PLANES), dtype=np.uint8)
+            self._planes = np.empty((batch, area * NUM_PLANES), dtype=np.uint8)
             self._globals = np.empty((batch, NUM_GLOBALS), dtype=np.float32)
         if self._rows * width > self._width:
             self._width = self._rows * width
@@ -61,10 +69,12 @@ class Encoder:
         states: npt.NDArray[np.int64],
         moves: npt.NDArray[np.int64],
         counts: npt.NDArray[np.int32],
+        rows: int = 0,
     ) -> dict[str, npt.NDArray[Any]]:
         """As :func:`encode_states`, but the arrays are overwritten by the next call.
 
-        ``planes`` is a view with the planes last in memory.
+        ``planes`` is a view with the planes last in memory. ``planes`` and ``globals`` have at
+        least ``rows`` rows, zero beyond the batch.
         """
         states = np.ascontiguousarray(states, dtype=np.int64)
         moves = np.ascontiguousarray(moves, dtype=np.int64)
@@ -72,16 +82,15 @@ class Encoder:
         self._check(states, moves, counts)
         batch, width = moves.shape
         size = int(self.rules.size)
-        self._reserve(batch, width)
-        planes = self._planes[:batch].transpose(0, 2, 1)
-        globals_ = self._globals[:batch]
-        self._planes[:batch] = 0
-        globals_[:] = 0.0
+        rows = max(batch, rows)
+        self._reserve(rows, width)
+        planes, globals_ = self._planes[:rows], self._globals[:rows]
+        planes[batch:], globals_[batch:] = 0, 0.0
         kinds = self._kinds[: batch * width].reshape(batch, width)
         cells = self._move_cells[: batch * width * CELLS_PER_MOVE].reshape(batch, width, -1)
         ranks = self._ranks[: batch * width].reshape(batch, width)
         legal = self._legal[: batch * width].reshape(batch, width)
-        encode_batch(
+        wrong = encode_batch(
             self.rules.constants,
             states,
             moves,
@@ -89,9 +98,9 @@ class Encoder:
             self._plane_of,
             self._cell_of,
             self._cells,
+            self._content_plane,
             CELL_ROLES,
-            *self._table,
-            self._stamp,
+            self._board,
             self._seen,
             self._queue,
             planes,
@@ -101,9 +110,12 @@ class Encoder:
             ranks,
             legal,
         )
-        self._stamp += batch
+        if wrong >= 0:
+            if states[wrong, layout.PLAYER] < 0:
+                raise ValueError(f"state {wrong} of the batch is over: it has no player to move")
+            raise ValueError(f"counts must lie in 0..{width}, the width of moves")
         return {
-            "planes": planes.reshape(batch, NUM_PLANES, size, size),
+            "planes": planes.reshape(rows, size, size, NUM_PLANES).transpose(0, 3, 1, 2),
             "globals": globals_,
             "move_kind": kinds,
             "move_cells": cells,
@@ -129,14 +141,6 @@ class Encoder:
                 f"moves must be (B, L) and counts (B,) with B={batch}, "
                 f"got {moves.shape} and {counts.shape}"
             )
-        width = moves.shape[1]
-        if batch and (int(counts.max()) > width or int(counts.min()) < 0):
-            raise ValueError(f"counts must lie in 0..{width}, the width of moves")
-        if batch and int(counts.max()) > MOST_MOVES:
-            raise ValueError(f"at most {MOST_MOVES} moves a state can be described")
-        over = np.flatnonzero(states[:, layout.PLAYER] < 0)
-        if over.size:
-            raise ValueError(f"state {int(over[0])} of the batch is over: it has no player to move")
 
 
 def encode_states(

@@ -11,6 +11,7 @@ is applied inside the network. Globals (F,) are ``float32`` fractions.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from ringrift_pipeline.game import layout
 from ringrift_pipeline.game.compile import kernel
@@ -107,69 +108,84 @@ assert len(GLOBAL_NAMES) == NUM_GLOBALS
 _LPS_ROUNDS_TO_WIN = 3.0
 
 
+def content_planes(players: int) -> npt.NDArray[np.int64]:
+    """(players, 16) plane that each player to move sees each content of a cell on."""
+    out = np.full((players, 16), ON_BOARD, dtype=np.int64)
+    for mover in range(players):
+        for seat in range(players):
+            relative = (seat - mover) % players
+            out[mover, layout.MARKER + seat] = MARKER_OF + relative
+            out[mover, layout.COLLAPSED + seat] = COLLAPSED_OF + relative
+            out[mover, layout.STACK + seat] = STACK_OF + relative
+    return out
+
+
 @kernel
 def _encode_row(  # type: ignore[no-untyped-def]
-    b, state, count, plane_of, cell_list, roles, kinds, cells, planes, globals_
+    b,
+    state,
+    count,
+    plane_of,
+    cell_list,
+    content_plane,
+    roles,
+    queue,
+    kinds,
+    cells,
+    planes,
+    globals_,
 ):
-    """Encode one state whose moves are described already; the outputs must be zero on entry.
+    """Encode one state whose moves are described already.
 
-    ``planes`` (C, N*N) uint8, ``globals_`` (F,) float32.
+    ``content_plane`` (players, 16) int64 is the plane of each content of a cell for each player
+    to move (:func:`content_planes`); ``queue`` (N*N,) int64 is scratch.
+    ``planes`` (N*N*C,) uint8, cell by cell, are those of an empty board on entry; all of
+    ``globals_`` (F,) float32 is written.
     """
     mover = state[layout.PLAYER]
     players = b[layout.B_PLAYERS]
     num_cells = b[layout.B_NUM_CELLS]
     rings = np.float32(b[layout.B_RINGS])
+    globals_[:] = 0.0
     base = G_SEATS
+    stacks = 0
     for i in range(cell_list.shape[0]):
         cell = cell_list[i]
-        place = plane_of[cell]
-        planes[ON_BOARD, place] = 1
-        code = state[layout.HEADER + cell]
-        content = code & 15
-        if content == layout.EMPTY:
-            continue
-        if content < layout.COLLAPSED:
-            seat = content - layout.MARKER - mover
-            if seat < 0:
-                seat += players
-            planes[MARKER_OF + seat, place] = 1
-            globals_[base + SEAT_GLOBALS * seat + S_MARKERS] += 1.0
-        elif content < layout.STACK:
-            seat = content - layout.COLLAPSED - mover
-            if seat < 0:
-                seat += players
-            planes[COLLAPSED_OF + seat, place] = 1
-        else:
-            seat = content - layout.STACK - mover
-            if seat < 0:
-                seat += players
-            tall = height(code)
-            cap = cap_height(code)
-            planes[STACK_OF + seat, place] = 1
-            planes[HEIGHT, place] = tall
-            planes[CAP, place] = cap
-            globals_[base + SEAT_GLOBALS * seat + S_STACKS] += 1.0
-            globals_[base + SEAT_GLOBALS * seat + S_CAPS] += cap
-            below = rings_of(code) >> (2 * cap)
-            for level in range(cap, tall):
-                other = (below & 3) - mover
-                below >>= 2
-                if other < 0:
-                    other += players
-                planes[BURIED_OF + other, place] += 1
-                if level == cap:
-                    planes[UNDER_CAP_OF + other, place] = 1
-                globals_[base + SEAT_GLOBALS * other + S_BURIED] += 1.0
+        content = state[layout.HEADER + cell] & 15
+        planes[np.int64(plane_of[cell]) * NUM_PLANES + content_plane[mover, content]] = 1
+        queue[stacks] = cell
+        stacks += content >= layout.STACK
+    for i in range(stacks):
+        code = state[layout.HEADER + queue[i]]
+        seat = (code & 15) - layout.STACK - mover
+        if seat < 0:
+            seat += players
+        tall = height(code)
+        cap = cap_height(code)
+        place = np.int64(plane_of[queue[i]]) * NUM_PLANES
+        planes[place + HEIGHT] = tall
+        planes[place + CAP] = cap
+        globals_[base + SEAT_GLOBALS * seat + S_CAPS] += cap
+        below = rings_of(code) >> (2 * cap)
+        for level in range(cap, tall):
+            other = (below & 3) - mover
+            below >>= 2
+            if other < 0:
+                other += players
+            planes[place + BURIED_OF + other] += 1
+            if level == cap:
+                planes[place + UNDER_CAP_OF + other] = 1
+            globals_[base + SEAT_GLOBALS * other + S_BURIED] += 1.0
     if state[layout.MUST_MOVE] >= 0:
-        place = plane_of[state[layout.MUST_MOVE]]
+        place = np.int64(plane_of[state[layout.MUST_MOVE]])
         if place >= 0:
-            planes[MUST_MOVE, place] = 1
+            planes[place * NUM_PLANES + MUST_MOVE] = 1
     for i in range(count):
         kind = kinds[i]
         for k in range(CELLS_PER_MOVE):
-            role = roles[kind, k]
-            if role >= 0 and cells[i, k] >= 0:
-                planes[LEGAL_ORIGIN + role, cells[i, k]] = 1
+            cell = np.int64(cells[i, k])
+            if cell >= 0:
+                planes[cell * NUM_PLANES + LEGAL_ORIGIN + roles[kind, k]] = 1
 
     globals_[G_PLAYERS + players - 2] = 1.0
     phase = state[layout.PHASE]
@@ -186,10 +202,12 @@ def _encode_row(  # type: ignore[no-untyped-def]
         absolute = (seat + mover) % players
         at = base + SEAT_GLOBALS * seat
         # Whole numbers until here, so that the order of the cells does not show.
-        globals_[at + S_STACKS] *= 0.125
         globals_[at + S_CAPS] /= rings
         globals_[at + S_BURIED] /= rings
-        globals_[at + S_MARKERS] *= np.float32(4.0) / np.float32(num_cells)
+        globals_[at + S_STACKS] = state[layout.COUNT + layout.STACK + absolute] * 0.125
+        globals_[at + S_MARKERS] = np.float32(state[layout.COUNT + layout.MARKER + absolute]) * (
+            np.float32(4.0) / np.float32(num_cells)
+        )
         globals_[at + S_HAND] = state[layout.HAND + absolute] / rings
         globals_[at + S_ELIMINATED] = state[layout.ELIMINATED + absolute] / np.float32(
             b[layout.B_RING_THRESHOLD]
@@ -214,11 +232,9 @@ def encode_batch(  # type: ignore[no-untyped-def]
     plane_of,
     cell_of,
     cell_list,
+    content_plane,
     roles,
-    keys,
-    stamps,
-    tallies,
-    first_stamp,
+    board,
     seen,
     queue,
     planes,
@@ -228,16 +244,19 @@ def encode_batch(  # type: ignore[no-untyped-def]
     ranks,
     legal,
 ):
-    """Encode a batch; the kernel behind ``Encoder``.
+    """Encode a batch, whatever the outputs held before; the kernel behind ``Encoder``.
 
-    ``states`` (B, >= HEADER+P) int64, ``moves`` (B, L) int64, ``counts`` (B,) int32. The rows
-    take the B stamps from ``first_stamp`` on. ``planes`` (B, C, N*N) and ``globals_`` (B, F) must
-    be zero on entry; all of ``kinds``, ``cells``, ``ranks`` and ``legal`` is written.
+    ``states`` (B, >= HEADER+P) int64, ``moves`` (B, L) int64, ``counts`` (B,) int32; ``planes``
+    (B, N*N*C) uint8, cell by cell, and ``board`` (N*N*C,) uint8, those of an empty board.
+    Returns -1; or, having stopped there, the first row whose game is over or whose count is not
+    in 0..L.
     """
     size = b[layout.B_SIZE]
     hexagonal = b[layout.B_HEX] != 0
     for row in range(states.shape[0]):
         count = np.int64(counts[row])
+        if count < 0 or count > moves.shape[1] or states[row, layout.PLAYER] < 0:
+            return row
         describe_moves(
             states[row],
             moves[row],
@@ -249,24 +268,25 @@ def encode_batch(  # type: ignore[no-untyped-def]
             kinds[row],
             cells[row],
             ranks[row],
-            keys,
-            stamps,
-            tallies,
-            first_stamp + row,
             seen,
             queue,
         )
         legal[row, :count] = True
         legal[row, count:] = False
+        for i in range(board.size):  # a loop is compiled to vectors, an assignment is not
+            planes[row, i] = board[i]
         _encode_row(
             b,
             states[row],
             count,
             plane_of,
             cell_list,
+            content_plane,
             roles,
+            queue,
             kinds[row],
             cells[row],
             planes[row],
             globals_[row],
         )
+    return -1

@@ -99,18 +99,14 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _filled_up(rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """``rows`` (B, ...) and zeros up to a length that batches often have.
+def _roomy(batch: int) -> int:
+    """A number of rows, at least ``batch``, that batches often have.
 
     oneDNN prepares and keeps code for every shape that it meets, some 0.7 MiB for each size of
     batch: with every size from 1 to 128 that is 80 MiB, and selfplay meets them all in time.
     """
-    batch = len(rows)
     step = 1 if batch <= 2 else 4 if batch <= 4 else 8 if batch <= 128 else 32
-    more = -batch % step
-    if more == 0:
-        return rows
-    return np.concatenate((rows, np.zeros((more, *rows.shape[1:]), rows.dtype)))
+    return batch + -batch % step
 
 
 class Evaluator:
@@ -226,7 +222,9 @@ class Evaluator:
         if widest > moves.shape[1]:
             raise ValueError(f"counts reach {widest}, but moves hold only {moves.shape[1]} a state")
         counts = np.ascontiguousarray(counts, dtype=np.int32)
-        features = self._encoder.encode(states, moves[:, :widest], counts)
+        rows = len(states) if self._there else _roomy(len(states))
+        features = self._encoder.encode(states, moves[:, :widest], counts, rows)
+        movers = np.ascontiguousarray(states[:, layout.PLAYER])
         if self._there is None:
             value = self._looked_up_here(features, counts, logits)
         else:
@@ -234,7 +232,6 @@ class Evaluator:
             logits[:, :widest][features["legal_mask"]], value = self._there.evaluate(
                 features, counts
             )
-        movers = np.ascontiguousarray(states[:, layout.PLAYER])
         seat_chances(value, movers, self.value_temperature, values)
 
     def _looked_up_here(
@@ -244,9 +241,7 @@ class Evaluator:
         logits: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.float32]:
         batch = len(counts)
-        planes, globals_ = (
-            torch.from_numpy(_filled_up(features[name])) for name in ("planes", "globals")
-        )
+        planes, globals_ = (torch.from_numpy(features[name]) for name in ("planes", "globals"))
         cells, kind_bias, value = (out[:batch].numpy() for out in self._network(planes, globals_))
         self._look_up(features, counts, (cells, kind_bias), logits)
         return value

@@ -29,14 +29,19 @@ from ringrift_pipeline.network.encoding import (
     ON_BOARD,
     PLANE_SCALES,
 )
-from ringrift_pipeline.network.moves import CELL_ROLES, CELLS_PER_MOVE, NO_ROLE, NUM_MOVE_KINDS
+from ringrift_pipeline.network.moves import (
+    CELL_ROLES,
+    CELLS_PER_MOVE,
+    INTERACTION_CHANNELS,
+    NO_ROLE,
+    NUM_MOVE_KINDS,
+)
 
 #: Beginning of the names of the auxiliary heads' weights.
 AUXILIARY = "auxiliary."
 #: Value logit of a seat that does not exist: softmax makes it an exact zero in float32.
 ABSENT_SEAT_LOGIT = -1e4
 
-_INTERACTION_CHANNELS = 16
 _RANK_SLOTS = 8
 
 
@@ -170,9 +175,9 @@ class PolicyHead(nn.Module):
         self.hidden = nn.Conv2d(channels, channels, 1)
         self.hidden_pool = nn.Linear(3 * channels, channels)
         self.planes = nn.Conv2d(channels, self.num_planes, 1)
-        self.embed = nn.Conv2d(channels, CELLS_PER_MOVE * _INTERACTION_CHANNELS, 1)
-        self.kind_embed = nn.Parameter(torch.zeros(NUM_MOVE_KINDS, _INTERACTION_CHANNELS))
-        self.kind_out = nn.Parameter(torch.zeros(NUM_MOVE_KINDS, _INTERACTION_CHANNELS))
+        self.embed = nn.Conv2d(channels, CELLS_PER_MOVE * INTERACTION_CHANNELS, 1)
+        self.kind_embed = nn.Parameter(torch.zeros(NUM_MOVE_KINDS, INTERACTION_CHANNELS))
+        self.kind_out = nn.Parameter(torch.zeros(NUM_MOVE_KINDS, INTERACTION_CHANNELS))
         self.kind_bias = nn.Linear(3 * channels, NUM_MOVE_KINDS)
         self.rank_table = nn.Parameter(torch.zeros(NUM_MOVE_KINDS, _RANK_SLOTS))
         self.rank_slope = nn.Parameter(torch.zeros(NUM_MOVE_KINDS))
@@ -235,8 +240,8 @@ class PolicyHead(nn.Module):
         # Interaction of the cells.
         slots = torch.arange(CELLS_PER_MOVE, device=cells.device)
         rows = (flat * CELLS_PER_MOVE + slots).view(-1)
-        embedded = embed.reshape(-1, _INTERACTION_CHANNELS).index_select(0, rows)
-        embedded = embedded.view(-1, CELLS_PER_MOVE, _INTERACTION_CHANNELS)
+        embedded = embed.reshape(-1, INTERACTION_CHANNELS).index_select(0, rows)
+        embedded = embedded.view(-1, CELLS_PER_MOVE, INTERACTION_CHANNELS)
         summed = (embedded * present.unsqueeze(2)).sum(dim=1)
         summed = F.relu(summed + F.embedding(kind, self.kind_embed))
         logits = logits + (summed * F.embedding(kind, self.kind_out)).sum(dim=1)
@@ -350,7 +355,7 @@ class RingRiftNetwork(nn.Module):
         head.planes.weight.mul_(0.5)
         head.kind_bias.weight.mul_(0.3)
         fill(head.kind_embed, 1, 0.1)
-        fill(head.kind_out, _INTERACTION_CHANNELS, 0.5)
+        fill(head.kind_out, INTERACTION_CHANNELS, 0.5)
         fill(head.rank_table, 1, 0.01)
         fill(head.rank_slope, 1, 0.01)
         # The globals of few games teach the value fastest: let them in strongly.

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ringrift_pipeline.game.compile import kernel
-from ringrift_pipeline.network.moves import CELLS_PER_MOVE
+from ringrift_pipeline.network.moves import CELLS_PER_MOVE, INTERACTION_CHANNELS
 
 #: Logit of the padding behind a state's legal moves: finite, and zero after a softmax.
 MASKED_LOGIT = -1e9
@@ -36,9 +36,9 @@ def move_logits(  # type: ignore[no-untyped-def]
     ``cells`` (B, N*N, P + 3 * E) and ``kind_bias`` (B, K) float32 are the board network's;
     ``kinds`` and ``ranks`` (B, L), ``move_cells`` (B, L, 3) and ``counts`` (B,) are the
     encoder's; ``plane_index`` (K, 3) int64, ``kind_embed`` and ``kind_out`` (K, E), ``rank_table``
-    (K, R) and ``rank_slope`` (K,) float32 are the policy head's.
+    (K, R) and ``rank_slope`` (K,) float32 are the policy head's; E is INTERACTION_CHANNELS.
     """
-    width = kind_embed.shape[1]
+    width = INTERACTION_CHANNELS  # known to the compiler, so that the sums become vectors
     planes = cells.shape[2] - CELLS_PER_MOVE * width
     last_rank = rank_table.shape[1] - 1
     inner = np.empty(width, dtype=np.float32)
@@ -58,8 +58,9 @@ def move_logits(  # type: ignore[no-untyped-def]
                     continue
                 logit += cells[row, cell, plane_index[kind, slot]]
                 first = planes + slot * width
+                part = cells[row, cell, first : first + width]
                 for k in range(width):
-                    inner[k] += cells[row, cell, first + k]
+                    inner[k] += part[k]
             for k in range(width):
                 logit += max(inner[k], np.float32(0.0)) * kind_out[kind, k]
             out[row, i] = logit

@@ -11,15 +11,15 @@ the rare moves that three cells cannot tell apart.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ringrift_pipeline.game import layout
 from ringrift_pipeline.game.compile import kernel
-from ringrift_pipeline.game.layout import move_a, move_b, move_c, move_d, move_kind
+from ringrift_pipeline.game.layout import move_a, move_c, move_d, move_kind
 
 CELLS_PER_MOVE = 3
+#: Length of the vectors that the policy head sums over the cells of a move.
+INTERACTION_CHANNELS = 16
 
 PLACE_TWO = layout.NUM_KINDS  # a placement of two rings
 PLACE_THREE = layout.NUM_KINDS + 1
@@ -60,31 +60,34 @@ NO_ROLE, ORIGIN, DESTINATION, TARGET = -1, 0, 1, 2
 
 #: (NUM_MOVE_KINDS, 3) role of each cell; NO_ROLE where a kind has no such cell.
 CELL_ROLES = np.full((NUM_MOVE_KINDS, CELLS_PER_MOVE), NO_ROLE, dtype=np.int8)
-for _kinds, _roles in (
-    ((layout.PLACE_RING, PLACE_TWO, PLACE_THREE), (DESTINATION,)),
-    ((layout.MOVE_STACK,), (ORIGIN, DESTINATION)),
-    ((layout.OVERTAKING_CAPTURE, layout.CONTINUE_CAPTURE), (ORIGIN, TARGET, DESTINATION)),
-    ((layout.PROCESS_LINE, layout.CHOOSE_LINE_ALL), (TARGET, TARGET)),
-    ((layout.CHOOSE_LINE_WINDOW, layout.CHOOSE_TERRITORY), (TARGET, TARGET, TARGET)),
-    ((layout.ELIMINATE_RINGS, layout.FORCED_ELIMINATION), (TARGET,)),
+# First bit of the fields a, b, c and d of a packed move. No move has bits beyond d: what is read
+# there is padded cell 0, the wall, which is no cell of the plane.
+_A, _B, _C, _D, _NO_FIELD = 5, 15, 25, 35, 45
+# (NUM_MOVE_KINDS, 3) the field that holds each cell.
+_CELL_FIELDS = np.full((NUM_MOVE_KINDS, CELLS_PER_MOVE), _NO_FIELD, dtype=np.int64)
+for _kinds, _cells in (
+    ((layout.PLACE_RING, PLACE_TWO, PLACE_THREE), ((DESTINATION, _A),)),
+    ((layout.MOVE_STACK,), ((ORIGIN, _A), (DESTINATION, _B))),
     (
-        (
-            layout.RECOVERY_LINE,
-            RECOVERY_LINE_FREE,
-            layout.RECOVERY_FALLBACK,
-            layout.RECOVERY_STRIKE,
-        ),
-        (ORIGIN, DESTINATION, TARGET),
+        (layout.OVERTAKING_CAPTURE, layout.CONTINUE_CAPTURE),
+        ((ORIGIN, _A), (TARGET, _B), (DESTINATION, _C)),
     ),
+    ((layout.PROCESS_LINE, layout.CHOOSE_LINE_ALL), ((TARGET, _A), (TARGET, _B))),
+    ((layout.CHOOSE_LINE_WINDOW,), ((TARGET, _C), (TARGET, _D), (TARGET, _A))),
+    # The third cell is the middle of the region, which no field holds.
+    ((layout.CHOOSE_TERRITORY,), ((TARGET, _A), (TARGET, _B), (TARGET, _NO_FIELD))),
+    ((layout.ELIMINATE_RINGS, layout.FORCED_ELIMINATION), ((TARGET, _A),)),
+    (
+        (layout.RECOVERY_LINE, layout.RECOVERY_FALLBACK, layout.RECOVERY_STRIKE),
+        ((ORIGIN, _A), (DESTINATION, _B), (TARGET, _C)),
+    ),
+    ((RECOVERY_LINE_FREE,), ((ORIGIN, _A), (DESTINATION, _B), (TARGET, _D))),
 ):
     for _kind in _kinds:
-        CELL_ROLES[_kind, : len(_roles)] = _roles
+        for _place, (_role, _field) in enumerate(_cells):
+            CELL_ROLES[_kind, _place], _CELL_FIELDS[_kind, _place] = _role, _field
 CELL_ROLES.setflags(write=False)
 
-_TABLE_BITS = 14
-_TABLE_SIZE = 1 << _TABLE_BITS
-#: Most moves of one state that can be described.
-MOST_MOVES = _TABLE_SIZE * 3 // 4
 _OFFSETS_X = np.array([1, -1, 0, 0, 1, -1], dtype=np.int64)
 _OFFSETS_Y = np.array([0, 0, 1, -1, -1, 1], dtype=np.int64)
 
@@ -151,10 +154,6 @@ def describe_moves(  # type: ignore[no-untyped-def]
     kinds,
     cells,
     ranks,
-    keys,
-    stamps,
-    tallies,
-    stamp,
     seen,
     queue,
 ):
@@ -165,84 +164,30 @@ def describe_moves(  # type: ignore[no-untyped-def]
     none); ``size`` N; ``hexagonal`` bool.
     Outputs: ``kinds`` (L,) uint8, ``cells`` (L, 3) int16 with -1 for none, ``ranks`` (L,) int16.
     Entries from ``count`` on are set to kind 0, no cells, rank 0.
-    Scratch: ``keys``, ``stamps``, ``tallies`` (2**14,) int64, a hash table that need not be
-    cleared as long as each call with it has another ``stamp``; ``seen`` (N*N,) uint8 and
-    ``queue`` (N*N,) int64. ``count`` must not exceed
-    ``MOST_MOVES``.
+    Scratch: ``seen`` (N*N,) uint8 and ``queue`` (N*N,) int64.
     """
     for i in range(count):
         move = moves[i]
         kind = np.int64(move_kind(move))
-        a = move_a(move)
-        b = move_b(move)
-        c = move_c(move)
-        d = move_d(move)
-        first = np.int64(-1)
-        second = np.int64(-1)
-        third = np.int64(-1)
-        if kind == layout.PLACE_RING:
-            first = np.int64(plane_of[a])
-            if d == 2:
-                kind = np.int64(PLACE_TWO)
-            elif d == 3:
-                kind = np.int64(PLACE_THREE)
-        elif kind < layout.MOVE_STACK:
-            pass  # skips and bookkeeping have no cell
-        elif (
-            kind == layout.MOVE_STACK
-            or kind == layout.PROCESS_LINE
-            or kind == layout.CHOOSE_LINE_ALL
-        ):
-            first = np.int64(plane_of[a])
-            second = np.int64(plane_of[b])
-        elif kind == layout.ELIMINATE_RINGS or kind == layout.FORCED_ELIMINATION:
-            first = np.int64(plane_of[a])
-        elif kind == layout.CHOOSE_LINE_WINDOW:
-            first = np.int64(plane_of[c])
-            second = np.int64(plane_of[d])
-            third = np.int64(plane_of[a])
-        elif kind == layout.CHOOSE_TERRITORY:
-            first = np.int64(plane_of[a])
-            second = np.int64(plane_of[b])
-            third = _middle_of_region(state, a, d, plane_of, cell_of, size, hexagonal, seen, queue)
-        elif kind == layout.RECOVERY_LINE and c == 0:
+        if kind == layout.PLACE_RING and move_d(move) > 1:
+            kind = np.int64(PLACE_TWO - 2) + move_d(move)
+        elif kind == layout.RECOVERY_LINE and move_c(move) == 0:
             kind = np.int64(RECOVERY_LINE_FREE)
-            first = np.int64(plane_of[a])
-            second = np.int64(plane_of[b])
-            third = np.int64(plane_of[d])
-        else:  # captures, and recoveries that pay
-            first = np.int64(plane_of[a])
-            second = np.int64(plane_of[b])
-            third = np.int64(plane_of[c])
         kinds[i] = kind
-        cells[i, 0] = first
-        cells[i, 1] = second
-        cells[i, 2] = third
-
-        # Rank: how many earlier moves have this kind and these cells.
-        key = kind | ((first + 1) << 8) | ((second + 1) << 24) | ((third + 1) << 40)
-        slot = ((key * -7046029254386353131) >> 40) & (_TABLE_SIZE - 1)
-        while stamps[slot] == stamp and keys[slot] != key:
-            slot = (slot + 1) & (_TABLE_SIZE - 1)
-        if stamps[slot] != stamp:
-            stamps[slot] = stamp
-            keys[slot] = key
-            tallies[slot] = 0
-        else:
-            tallies[slot] += 1
-        ranks[i] = tallies[slot]
-    for i in range(count, kinds.shape[0]):
-        kinds[i] = 0
-        cells[i, 0] = -1
-        cells[i, 1] = -1
-        cells[i, 2] = -1
+        for k in range(CELLS_PER_MOVE):
+            cells[i, k] = plane_of[(move >> _CELL_FIELDS[kind, k]) & 1023]
         ranks[i] = 0
-
-
-def new_table() -> tuple[Any, Any, Any]:
-    """Scratch hash table of :func:`describe_moves`: keys, stamps, tallies, each (2**14,) int64."""
-    return (
-        np.empty(_TABLE_SIZE, dtype=np.int64),
-        np.full(_TABLE_SIZE, -1, dtype=np.int64),
-        np.empty(_TABLE_SIZE, dtype=np.int64),
-    )
+        if kind == layout.CHOOSE_TERRITORY:
+            cells[i, 2] = _middle_of_region(
+                state, move_a(move), move_d(move), plane_of, cell_of, size, hexagonal, seen, queue
+            )
+        # The other kinds' descriptions hold the whole move.
+        if kind == layout.CHOOSE_TERRITORY or kind == layout.CHOOSE_LINE_WINDOW:
+            for j in range(i):
+                same = kinds[j] == kind
+                for k in range(CELLS_PER_MOVE):
+                    same &= cells[j, k] == cells[i, k]
+                ranks[i] += same
+    kinds[count:] = 0
+    cells[count:] = -1
+    ranks[count:] = 0

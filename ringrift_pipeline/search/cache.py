@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.game.compile import inline_kernel, kernel
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIER = np.uint64(0xD6E8FEB86659FD93)
 _HALF = np.uint64(32)
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
+
+# Columns of EvaluationCache.table.
+KEY = 0  # the hash, 0 = empty
+START = 1  # numbers ever written to the ring before this evaluation, gaps included
+SIZE = 2  # legal moves
+TABLE_FIELDS = 4  # one left free: a row lies within a cache line
 
 # Index into EvaluationCache.head.
 HEAD = 0  # numbers ever written to the ring, gaps included
@@ -31,62 +37,59 @@ class EvaluationCache:
         Rows of the table, a power of two; a new evaluation takes the place of the one whose hash
         falls on the same row. 0 keeps nothing.
     seen:
-        Indices of the words of a state that the evaluator looks at, (N,) int64.
-    players:
-        Values an evaluation has.
+        Indices of the words of a state that the evaluator looks at, (N,) int64; words that others
+        of them determine may be left out.
     width:
-        Logits an entry has room for on average. They lie in a ring, oldest overwritten first.
+        Numbers an entry has room for on average: the values of all players, then the logits. They
+        lie in a ring, oldest overwritten first.
 
     Attributes
     ----------
-    keys: (entries,) uint64, 0 = empty; ``starts`` (entries,) int64, where the logits begin in the
-        endless sequence of which ``ring`` (entries * width,) float32 is the end; ``counts``
-        (entries,) int64, how many there are; ``values`` (entries, players) float32.
+    table: (entries, TABLE_FIELDS) int64. ``ring`` (entries * width,) float32 is the end of the
+        endless sequence in which START counts.
     """
 
-    def __init__(self, entries: int, seen: np.ndarray, players: int, width: int = 64) -> None:
+    def __init__(self, entries: int, seen: np.ndarray, width: int = 64) -> None:
         self.seen = np.ascontiguousarray(seen, dtype=np.int64)
-        self.keys = np.zeros(entries, dtype=np.uint64)
-        self.starts = np.zeros(entries, dtype=np.int64)
-        self.counts = np.zeros(entries, dtype=np.int64)
-        self.values = np.zeros((entries, players), dtype=np.float32)
+        self.table = np.zeros((entries, TABLE_FIELDS), dtype=np.int64)
         self.ring = np.empty(entries * width, dtype=np.float32)
         self.head = np.zeros(1, dtype=np.int64)
+
+
+@inline_kernel
+def _stir(chain: np.uint64, word: np.uint64) -> np.uint64:
+    chain = (chain ^ word) * _MULTIPLIER
+    return chain ^ (chain >> _HALF)
 
 
 @kernel
 def key_of(state: np.ndarray, seen: np.ndarray, count: int) -> np.uint64:
     """uint64 hash, never 0, of the words ``seen`` of a state and its number of legal moves."""
-    even = np.uint64(count) + _ODD
-    odd = _MULTIPLIER
-    for i in range(0, seen.size - 1, 2):  # two chains at a time, as each step waits for the last
-        even = (even ^ np.uint64(state[seen[i]])) * _MULTIPLIER
-        even ^= even >> _HALF
-        odd = (odd ^ np.uint64(state[seen[i + 1]])) * _ODD
-        odd ^= odd >> _HALF
-    if seen.size % 2 == 1:
-        even = (even ^ np.uint64(state[seen[seen.size - 1]])) * _MULTIPLIER
-        even ^= even >> _HALF
-    mixed = (even ^ (odd * _MULTIPLIER)) * _ODD
-    mixed ^= mixed >> _HALF
-    return mixed | _ONE if mixed == _ZERO else mixed
+    first = np.uint64(count) + _ODD
+    second = third = fourth = _ODD
+    whole = seen.size - seen.size % 4
+    for i in range(0, whole, 4):  # four chains at a time, as each step waits for the last
+        first = _stir(first, np.uint64(state[seen[i]]))
+        second = _stir(second, np.uint64(state[seen[i + 1]]))
+        third = _stir(third, np.uint64(state[seen[i + 2]]))
+        fourth = _stir(fourth, np.uint64(state[seen[i + 3]]))
+    for i in range(whole, seen.size):
+        first = _stir(first, np.uint64(state[seen[i]]))
+    for chain in (second, third, fourth):
+        first = _stir(first, chain)
+    return _ONE if first == _ZERO else first
 
 
 @kernel
 def look_up(
-    key: np.uint64,
-    count: int,
-    keys: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
-    ring: np.ndarray,
-    head: np.ndarray,
+    key: np.uint64, count: int, table: np.ndarray, ring: np.ndarray, head: np.ndarray
 ) -> int:
-    """The table's row that holds ``key``, -1 if there is none or its logits are overwritten."""
-    row = np.int64(key & np.uint64(keys.size - 1))
-    if keys[row] != key or counts[row] != count or head[HEAD] - starts[row] > ring.size:
+    """Where the evaluation of ``key`` lies in the ring; -1 if it is not there or overwritten."""
+    row = np.int64(key & np.uint64(table.shape[0] - 1))
+    start = table[row, START]
+    if np.uint64(table[row, KEY]) != key or table[row, SIZE] != count:
         return -1
-    return int(row)
+    return -1 if head[HEAD] - start > ring.size else start % ring.size
 
 
 @kernel
@@ -95,27 +98,26 @@ def keep(
     count: int,
     new_logits: np.ndarray,
     new_values: np.ndarray,
-    keys: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
-    values: np.ndarray,
+    table: np.ndarray,
     ring: np.ndarray,
     head: np.ndarray,
 ) -> None:
     """Keep an evaluation: its first ``count`` logits (L,) and values (players,)."""
-    if count > ring.size:
+    players = new_values.size
+    size = players + count
+    if size > ring.size:
         return
     start = head[HEAD]
     place = start % ring.size
-    if place + count > ring.size:  # in one piece
+    if place + size > ring.size:  # in one piece
         start += ring.size - place
         place = 0
+    for p in range(players):
+        ring[place + p] = new_values[p]
     for a in range(count):
-        ring[place + a] = new_logits[a]
-    head[HEAD] = start + count
-    row = np.int64(key & np.uint64(keys.size - 1))
-    keys[row] = key
-    starts[row] = start
-    counts[row] = count
-    for p in range(values.shape[1]):
-        values[row, p] = new_values[p]
+        ring[place + players + a] = new_logits[a]
+    head[HEAD] = start + size
+    row = np.int64(key & np.uint64(table.shape[0] - 1))
+    table[row, KEY] = np.int64(key)
+    table[row, START] = start
+    table[row, SIZE] = count

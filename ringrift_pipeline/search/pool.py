@@ -128,6 +128,7 @@ class SearchPool:
         self._row_key = np.empty(rows, dtype=np.uint64)
         # Room for any legal sets; what is never written never becomes resident.
         self._row_moves = np.empty(rows * rules.max_moves, dtype=np.int64)
+        self._batch_moves = np.zeros(rows * rules.max_moves, dtype=np.int64)
         self._row_states = np.empty((rows, rules.state_size), dtype=np.int64)
         self._finished = np.empty(slots, dtype=np.int64)
         self._marks = np.zeros(rounds.MARKS, dtype=np.int64)
@@ -153,12 +154,13 @@ class SearchPool:
         legal move needs no search: its result may be taken at once, and :meth:`step` never names
         it. Raises :class:`SearchError` where the game is over.
         """
-        sims = np.require(np.broadcast_to(sims, which.shape), np.int64, ("C", "W"))
+        budgets = np.empty(len(which), dtype=np.int64)
+        budgets[:] = sims
         self._seeds[which] = seeds
         at = 0
         while True:
             at, needed = fields.open_slots(
-                self.rules.constants, which, at, states, sims, self.settings.max_considered,
+                self.rules.constants, which, at, states, budgets, self.settings.max_considered,
                 self._buffer, self._slots, self._moves, self._child, self._widths,
                 self._tree.states, self._tree.nodes,
             )  # fmt: skip
@@ -175,9 +177,7 @@ class SearchPool:
         is not finite; the searches of the pool are then of no use.
         """
         t, marks, settings, cache = self._tree, self._marks, self.settings, self._cache
-        remembered = (
-            cache.keys, cache.starts, cache.counts, cache.values, cache.ring, cache.head,
-        )  # fmt: skip
+        remembered = (cache.table, cache.ring, cache.head)
         rounds.gather(
             self.rules.constants, self.max_batch, self._slots, self._moves, self._child,
             self._candidates, self._logits, self._noise, self._widths,
@@ -185,18 +185,15 @@ class SearchPool:
             self._seeds, settings.gumbel_scale, cache.seen, *remembered,
             self._buffer, self._keys, self._order, self._old, self._task_leaf,
             self._row_node, self._row_slot, self._row_count, self._row_key, self._row_moves,
-            self._finished, marks,
+            self._row_states, self._batch_moves, self._finished, marks,
         )  # fmt: skip
         rows = self.last_batch = int(marks[rounds.ROWS])
         if rows:
             t.reserve_edges(int(marks[rounds.ROOM]))
             counts = self._row_count[:rows]
-            moves = np.empty((rows, int(counts.max())), dtype=np.int64)
-            states = self._row_states[:rows]
-            rounds.spread_rows(
-                rows, self._row_moves, counts, self._row_node, t.states, moves, states
-            )
-            logits, values = self._evaluate(states, moves, counts)
+            widest = int(marks[rounds.WIDEST])
+            moves = self._batch_moves[: rows * widest].reshape(rows, widest)
+            logits, values = self._evaluate(self._row_states[:rows], moves, counts)
             if not rounds.absorb(
                 self._row_node, self._row_slot, counts, self._row_key, moves, logits, values,
                 self._seeds, settings.gumbel_scale, *remembered, self._slots,
@@ -209,11 +206,10 @@ class SearchPool:
     def take(self, which: np.ndarray, evaluations: int = 0) -> SearchResult:
         """Results of the finished searches in the slots ``which`` (N,) int64, now idle."""
         games, players, t = len(which), self.rules.players, self._tree
-        counts = self._slots[which, fields.COUNT].astype(np.int32)
-        widest = int(counts.max(initial=0))
+        widest = fields.widest(which, self._slots)
         result = SearchResult(
             moves=np.zeros((games, widest), dtype=np.int64),
-            counts=counts,
+            counts=np.empty(games, dtype=np.int32),
             policy=np.zeros((games, widest), dtype=np.float32),
             prior=np.zeros((games, widest), dtype=np.float32),
             visits=np.zeros((games, widest), dtype=np.int32),
@@ -227,10 +223,10 @@ class SearchPool:
         fields.take(
             which, self._slots, self._moves, self._child, self._candidates, self._logits,
             self._noise, t.nodes, t.values, self.settings.c_visit, self.settings.c_scale,
-            self._keys, result.moves, result.policy, result.prior, result.visits,
-            result.root_value, result.search_value, result.selected_index, result.surprise,
+            self._keys, result.moves, result.counts, result.policy, result.prior, result.visits,
+            result.root_value, result.search_value, result.selected, result.selected_index,
+            result.surprise,
         )  # fmt: skip
-        result.selected[:] = result.moves[np.arange(games), result.selected_index]
         return result
 
     def _evaluate(
@@ -254,17 +250,15 @@ class SearchPool:
         self, states: np.ndarray, moves: np.ndarray, counts: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         logits, values = self.evaluator.evaluate(states, moves, counts)
-        expected = (len(states), self.rules.players)
-        if np.shape(logits) != moves.shape or np.shape(values) != expected:
+        logits = np.ascontiguousarray(logits, dtype=np.float32)
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        if logits.shape != moves.shape or values.shape != (len(states), self.rules.players):
             raise EvaluationError(
-                f"the evaluator returned shapes {np.shape(logits)} and {np.shape(values)} for "
+                f"the evaluator returned shapes {logits.shape} and {values.shape} for "
                 f"{len(states)} positions with {moves.shape[1]} moves and "
                 f"{self.rules.players} players"
             )
-        return (
-            np.ascontiguousarray(logits, dtype=np.float32),
-            np.ascontiguousarray(values, dtype=np.float32),
-        )
+        return logits, values
 
     def _widen(self, needed: int) -> None:
         """Make the roots' rows at least ``needed`` moves wide; what they hold stays."""
@@ -280,10 +274,17 @@ class SearchPool:
 def _cache_for(rules: Rules, evaluator: Evaluator, positions: int) -> EvaluationCache:
     """A cache for at least twice ``positions``; none where the evaluator looks at everything."""
     unseen = getattr(evaluator, "unseen", ())
-    words = layout.HEADER + rules.padded  # behind them are masks that repeat the cells
-    seen = np.setdiff1d(np.arange(words), np.asarray(unseen, dtype=np.int64))
+    # Counts and masks repeat the cells.
+    words = np.concatenate(
+        [
+            np.arange(layout.ON_BOARD),
+            np.arange(layout.LOST_TURN, layout.COUNT),
+            layout.HEADER + np.asarray(rules.cells),
+        ]
+    )
+    seen = np.setdiff1d(words, np.asarray(unseen, dtype=np.int64))
     entries = 1 << min(16, (2 * positions).bit_length()) if positions and len(unseen) else 0
-    return EvaluationCache(entries, seen, rules.players)
+    return EvaluationCache(entries, seen)
 
 
 def checked_settings(settings: Any) -> SearchSettings:

@@ -50,7 +50,8 @@ ROWS = 1  # positions in the batch
 TASKS = 2  # visits to back up after it
 FINISHED = 3  # searches that ended
 ROOM = 4  # edges that the fullest slot will need
-MARKS = 5
+WIDEST = 5  # most legal moves of a row
+MARKS = 6
 
 
 @kernel
@@ -62,6 +63,7 @@ def _visit(
     moves: np.ndarray,
     child: np.ndarray,
     states: np.ndarray,
+    state: np.ndarray,
     nodes: np.ndarray,
     values: np.ndarray,
     edges: np.ndarray,
@@ -72,19 +74,21 @@ def _visit(
 ) -> tuple[int, int]:
     """Walk from a root's action to a leaf: (leaf, its legal moves, now in ``buffer``).
 
-    A leaf seen before, where the game is over, has no moves; a new one is the node ``free``.
+    The position of a new leaf, the node ``free``, is written to ``state`` (S,). A leaf seen
+    before, where the game is over, has no moves.
     """
     node = child[action]
     if node < 0:
         child[action] = free
-        return free, add_leaf(b, free, root, moves[action], states, nodes, values, buffer)
+        return free, add_leaf(b, free, root, moves[action], states, state, nodes, values, buffer)
     while nodes[node, SEAT] >= 0:
         offset = select_edge(node, nodes, values, edges, priors, c_visit, c_scale)
         edge = nodes[node, FIRST] + offset
         if offset == nodes[node, TRIED]:
             nodes[node, TRIED] += 1
             edges[edge, CHILD] = free
-            return free, add_leaf(b, free, node, edges[edge, MOVE], states, nodes, values, buffer)
+            move = edges[edge, MOVE]
+            return free, add_leaf(b, free, node, move, states, state, nodes, values, buffer)
         node = edges[edge, CHILD]
     return node, 0
 
@@ -144,6 +148,23 @@ def _give_leaf(
 
 
 @kernel
+def _spread_moves(
+    rows: int, widest: int, flat: np.ndarray, counts: np.ndarray, out: np.ndarray
+) -> None:
+    """Lay the moves of ``rows`` rows, which follow each other in ``flat``, ``widest`` apart.
+
+    What lies between them in ``out`` (at least rows * widest,) int64 stays.
+    """
+    taken = 0
+    for i in range(rows):
+        moves = flat[taken : taken + counts[i]]
+        row = out[i * widest :]
+        for a in range(moves.size):
+            row[a] = moves[a]
+        taken += counts[i]
+
+
+@kernel
 def gather(
     b: np.ndarray,
     limit: int,
@@ -164,10 +185,7 @@ def gather(
     seeds: np.ndarray,
     gumbel_scale: float,
     seen: np.ndarray,
-    cache_keys: np.ndarray,
-    cache_starts: np.ndarray,
-    cache_counts: np.ndarray,
-    cache_values: np.ndarray,
+    cache_table: np.ndarray,
     cache_ring: np.ndarray,
     cache_head: np.ndarray,
     buffer: np.ndarray,
@@ -180,6 +198,8 @@ def gather(
     row_count: np.ndarray,
     row_key: np.ndarray,
     row_moves: np.ndarray,
+    row_states: np.ndarray,
+    batch_moves: np.ndarray,
     finished: np.ndarray,
     marks: np.ndarray,
 ) -> None:
@@ -188,9 +208,11 @@ def gather(
     Slots take turns from ``marks[CURSOR]`` on; a round goes into a batch whole or not at all.
     A task is a root action to visit: no two tasks of a round share one, so their paths meet at
     the root only and their order does not matter. Row i of the batch is the node ``row_node[i]``
-    of ``row_slot[i]``; its ``row_count[i]`` legal moves follow those of row i - 1 in
-    ``row_moves``; ``row_key[i]`` is its hash. Positions that the cache knows need no row. ``task_leaf`` gets the leaves to back up once the batch is evaluated;
-    ``finished`` the slots whose search is done. The rest of ``marks`` is written.
+    of ``row_slot[i]``, the position ``row_states[i]``; its ``row_count[i]`` legal moves follow
+    those of row i - 1 in ``row_moves``, and ``batch_moves`` has them as (ROWS, WIDEST);
+    ``row_key[i]`` is its hash. Positions that the cache knows need no row. ``task_leaf`` gets the
+    leaves to back up once the batch is evaluated; ``finished`` the slots whose search is done. The
+    rest of ``marks`` is written.
     """
     total = slots.shape[0]
     room = states.shape[0] // total
@@ -199,8 +221,10 @@ def gather(
     done = 0
     words = 0
     most = 0
+    widest = 0
     cursor = marks[CURSOR]
-    caching = cache_keys.size > 0
+    caching = cache_table.size > 0
+    players = values.shape[2]
     edge_room = edges.shape[0] // total
     for step in range(total):
         slot = (cursor + step) % total
@@ -213,23 +237,23 @@ def gather(
             known = -1
             if caching:
                 row_key[rows] = key_of(states[root], seen, count)
-                known = look_up(
-                    row_key[rows], count,
-                    cache_keys, cache_starts, cache_counts, cache_ring, cache_head,
-                )  # fmt: skip
+                known = look_up(row_key[rows], count, cache_table, cache_ring, cache_head)
             if known >= 0:
-                place = cache_starts[known] % cache_ring.size
                 _give_root(
-                    slot, root, count, cache_ring[place : place + count], cache_values[known],
+                    slot, root, count, cache_ring[known + players :], cache_ring[known:],
                     seeds[slot], gumbel_scale, slots, logits, noise, nodes, values,
                 )  # fmt: skip
             else:
                 row_node[rows] = root
                 row_slot[rows] = slot
                 row_count[rows] = count
+                listed = row_moves[words : words + count]
                 for a in range(count):
-                    row_moves[words + a] = moves[slot, a]
+                    listed[a] = moves[slot, a]
+                for k in range(states.shape[1]):
+                    row_states[rows, k] = states[root, k]
                 words += count
+                widest = max(widest, count)
                 rows += 1
                 slots[slot, STAGE] = ASKED
         full = False
@@ -245,19 +269,23 @@ def gather(
             if rows > 0 and rows + width > limit:
                 full = True
                 break
+            actions, children, in_order = moves[slot], child[slot], candidates[slot]
             plan_round(
                 root, slots[slot, COUNT], slots[slot, OPENED], slots[slot, LEFT], width,
-                candidates[slot], logits[slot], noise[slot], child[slot], nodes, values,
+                in_order, logits[slot], noise[slot], children, nodes, values,
                 c_visit, c_scale, keys, order, old,
             )  # fmt: skip
             slots[slot, LEFT] = width
             slots[slot, TURN] = turn + 1
             before = rows
+            last = turn + 1 == turns
             for i in range(width):
                 free = root + slots[slot, USED]
+                # No path leads on from a leaf of the last round: the batch alone needs it.
+                state = row_states[rows] if last else states[free]
                 leaf, count = _visit(
-                    b, root, free, candidates[slot, i], moves[slot], child[slot],
-                    states, nodes, values, edges, priors, c_visit, c_scale, buffer,
+                    b, root, free, in_order[i], actions, children,
+                    states, state, nodes, values, edges, priors, c_visit, c_scale, buffer,
                 )  # fmt: skip
                 task_leaf[tasks + i] = leaf
                 if leaf == free:
@@ -268,25 +296,26 @@ def gather(
                 slots[slot, PLANNED] += stored
                 known = -1
                 if caching:
-                    row_key[rows] = key_of(states[leaf], seen, count)
+                    row_key[rows] = key_of(state, seen, count)
                     if slots[slot, PLANNED] <= edge_room:
-                        known = look_up(
-                            row_key[rows], count,
-                            cache_keys, cache_starts, cache_counts, cache_ring, cache_head,
-                        )  # fmt: skip
+                        known = look_up(row_key[rows], count, cache_table, cache_ring, cache_head)
                 if known >= 0:
-                    place = cache_starts[known] % cache_ring.size
                     _give_leaf(
-                        slot, leaf, count, buffer, cache_ring[place : place + count],
-                        cache_values[known], slots, nodes, values, edges, priors, keys, order,
+                        slot, leaf, count, buffer, cache_ring[known + players :],
+                        cache_ring[known:], slots, nodes, values, edges, priors, keys, order,
                     )  # fmt: skip
                     continue
                 row_node[rows] = leaf
                 row_slot[rows] = slot
                 row_count[rows] = count
+                listed = row_moves[words : words + count]
                 for a in range(count):
-                    row_moves[words + a] = buffer[a]
+                    listed[a] = buffer[a]
+                if not last:
+                    for k in range(state.size):
+                        row_states[rows, k] = state[k]
                 words += count
+                widest = max(widest, count)
                 rows += 1
             if turn == 0:
                 slots[slot, OPENED] = width
@@ -303,22 +332,8 @@ def gather(
     marks[TASKS] = tasks
     marks[FINISHED] = done
     marks[ROOM] = most
-
-
-@kernel
-def spread_rows(
-    rows: int, flat: np.ndarray, counts: np.ndarray, nodes: np.ndarray, states: np.ndarray,
-    out_moves: np.ndarray, out_states: np.ndarray,
-) -> None:  # fmt: skip
-    """The batch as the evaluator wants it: moves (B, L), zero beyond their count, states (B, S)."""
-    start = 0
-    for i in range(rows):
-        count = counts[i]
-        for a in range(count):
-            out_moves[i, a] = flat[start + a]
-        out_moves[i, count:] = 0
-        start += count
-        out_states[i] = states[nodes[i]]
+    marks[WIDEST] = widest
+    _spread_moves(rows, widest, row_moves, row_count, batch_moves)
 
 
 @kernel
@@ -332,10 +347,7 @@ def absorb(
     new_values: np.ndarray,
     seeds: np.ndarray,
     gumbel_scale: float,
-    cache_keys: np.ndarray,
-    cache_starts: np.ndarray,
-    cache_counts: np.ndarray,
-    cache_values: np.ndarray,
+    cache_table: np.ndarray,
     cache_ring: np.ndarray,
     cache_head: np.ndarray,
     slots: np.ndarray,
@@ -381,10 +393,10 @@ def absorb(
                 slot, node, count, row_moves[i], new_logits[i], new_values[i],
                 slots, nodes, values, edges, priors, keys, order,
             )  # fmt: skip
-        if cache_keys.size > 0:
+        if cache_table.size > 0:
             keep(
                 row_key[i], count, new_logits[i], new_values[i],
-                cache_keys, cache_starts, cache_counts, cache_values, cache_ring, cache_head,
+                cache_table, cache_ring, cache_head,
             )  # fmt: skip
     back_up(task_leaf[: marks[TASKS]], nodes, values)
     done = marks[FINISHED]

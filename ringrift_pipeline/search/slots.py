@@ -79,6 +79,15 @@ def open_slots(
 
 
 @kernel
+def widest(which: np.ndarray, slots: np.ndarray) -> int:
+    """Most legal moves at the root of any of the slots ``which``, 0 where there are none."""
+    most = 0
+    for i in range(which.size):
+        most = max(most, slots[which[i], COUNT])
+    return most
+
+
+@kernel
 def take(
     which: np.ndarray,
     slots: np.ndarray,
@@ -93,11 +102,13 @@ def take(
     c_scale: float,
     keys: np.ndarray,
     out_moves: np.ndarray,
+    out_counts: np.ndarray,
     out_policy: np.ndarray,
     out_prior: np.ndarray,
     out_visits: np.ndarray,
     out_root: np.ndarray,
     out_search: np.ndarray,
+    out_selected: np.ndarray,
     out_index: np.ndarray,
     out_surprise: np.ndarray,
 ) -> None:
@@ -107,6 +118,8 @@ def take(
         slot = which[i]
         count = slots[slot, COUNT]
         slots[slot, STAGE] = IDLE
+        out_counts[i] = count
+        out_selected[i] = moves[slot, 0]
         for a in range(count):
             out_moves[i, a] = moves[slot, a]
         if count == 1:
@@ -120,3 +133,4 @@ def take(
             child[slot], nodes, values, c_visit, c_scale, keys,
             out_policy[i], out_prior[i], out_visits[i], out_root[i], out_search[i],
         )  # fmt: skip
+        out_selected[i] = moves[slot, out_index[i]]

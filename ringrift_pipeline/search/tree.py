@@ -54,7 +54,7 @@ class Tree:
     With T = slots * nodes, S = state size, P = players, E = slots * ``edge_room``::
 
         states (T, S) int64        position after the forced moves that follow the edge
-        nodes (T, 8) int64         SEAT to TRIED
+        nodes (T, 8) int32         SEAT to TRIED
         values (T, 2, P) float64   RAW and TOTAL
         edges (E, 2) int64         MOVE, CHILD
         priors (E, 2) float64      PRIOR, TAIL
@@ -66,7 +66,7 @@ class Tree:
         self.slots = slots
         self.edge_room = edge_room
         self.states = np.empty((slots * nodes, state_size), dtype=np.int64)
-        self.nodes = np.zeros((slots * nodes, NODE_FIELDS), dtype=np.int64)
+        self.nodes = np.zeros((slots * nodes, NODE_FIELDS), dtype=np.int32)
         self.values = np.empty((slots * nodes, 2, players), dtype=np.float64)
         self.edges = np.empty((slots * edge_room, 2), dtype=np.int64)
         self.priors = np.empty((slots * edge_room, 2), dtype=np.float64)
@@ -138,18 +138,21 @@ def rank_best(keys: np.ndarray, count: int, keep: int, order: np.ndarray) -> Non
 def best_few(keys: np.ndarray, count: int, keep: int, order: np.ndarray) -> None:
     """:func:`rank_best` for a small ``keep``, by insertion: nothing is said of the others."""
     filled = 0
+    least = keys[0]  # of those in order, once it is full
     for i in range(count):
+        key = keys[i]
         if filled == keep:
-            if not keys[i] > keys[order[keep - 1]]:
+            if not key > least:
                 continue
             at = keep - 1
         else:
             at = filled
             filled += 1
-        while at > 0 and keys[i] > keys[order[at - 1]]:
+        while at > 0 and key > keys[order[at - 1]]:
             order[at] = order[at - 1]
             at -= 1
         order[at] = i
+        least = keys[order[filled - 1]]
 
 
 # For kernels: inlined before it is compiled, so that a caller links and optimises the rules only
@@ -261,19 +264,21 @@ def add_leaf(
     above: int,
     move: int,
     states: np.ndarray,
+    state: np.ndarray,
     nodes: np.ndarray,
     values: np.ndarray,
     buffer: np.ndarray,
 ) -> int:
     """Make ``node`` the position after ``move`` from node ``above``, forced moves played.
 
-    Returns the number of its legal moves, which are in ``buffer``; 0 where the game is over,
+    The position is written to ``state`` (S,), wherever that lies. Returns the number of its legal moves, which are in ``buffer``; 0 where the game is over,
     whose exact result is then the node's RAW value.
     """
-    states[node] = states[above]
-    kernels.apply_move(b, states[node], move)
-    n = inline_settle(b, states[node], buffer)
-    nodes[node, SEAT] = states[node, _PLAYER] if n > 0 else -1
+    for i in range(state.size):  # a loop is compiled to vectors, an assignment is not
+        state[i] = states[above, i]
+    kernels.apply_move(b, state, move)
+    n = inline_settle(b, state, buffer)
+    nodes[node, SEAT] = state[_PLAYER] if n > 0 else -1
     nodes[node, VISITS] = 0
     nodes[node, PARENT] = above
     nodes[node, SWAPPED] = 1 if (move & layout.KIND_MASK) == _SWAP_SIDES else 0
@@ -283,7 +288,7 @@ def add_leaf(
     for p in range(values.shape[2]):
         values[node, TOTAL, p] = 0.0
     if n == 0:
-        kernels.ranking_points(b, states[node], values[node, RAW])
+        kernels.ranking_points(b, state, values[node, RAW])
     return n
 
 

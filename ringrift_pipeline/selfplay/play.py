@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.game import get_rules, kernels, layout
 from ringrift_pipeline.selfplay import stepping
-from ringrift_pipeline.selfplay.ragged import unpad
 from ringrift_pipeline.selfplay.records import Decisions, Games, Recorder, owners_of
 from ringrift_pipeline.selfplay.shards import compact_size
 from ringrift_pipeline.selfplay.stopping import Reporter
@@ -137,11 +136,11 @@ def play_heuristic_games(
             shard.recorder.add(
                 game=np.full(rows, game),
                 decision=decision + np.arange(rows),
-                state=buffers.states[:rows, : shard.compact],
+                state=buffers.states[:rows, : shard.compact].copy(),
                 counts=np.diff(buffers.offsets[: rows + 1]),
-                moves=buffers.moves[:width],
-                policy=buffers.policy[:width],
-                selected=buffers.selected[:rows],
+                moves=buffers.moves[:width].copy(),
+                policy=buffers.policy[:width].copy(),
+                selected=buffers.selected[:rows].copy(),
                 full_search=np.ones(rows, np.bool_),
                 root_value=uniform[:rows],
                 search_value=uniform[:rows],
@@ -234,24 +233,22 @@ class _Table:
 
         Games that end make place for the next ones.
         """
-        moving = np.zeros(self.size, np.bool_)
-        moving[slots] = True
-        while moving.any():
-            stepping.advance_games(
-                self.shard.rules.constants,
-                self.states,
-                moving,
-                self.settings.selfplay.max_plies,
-                self._moves,
-                self._counts,
-            )
-            ended = np.flatnonzero(moving & (self._counts <= 0))
-            moving[:] = False
+        moving = slots
+        while stepping.advance_games(
+            self.shard.rules.constants,
+            self.states,
+            moving,
+            self.settings.selfplay.max_plies,
+            self._moves,
+            self._counts,
+        ):
+            ended = np.sort(moving[self._counts[moving] <= 0])
+            moving = ended[: max(0, self.shard.games - self._started)]
             for slot in map(int, ended):
                 cut = bool(self._counts[slot] == stepping.CUT)
                 self.shard.finish(int(self._game[slot]), self.states[slot], cut)
-                self.live[slot] = moving[slot] = self._started < self.shard.games
-                if moving[slot]:
+                self.live[slot] = self._started < self.shard.games
+                if self.live[slot]:
                     self.shard.fresh_state(self.states[slot])
                     self._game[slot], self._decisions[slot] = self._started, 0
                     self._started += 1
@@ -303,14 +300,14 @@ class _Table:
             index,
         )
         chosen = result.moves[np.arange(len(slots)), index]
-        states = self.states[slots]
+        legal = np.arange(result.moves.shape[1]) < counts[:, None]
         shard.recorder.add(
             game=self._game[slots],
             decision=decisions,
-            state=states[:, : shard.compact],
+            state=self.states[slots, : shard.compact],
             counts=counts,
-            moves=unpad(result.moves, counts),
-            policy=unpad(result.policy, counts),
+            moves=result.moves[legal],
+            policy=result.policy[legal],
             selected=chosen,
             full_search=self._full[slots],
             root_value=result.root_value,
@@ -318,7 +315,6 @@ class _Table:
             surprise=result.surprise,
             opponent=opponent,
         )
-        stepping.apply_moves(shard.rules.constants, states, chosen)
-        self.states[slots] = states
+        stepping.apply_moves(shard.rules.constants, self.states, slots, chosen)
         self._decisions[slots] += 1
         return slots

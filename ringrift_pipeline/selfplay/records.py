@@ -122,22 +122,22 @@ class Recorder:
 
         ``opponent`` holds for all of them.
 
-        The arrays are copied, so the caller may use its buffers again.
+        The arrays are kept, not copied: the caller must not write to them any more.
         """
         self.rows += len(game)
         self._parts.append(
             {
-                "game": np.array(game, np.int32),
-                "decision": np.array(decision, np.int32),
-                "state": np.array(state, np.int64),
-                "counts": np.array(counts, np.int64),
-                "moves": np.array(moves, np.int64),
-                "policy": np.array(policy, np.float32),
-                "selected": np.array(selected, np.int64),
-                "full_search": np.array(full_search, np.bool_),
-                "root_value": np.array(root_value, np.float32),
-                "search_value": np.array(search_value, np.float32),
-                "surprise": np.array(surprise, np.float32),
+                "game": game,
+                "decision": decision,
+                "state": state,
+                "counts": counts,
+                "moves": moves,
+                "policy": policy,
+                "selected": selected,
+                "full_search": full_search,
+                "root_value": root_value,
+                "search_value": search_value,
+                "surprise": surprise,
                 "opponent": np.full(len(game), opponent, np.bool_),
             }
         )
@@ -159,8 +159,10 @@ class Recorder:
             "opponent": np.zeros(0, np.bool_),
         }
         joined = {
-            name: np.concatenate([empty[name]] + [part.pop(name) for part in self._parts])
-            for name in empty
+            name: np.concatenate(
+                [none] + [part.pop(name) for part in self._parts], dtype=none.dtype
+            )
+            for name, none in empty.items()
         }
         self._parts.clear()
         order = np.lexsort((joined["decision"], joined["game"]))

@@ -33,21 +33,23 @@ def advance(b, state, max_plies, moves):
 
 
 @kernel
-def advance_games(b, states, live, max_plies, moves, counts):
-    """:func:`advance` for the rows of ``states`` (G, S) where ``live`` (G,) is true.
+def advance_games(b, states, rows, max_plies, moves, counts):
+    """:func:`advance` for the ``rows`` (N,) of ``states`` (G, S); returns how many games are over.
 
-    ``counts`` (G,) int64 receives what it returned; ``moves`` is one scratch buffer.
+    ``counts`` (G,) int64 receives what it returned for each; ``moves`` is one scratch buffer.
     """
-    for game in range(states.shape[0]):
-        if live[game]:
-            counts[game] = advance(b, states[game], max_plies, moves)
+    over = 0
+    for row in rows:
+        counts[row] = advance(b, states[row], max_plies, moves)
+        over += counts[row] <= 0
+    return over
 
 
 @kernel
-def apply_moves(b, states, chosen):
-    """Play ``chosen`` (G,) int64 in ``states`` (G, S), in place."""
-    for game in range(states.shape[0]):
-        kernels.apply_move(b, states[game], chosen[game])
+def apply_moves(b, states, rows, chosen):
+    """Play ``chosen`` (N,) int64 in the ``rows`` (N,) of ``states`` (G, S), in place."""
+    for i in range(rows.size):
+        kernels.apply_move(b, states[rows[i]], chosen[i])
 
 
 @kernel

@@ -16,6 +16,7 @@ from ringrift_pipeline.network import (
     PLANE_NAMES,
     encode_states,
 )
+from ringrift_pipeline.network.encoder import Encoder
 
 from .conftest import random_positions, spread
 
@@ -119,7 +120,13 @@ def rotated(rules, state, shift):
     for field in (layout.PLAYER, layout.LPS_ANCHOR, layout.LPS_HOLDER, layout.LAST_MOVER):
         if state[field] >= 0:
             out[field] = rename(state[field])
-    for base in (layout.HAND, layout.ELIMINATED, layout.ON_BOARD, layout.TERRITORY_COUNT):
+    counts = (layout.MARKER, layout.COLLAPSED, layout.STACK)
+    for base in (
+        layout.HAND,
+        layout.ELIMINATED,
+        layout.ON_BOARD,
+        *(layout.COUNT + content for content in counts),
+    ):
         for seat in range(players):
             out[base + rename(seat)] = state[base + seat]
     acted = int(state[layout.LPS_ACTED])
@@ -215,3 +222,15 @@ def test_encoding_alone_does_not_load_torch():
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_rows_beyond_the_batch_are_zero_whatever_was_encoded_before():
+    encoder = Encoder(get_rules("hex8_2p"))
+    p = spread(random_positions("hex8_2p"), 8)
+    encoder.encode(p.states, p.moves, p.counts)
+    wanted = encode_states(encoder.rules, p.states[:3], p.moves[:3], p.counts[:3])
+    found = encoder.encode(p.states[:3], p.moves[:3], p.counts[:3], rows=8)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name][:3], array, err_msg=name)
+    for name in ("planes", "globals"):
+        assert len(found[name]) == 8 and not found[name][3:].any()

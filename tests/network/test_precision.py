@@ -13,6 +13,7 @@ from ringrift_pipeline.network.board_network import BoardNetwork
 from ringrift_pipeline.network.device_network import DeviceNetwork
 from ringrift_pipeline.network.encoder import Encoder
 from ringrift_pipeline.network.move_logits import move_logits
+from ringrift_pipeline.network.moves import INTERACTION_CHANNELS
 
 from .conftest import random_positions, spread
 from .test_model import network
@@ -60,7 +61,7 @@ def test_moves_looked_up_on_the_device_have_the_same_logits(precision):
 def test_logits_are_the_written_sums():
     """A move of every rank and number of cells, against the formula in float64."""
     rng = np.random.default_rng(5)
-    kinds, width, planes, area = 4, 3, 7, 9
+    kinds, width, planes, area = 4, INTERACTION_CHANNELS, 7, 9
     cells = rng.normal(size=(2, area, planes + 3 * width)).astype(np.float32)
     shapes = ((2, kinds), (kinds, width), (kinds, width), (kinds, 4), (kinds,))
     bias, embed, out, table, slope = (rng.normal(size=shape).astype(np.float32) for shape in shapes)

@@ -125,6 +125,9 @@ def test_the_network_does_not_look_at_what_is_left_out_of_the_key(config):
         assert np.array_equal(one, other)
     # What is left out is not more than that: any other word that games change is in the key.
     seen = np.setdiff1d(np.arange(layout.HEADER + rules.padded), evaluator.unseen)
+    pool = SearchPool(rules, evaluator, SETTINGS, slots=1, simulations=1, cached=True)
+    keys = {key_of(row, pool._cache.seen, 5) for row in rows}
+    assert len(keys) == len({row[seen].tobytes() for row in rows})
     assert {key_of(row, seen, 5) for row in rows} == {key_of(row, seen, 5) for row in changed}
     different = {row[seen].tobytes() for row in rows}
     assert len({key_of(row, seen, 5) for row in rows}) == len(different)
@@ -132,32 +135,31 @@ def test_the_network_does_not_look_at_what_is_left_out_of_the_key(config):
 
 
 def test_the_cache_forgets_what_it_overwrites():
-    cache = EvaluationCache(4, np.arange(2), 2, width=5)  # a ring of 20 logits
-    table = (cache.keys, cache.starts, cache.counts)
+    cache = EvaluationCache(4, np.arange(2), width=7)  # a ring of 28 numbers
+    kept = (cache.table, cache.ring, cache.head)
     rng = np.random.default_rng(0)
     known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     hits = 0
     for step in range(400):
         key = np.uint64(1 + rng.integers(12))
-        row = look_up(key, 1 + int(key) % 7, *table, cache.ring, cache.head)
-        if row >= 0:
+        count = 1 + int(key) % 7
+        place = look_up(key, count, *kept)
+        if place >= 0:
             hits += 1
-            count, start = cache.counts[row], cache.starts[row] % 20
-            assert start + count <= 20
+            assert place + 2 + count <= 28
             logits, values = known[int(key)]
-            assert np.array_equal(cache.ring[start : start + count], logits[:count])
-            assert np.array_equal(cache.values[row], values)
+            assert np.array_equal(cache.ring[place : place + 2], values)
+            assert np.array_equal(cache.ring[place + 2 : place + 2 + count], logits[:count])
         else:
             logits = np.full(9, step, dtype=np.float32)
             values = np.array([step, -step], dtype=np.float32)
             known[int(key)] = logits, values
-            count = 1 + int(key) % 7
-            keep(key, count, logits, values, *table, cache.values, cache.ring, cache.head)
+            keep(key, count, logits, values, *kept)
     assert 20 < hits < 380
-    assert look_up(np.uint64(99), 3, *table, cache.ring, cache.head) == -1
-    wide = np.zeros(21, dtype=np.float32)
-    keep(np.uint64(99), 21, wide, wide[:2], *table, cache.values, cache.ring, cache.head)
-    assert look_up(np.uint64(99), 21, *table, cache.ring, cache.head) == -1
+    assert look_up(np.uint64(99), 3, *kept) == -1
+    wide = np.zeros(27, dtype=np.float32)
+    keep(np.uint64(99), 27, wide, wide[:2], *kept)
+    assert look_up(np.uint64(99), 27, *kept) == -1
 
 
 def test_bad_pools_and_finished_games_are_refused():
