@@ -74,7 +74,8 @@ def measure_fisher(
     dataset = WindowDataset(open_window(window.path), device)
     generator = np.random.default_rng(first.seed_for("fisher rows"))
     count = min(entry["samples"], len(dataset))
-    rows = by_width(dataset, np.sort(generator.choice(len(dataset), count, replace=False)))
+    rows = np.sort(generator.choice(len(dataset), count, replace=False))
+    rows = rows[by_width(dataset, rows)]
 
     def batches() -> Iterator[dict[str, Any]]:
         for start in range(0, count, _BATCH):

@@ -81,7 +81,7 @@ def scored(
     Interrupted
         if the reporter is asked to stop, with the text ``stopped``.
     """
-    order = np.argsort(dataset.window.counts[rows], kind="stable")
+    order = by_width(dataset, rows)
     places = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     device = dataset.device.type
 
@@ -202,5 +202,5 @@ def value_logits(
 
 
 def by_width(dataset: WindowDataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows ordered by their number of legal moves, so that batches waste little padding."""
-    return rows[np.argsort(dataset.window.counts[rows], kind="stable")]
+    """Places in ``rows`` (K,) by number of legal moves, so that batches waste little padding."""
+    return np.argsort(dataset.window.counts[rows], kind="stable")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.model_ensemble import ModelEnsemble
 from ringrift_pipeline.training.dataset import WindowDataset
-from ringrift_pipeline.training.forward import BATCH
+from ringrift_pipeline.training.forward import BATCH, by_width
 
 Predict = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """``predict(features, legal_mask)``: the logarithm of the policy (B, L), ``-inf`` where illegal,
@@ -77,7 +77,7 @@ def row_losses(
     """
     policy, value = np.full(len(rows), np.nan), np.zeros(len(rows))
     chances = np.zeros((len(rows), dataset.window.players))
-    order = np.argsort(dataset.window.counts[rows], kind="stable")
+    order = by_width(dataset, rows)
     with torch.inference_mode():
         for start in range(0, len(order), BATCH):
             if check is not None:
