@@ -40,8 +40,8 @@ def ablate(
 
     The newest generation that has been played. Quality weighting, mining, clipping, the learning
     rate's schedule, the moving average of the weights and the ensemble, each off in turn and on
-    alone, with the same seeds, are judged on games that no run is trained on: ten runs a seed, an
-    hour on two cores for square8_2p with the network of the preset `hour`. Finished runs are
+    alone, with the same seeds, are judged on games that no run is trained on: ten runs a seed, some
+    80 minutes on two cores for square8_2p with the network of the preset `hour`. Finished runs are
     kept: stopped, it goes on where it was, and more --seeds add runs.
     """
     from ringrift_pipeline.evaluation import ablate as run_ablation
