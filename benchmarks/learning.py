@@ -23,9 +23,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from numpy.typing import NDArray
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.evaluation.ablation_runs import split_window
 from ringrift_pipeline.evaluation.paired_differences import difference_of_means
+from ringrift_pipeline.evaluation.processes import work_through
 from ringrift_pipeline.game import CONFIGS
 from ringrift_pipeline.network import load_model
 from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
@@ -134,6 +134,28 @@ class Result:
     rows_per_s: float
 
 
+class Results:
+    """Where the runs come back to."""
+
+    def __init__(self, runs: int, say: Any) -> None:
+        self.runs, self.say = runs, say
+        self.of: dict[Job, Result] = {}
+
+    def wanted(self, job: Job) -> bool:
+        return True
+
+    def land(self, job: Job, result: Result) -> None:
+        self.of[job] = result
+        done = f"{len(self.of)}/{self.runs}: {job.name}, seed {job.seed}"
+        self.say(f"{done}, {result.rows_per_s:.0f} rows/s")
+
+    def hear(self, message: Any) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+
 def prepared(store: Store, config: str, sizes: dict[str, Any]) -> None:
     """Two small generations: the heuristic's games, a network trained on them, its own games."""
     settings = TrainingConfig().with_overrides(
@@ -204,17 +226,10 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
         for seed in range(seeds)
     ]
     say(f"{config} generation {plan.generation:04d}: {len(jobs)} runs of {steps} steps")
-    results: dict[Job, Result] = {}
+    desk = Results(len(jobs), say)
     workers = arguments.workers or os.cpu_count() or 1
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        running = {pool.submit(work, root, config, arguments.fresh, job): job for job in jobs}
-        for done in as_completed(running):
-            job = running[done]
-            results[job] = done.result()
-            say(
-                f"{len(results)}/{len(jobs)}: {job.name}, seed {job.seed}, "
-                f"{results[job].rows_per_s:.0f} rows/s"
-            )
+    work_through(jobs, partial(work, root, config, arguments.fresh), workers, desk)
+    results = desk.of
 
     def losses(name: str) -> NDArray[np.float64]:
         return np.stack([results[job].losses for job in jobs if job.name == name], axis=1)

@@ -122,6 +122,7 @@ class Watched:
     """An evaluator that counts and times what it is asked, and keeps some of the positions."""
 
     KEEP = 40
+    unseen = Evaluator.unseen  # without it selfplay would remember no evaluation
 
     def __init__(self, model: RingRiftNetwork, precision: str) -> None:
         self.rules = get_rules(CONFIG)
