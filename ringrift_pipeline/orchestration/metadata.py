@@ -49,9 +49,9 @@ FIRST: dict[str, tuple[str, ...]] = {
         "val/policy_accuracy",
         "val/loss_value",
         "val/value_brier",
+        "val/gain",
         "train/steps",
         "train/reuse",
-        "train/passes",
         "train/max_visits",
         "train/learning_rate",
         "train/rows_per_s",
@@ -105,7 +105,7 @@ def of_artefact(artefact: Artefact) -> dict[str, Any]:
     shown["path"] = MetadataValue.path(artefact.path)
     for name in ("parent_config", "parent_generation", "parent_digest"):
         if artefact.metadata.get(name) is not None:
-            shown[name] = artefact.metadata[name]
+            shown[name] = str(artefact.metadata[name])  # a number would be plotted
     return shown
 
 

@@ -213,5 +213,4 @@ def _bins(stages: dict[str, dict[str, Any]]) -> pl.DataFrame:
         splits |= {f"seat:{int(seat) + 1}": part for seat, part in report["by_seat"].items()}
         for split, part in splits.items():
             records += [{"stage": stage, "split": split, **row} for row in part["bins"]]
-    types = {column.name: getattr(pl, column.dtype) for column in tables.CALIBRATION_BINS}
-    return pl.DataFrame(records, schema=types)
+    return pl.DataFrame(records, schema=tables.polars_schema(tables.CALIBRATION_BINS))

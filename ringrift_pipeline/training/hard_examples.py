@@ -108,7 +108,7 @@ def mine_hard_examples(
             "uncertainty": uncertainty[keep],
             "reason": reasons[keep].tolist(),
         },
-        schema={column.name: getattr(pl, column.dtype) for column in tables.HARD_EXAMPLES},
+        schema=tables.polars_schema(tables.HARD_EXAMPLES),
     )
     metadata: dict[str, Any] = {
         "inputs": inputs,

@@ -79,7 +79,7 @@ def score_games(
         .rename({"total_score": "score"})
         .sort("game_id")
         .select([column.name for column in tables.QUALITY_SCORES])
-        .cast({c.name: getattr(pl, c.dtype) for c in tables.QUALITY_SCORES})
+        .cast(tables.polars_schema(tables.QUALITY_SCORES))
     )
     own = scored.filter(pl.col("generation") == plan.generation)
     metadata: dict[str, Any] = {
