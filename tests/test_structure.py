@@ -15,6 +15,7 @@ ROOT = Path(ringrift_pipeline.__file__).parent
 ROOMS = (
     "store",
     "game",
+    "drawing",
     "network",
     "search",
     "selfplay",

@@ -79,15 +79,20 @@ CHECKS: tuple[CheckRecipe, ...] = (
         "Look at the figure's plot and at some games; if the change is unwelcome, go back to an "
         "earlier champion or raise exploration (selfplay.temperature, search.gumbel_scale).",
     ),
-    CheckRecipe("quality_scores", integrity.scores_schema, AGAIN.format("this asset"), blocking=True),
+    CheckRecipe(
+        "quality_scores", integrity.scores_schema, AGAIN.format("this asset"), blocking=True
+    ),
     CheckRecipe(
         "quality_scores",
         judgements.scores_sound,
-        AGAIN.format("this asset") + " Equal scores for all games: look at the weights under quality.",
+        AGAIN.format("this asset")
+        + " Equal scores for all games: look at the weights under quality.",
         blocking=True,
         table=True,
     ),
-    CheckRecipe("hard_examples", integrity.examples_schema, AGAIN.format("this asset"), blocking=True),
+    CheckRecipe(
+        "hard_examples", integrity.examples_schema, AGAIN.format("this asset"), blocking=True
+    ),
     CheckRecipe(
         "hard_examples",
         judgements.examples_sound,
@@ -119,7 +124,9 @@ CHECKS: tuple[CheckRecipe, ...] = (
         judgements.members_verify,
         AGAIN.format("this asset") + " It is left out of play until then.",
     ),
-    CheckRecipe("calibration_report", integrity.bins_schema, AGAIN.format("this asset"), blocking=True),
+    CheckRecipe(
+        "calibration_report", integrity.bins_schema, AGAIN.format("this asset"), blocking=True
+    ),
     CheckRecipe(
         "calibration_report",
         judgements.calibration_sound,
@@ -129,11 +136,14 @@ CHECKS: tuple[CheckRecipe, ...] = (
         blocking=True,
     ),
     CheckRecipe("evaluation", integrity.games_schema, AGAIN.format("this asset"), blocking=True),
-    CheckRecipe("evaluation", judgements.evaluation_sound, AGAIN.format("this asset"), blocking=True),
+    CheckRecipe(
+        "evaluation", judgements.evaluation_sound, AGAIN.format("this asset"), blocking=True
+    ),
     CheckRecipe(
         "evaluation",
         integrity.gate_sound,
-        AGAIN.format("this asset") + " Nothing is promoted on a verdict that its games do not bear out.",
+        AGAIN.format("this asset")
+        + " Nothing is promoted on a verdict that its games do not bear out.",
         blocking=True,
     ),
     CheckRecipe(

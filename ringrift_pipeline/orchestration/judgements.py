@@ -182,9 +182,9 @@ def training_learned(step: Step) -> Judgement:
     why = f"policy loss {learned:.3f} on held-out games, at most {even:.3f} for an even choice"
     if not learned < even:
         return Judgement(False, why, numbers)
-    gain, low, high = (artefact.metadata.get(f"val/gain{end}") for end in ("", "_low", "_high"))
-    if gain is None or high is None:
+    if artefact.metadata.get("val/gain_high") is None:
         return Judgement(True, f"{why}; there is no earlier model to compare with", numbers)
+    gain, low, high = (float(artefact.metadata[f"val/gain{end}"]) for end in ("", "_low", "_high"))
     numbers |= {"val/gain": gain, "val/gain_low": low, "val/gain_high": high}
     than = f"than its parent's on the same games ({-high:+.4f} to {-low:+.4f})"
     if high < 0.0:

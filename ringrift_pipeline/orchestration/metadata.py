@@ -15,7 +15,9 @@ from dagster import MaterializeResult, MetadataValue
 from ringrift_pipeline.store import Artefact
 
 MOST_NUMBERS = 15
-MOST_PICTURE_BYTES = 200_000  # a data URI lives in the event log: small pictures only
+MOST_PICTURE = 50_000  # characters of a data URI: it lives in the event log
+FULL = ".full"  # what a name ends in before its suffix where it is the whole of a small picture
+IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 # What is shown first, by asset, where a room measures more than fifteen things.
@@ -89,12 +91,14 @@ def _flatten(metadata: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def picture(path: Path) -> MetadataValue:
-    """A PNG as a data URI in Markdown, which the UI shows without any server."""
-    data = path.read_bytes()
-    if len(data) > MOST_PICTURE_BYTES:
+    """A PNG or SVG as a data URI in Markdown, which the UI shows without any server; the path of
+    one that is too large for that.
+    """
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    uri = f"data:{IMAGES[path.suffix]};base64,{data}"
+    if len(uri) > MOST_PICTURE:
         return MetadataValue.path(path)
-    text = base64.b64encode(data).decode("ascii")
-    return MetadataValue.md(f"![{path.stem}](data:image/png;base64,{text})")
+    return MetadataValue.md(f"![{path.stem}]({uri})")
 
 
 def of_artefact(artefact: Artefact) -> dict[str, Any]:
@@ -110,11 +114,15 @@ def of_artefact(artefact: Artefact) -> dict[str, Any]:
 
 
 def for_people(artefact: Artefact) -> dict[str, Any]:
-    """An artefact's pictures and Markdown files, by their names without the ending."""
+    """An artefact's pictures and Markdown files, by their names without the ending; where there is
+    a whole picture beside a small one, its path.
+    """
     shown: dict[str, Any] = {}
     for name in artefact.files:
         path = artefact.file(name)
-        if name.endswith(".png"):
+        if path.suffix in IMAGES and path.stem.endswith(FULL):
+            shown[f"{path.stem.removesuffix(FULL)}_file"] = MetadataValue.path(path)
+        elif path.suffix in IMAGES:
             shown[path.stem] = picture(path)
         elif name.endswith(".md"):
             shown[path.stem] = MetadataValue.md(path.read_text(encoding="utf-8"))

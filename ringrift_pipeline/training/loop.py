@@ -292,6 +292,7 @@ def _metadata(
 def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) -> Artefact:
     from ringrift_pipeline.network import save_model
     from ringrift_pipeline.training.auxiliary import save_heads
+    from ringrift_pipeline.training.pictures import draw_losses
     from ringrift_pipeline.training.state import save_state
 
     # What the sidecars say must not depend on the clock: same plan, same bytes.
@@ -314,6 +315,8 @@ def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) 
         save_state(draft.path, run.state_dict())
         lines = [json.dumps(record, allow_nan=False) for record in run.records]
         (draft.path / METRICS).write_text("\n".join(lines) + "\n")
+        weights = plan.settings.training.policy_weight, plan.settings.training.value_weight
+        draw_losses(draft.path, run.records, *weights)
     _remove_states(store, plan, keep=_current_state(store, plan))
     return draft.artefact
 
