@@ -52,6 +52,12 @@ def mine_hard_examples(
     import polars as pl
 
     from ringrift_pipeline.training import tables
+    from ringrift_pipeline.training.gallery import (
+        SHOWN,
+        draw_gallery,
+        find_examples,
+        judged_by,
+    )
 
     artefact = build_window(store, plan, should_stop=should_stop)
     sources = [artefact]
@@ -123,8 +129,14 @@ def mine_hard_examples(
     if members:
         metadata["train/uncertainty_mean"] = float(uncertainty.mean())
     metadata |= {f"reason_{name}": int((reasons[keep] == name).sum()) for name in terms}
+    hardest = frame.sort("hardness", descending=True, maintain_order=True).head(SHOWN).to_dicts()
+    judged = {}
+    if plan.parent is not None:
+        judged = judged_by(sources[1], window, [row["row"] for row in hardest], settings.device)
+    examples = find_examples(store, plan, hardest, judged)
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         tables.write_table(draft.path / TABLE, frame, tables.HARD_EXAMPLES)
+        draw_gallery(draft.path, examples)
     return draft.artefact
 
 
