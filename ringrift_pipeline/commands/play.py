@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ringrift_pipeline.commands.boards import COLORS, all_cells, describe, draw, standing
 from ringrift_pipeline.commands.console import output, print_json, say
 from ringrift_pipeline.commands.options import Common, InputError
+from ringrift_pipeline.drawing import COLORS, all_cells, describe, draw, standing
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Move, State

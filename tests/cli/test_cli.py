@@ -224,19 +224,6 @@ def test_a_person_plays_by_number_and_gives_up(
     assert "no move contains that" in text and "there are moves 0 to" in text
 
 
-@pytest.mark.parametrize("config", ["square8_2p", "hex8_3p"])
-def test_boards_are_drawn_with_every_cell(config: str) -> None:
-    from ringrift_pipeline.commands.boards import all_cells, draw
-    from ringrift_pipeline.game import new_game
-
-    state = new_game(config)
-    cells = all_cells(state.rules)
-    assert draw(state.to_record(), cells).plain.count("·") == state.rules.num_cells
-    move = next(move for move in state.legal_moves() if move.type == "place_ring")
-    after = draw(state.apply(move).to_record(), cells).plain
-    assert after.count("·") == state.rules.num_cells - 1 and "1x" in after
-
-
 def trace(config: str = "square8_2p", seed: int = 0) -> dict[str, Any]:
     """A short game in the trace format, as the rules play it."""
     import random
