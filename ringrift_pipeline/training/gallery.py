@@ -20,6 +20,7 @@ __all__ = ["SHOWN", "Example", "draw_gallery", "find_examples", "judged_by"]
 
 GALLERY = "gallery"
 SHOWN = 12  # examples of the whole picture
+MOST_WORDS = 44  # characters of a move in words
 BEST = 3  # moves drawn of an opinion
 WIDTH, LINE = 300, 15  # of a board, and of a line of text, in the picture's units
 
@@ -67,15 +68,27 @@ def _row(example: Example) -> tuple[str, float, int]:
         f'<text x="4" y="{LINE * (place + 1)}">{escape(line)}</text>'
         for place, line in enumerate(example.title)
     )
-    top = LINE * (len(example.title) + 2)
+    top = LINE * (len(example.title) + 3)
     height = 0.0
     for place, (who, policy, value) in enumerate(panels):
         said = who if value is None else f"{who}: the mover wins {value:.0%}"
         board, tall = _board(example.state, policy, place * WIDTH, top)
-        text += f'<text x="{place * WIDTH + 4}" y="{top - 5}" font-weight="600">{said}</text>'
-        text += board
+        x = place * WIDTH + 4
+        text += f'<text x="{x}" y="{top - LINE - 5}" font-weight="600">{said}</text>'
+        best = escape(_best(example.state, policy))
+        text += f'<text x="{x}" y="{top - 5}">{best}</text>{board}'
         height = max(height, tall)
     return text, top + height + LINE, len(panels)
+
+
+def _best(state: State, policy: NDArray[np.float64]) -> str:
+    """The best move in words: not every move touches a cell."""
+    from ringrift_pipeline.drawing import describe
+
+    best = int(np.argmax(policy))
+    words = describe(state.legal_moves()[best].to_record())
+    shown = words if len(words) <= MOST_WORDS else f"{words[: MOST_WORDS - 1]}…"
+    return f"{policy[best]:.0%} {shown}"
 
 
 def _board(state: State, policy: NDArray[np.float64], x: float, y: float) -> tuple[str, float]:
