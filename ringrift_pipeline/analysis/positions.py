@@ -61,13 +61,11 @@ class Positions:
             node = self._starts[key] = _Node(np.array(start.array))
             self.kept += 1
         rows = [node.row]
-        state: State | None = None  # that of `node`, where it is at hand
+        state: State | None = None  # that of `node`, once it is new: then all behind it are
         for place, record in enumerate(query.moves):
             step = _key_of(record)
             behind = None if step is None else node.behind.get(step)
-            if behind is not None:
-                state = None
-            else:
+            if behind is None:
                 if state is None:
                     state = State.from_array(start.config, node.row)
                 state = _after(state, record, place)
