@@ -20,6 +20,7 @@ ROOMS = (
     "selfplay",
     "training",
     "evaluation",
+    "analysis",
     "orchestration",
     "definitions",
     "commands",

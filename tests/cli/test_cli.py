@@ -16,7 +16,18 @@ from ringrift_pipeline.cli import run
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.store import Store
 
-VERBS = ("loop", "selfplay", "train", "evaluate", "ablate", "play", "replay", "export", "ui")
+VERBS = (
+    "loop",
+    "selfplay",
+    "train",
+    "evaluate",
+    "ablate",
+    "play",
+    "analyze",
+    "replay",
+    "export",
+    "ui",
+)
 FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
 
 
@@ -78,7 +89,7 @@ def test_help_shows_every_setting_with_default_and_bounds(
                 assert f"{signs[bound]} {value}" in limits, name
 
 
-@pytest.mark.parametrize("verb", ["ablate", "play", "replay", "ui"])
+@pytest.mark.parametrize("verb", ["ablate", "play", "analyze", "replay", "ui"])
 def test_verbs_that_plan_nothing_show_no_settings(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +139,9 @@ BAD = [
     (["play", "--player", "nobody"], "nobody"),
     (["play", *["--player", "random"] * 3], "2 seats"),
     (["play", "--config", "square8_3p", "--swap-rule", "--player", "random"], "two players"),
+    (["analyze", "--player", "nobody"], "nobody"),
+    (["analyze", "--simulations", "0"], "--simulations"),
+    (["analyze", "--simulations", "99999"], "10000"),
     (["replay"], "FILE"),
     (["replay", "/no/such/trace.jsonl"], "/no/such/trace.jsonl"),
     (["ui", "--port", "99999"], "--port"),
