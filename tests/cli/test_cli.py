@@ -126,6 +126,9 @@ BAD = [
     (["ablate", "--seeds", "1"], "--seeds"),
     (["ablate", "--steps", "0"], "--steps"),
     (["play", "--player", "nobody"], "nobody"),
+    (["play", "--player", "human", "--player", "nobody", "--port", "0"], "nobody"),
+    (["play", "--port", "-1"], "--port"),
+    (["play", "--host", "999.1.1.1", "--port", "0"], "999.1.1.1"),
     (["play", *["--player", "random"] * 3], "2 seats"),
     (["play", "--config", "square8_3p", "--swap-rule", "--player", "random"], "two players"),
     (["replay"], "FILE"),
@@ -218,7 +221,7 @@ def test_a_person_plays_by_number_and_gives_up(
     answers = iter(["?", "no such thing", "h", "9999", "0", "0", "q"])
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    assert run(["play", "--player", "human", "--player", "random"]) == 130
+    assert run(["play", "--terminal", "--player", "human", "--player", "random"]) == 130
     text = capsys.readouterr().out
     assert "place_ring" in text and "seat 1 to move" in text and "18 rings in hand" in text
     assert "no move contains that" in text and "there are moves 0 to" in text
