@@ -189,6 +189,17 @@ class State:
             move = self.find_move(record)
         return self._after(move.code)
 
+    def apply_code(self, code: int) -> State:
+        """The position after a packed move, one of :meth:`legal_codes`.
+
+        Raises:
+            IllegalMoveError: the move is not legal here.
+        """
+        if code not in self.legal_codes():
+            why = "the game is over" if self.is_terminal else "no legal move is packed so"
+            raise IllegalMoveError(code, self.phase, why)
+        return self._after(code)
+
     def _after(self, code: int) -> State:
         row = self._row.copy()
         apply_move(self.rules.constants, row, code)

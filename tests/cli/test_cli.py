@@ -137,6 +137,9 @@ BAD = [
     (["ablate", "--seeds", "1"], "--seeds"),
     (["ablate", "--steps", "0"], "--steps"),
     (["play", "--player", "nobody"], "nobody"),
+    (["play", "--player", "human", "--player", "nobody", "--port", "0"], "nobody"),
+    (["play", "--port", "-1"], "--port"),
+    (["play", "--host", "999.1.1.1", "--port", "0"], "999.1.1.1"),
     (["play", *["--player", "random"] * 3], "2 seats"),
     (["play", "--config", "square8_3p", "--swap-rule", "--player", "random"], "two players"),
     (["analyze", "--player", "nobody"], "nobody"),
@@ -232,23 +235,10 @@ def test_a_person_plays_by_number_and_gives_up(
     answers = iter(["?", "no such thing", "h", "9999", "0", "0", "q"])
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    assert run(["play", "--player", "human", "--player", "random"]) == 130
+    assert run(["play", "--terminal", "--player", "human", "--player", "random"]) == 130
     text = capsys.readouterr().out
     assert "place_ring" in text and "seat 1 to move" in text and "18 rings in hand" in text
     assert "no move contains that" in text and "there are moves 0 to" in text
-
-
-@pytest.mark.parametrize("config", ["square8_2p", "hex8_3p"])
-def test_boards_are_drawn_with_every_cell(config: str) -> None:
-    from ringrift_pipeline.commands.boards import all_cells, draw
-    from ringrift_pipeline.game import new_game
-
-    state = new_game(config)
-    cells = all_cells(state.rules)
-    assert draw(state.to_record(), cells).plain.count("·") == state.rules.num_cells
-    move = next(move for move in state.legal_moves() if move.type == "place_ring")
-    after = draw(state.apply(move).to_record(), cells).plain
-    assert after.count("·") == state.rules.num_cells - 1 and "1x" in after
 
 
 def trace(config: str = "square8_2p", seed: int = 0) -> dict[str, Any]:

@@ -72,14 +72,3 @@ def standing(record: dict[str, Any]) -> Text:
 def all_cells(rules: Any) -> list[str]:
     """Every cell of a board, as its records name them."""
     return [rules.names[int(cell)] for cell in rules.cells]
-
-
-def describe(move: dict[str, Any]) -> str:
-    """A move's record in words: ``move_stack from 3,4 to 3,6``."""
-    parts = [move["type"]]
-    for name, value in move.items():
-        if name == "type":
-            continue
-        shown = " ".join(value) if isinstance(value, list) else value
-        parts.append(f"{name} {shown}")
-    return " ".join(parts)

@@ -1,0 +1,19 @@
+"""A board as text for a terminal or as an SVG picture, and moves in words.
+
+Knows only `game`, and of it only records and the boards' tables; importing it compiles nothing.
+"""
+
+from ringrift_pipeline.drawing.moves import area_of, describe, path_of
+from ringrift_pipeline.drawing.svg import board_svg
+from ringrift_pipeline.drawing.text import COLORS, all_cells, draw, standing
+
+__all__ = [
+    "COLORS",
+    "all_cells",
+    "area_of",
+    "board_svg",
+    "describe",
+    "draw",
+    "path_of",
+    "standing",
+]
