@@ -21,6 +21,7 @@ ROOMS = (
     "selfplay",
     "training",
     "evaluation",
+    "analysis",
     "web",
     "orchestration",
     "definitions",

@@ -1,8 +1,12 @@
-"""``ringrift play``: a game in the terminal, a person against players or players among themselves."""
+"""``ringrift play``: a page to play and to look at games, or a game in the terminal."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import webbrowser
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,14 +16,18 @@ from ringrift_pipeline.commands.options import Common, InputError
 from ringrift_pipeline.drawing import COLORS, all_cells, describe, draw, standing
 
 if TYPE_CHECKING:
+    from ringrift_pipeline.enhancements.training_config import TrainingConfig
     from ringrift_pipeline.game import Move, State
+    from ringrift_pipeline.web import Defaults
 
 HUMAN = "human"
+PORT = 3001  # beside the Dagster UI's 3000
 LISTED = 40  # moves listed before the rest is left to filtering
 HELP = (
     "Type a move's number, or part of its text to list only moves that contain it; "
     "? for the list, h for what the players would do, q to give up."
 )
+PAGE = "The page"
 
 
 def play(
@@ -41,20 +49,119 @@ def play(
     swap_rule: Annotated[
         bool, typer.Option("--swap-rule", help="Offer the pie rule (two players only).")
     ] = False,
+    terminal: Annotated[
+        bool, typer.Option("--terminal", help="Play in the terminal, without a browser.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show only how the game ends.")] = False,
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Port to listen on; 0 takes a free one.",
+            rich_help_panel=PAGE,
+        ),
+    ] = PORT,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            help="Address to listen on. Any but this machine's own asks for a token.",
+            rich_help_panel=PAGE,
+        ),
+    ] = "127.0.0.1",
+    browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser/--no-browser",
+            help="Open the page where there is a desktop; its address is printed anyway.",
+            rich_help_panel=PAGE,
+        ),
+    ] = True,
 ) -> None:
-    """Play a game in the terminal, or watch players play one."""
+    """Play on a page in the browser, and look at any recorded game there, until Ctrl-C.
+
+    The options are what the page offers first; it can change all but the data root. With
+    --terminal the game is in the terminal instead, and so is one that --json or --quiet asks for
+    or in which a player is named for every seat.
+    """
     specs = seats_of(players, int(common.config[-2]))
     if HUMAN in specs and not sys.stdin.isatty() and common.as_json:
         raise InputError("--json has no room for a person: name a player for every seat")
     settings = common.settings()
     from ringrift_pipeline.game import new_game
-    from ringrift_pipeline.search import load_player
 
     try:
         state = new_game(common.config, swap_rule=swap_rule)
     except ValueError as error:
         raise InputError(str(error)) from error
+    simulations = simulations or settings.search.simulations
+    if terminal or quiet or common.as_json or HUMAN not in specs:
+        _in_terminal(common, settings, state, specs, simulations, quiet)
+        return
+    from ringrift_pipeline.web import Defaults
+
+    first = Defaults(common.config, tuple(specs), simulations, swap_rule, settings.seed)
+    _on_page(common, settings.device, first, host, port, browser)
+
+
+def _on_page(
+    common: Common, device: str, first: Defaults, host: str, port: int, browser: bool
+) -> None:
+    """Serve the page until it is told to stop. Raises InputError."""
+    from ringrift_pipeline.web import Players, RequestError, create_app, listen, serve
+
+    try:
+        listening, access = listen(host, port)
+    except OSError as error:
+        raise InputError(
+            f"port {port} on {host} cannot be used ({error.strerror}); name another with --port, "
+            "0 for any"
+        ) from None
+    with listening:
+        named = tuple(spec for spec in first.players if spec != HUMAN)
+        loaded = Players(common.root, device=device, folders=None if access.local else named)
+        for spec in named:
+            try:
+                loaded.load(common.config, spec, first.simulations)
+            except RequestError as error:
+                raise InputError(f"--{error}") from error
+        app = create_app(common.root, access, players=loaded, defaults=first)
+        say(f"Play on {access.url()}")
+        if not access.local:
+            say("Whoever has this address can use this machine; the connection is not encrypted.")
+        say("Ctrl-C stops it.")
+        if browser and _has_desktop():
+            webbrowser.open(access.url())
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: say("stopped"))  # once the server has
+        serve(app, listening)
+    if any(thread is not threading.main_thread() for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(0)  # not to wait for a search that nobody waits for any more
+
+
+def _has_desktop() -> bool:
+    """Whether a browser would open a window (elsewhere it would take over the terminal)."""
+    if not sys.stderr.isatty():
+        return False
+    return sys.platform == "darwin" or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+def _in_terminal(
+    common: Common,
+    settings: TrainingConfig,
+    state: State,
+    specs: list[str],
+    simulations: int,
+    quiet: bool,
+) -> None:
+    """Play a game here. Raises InputError for a player that cannot be loaded."""
+    from ringrift_pipeline.search import load_player
+
     loaded: dict[int, Any] = {}
     for seat, spec in enumerate(specs, start=1):
         if spec == HUMAN:
@@ -63,7 +170,7 @@ def play(
             loaded[seat] = load_player(
                 spec,
                 common.config,
-                simulations=simulations or settings.search.simulations,
+                simulations=simulations,
                 seed=settings.seed + seat,
                 data=common.root,
                 device=settings.device,

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
         Analysis,
         HeuristicPlayer,
         NetworkPlayer,
+        Opinion,
         Player,
         RandomPlayer,
         RolloutPlayer,
     )
     from ringrift_pipeline.search.pool import SearchPool, SearchResult, SearchSettings
+    from ringrift_pipeline.search.readout import Readout
 
 _MODULE_OF = {
     "Analysis": "players",
@@ -36,9 +38,11 @@ _MODULE_OF = {
     "GumbelSearch": "gumbel",
     "HeuristicPlayer": "players",
     "NetworkPlayer": "players",
+    "Opinion": "players",
     "Player": "players",
     "PlayerSpecError": "errors",
     "RandomPlayer": "players",
+    "Readout": "readout",
     "RolloutEvaluator": "evaluators",
     "RolloutPlayer": "players",
     "SearchError": "errors",
@@ -62,9 +66,11 @@ __all__ = [
     "GumbelSearch",
     "HeuristicPlayer",
     "NetworkPlayer",
+    "Opinion",
     "Player",
     "PlayerSpecError",
     "RandomPlayer",
+    "Readout",
     "RolloutEvaluator",
     "RolloutPlayer",
     "SearchError",

@@ -69,13 +69,18 @@ class GumbelSearch:
         )
 
     def search(
-        self, states: np.ndarray, seeds: np.ndarray, simulations: np.ndarray | int
+        self,
+        states: np.ndarray,
+        seeds: np.ndarray,
+        simulations: np.ndarray | int,
+        depth: int | None = None,
     ) -> SearchResult:
         """Search ``states`` (G, S) int64; they stay as they are.
 
         ``seeds`` (G,) uint64: a game's result depends on its own state, seed and simulations
         alone (given an evaluator whose rows do not depend on each other). ``simulations``: one
-        number, or (G,) int32, each at least 0.
+        number, or (G,) int32, each at least 0. With a ``depth`` (at least 1) the result has a
+        readout of the trees, its lines of at most so many decisions.
 
         Raises :class:`SearchError` for malformed input or a position where the game is over, and
         :class:`EvaluationError` when the evaluator returns a wrong shape or a value that is not
@@ -91,7 +96,7 @@ class GumbelSearch:
             pool.start(slots, states, seeds, budgets)
             while pool.busy:
                 pool.step()
-            return pool.take(slots, pool.evaluations - before)
+            return pool.take(slots, pool.evaluations - before, depth)
 
     def _kept_pool(self, slots: int, simulations: int) -> SearchPool:
         kept = self._pool

@@ -60,15 +60,15 @@ class Player(Protocol):
 
 
 @dataclass(frozen=True)
-class _Opinion:
-    """A batch of analyses: moves, policy, visits (G, L); counts, chosen (G,); value (G, players)."""
+class Opinion:
+    """What a player thinks of ``G`` states; unspecified beyond ``counts`` in ``moves``, else 0."""
 
-    moves: np.ndarray
-    counts: np.ndarray
-    policy: np.ndarray
-    value: np.ndarray
-    visits: np.ndarray
-    chosen: np.ndarray
+    moves: np.ndarray  # (G, L) int64 packed legal moves in canonical order
+    counts: np.ndarray  # (G,) int32 number of legal moves
+    policy: np.ndarray  # (G, >= counts) the share of each move, a row sums to 1
+    value: np.ndarray  # (G, players) each seat's share of the win, not tempered
+    visits: np.ndarray  # (G, >= counts) int; zeros where nothing is searched
+    chosen: np.ndarray  # (G,) int64 place of the move that is played
 
 
 class _BatchPlayer(ABC):
@@ -85,12 +85,12 @@ class _BatchPlayer(ABC):
         self._asked = 0
 
     @abstractmethod
-    def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
+    def _think(self, states: np.ndarray, seeds: np.ndarray) -> Opinion:
         """Opinions on states that are not over."""
 
     def choose_batch(self, states: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Packed moves (G,) int64; each depends on its own state and seed only."""
-        opinion = self._opinion(states, seeds)
+        opinion = self.opinions(states, seeds)
         return opinion.moves[np.arange(len(opinion.moves)), opinion.chosen]
 
     def choose(self, state: State) -> Move:
@@ -101,7 +101,7 @@ class _BatchPlayer(ABC):
 
     def analyze(self, state: State) -> Analysis:
         """Policy, value and visits in ``state``."""
-        opinion = self._opinion(self._row(state), self._next_seed())
+        opinion = self.opinions(self._row(state), self._next_seed())
         count = int(opinion.counts[0])
         return Analysis(
             moves=tuple(state.legal_moves()),
@@ -110,7 +110,12 @@ class _BatchPlayer(ABC):
             visits=opinion.visits[0, :count].astype(np.int64),
         )
 
-    def _opinion(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
+    def opinions(self, states: np.ndarray, seeds: np.ndarray) -> Opinion:
+        """Opinions on ``states`` (G, S) int64 that are not over; ``seeds`` (G,) uint64.
+
+        Each depends on its own state and seed only. Raises :class:`SearchError` for another
+        shape, or a game that is over.
+        """
         return self._think(*self._checked(states, seeds))
 
     def _next_seed(self) -> np.ndarray:
@@ -153,11 +158,11 @@ class RandomPlayer(_BatchPlayer):
 
     name = "random"
 
-    def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
+    def _think(self, states: np.ndarray, seeds: np.ndarray) -> Opinion:
         moves, counts, widest = self._legal(states)
         draws = np.array([uniform(seed, 0) for seed in seeds])
         policy = (np.arange(widest) < counts[:, None]) / counts[:, None]
-        return _Opinion(
+        return Opinion(
             moves=moves,
             counts=counts,
             policy=policy,
@@ -185,7 +190,7 @@ class HeuristicPlayer(_BatchPlayer):
             raise SearchError(f"temperature must be finite and not negative, got {temperature}")
         self.temperature = temperature
 
-    def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
+    def _think(self, states: np.ndarray, seeds: np.ndarray) -> Opinion:
         with announced("the heuristic", "search", "heuristic"):
             moves, counts, scores = heuristic.score_batch(self.rules, states)
         policy = heuristic.policy_from_scores(scores, self.temperature)
@@ -194,7 +199,7 @@ class HeuristicPlayer(_BatchPlayer):
         last = np.where(policy > 0, np.arange(policy.shape[1]), -1).max(axis=1)
         chosen = np.where(reached.any(axis=1), reached.argmax(axis=1), last)
         static = heuristic.static_values(self.rules, states)
-        return _Opinion(
+        return Opinion(
             moves=moves,
             counts=counts,
             policy=policy,
@@ -222,7 +227,7 @@ class RolloutPlayer(_BatchPlayer):
         self.playouts = int(playouts)
         self.exploration = float(exploration)
 
-    def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
+    def _think(self, states: np.ndarray, seeds: np.ndarray) -> Opinion:
         moves, counts, widest = self._legal(states)
         players = self.rules.players
         visits = np.zeros((len(states), widest), dtype=np.int64)
@@ -236,7 +241,7 @@ class RolloutPlayer(_BatchPlayer):
                 )  # fmt: skip
         policy = visits / np.maximum(visits.sum(axis=1, keepdims=True), 1)
         policy[counts == 1, 0] = 1.0
-        return _Opinion(moves, counts, policy, value, visits, chosen)
+        return Opinion(moves, counts, policy, value, visits, chosen)
 
 
 class NetworkPlayer(_BatchPlayer):
@@ -283,9 +288,9 @@ class NetworkPlayer(_BatchPlayer):
         self.value_temperature = float(value_temperature)
         self.calibration = calibration
 
-    def _think(self, states: np.ndarray, seeds: np.ndarray) -> _Opinion:
+    def _think(self, states: np.ndarray, seeds: np.ndarray) -> Opinion:
         found = self.search.search(states, seeds, self.simulations)
-        return _Opinion(
+        return Opinion(
             moves=found.moves,
             counts=found.counts,
             policy=found.policy,
@@ -300,17 +305,26 @@ class NetworkPlayer(_BatchPlayer):
         if len(found.moves) > 1:
             value = tempered(found.value, self.value_temperature)
         else:
-            value = self._value_after_forced_moves(np.array(state.array, dtype=np.int64))
+            value = self.values_after_forced_moves(state.array[None])[0]
         return Analysis(found.moves, found.policy, value, found.visits)
 
-    def _value_after_forced_moves(self, row: np.ndarray) -> np.ndarray:
-        buffer = np.empty((1, self.rules.max_moves), dtype=np.int64)
-        count = settle(self.rules.constants, row, buffer[0])
-        value = np.zeros(self.rules.players, dtype=np.float64)
-        if count == 0:
-            kernels.ranking_points(self.rules.constants, row, value)
-            return value
-        moves = np.ascontiguousarray(buffer[:, :count])
-        _, values = self.evaluator.evaluate(row[None], moves, np.array([count], dtype=np.int32))
-        value[:] = values[0]
-        return tempered(value, self.value_temperature)
+    def values_after_forced_moves(self, states: np.ndarray) -> np.ndarray:
+        """(N, players) float64 for ``states`` (N, S) int64, without search.
+
+        The evaluator's value at the next real decision, at ``value_temperature``; the exact
+        result where the game ends before.
+        """
+        rows = np.array(states, dtype=np.int64)  # a copy, played on
+        moves = np.zeros((len(rows), self.rules.max_moves), dtype=np.int64)
+        counts = np.zeros(len(rows), dtype=np.int32)
+        values = np.zeros((len(rows), self.rules.players), dtype=np.float64)
+        for i, row in enumerate(rows):
+            counts[i] = settle(self.rules.constants, row, moves[i])
+            if counts[i] == 0:
+                kernels.ranking_points(self.rules.constants, row, values[i])
+        left = np.flatnonzero(counts)
+        if len(left):
+            listed = np.ascontiguousarray(moves[left, : counts.max()])
+            _, found = self.evaluator.evaluate(rows[left], listed, counts[left])
+            values[left] = tempered(np.asarray(found, dtype=np.float64), self.value_temperature)
+        return values

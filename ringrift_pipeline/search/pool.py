@@ -12,6 +12,7 @@ from ringrift_pipeline.search import rounds
 from ringrift_pipeline.search import slots as fields
 from ringrift_pipeline.search.cache import EvaluationCache
 from ringrift_pipeline.search.errors import EvaluationError, SearchError
+from ringrift_pipeline.search.readout import Readout, read_trees
 from ringrift_pipeline.search.tree import Tree
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class SearchResult:
     selected_index: np.ndarray  # (G,) int64 its place in the row of moves
     surprise: np.ndarray  # (G,) float32 KL(policy || prior), nats
     evaluations: int = 0  # positions that the evaluator was shown for this call, roots included
+    readout: Readout | None = None  # of the trees, where it was asked for
 
 
 class SearchPool:
@@ -203,9 +205,26 @@ class SearchPool:
                 raise EvaluationError("the evaluator returned a logit or value that is not finite")
         return self._finished[: marks[rounds.FINISHED]].copy()
 
-    def take(self, which: np.ndarray, evaluations: int = 0) -> SearchResult:
-        """Results of the finished searches in the slots ``which`` (N,) int64, now idle."""
+    def drop(self, which: np.ndarray) -> None:
+        """Give up the searches in the slots ``which`` (N,) int64: they are idle, without result."""
+        self._slots[which, fields.STAGE] = fields.IDLE
+
+    def take(
+        self, which: np.ndarray, evaluations: int = 0, depth: int | None = None
+    ) -> SearchResult:
+        """Results of the finished searches in the slots ``which`` (N,) int64, now idle.
+
+        With a ``depth`` they come with a readout, its lines of at most so many decisions.
+        """
         games, players, t = len(which), self.rules.players, self._tree
+        if depth is not None and depth < 1:
+            raise SearchError(f"depth must be at least 1, got {depth}")
+        readout = None
+        if depth is not None:
+            readout = read_trees(
+                which, self._slots, self._moves, self._child, self._candidates, t,
+                self.settings.c_visit, self.settings.c_scale, depth,
+            )  # fmt: skip
         widest = fields.widest(which, self._slots)
         result = SearchResult(
             moves=np.zeros((games, widest), dtype=np.int64),
@@ -219,6 +238,7 @@ class SearchPool:
             selected_index=np.zeros(games, dtype=np.int64),
             surprise=np.zeros(games, dtype=np.float32),
             evaluations=evaluations,
+            readout=readout,
         )
         fields.take(
             which, self._slots, self._moves, self._child, self._candidates, self._logits,

@@ -16,7 +16,18 @@ from ringrift_pipeline.cli import run
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.store import Store
 
-VERBS = ("loop", "selfplay", "train", "evaluate", "ablate", "play", "replay", "export", "ui")
+VERBS = (
+    "loop",
+    "selfplay",
+    "train",
+    "evaluate",
+    "ablate",
+    "play",
+    "analyze",
+    "replay",
+    "export",
+    "ui",
+)
 FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
 
 
@@ -78,7 +89,7 @@ def test_help_shows_every_setting_with_default_and_bounds(
                 assert f"{signs[bound]} {value}" in limits, name
 
 
-@pytest.mark.parametrize("verb", ["ablate", "play", "replay", "ui"])
+@pytest.mark.parametrize("verb", ["ablate", "play", "analyze", "replay", "ui"])
 def test_verbs_that_plan_nothing_show_no_settings(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,8 +137,14 @@ BAD = [
     (["ablate", "--seeds", "1"], "--seeds"),
     (["ablate", "--steps", "0"], "--steps"),
     (["play", "--player", "nobody"], "nobody"),
+    (["play", "--player", "human", "--player", "nobody", "--port", "0"], "nobody"),
+    (["play", "--port", "-1"], "--port"),
+    (["play", "--host", "999.1.1.1", "--port", "0"], "999.1.1.1"),
     (["play", *["--player", "random"] * 3], "2 seats"),
     (["play", "--config", "square8_3p", "--swap-rule", "--player", "random"], "two players"),
+    (["analyze", "--player", "nobody"], "nobody"),
+    (["analyze", "--simulations", "0"], "--simulations"),
+    (["analyze", "--simulations", "99999"], "10000"),
     (["replay"], "FILE"),
     (["replay", "/no/such/trace.jsonl"], "/no/such/trace.jsonl"),
     (["ui", "--port", "99999"], "--port"),
@@ -218,7 +235,7 @@ def test_a_person_plays_by_number_and_gives_up(
     answers = iter(["?", "no such thing", "h", "9999", "0", "0", "q"])
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    assert run(["play", "--player", "human", "--player", "random"]) == 130
+    assert run(["play", "--terminal", "--player", "human", "--player", "random"]) == 130
     text = capsys.readouterr().out
     assert "place_ring" in text and "seat 1 to move" in text and "18 rings in hand" in text
     assert "no move contains that" in text and "there are moves 0 to" in text

@@ -444,6 +444,20 @@ def test_deeply_nested_json_is_a_record_error(tmp_path: Path) -> None:
         list(read_traces(write(tmp_path / "deep.jsonl", "[" * 200_000)))
 
 
+def test_packed_moves_are_applied_and_others_refused() -> None:
+    state = new_game("hex8_3p")
+    for move, code in zip(state.legal_moves(), state.legal_codes(), strict=True):
+        assert state.apply_code(code) == state.apply(move)
+    absent = max(state.legal_codes()) + 1
+    with pytest.raises(IllegalMoveError, match="ring_placement") as caught:
+        state.apply_code(absent)
+    assert caught.value.move == absent
+    while not state.is_terminal:
+        state = state.apply_code(state.legal_codes()[-1])
+    with pytest.raises(IllegalMoveError, match="the game is over"):
+        state.apply_code(absent)
+
+
 def test_a_hand_made_game_round_trips_as_a_trace() -> None:
     state = play(new_game("hex8_2p"), "place_ring", to="0,0,0", count=2)
     assert State.from_record(json.loads(json.dumps(state.to_record()))) == state

@@ -1,0 +1,156 @@
+"""``ringrift play``: the page as a process, from its address to Ctrl-C, and when it is not shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ringrift_pipeline.cli import run
+
+
+@contextmanager
+def playing(tmp_path: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``ringrift play`` on a free port; the process and the address that it printed."""
+    command = [sys.executable, "-m", "ringrift_pipeline", "play", "--port", "0", *arguments]
+    data = ["--data", str(tmp_path / "data")]
+    process = subprocess.Popen([*command, *data], stderr=subprocess.PIPE, text=True)
+    try:
+        address = None
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.match(r"Play on (http://\S+)", line):
+                address = found[1]
+                break
+        assert address is not None, process.wait(10)
+        yield process, address
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stderr.close()
+
+
+def ask(address: str, path: str, body: object = None) -> dict[str, object]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        address.rstrip("/") + path, data, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
+
+
+def stop(process: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[int, str]:
+    """Exit code and the rest of standard error."""
+    process.send_signal(number)
+    assert process.stderr is not None
+    return process.wait(30), process.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_page_is_served_with_what_was_asked_for_until_it_is_stopped(
+    tmp_path: Path, number: int
+) -> None:
+    asked = ["--config", "hex8_3p", "-p", "human", "-p", "random", "--simulations", "7"]
+    with playing(tmp_path, *asked, "--seed", "5") as (process, address):
+        defaults = ask(address, "/api/setup")["defaults"]
+        assert defaults == {
+            "config": "hex8_3p",
+            "players": ["human", "random", "random"],
+            "simulations": 7,
+            "swap_rule": False,
+            "seed": 5,
+        }
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert b"<title>RingRift</title>" in page.read()
+        shown = ask(address, "/api/position", {"config": "hex8_3p"})
+        assert len(shown["legal"]) > 50  # type: ignore[arg-type]
+        code, said = stop(process, number)
+    assert code == 0 and said.splitlines() == ["Ctrl-C stops it.", "stopped"]
+    assert not (tmp_path / "data").exists()
+
+
+def test_it_stops_in_the_middle_of_a_search(tmp_path: Path) -> None:
+    with playing(tmp_path) as (process, address):
+        game = {"config": "hexagonal_2p", "player": "rollout"}
+        ask(address, "/api/choose", {**game, "simulations": 1})  # compiled before the clock runs
+        host, port = address.split("/")[2].split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            body = json.dumps({**game, "simulations": 10_000}).encode()
+            head = (
+                f"POST /api/choose HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            )
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            time.sleep(0.5)
+            began = time.monotonic()
+            code, said = stop(process)
+            assert time.monotonic() - began < 10
+    assert code == 0 and said.splitlines()[-1] == "stopped" and "Traceback" not in said
+
+
+def test_beyond_this_machine_it_asks_for_a_token(tmp_path: Path) -> None:
+    with playing(tmp_path, "--host", "0.0.0.0") as (_, address):
+        found = re.fullmatch(r"http://[^/]+:(\d+)/\?token=(\S{40,})", address)
+        assert found is not None
+        here = f"http://127.0.0.1:{found[1]}/"
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(here, timeout=60)
+        with refused.value as answer:
+            assert answer.status == 401
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with opener.open(f"{here}?token={found[2]}", timeout=60) as page:
+            assert b"<title>RingRift</title>" in page.read() and page.url == here
+
+
+def test_a_port_that_is_taken_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert run(["play", "--port", port, "--data", str(tmp_path)]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("Compil")]
+    assert f"port {port} on 127.0.0.1 cannot be used" in line and "--port" in line
+
+
+def test_players_alone_stay_in_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(tmp_path), "--seed", "3"]
+    assert run(["play", "--player", "random", *data]) == 0
+    captured = capsys.readouterr()
+    assert "seat 1 (random): place_ring" in captured.out and "plies: seat" in captured.err
+    assert run(["play", "--player", "random", "--quiet", *data]) == 0
+    captured = capsys.readouterr()
+    assert "place_ring" not in captured.out and "plies: seat" in captured.err
+
+
+def test_help_says_when_there_is_no_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+    assert run(["play", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for said in ("--terminal", "--port", "--host", "--no-browser", "named for every seat"):
+        assert said in text
+
+
+def test_the_help_loads_no_server() -> None:
+    code = (
+        "import sys; from ringrift_pipeline.cli import run; run(['play', '--help']); "
+        "bad = {'starlette', 'uvicorn', 'numba', 'torch', 'dagster'} & set(sys.modules); "
+        "sys.exit(9 if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env={**os.environ})
+    assert done.returncode == 0

@@ -1,0 +1,177 @@
+"""Who is let in: hosts, origins, kinds of request, the token, and what browsers are told."""
+
+from __future__ import annotations
+
+import json
+import socket
+from http.cookies import SimpleCookie
+from typing import Any
+
+import pytest
+
+from ringrift_pipeline.web import Access, listen
+from ringrift_pipeline.web.server import LARGEST_BODY
+
+from .conftest import CONFIG, Answer, Client
+
+GAME = {"config": CONFIG, "moves": []}
+HOSTNAME = socket.gethostname()
+
+
+def refused(answer: Answer, status: int, field: str | None) -> str:
+    """The error of a refusal, which is JSON with the headers that every answer has."""
+    assert answer.status == status, answer.data
+    assert answer.headers["content-type"] == "application/json"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert set(answer.json) == {"error", "field"} and answer.json["field"] == field
+    return str(answer.json["error"])
+
+
+@pytest.mark.parametrize("path", ["/", "/games", "/static/page.js", "/api/setup", "/nothing"])
+def test_every_answer_tells_the_browser_to_be_strict(client: Client, path: str) -> None:
+    headers = client.get(path).headers
+    policy = dict(
+        part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";")
+    )
+    assert policy.pop("default-src") == policy.pop("base-uri") == "'none'"
+    assert policy.pop("frame-ancestors") == policy.pop("form-action") == "'none'"
+    assert policy["script-src"] == policy["style-src"] == "'self'"
+    assert set(policy.values()) == {"'self'"}
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"  # the token is in the first address
+    assert not [name for name in headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "evil.example:80", "10.0.0.1", "localhost.evil.example", "", "[", "[::2]"],
+)
+def test_a_foreign_host_is_refused(client: Client, host: str) -> None:
+    for path in ("/", "/api/games", "/static/page.js"):
+        refused(client.get(path, Host=host), 421, "Host")
+    assert client.post("/api/position", GAME, Host=host).status == 421
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:1234", "127.0.0.1:1", "127.9.9.9", "[::1]:8"]
+)
+def test_names_of_this_machine_are_accepted_at_any_port(client: Client, host: str) -> None:
+    assert client.get("/api/setup", Host=host).status == 200
+
+
+def test_a_post_must_be_json_from_this_page(client: Client) -> None:
+    own = f"http://127.0.0.1:{client.access.port}"
+    for headers in ({}, {"Origin": own}, {"Origin": own, "Sec-Fetch-Site": "same-origin"}):
+        assert client.post("/api/position", GAME, **headers).status == 200
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": own.replace("http:", "https:")},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
+        refused(client.post("/api/position", GAME, **headers), 403, "Origin")
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""):
+        answer = client.post("/api/position", GAME, **{"Content-Type": kind})
+        refused(answer, 415, "Content-Type")
+    kind = {"Content-Type": "application/json; charset=utf-8"}
+    assert client.post("/api/position", GAME, **kind).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/position", "/api/choose", "/api/analyze"])
+def test_what_makes_the_machine_work_is_not_a_get(client: Client, path: str) -> None:
+    refused(client.get(path), 405, None)
+
+
+def test_other_methods_and_places_are_refused(client: Client) -> None:
+    for method in ("PUT", "DELETE", "OPTIONS", "PATCH"):
+        refused(client.ask(method, "/api/setup"), 405, None)
+    for path in ("/nothing", "/api/nothing", "/static/", "/static/nothing.js"):
+        assert path in refused(client.get(path), 404, None)
+
+
+def test_bodies_are_bounded_and_must_be_objects(client: Client) -> None:
+    kind = {"Content-Type": "application/json"}
+
+    def send(body: bytes, **headers: str) -> Answer:
+        return client.ask("POST", "/api/position", body, {**kind, **headers})
+
+    fits = json.dumps(GAME).encode().ljust(LARGEST_BODY)
+    assert send(fits).status == 200
+    refused(send(fits + b" "), 413, "body")
+    chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(fits) + 1, fits + b" ")
+    refused(send(chunk, **{"Transfer-Encoding": "chunked"}), 413, "body")
+    for body in (b"", b"{", b"\xff", b"[" * 100_000, b"1" * 5000):
+        refused(send(body), 400, "body")
+    refused(send(b"[]"), 400, "body")
+
+
+# --- the token ------------------------------------------------------------------------------------
+
+
+def cookie(answer: Answer) -> tuple[str, Any]:
+    [(name, morsel)] = SimpleCookie(answer.headers["set-cookie"]).items()
+    return f"{name}={morsel.value}", morsel
+
+
+def test_without_the_token_nothing_is_answered(guarded: Client) -> None:
+    for path in ("/", "/games", "/static/page.js", "/api/setup", "/?token=", "/?token=Secret"):
+        refused(guarded.get(path), 401, "token")
+    refused(guarded.post("/api/position", GAME), 401, "token")
+    refused(guarded.post("/api/position?token=secret", GAME), 401, "token")
+    refused(guarded.get("/", Cookie=f"{guarded.access.cookie}=wrong"), 401, "token")
+    refused(guarded.get("/", Cookie="other=secret"), 401, "token")
+
+
+def test_the_token_becomes_a_cookie(guarded: Client) -> None:
+    answer = guarded.get("/games/square8_2p/0000?ply=3&token=secret")
+    assert answer.status == 303
+    assert answer.headers["location"] == "/games/square8_2p/0000?ply=3"
+    sent, morsel = cookie(answer)
+    assert morsel["httponly"] and morsel["samesite"].lower() == "strict" and morsel["path"] == "/"
+    for path in ("/", "/api/setup"):
+        assert guarded.get(path, Cookie=sent).status == 200
+    assert guarded.post("/api/position", GAME, Cookie=sent).status == 200
+    foreign = guarded.post("/api/position", GAME, Cookie=sent, Origin="http://evil.example")
+    refused(foreign, 403, "Origin")
+    refused(guarded.get("/", Cookie=sent, Host="evil.example"), 421, "Host")
+
+
+def test_the_redirect_stays_here(guarded: Client) -> None:
+    assert guarded.get("//evil.example/?token=secret").headers["location"] == "/evil.example/"
+
+
+# --- where it listens -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listens", "host", "known"),
+    [
+        ("127.0.0.1", "192.168.0.7:3001", False),
+        ("0.0.0.0", "192.168.0.7:3001", True),
+        ("0.0.0.0", "localhost", True),
+        ("0.0.0.0", "evil.example", False),
+        ("0.0.0.0", f"{HOSTNAME}:3001", True),
+        ("127.0.0.1", f"{HOSTNAME}.evil.example:3001", False),
+        ("board.example", "board.example:3001", True),
+        ("::", "[fe80::1]:3001", True),
+    ],
+)
+def test_hosts_that_are_known(listens: str, host: str, known: bool) -> None:
+    assert Access(listens, 3001, "t").knows(host) is known
+
+
+def test_only_the_loopback_needs_no_token() -> None:
+    for host, asked in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
+        listening, access = listen(host, 0)
+        with listening:
+            assert (access.token is not None) is asked
+            assert access.port == listening.getsockname()[1] > 0
+    listening, first = listen("0.0.0.0", 0)
+    with listening:
+        assert first.token is not None and access.token is not None
+        assert len(first.token) > 40 and first.token != access.token
+        assert first.url("/games").endswith(f":{first.port}/games?token={first.token}")
+    assert Access("127.0.0.1", 5).url() == "http://127.0.0.1:5/"
+    assert Access("::1", 5).url() == "http://[::1]:5/"

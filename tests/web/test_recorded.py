@@ -1,0 +1,165 @@
+"""Recorded games: every ply is what the shard holds, and nothing else can be reached."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from ringrift_pipeline.drawing import describe
+from ringrift_pipeline.game import new_game
+from ringrift_pipeline.selfplay import read_shard, shard_kind
+from ringrift_pipeline.store import Store
+
+from .conftest import CONFIG, Client, running
+
+
+def rows_of(data: Path, generation: int, shard: int) -> list[dict[str, Any]]:
+    artefact = Store(data).require(CONFIG, generation, shard_kind(shard))
+    return read_shard(artefact.file("shard.arrow")).to_pylist()
+
+
+def test_games_are_found_level_by_level(client: Client, data: Path) -> None:
+    assert client.get("/api/games").json["items"] == [{"config": CONFIG, "generations": 2}]
+    assert client.get(f"/api/games/{CONFIG}").json["items"] == [
+        {"generation": "0001", "player": "generation 0000", "shards": 2},
+        {"generation": "0000", "player": "the heuristic", "shards": 2},
+    ]
+    shards = client.get(f"/api/games/{CONFIG}/0001").json["items"]
+    assert [(item["shard"], item["games"]) for item in shards] == [("0000", 2), ("0001", 1)]
+    assert shards[0]["positions"] == len(rows_of(data, 1, 0))
+    games = client.get(f"/api/games/{CONFIG}/0001/0000").json["items"]
+    rows = rows_of(data, 1, 0)
+    assert [game["id"] for game in games] == list(dict.fromkeys(row["game_id"] for row in rows))
+    for number, game in enumerate(games):
+        own = [row for row in rows if row["game"] == number]
+        assert game["plies"] == own[0]["game_plies"] and game["decisions"] == len(own)
+        assert game["surprise"] == pytest.approx(sum(row["surprise"] for row in own) / len(own))
+        shares = own[0]["outcome"]
+        assert game["winners"] == [seat for seat in (1, 2) if shares[seat - 1] == max(shares)]
+
+
+@pytest.mark.parametrize("generation", [0, 1])
+def test_every_ply_is_what_was_recorded(client: Client, data: Path, generation: int) -> None:
+    place = f"/api/games/{CONFIG}/{generation:04d}/0001/0000"
+    game = client.get(place).json
+    rows = {row["ply"]: row for row in rows_of(data, generation, 1)}
+    assert [entry["ply"] for entry in game["timeline"]] == list(rows)
+    state = new_game(CONFIG)
+    for ply, code in enumerate(game["moves"]):
+        shown = client.get(f"{place}?ply={ply}").json
+        record = state.to_record()
+        for name in ("stacks", "markers", "collapsed", "hand", "player", "phase"):
+            assert shown["position"][name] == record[name]
+        move = next(move for move in state.legal_moves() if move.code == code)
+        assert shown["played"]["text"] == describe(move.to_record())
+        assert shown["played"]["forced"] is (ply not in rows)
+        if ply in rows:
+            check(shown["decision"], rows[ply], describe(move.to_record()))
+        else:
+            assert shown["decision"] is None
+        state = state.apply(move)
+    end = client.get(f"{place}?ply={game['plies']}").json
+    assert state.is_terminal and end["played"] is None and end["decision"] is None
+    assert end["position"]["winner"] == state.winner
+
+
+def check(decision: dict[str, Any], row: dict[str, Any], played: str) -> None:
+    assert decision["full_search"] is row["full_search"] and decision["opponent"] is row["opponent"]
+    for name in ("surprise", "root_value", "search_value"):
+        assert decision[name] == pytest.approx(row[name])
+    assert decision["legal"] == len(row["moves"])
+    policy = dict(zip(row["moves"], row["policy"], strict=True))
+    shares = [move["share"] for move in decision["moves"]]
+    assert shares == pytest.approx(sorted(policy.values(), reverse=True)[: len(shares)])
+    for move in decision["moves"]:
+        assert move["share"] == pytest.approx(policy[move["code"]])
+        assert move["played"] is (move["code"] == row["selected"])
+        assert move["played"] is (move["text"] == played)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("hex8_2p", "config"),
+        ("square9_2p", "config"),
+        ("..", "config"),
+        (f"{CONFIG}/0007", "generation"),
+        (f"{CONFIG}/1", "generation"),
+        (f"{CONFIG}/-001", "generation"),
+        (f"{CONFIG}/%2e%2e", "generation"),
+        (f"{CONFIG}/..%2f..%2fetc", "generation"),
+        (f"{CONFIG}/0001/0009", "shard"),
+        (f"{CONFIG}/0001/plan.json", "shard"),
+        (f"{CONFIG}/0001/%2e%2e/0000", "shard"),
+        (f"{CONFIG}/0001/ema_model", "shard"),
+        (f"{CONFIG}/0001/0000/0002", "game"),
+        (f"{CONFIG}/0001/0000/١٢٣٤".encode().decode("latin-1"), "game"),
+        (f"{CONFIG}/0001/0000/0000/0000", None),
+        (f"{CONFIG}/0001/0000/0000?ply=99999", "ply"),
+    ],
+)
+def test_what_is_not_there_is_not_found(client: Client, path: str, field: str | None) -> None:
+    answer = client.get(quote(f"/api/games/{path}", safe="/%?=", encoding="latin-1"))
+    assert answer.status == 404
+    assert answer.json["field"] == field
+
+
+@pytest.mark.parametrize("ply", ["-1", "x", "1.5", "", "9999999", "%C2%B2"])
+def test_a_ply_is_a_number(client: Client, ply: str) -> None:
+    answer = client.get(f"/api/games/{CONFIG}/0001/0000/0000?ply={ply}")
+    assert answer.status == 422 and answer.json["field"] == "ply"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/static/../server.py",
+        "/static/%2e%2e/server.py",
+        "/static/..%2fserver.py",
+        "/games/../../etc/passwd",
+    ],
+)
+def test_no_other_file_is_served(client: Client, path: str) -> None:
+    answer = client.get(path)
+    assert b"starlette" not in answer.data and b"root:" not in answer.data
+    assert answer.status == 404 or answer.data == client.get("/").data
+
+
+def test_looking_changes_nothing(client: Client, data: Path) -> None:
+    def files() -> dict[Path, tuple[int, int]]:
+        found = (path for path in data.rglob("*") if path.is_file())
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in found}
+
+    before = files()
+    for path in (
+        "",
+        f"/{CONFIG}",
+        f"/{CONFIG}/0000",
+        f"/{CONFIG}/0000/0000",
+        f"/{CONFIG}/0000/0000/0001",
+    ):
+        assert client.get(f"/api/games{path}").status == 200
+    assert client.get("/api/setup").status == 200
+    assert files() == before
+
+
+@pytest.fixture()
+def damaged(data: Path, tmp_path: Path) -> Iterator[Client]:
+    """A copy of the data root in which a shard is cut short."""
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    shard = Store(root).require(CONFIG, 1, shard_kind(0)).file("shard.arrow")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    yield from running(root)
+
+
+def test_a_damaged_shard_says_so_and_the_others_are_shown(damaged: Client) -> None:
+    for path in (f"{CONFIG}/0001", f"{CONFIG}/0001/0000", f"{CONFIG}/0001/0000/0000"):
+        answer = damaged.get(f"/api/games/{path}")
+        assert answer.status == 409 and "shard.arrow" in answer.json["error"]
+    assert damaged.get(f"/api/games/{CONFIG}/0001/0001/0000?ply=2").status == 200
