@@ -12,6 +12,7 @@ from typing import Any
 
 from dagster import MaterializeResult, MetadataValue
 
+from ringrift_pipeline.orchestration.places import game_address
 from ringrift_pipeline.store import Artefact
 
 MOST_NUMBERS = 15
@@ -105,11 +106,25 @@ def of_artefact(artefact: Artefact) -> dict[str, Any]:
     """Dagster metadata of an artefact: numbers, pictures, digest, path."""
     shown: dict[str, Any] = dict(numbers(artefact.metadata, FIRST.get(artefact.kind, ())))
     shown |= for_people(artefact)
+    shown |= games_of(artefact)
     shown["digest"] = artefact.digest
     shown["path"] = MetadataValue.path(artefact.path)
     for name in ("parent_config", "parent_generation", "parent_digest"):
         if artefact.metadata.get(name) is not None:
             shown[name] = str(artefact.metadata[name])  # a number would be plotted
+    return shown
+
+
+def games_of(artefact: Artefact) -> dict[str, Any]:
+    """Addresses of the recorded games that an artefact points at, on the page of `ringrift play`."""
+    shown = {
+        f"replay: {what}": MetadataValue.url(game_address(game))
+        for what, game in (artefact.metadata.get("replay") or {}).items()
+    }
+    hardest = artefact.metadata.get("hardest")
+    if hardest is not None:
+        address = game_address(hardest["game_id"], hardest["ply"])
+        shown["replay: hardest"] = MetadataValue.url(address)
     return shown
 
 

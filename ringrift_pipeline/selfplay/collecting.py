@@ -42,7 +42,7 @@ def collect(store: Store, plan: Plan) -> Artefact:
     games are distinct. Where the champion met earlier models, ``opponents`` names them, and
     ``opponent_games`` and ``opponent_win_rate`` (the champion's share of the win, even being
     1 / players) say how that went. ``measures`` are those of `measures.measure_play`, which drift
-    is judged by. The same numbers are metadata named ``selfplay/…``, with the measures' values.
+    is judged by; ``replay`` the ids of games worth a look. The same numbers are metadata named ``selfplay/…``, with the measures' values.
 
     Raises
     ------
@@ -68,6 +68,7 @@ def collect(store: Store, plan: Plan) -> Artefact:
     metadata = {"plan": plan.digest, "shards": digests}
     metadata |= {f"selfplay/{name}": value for name, value in summary.items()}
     metadata["measures"] = metadata.pop("selfplay/measures")
+    metadata["replay"] = metadata.pop("selfplay/replay")
     metadata |= {
         f"selfplay/{name}": figure["value"]
         for name, figure in summary["measures"].items()
@@ -146,9 +147,20 @@ def _summary(
         },
         "measures": measure_play(joined["plies"][alone], outcome[alone], joined["entropy"][alone]),
         **_opponents(plan, against),
+        "replay": _shown_games(plan, joined),
     }
     ply, entropy, legal_moves = np.concatenate(searches, axis=1)
     return summary, (ply.astype(np.int64), entropy, legal_moves.astype(np.int64))
+
+
+def _shown_games(plan: Plan, games: dict[str, np.ndarray]) -> dict[str, str]:
+    """Ids of the games that a person would look at first."""
+    chosen = {
+        "longest": int(games["plies"].argmax()),
+        "most surprising": int(games["surprise_a_decision"].argmax()),
+    }
+    ids: list[str] = games["id"].tolist()
+    return {what: ids[place] for what, place in chosen.items()}
 
 
 def _champions_shares(
@@ -190,7 +202,10 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
     entropies = policy_entropies(policy, lengths)
     entropy = np.bincount(game, np.where(full, entropies, 0.0))
     searched = np.bincount(game, full)
+    surprise = column(table, "surprise").astype(np.float64)
     return {
+        "id": np.array(ids.dictionary.to_pylist(), dtype=object),
+        "surprise_a_decision": np.bincount(game, surprise) / counts,
         "entropy": np.where(searched > 0, entropy / np.maximum(searched, 1), np.nan),
         "number": column(table, "game")[first],
         "decisions": counts,
@@ -200,7 +215,7 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
         "trace": np.array(traces, np.int64),
         "legal": lengths,
         "full": full,
-        "surprise": column(table, "surprise").astype(np.float64),
+        "surprise": surprise,
         "searches": np.stack([column(table, "ply"), entropies, lengths])[:, full],
     }
 

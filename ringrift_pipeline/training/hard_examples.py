@@ -116,10 +116,14 @@ def mine_hard_examples(
         },
         schema=tables.polars_schema(tables.HARD_EXAMPLES),
     )
+    hardest = frame.sort("hardness", descending=True, maintain_order=True).head(SHOWN).to_dicts()
     metadata: dict[str, Any] = {
         "inputs": inputs,
         "examples": frame.height,
         "scored_rows": len(rows),
+        "hardest": {"game_id": hardest[0]["game_id"], "ply": hardest[0]["ply"]}
+        if hardest
+        else None,
         "scored_with": "parent" if plan.parent is not None else "surprise",
         "ensemble_members": [member.name for member in members],
         "train/hardness_mean": float(hardness.mean()),
@@ -129,9 +133,8 @@ def mine_hard_examples(
     if members:
         metadata["train/uncertainty_mean"] = float(uncertainty.mean())
     metadata |= {f"reason_{name}": int((reasons[keep] == name).sum()) for name in terms}
-    hardest = frame.sort("hardness", descending=True, maintain_order=True).head(SHOWN).to_dicts()
     judged = {}
-    if plan.parent is not None:
+    if plan.parent is not None and hardest:
         judged = judged_by(sources[1], window, [row["row"] for row in hardest], settings.device)
     examples = find_examples(store, plan, hardest, judged)
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
