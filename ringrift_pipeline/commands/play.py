@@ -14,6 +14,7 @@ import typer
 from ringrift_pipeline.commands.console import output, print_json, say
 from ringrift_pipeline.commands.options import Common, InputError
 from ringrift_pipeline.drawing import COLORS, all_cells, describe, draw, standing
+from ringrift_pipeline.orchestration.places import PLAY_PORT
 
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.training_config import TrainingConfig
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ringrift_pipeline.web import Defaults
 
 HUMAN = "human"
-PORT = 3001  # beside the Dagster UI's 3000
 LISTED = 40  # moves listed before the rest is left to filtering
 HELP = (
     "Type a move's number, or part of its text to list only moves that contain it; "
@@ -62,7 +62,7 @@ def play(
             help="Port to listen on; 0 takes a free one.",
             rich_help_panel=PAGE,
         ),
-    ] = PORT,
+    ] = PLAY_PORT,
     host: Annotated[
         str,
         typer.Option(

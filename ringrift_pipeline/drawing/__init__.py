@@ -1,4 +1,4 @@
-"""A board as text for a terminal or as an SVG picture, and moves in words.
+"""A board as text for a terminal or as an SVG picture, moves in words; charts of reports.
 
 Knows only `game`, and of it only records and the boards' tables; importing it compiles nothing.
 """

@@ -295,6 +295,13 @@ class CalibrationConfig(ConfigGroup):
         lt=1.0,
         description="Calibration error above which to recalibrate, share.",
     )
+    max_error: float = Field(
+        default=0.15,
+        gt=0.0,
+        lt=1.0,
+        description="Calibration error that is left after scaling above which, beyond doubt, the "
+        "model is not evaluated, share.",
+    )
     min_games: int = Field(
         default=20, ge=2, description="Held-out games below which nothing is fitted."
     )

@@ -274,14 +274,11 @@ def _land(store: Store, work: _Work) -> Artefact:
 
     from ringrift_pipeline.evaluation import ablation_report, tables
     from ringrift_pipeline.store import write_json_atomic
-    from ringrift_pipeline.training.tables import write_table
+    from ringrift_pipeline.training.tables import polars_schema, write_table
 
     plan = work.material.plan
     report = _report(work)
-    types: Mapping[str, Any] = {
-        column.name: getattr(pl, column.dtype) for column in tables.ABLATION
-    }
-    frame = pl.DataFrame(report["comparisons"], schema=types)
+    frame = pl.DataFrame(report["comparisons"], schema=polars_schema(tables.ABLATION))
     seconds = sum(result.seconds for result in work.results.values())
     metadata: dict[str, Any] = {
         "inputs": work.inputs,

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ringrift_pipeline.evaluation.gate import decide, sequential_test, set_interval, sprt
+from ringrift_pipeline.evaluation.gate import (
+    GateDecision,
+    decide,
+    sequential_test,
+    set_interval,
+    sprt,
+)
 from ringrift_pipeline.evaluation.ratings import (
     ANCHOR,
     ANCHOR_RATING,
@@ -122,6 +128,24 @@ def evaluate(
         write_table(draft.path / RATINGS, fit.to_frame(), RATING_COLUMNS)
     parts.clear()
     return draft.artefact
+
+
+def decide_again(store: Store, plan: Plan, evaluation: Artefact) -> GateDecision:
+    """What the gate makes of the games that an evaluation recorded, whatever its report says.
+
+    Raises:
+        MissingArtefactError: if the EMA model or the champion is no longer there.
+        TableError: if the games are no table of games.
+        MatchError: if a rotated set is incomplete.
+    """
+    from ringrift_pipeline.evaluation import tables
+    from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.training.tables import read_table
+
+    model = store.require(plan.config, plan.generation, "ema_model")
+    field, _ = _field(store, plan, model)
+    games = read_table(evaluation.file(GAMES), tables.GAMES)
+    return _decide(plan, field, _scores(field, games), get_rules(plan.config).players)
 
 
 class _PlayedJobs:
@@ -261,23 +285,12 @@ def _report(
 ) -> dict[str, Any]:
     import polars as pl
 
-    from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS, set_scores
+    from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS
 
     settings = plan.settings.evaluation
     candidate = field.candidate.name
-    scores = {
-        match: set_scores(games.filter(pl.col("match") == match), candidate)
-        for match in games["match"].unique(maintain_order=True)
-    }
-    champion = field.champion
-    gate = decide(
-        {name: values for name, values in scores.items() if name in BASELINES},
-        scores[champion.name] if champion else None,
-        _champion_shares(field),
-        players=seats,
-        confidence=settings.confidence,
-        **sequential_test(settings),
-    )
+    scores = _scores(field, games)
+    gate = _decide(plan, field, scores, seats)
     fit = _ratings(field, games, settings.confidence)
     matches = []
     for name, values in scores.items():
@@ -312,6 +325,30 @@ def _report(
         "gate": gate.to_dict(),
         "_fit": fit,
     }
+
+
+def _scores(field: _Field, games: pl.DataFrame) -> dict[str, Any]:
+    """Set scores of the candidate in every match."""
+    import polars as pl
+
+    from ringrift_pipeline.evaluation.matches import set_scores
+
+    return {
+        match: set_scores(games.filter(pl.col("match") == match), field.candidate.name)
+        for match in games["match"].unique(maintain_order=True)
+    }
+
+
+def _decide(plan: Plan, field: _Field, scores: dict[str, Any], seats: int) -> GateDecision:
+    settings, champion = plan.settings.evaluation, field.champion
+    return decide(
+        {name: values for name, values in scores.items() if name in BASELINES},
+        scores[champion.name] if champion else None,
+        _champion_shares(field),
+        players=seats,
+        confidence=settings.confidence,
+        **sequential_test(settings),
+    )
 
 
 def _champion_shares(field: _Field) -> dict[str, float]:

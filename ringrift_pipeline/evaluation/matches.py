@@ -15,30 +15,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from ringrift_pipeline.evaluation import tables
 from ringrift_pipeline.game import State, get_rules, kernels, layout
 from ringrift_pipeline.selfplay import stepping
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.training.tables import polars_schema
 
 __all__ = ["GAMES_SCHEMA", "OPENING_DECISIONS", "MatchError", "play_sets", "set_scores"]
 
 OPENING_DECISIONS = 6
 """Random decisions (plies with a choice) that open a set."""
 
-GAMES_SCHEMA: dict[str, Any] = {
-    "match": pl.String,
-    "set": pl.Int32,
-    "rotation": pl.Int8,
-    "players": pl.List(pl.String),
-    "ranks": pl.List(pl.Int64),
-    "shares": pl.List(pl.Float64),
-    "winner": pl.Int8,
-    "plies": pl.Int32,
-    "decisions": pl.Int32,
-    "reason": pl.Int8,
-    "opening": pl.List(pl.Int64),
-}
-"""Columns of a table of games. ``players``, ``ranks`` (0 is best, equal is tied) and ``shares`` of
-the win are by seat; ``winner`` is a seat from 1; ``opening`` holds packed moves."""
+GAMES_SCHEMA: dict[str, Any] = polars_schema(tables.GAMES)
+"""Columns of a table of games, as polars types."""
 
 
 class MatchError(ValueError):

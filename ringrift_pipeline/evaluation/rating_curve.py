@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_ROWS", "draw_curve", "write_list"]
 
+CURVE = "rating_curve"
 MOST_ROWS = 60
 """Generations in the Markdown table, the newest; the Parquet table has all."""
 
@@ -46,26 +46,25 @@ def write_list(path: Path, frame: pl.DataFrame, confidence: float) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def draw_curve(path: Path, frame: pl.DataFrame, config: str, confidence: float) -> None:
-    """Draw the ratings of the generations with their intervals as a PNG, baselines as lines.
+def draw_curve(folder: Path, frame: pl.DataFrame, config: str, confidence: float) -> None:
+    """Draw the ratings of the generations with their intervals, baselines as lines:
+    ``rating_curve.png``, and the whole beside it (`drawing.charts.save_chart`).
 
     Generations that their gate let through are filled. The same table gives the same bytes.
 
     Args:
-        path: a new file, under 50 kB.
+        folder: of a draft.
         frame: columns `tables.RATING_LIST`.
         config: for the title.
         confidence: of the intervals.
     """
     import numpy as np
     import polars as pl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    from ringrift_pipeline.drawing.charts import new_chart, save_chart
+
+    figure, (axes,) = new_chart()
     rated = frame.filter(pl.col("generation").is_not_null()).sort("generation")
     x = rated["generation"].to_numpy()
     y = rated["rating"].to_numpy()
@@ -99,6 +98,4 @@ def draw_curve(path: Path, frame: pl.DataFrame, config: str, confidence: float) 
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="best", fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
-    path.write_bytes(buffer.getvalue())
+    save_chart(figure, folder, CURVE)

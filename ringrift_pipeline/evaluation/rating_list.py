@@ -166,7 +166,7 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
     with store.create(config, generation, KIND, metadata=metadata) as draft:
         write_table(draft.path / TABLE, frame, RATING_LIST)
         write_list(draft.path / LIST, frame, confidence)
-        draw_curve(draft.path / CURVE, frame, config, confidence)
+        draw_curve(draft.path, frame, config, confidence)
     return draft.artefact
 
 

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from ringrift_pipeline.training.tables import Column
 
+GAMES: tuple[Column, ...] = (
+    Column("match", "String", "Name of the match: the opponent's."),
+    Column("set", "Int32", "Rotated set, the unit of evidence.", 0),
+    Column("rotation", "Int8", "By how many seats the line-up was turned.", 0, 3),
+    Column("players", "List(String)", "Who held each seat."),
+    Column("ranks", "List(Int64)", "Rank of each seat, 0 is best, equal is tied."),
+    Column("shares", "List(Float64)", "Share of the win of each seat."),
+    Column("winner", "Int8", "Seat of the winner, from 1; 0 where nobody won alone.", 0, 4),
+    Column("plies", "Int32", "Plies of the game.", 1),
+    Column("decisions", "Int32", "Plies with a choice, the opening's included.", 0),
+    Column("reason", "Int8", "How the game ended, see `game.layout.REASON_NAMES`.", 0),
+    Column("opening", "List(Int64)", "Packed moves of the random opening."),
+)
+
 RATINGS: tuple[Column, ...] = (
     Column("player", "String", "Player rated.", unique=True),
     Column("rating", "Float64", "Rating, Elo; the heuristic is at 1200."),

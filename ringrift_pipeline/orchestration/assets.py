@@ -16,6 +16,7 @@ from dagster import (
     asset,
 )
 
+from ringrift_pipeline.evaluation.tables import RATINGS
 from ringrift_pipeline.orchestration.metadata import materialized
 from ringrift_pipeline.orchestration.names import (
     CHAMPION,
@@ -27,7 +28,12 @@ from ringrift_pipeline.orchestration.names import (
 from ringrift_pipeline.orchestration.selfplay_asset import selfplay_shards
 from ringrift_pipeline.orchestration.step import Step, running_step
 from ringrift_pipeline.store import Artefact
-from ringrift_pipeline.training.tables import HARD_EXAMPLES, QUALITY_SCORES, Column
+from ringrift_pipeline.training.tables import (
+    CALIBRATION_BINS,
+    HARD_EXAMPLES,
+    QUALITY_SCORES,
+    Column,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Recipe:
     description: str
     kinds: frozenset[str]
     columns: tuple[Column, ...] = ()  # of its Parquet table, if it has one
+    read_as_table: bool = False  # whoever depends on it gets the table
     beside: Callable[[Step], Artefact] | None = None  # shown with it, and no asset of its own
     code_version: str = "1"
 
@@ -110,6 +117,7 @@ RECIPES: tuple[Recipe, ...] = (
         "decisiveness, freshness, search surprise. Training draws games by it.",
         frozenset({"polars", "parquet"}),
         QUALITY_SCORES,
+        read_as_table=True,
     ),
     Recipe(
         "hard_examples",
@@ -119,6 +127,7 @@ RECIPES: tuple[Recipe, ...] = (
         "least alike, with the reason; the next training starts its miner from them.",
         frozenset({"polars", "parquet"}),
         HARD_EXAMPLES,
+        read_as_table=True,
     ),
     Recipe(
         "checkpoint",
@@ -149,7 +158,8 @@ RECIPES: tuple[Recipe, ...] = (
         _calibrate,
         "How far the value head's win probabilities can be trusted: calibration error before and "
         "after temperature scaling, on games held out, with the reliability diagram.",
-        frozenset({"torch", "matplotlib"}),
+        frozenset({"torch", "parquet", "matplotlib"}),
+        CALIBRATION_BINS,
     ),
     Recipe(
         "evaluation",
@@ -159,6 +169,7 @@ RECIPES: tuple[Recipe, ...] = (
         "with intervals, and what the promotion gate says of them. With it the list and the curve "
         "of all ratings so far: random, heuristic, rollouts and every generation in one fit.",
         frozenset({"numba", "torch", "parquet", "matplotlib"}),
+        RATINGS,
         beside=_rate,
     ),
 )
@@ -192,7 +203,7 @@ def recipe(config: str, made: Recipe) -> AssetsDefinition:
         code_version=made.code_version,
         metadata=metadata,
         required_resource_keys={"store", "settings"},
-        io_manager_key="tables" if made.columns else None,
+        io_manager_key="tables" if made.read_as_table else None,
         pool=CPU_POOL,
     )
     def body(context: AssetExecutionContext) -> MaterializeResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dagster import AssetMaterialization, DagsterInstance, MetadataValue
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from ringrift_pipeline.orchestration.metadata import numbers
 from ringrift_pipeline.orchestration.names import (
@@ -41,6 +42,7 @@ def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMateri
             "why": "; ".join(map(str, gate.get("reasons", []))) or "see the store's history",
             **numbers({"eval": gate}),
         },
+        tags={DATA_VERSION_TAG: champion.digest[:16]},
     )
 
 

@@ -1,7 +1,11 @@
-"""Asset checks: at least one an asset; a blocking one where a failure must stop promotion."""
+"""Asset checks: at least one an asset; a blocking one where a failure must stop promotion.
+
+All checks of an asset run in one step, as a process costs more than what most of them do; where
+one that blocks has failed, that step fails when all have had their say.
+"""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +14,27 @@ from dagster import (
     AssetCheckResult,
     AssetChecksDefinition,
     AssetCheckSeverity,
+    AssetCheckSpec,
+    AssetIn,
     PreviewWarning,
-    asset_check,
+    multi_asset_check,
 )
 
-from ringrift_pipeline.orchestration import judgements, regressions
+from ringrift_pipeline.orchestration import integrity, judgements, regressions
 from ringrift_pipeline.orchestration.judgements import Judgement
-from ringrift_pipeline.orchestration.names import CHAMPION, asset_key, partitions
+from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, asset_key, partitions
 from ringrift_pipeline.orchestration.step import running_step
 
 
 @dataclass(frozen=True)
 class CheckRecipe:
-    """One check: of which asset, what it asks, and whether a failure stops what comes after."""
+    """One check: of which asset, what it asks, what to do where it fails, and whether a failure
+    stops what comes after.
+    """
 
     asset: str
     judge: Callable[..., Judgement]
+    todo: str
     blocking: bool = False
     table: bool = False  # the judge also takes the asset's table
 
@@ -35,22 +44,119 @@ class CheckRecipe:
         return self.judge.__name__
 
 
+AGAIN = "Materialize {} again: what is damaged is made anew from its inputs."
+_SHARDS = AGAIN.format("selfplay_shards") + " Shards that verify are kept, the others are replayed."
+_WEIGHTS = (
+    "Launch the generation again with `resume` set to `never`; if it comes back, lower "
+    "optimizer.learning_rate or set training.precision to float32. The champion plays on."
+)
+
 CHECKS: tuple[CheckRecipe, ...] = (
-    CheckRecipe(CHAMPION, judgements.champion_verifies, blocking=True),
-    CheckRecipe("selfplay_shards", judgements.shards_complete, blocking=True),
-    CheckRecipe("selfplay_shards", judgements.games_differ),
-    CheckRecipe("selfplay_shards", regressions.window_fresh, blocking=True),
-    CheckRecipe("selfplay_shards", regressions.play_steady),
-    CheckRecipe("quality_scores", judgements.scores_sound, blocking=True, table=True),
-    CheckRecipe("hard_examples", judgements.examples_sound, blocking=True, table=True),
-    CheckRecipe("checkpoint", judgements.losses_finite, blocking=True),
-    CheckRecipe("checkpoint", judgements.training_learned),
-    CheckRecipe("ema_model", judgements.average_fits, blocking=True),
-    CheckRecipe("ensemble", judgements.members_verify),
-    CheckRecipe("calibration_report", judgements.calibration_sound),
-    CheckRecipe("evaluation", judgements.evaluation_sound, blocking=True),
-    CheckRecipe("evaluation", judgements.beats_random),
-    CheckRecipe("evaluation", regressions.gate_passed),
+    CheckRecipe(
+        CHAMPION,
+        judgements.champion_verifies,
+        "Restore the named folder from a backup, or promote another generation; nothing is played "
+        "with a model that is not the one promoted.",
+        blocking=True,
+    ),
+    CheckRecipe("selfplay_shards", judgements.shards_complete, _SHARDS, blocking=True),
+    CheckRecipe("selfplay_shards", integrity.shards_sound, _SHARDS, blocking=True),
+    CheckRecipe(
+        "selfplay_shards",
+        judgements.games_differ,
+        "Raise selfplay.temperature or selfplay.temperature_plies, or look whether two shards have "
+        "one seed in plan.json.",
+    ),
+    CheckRecipe(
+        "selfplay_shards",
+        regressions.window_fresh,
+        "Start the next generation: the champion plays its shards.",
+        blocking=True,
+    ),
+    CheckRecipe(
+        "selfplay_shards",
+        regressions.play_steady,
+        "Look at the figure's plot and at some games; if the change is unwelcome, go back to an "
+        "earlier champion or raise exploration (selfplay.temperature, search.gumbel_scale).",
+    ),
+    CheckRecipe(
+        "quality_scores", integrity.scores_schema, AGAIN.format("this asset"), blocking=True
+    ),
+    CheckRecipe(
+        "quality_scores",
+        judgements.scores_sound,
+        AGAIN.format("this asset")
+        + " Equal scores for all games: look at the weights under quality.",
+        blocking=True,
+        table=True,
+    ),
+    CheckRecipe(
+        "hard_examples", integrity.examples_schema, AGAIN.format("this asset"), blocking=True
+    ),
+    CheckRecipe(
+        "hard_examples",
+        judgements.examples_sound,
+        AGAIN.format("this asset") + " None mined: raise mining.buffer_size or selfplay.games.",
+        blocking=True,
+        table=True,
+    ),
+    CheckRecipe("checkpoint", judgements.losses_finite, _WEIGHTS, blocking=True),
+    CheckRecipe(
+        "checkpoint",
+        judgements.training_learned,
+        "Look at the loss curves. Lower optimizer.learning_rate or training.sample_reuse if the "
+        "held-out loss rises while that of training falls; raise training.holdout_fraction if no "
+        "held-out game had a full search. Then launch the generation again with `resume` set to "
+        "`never`.",
+        blocking=True,
+    ),
+    CheckRecipe(
+        "checkpoint",
+        integrity.no_leakage,
+        "Do not believe this generation's held-out figures. Remove its window folder and "
+        "materialize hard_examples and checkpoint again with `resume` set to `never`; copies among "
+        "the games: raise selfplay.temperature.",
+        blocking=True,
+    ),
+    CheckRecipe("ema_model", judgements.average_fits, _WEIGHTS, blocking=True),
+    CheckRecipe(
+        "ensemble",
+        judgements.members_verify,
+        AGAIN.format("this asset") + " It is left out of play until then.",
+    ),
+    CheckRecipe(
+        "calibration_report", integrity.bins_schema, AGAIN.format("this asset"), blocking=True
+    ),
+    CheckRecipe(
+        "calibration_report",
+        judgements.calibration_sound,
+        "Look at the reliability diagram. Raise training.holdout_fraction if few games were held "
+        "out, training.search_value_share if the value head is too sure; or allow more with "
+        "calibration.max_error.",
+        blocking=True,
+    ),
+    CheckRecipe("evaluation", integrity.games_schema, AGAIN.format("this asset"), blocking=True),
+    CheckRecipe(
+        "evaluation", judgements.evaluation_sound, AGAIN.format("this asset"), blocking=True
+    ),
+    CheckRecipe(
+        "evaluation",
+        integrity.gate_sound,
+        AGAIN.format("this asset")
+        + " Nothing is promoted on a verdict that its games do not bear out.",
+        blocking=True,
+    ),
+    CheckRecipe(
+        "evaluation",
+        judgements.beats_random,
+        "Train more: raise selfplay.games or training.sample_reuse, and look at the loss curves.",
+    ),
+    CheckRecipe(
+        "evaluation",
+        regressions.gate_passed,
+        "Nothing, if it happens now and then: the champion plays the next generation. Many times in "
+        "a row: raise selfplay.games, or evaluation.max_games if the test stays undecided.",
+    ),
 )
 
 
@@ -59,48 +165,66 @@ def blocking_checks(asset: str) -> list[str]:
     return [check.name for check in CHECKS if check.asset == asset and check.blocking]
 
 
-def result(check: CheckRecipe, judgement: Judgement) -> AssetCheckResult:
+def result(check: CheckRecipe, judgement: Judgement, key: Any) -> AssetCheckResult:
     """The judgement as Dagster takes it; a failure that blocks is an error, else a warning."""
     severity = AssetCheckSeverity.ERROR if check.blocking else AssetCheckSeverity.WARN
+    todo = "" if judgement.passed else f" What to do: {check.todo}"
     return AssetCheckResult(
+        asset_key=key,
+        check_name=check.name,
         passed=judgement.passed,
         severity=severity,
-        description=judgement.why,
+        description=judgement.why.rstrip(".") + "." + todo if todo else judgement.why,
         metadata=dict(judgement.numbers),
     )
 
 
-def _define(config: str, check: CheckRecipe) -> AssetChecksDefinition:
-    key = asset_key(config, check.asset)
-    common: dict[str, Any] = {
-        "asset": key,
-        "name": check.name,
-        "blocking": check.blocking,
-        "required_resource_keys": {"store"},
-        "description": (check.judge.__doc__ or "").strip(),
-        # The champion is one pointer, not a generation's; its check still runs in a generation.
-        "partitions_def": None if check.asset == CHAMPION else partitions(config),
-    }
-    if check.table:
+def _define(config: str, asset: str) -> AssetChecksDefinition:
+    key = asset_key(config, asset)
+    recipes = [check for check in CHECKS if check.asset == asset]
+    table = any(check.table for check in recipes)
 
-        @asset_check(**common)
-        def body(context: AssetCheckExecutionContext, table: Any) -> AssetCheckResult:
-            with running_step(context, config) as step:
-                return result(check, judgements.judge(check.judge, step, table))
-
-        return body
-
-    @asset_check(**common)
-    def plain(context: AssetCheckExecutionContext) -> AssetCheckResult:
+    def judged(context: AssetCheckExecutionContext, *tables: Any) -> Iterator[AssetCheckResult]:
+        wanted = {selected.name for selected in context.selected_asset_check_keys}
         with running_step(context, config) as step:
-            return result(check, judgements.judge(check.judge, step))
+            for check in recipes:
+                if check.name in wanted:
+                    more = tables if check.table else ()
+                    yield result(check, judgements.judge(check.judge, step, *more), key)
 
-    return plain
+    define = multi_asset_check(
+        name=f"{config}__{asset}_checks",
+        specs=[
+            AssetCheckSpec(
+                check.name,
+                asset=key,
+                blocking=check.blocking,
+                description=(check.judge.__doc__ or "").strip(),
+                # The champion is one pointer, not a generation's; its check still runs in one.
+                partitions_def=None if asset == CHAMPION else partitions(config),
+            )
+            for check in recipes
+        ],
+        can_subset=True,
+        required_resource_keys={"store"},
+        ins={"table": AssetIn(key)} if table else None,
+    )
+    if table:
+
+        def of_table(context: AssetCheckExecutionContext, table: Any) -> Iterator[AssetCheckResult]:
+            yield from judged(context, table)
+
+        return define(of_table)
+
+    def plain(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
+        yield from judged(context)
+
+    return define(plain)
 
 
 def checks_of(config: str) -> list[AssetChecksDefinition]:
-    """All checks of a config."""
+    """All checks of a config, one definition an asset."""
     with warnings.catch_warnings():
         # partitioned checks are a preview feature of Dagster 1.13
         warnings.simplefilter("ignore", PreviewWarning)
-        return [_define(config, check) for check in CHECKS]
+        return [_define(config, asset) for asset in (CHAMPION, *ASSETS)]

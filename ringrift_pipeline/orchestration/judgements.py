@@ -31,10 +31,12 @@ class Judgement:
 
 
 def judge(check: Callable[..., Judgement], step: Step, *more: Any) -> Judgement:
-    """The check's judgement; an artefact that is missing or corrupt fails whatever asks for it."""
+    """The check's judgement; what is missing, corrupt or cannot be read fails whatever asks for it
+    (a room's typed errors are ValueErrors).
+    """
     try:
         return check(step, *more)
-    except (CorruptArtefactError, MissingArtefactError) as error:
+    except (CorruptArtefactError, MissingArtefactError, ValueError) as error:
         return Judgement(False, str(error))
 
 
@@ -165,7 +167,8 @@ def losses_finite(step: Step) -> Judgement:
 
 
 def training_learned(step: Step) -> Judgement:
-    """On games held out the policy is better than choosing evenly among the legal moves.
+    """On games held out the model is no worse than the one it started from, beyond doubt, and its
+    policy is better than choosing evenly among the legal moves.
 
     An even choice among n moves costs log n; log of the mean number of moves bounds its mean.
     """
@@ -175,11 +178,22 @@ def training_learned(step: Step) -> Judgement:
     if not artefact.metadata["val/policy_rows"]:
         return Judgement(False, "no held-out game has a full search to judge the policy by")
     even = math.log(shards.metadata["selfplay/mean_legal_moves"])
-    return Judgement(
-        learned < even,
-        f"policy loss {learned:.3f} on held-out games, at most {even:.3f} for an even choice",
-        {"val/loss_policy": learned, "even_choice": even},
-    )
+    numbers: dict[str, float | int | str] = {"val/loss_policy": learned, "even_choice": even}
+    why = f"policy loss {learned:.3f} on held-out games, at most {even:.3f} for an even choice"
+    if not learned < even:
+        return Judgement(False, why, numbers)
+    if artefact.metadata.get("val/gain_high") is None:
+        return Judgement(True, f"{why}; there is no earlier model to compare with", numbers)
+    gain, low, high = (float(artefact.metadata[f"val/gain{end}"]) for end in ("", "_low", "_high"))
+    numbers |= {"val/gain": gain, "val/gain_low": low, "val/gain_high": high}
+    than = f"than its parent's on the same games ({-high:+.4f} to {-low:+.4f})"
+    if high < 0.0:
+        return Judgement(False, f"the loss is {-gain:.4f} higher {than}", numbers)
+    return Judgement(True, f"{why}; the loss is {abs(gain):.4f} {_way(gain)} {than}", numbers)
+
+
+def _way(gain: float) -> str:
+    return "lower" if gain >= 0.0 else "higher"
 
 
 def _tensors(artefact: Artefact) -> dict[str, Any]:
@@ -243,7 +257,9 @@ def members_verify(step: Step) -> Judgement:
 
 
 def calibration_sound(step: Step) -> Judgement:
-    """The numbers are possible, and the temperature does not make the error clearly worse."""
+    """The numbers are possible, the temperature does not make the error clearly worse, and the
+    error that is left is not above ``calibration.max_error`` beyond doubt.
+    """
     artefact = step.store.require(step.config, step.generation, "calibration_report")
     report = artefact.read_json("report.json")
     numbers = {name: report[name] for name in ("ece_before", "ece_after", "temperature")}
@@ -254,11 +270,14 @@ def calibration_sound(step: Step) -> Judgement:
         return Judgement(False, f"temperature {temperature} is not positive", numbers)
     if not report["positions"]:
         return Judgement(False, "no held-out position was judged", numbers)
-    allowed = abs(before) + report["deviation_threshold"]
+    why = f"calibration error {before:.3f} before scaling, {after:.3f} after"
+    if abs(after) > abs(before) + report["deviation_threshold"]:
+        return Judgement(False, why, numbers)
+    low, high = report["ece_after_interval"]
+    most = step.plan().settings.calibration.max_error
+    numbers |= {"ece_low": low, "ece_high": high, "most": most}
     return Judgement(
-        abs(after) <= allowed,
-        f"calibration error {before:.3f} before scaling, {after:.3f} after",
-        numbers,
+        low <= most, f"{why} ({low:.3f} to {high:.3f}), at most {most:g} is allowed", numbers
     )
 
 

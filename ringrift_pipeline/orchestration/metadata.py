@@ -12,10 +12,13 @@ from typing import Any
 
 from dagster import MaterializeResult, MetadataValue
 
+from ringrift_pipeline.orchestration.places import game_address
 from ringrift_pipeline.store import Artefact
 
 MOST_NUMBERS = 15
-MOST_PICTURE_BYTES = 200_000  # a data URI lives in the event log: small pictures only
+MOST_PICTURE = 50_000  # characters of a data URI: it lives in the event log
+FULL = ".full"  # what a name ends in before its suffix where it is the whole of a small picture
+IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
 # What is shown first, by asset, where a room measures more than fifteen things.
@@ -49,9 +52,9 @@ FIRST: dict[str, tuple[str, ...]] = {
         "val/policy_accuracy",
         "val/loss_value",
         "val/value_brier",
+        "val/gain",
         "train/steps",
         "train/reuse",
-        "train/passes",
         "train/max_visits",
         "train/learning_rate",
         "train/rows_per_s",
@@ -89,32 +92,52 @@ def _flatten(metadata: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 
 def picture(path: Path) -> MetadataValue:
-    """A PNG as a data URI in Markdown, which the UI shows without any server."""
-    data = path.read_bytes()
-    if len(data) > MOST_PICTURE_BYTES:
+    """A PNG or SVG as a data URI in Markdown, which the UI shows without any server; the path of
+    one that is too large for that.
+    """
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    uri = f"data:{IMAGES[path.suffix]};base64,{data}"
+    if len(uri) > MOST_PICTURE:
         return MetadataValue.path(path)
-    text = base64.b64encode(data).decode("ascii")
-    return MetadataValue.md(f"![{path.stem}](data:image/png;base64,{text})")
+    return MetadataValue.md(f"![{path.stem}]({uri})")
 
 
 def of_artefact(artefact: Artefact) -> dict[str, Any]:
     """Dagster metadata of an artefact: numbers, pictures, digest, path."""
     shown: dict[str, Any] = dict(numbers(artefact.metadata, FIRST.get(artefact.kind, ())))
     shown |= for_people(artefact)
+    shown |= games_of(artefact)
     shown["digest"] = artefact.digest
     shown["path"] = MetadataValue.path(artefact.path)
     for name in ("parent_config", "parent_generation", "parent_digest"):
         if artefact.metadata.get(name) is not None:
-            shown[name] = artefact.metadata[name]
+            shown[name] = str(artefact.metadata[name])  # a number would be plotted
+    return shown
+
+
+def games_of(artefact: Artefact) -> dict[str, Any]:
+    """Addresses of the recorded games that an artefact points at, on the page of `ringrift play`."""
+    shown = {
+        f"replay: {what}": MetadataValue.url(game_address(game))
+        for what, game in (artefact.metadata.get("replay") or {}).items()
+    }
+    hardest = artefact.metadata.get("hardest")
+    if hardest is not None:
+        address = game_address(hardest["game_id"], hardest["ply"])
+        shown["replay: hardest"] = MetadataValue.url(address)
     return shown
 
 
 def for_people(artefact: Artefact) -> dict[str, Any]:
-    """An artefact's pictures and Markdown files, by their names without the ending."""
+    """An artefact's pictures and Markdown files, by their names without the ending; where there is
+    a whole picture beside a small one, its path.
+    """
     shown: dict[str, Any] = {}
     for name in artefact.files:
         path = artefact.file(name)
-        if name.endswith(".png"):
+        if path.suffix in IMAGES and path.stem.endswith(FULL):
+            shown[f"{path.stem.removesuffix(FULL)}_file"] = MetadataValue.path(path)
+        elif path.suffix in IMAGES:
             shown[path.stem] = picture(path)
         elif name.endswith(".md"):
             shown[path.stem] = MetadataValue.md(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ from dagster import (
     AssetIn,
     AssetsDefinition,
     Backoff,
+    DataVersion,
     DynamicOut,
     DynamicOutput,
     In,
@@ -98,6 +99,7 @@ def selfplay_shards(config: str) -> AssetsDefinition:
             return Output(
                 {"path": str(artefact.path), "digest": artefact.digest},
                 metadata=of_artefact(artefact),
+                data_version=DataVersion(artefact.digest[:16]),
             )
 
     @graph_asset(

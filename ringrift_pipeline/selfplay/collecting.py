@@ -22,6 +22,7 @@ SUMMARY = "summary.json"
 _COLUMNS = (
     "game_id",
     "game",
+    "ply",
     "player",
     "policy",
     "full_search",
@@ -41,13 +42,14 @@ def collect(store: Store, plan: Plan) -> Artefact:
     games are distinct. Where the champion met earlier models, ``opponents`` names them, and
     ``opponent_games`` and ``opponent_win_rate`` (the champion's share of the win, even being
     1 / players) say how that went. ``measures`` are those of `measures.measure_play`, which drift
-    is judged by. The same numbers are metadata named ``selfplay/…``, with the measures' values.
+    is judged by; ``replay`` the ids of games worth a look. The same numbers are metadata named ``selfplay/…``, with the measures' values.
 
     Raises
     ------
     MissingArtefactError
         naming the first shard that has not been played.
     """
+    from ringrift_pipeline.selfplay.pictures import draw_entropy
     from ringrift_pipeline.selfplay.shards import shard_kind
     from ringrift_pipeline.store import CorruptArtefactError, write_json_atomic
 
@@ -62,10 +64,11 @@ def collect(store: Store, plan: Plan) -> Artefact:
         existing = None
     if existing is not None and existing.metadata.get("shards") == digests:
         return existing
-    summary = _summary(plan, shards)
+    summary, searches = _summary(plan, shards)
     metadata = {"plan": plan.digest, "shards": digests}
     metadata |= {f"selfplay/{name}": value for name, value in summary.items()}
     metadata["measures"] = metadata.pop("selfplay/measures")
+    metadata["replay"] = metadata.pop("selfplay/replay")
     metadata |= {
         f"selfplay/{name}": figure["value"]
         for name, figure in summary["measures"].items()
@@ -84,10 +87,14 @@ def collect(store: Store, plan: Plan) -> Artefact:
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         write_json_atomic(draft.path / INDEX, index)
         write_json_atomic(draft.path / SUMMARY, summary)
+        draw_entropy(draft.path, *searches)
     return draft.artefact
 
 
-def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
+def _summary(
+    plan: Plan, shards: list[Artefact]
+) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The summary; ply, entropy and number of legal moves (K,) of the full searches."""
     from ringrift_pipeline.game import layout
     from ringrift_pipeline.selfplay.measures import measure_play
     from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
@@ -95,6 +102,7 @@ def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
     games: list[dict[str, np.ndarray]] = []
     legal = full = surprise = 0.0
     against: list[np.ndarray] = []
+    searches: list[np.ndarray] = []
     for shard, planned in zip(shards, plan.shards, strict=True):
         with open_shard(shard.file(SHARD_FILE), columns=_COLUMNS) as reader:
             table = reader.read_all()
@@ -102,6 +110,7 @@ def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
         legal += games[-1].pop("legal").sum()
         full += games[-1].pop("full").sum()
         surprise += games[-1].pop("surprise").sum()
+        searches.append(games[-1].pop("searches"))
         numbers = games[-1].pop("number")
         met = planned.get("opponent")
         games[-1]["alone"] = numbers >= (met["games"] if met else 0)
@@ -117,7 +126,7 @@ def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
     names = {-1: "cut_short"} | dict(enumerate(layout.REASON_NAMES))
     reasons, counts = np.unique(joined["reason"], return_counts=True)
     played = len(clear)
-    return {
+    summary = {
         "player": shards[0].metadata["player"],
         "games": played,
         "positions": positions,
@@ -138,7 +147,20 @@ def _summary(plan: Plan, shards: list[Artefact]) -> dict[str, Any]:
         },
         "measures": measure_play(joined["plies"][alone], outcome[alone], joined["entropy"][alone]),
         **_opponents(plan, against),
+        "replay": _shown_games(plan, joined),
     }
+    ply, entropy, legal_moves = np.concatenate(searches, axis=1)
+    return summary, (ply.astype(np.int64), entropy, legal_moves.astype(np.int64))
+
+
+def _shown_games(plan: Plan, games: dict[str, np.ndarray]) -> dict[str, str]:
+    """Ids of the games that a person would look at first."""
+    chosen = {
+        "longest": int(games["plies"].argmax()),
+        "most surprising": int(games["surprise_a_decision"].argmax()),
+    }
+    ids: list[str] = games["id"].tolist()
+    return {what: ids[place] for what, place in chosen.items()}
 
 
 def _champions_shares(
@@ -177,9 +199,13 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
     traces = [hash(selected[starts[i] : starts[i + 1]].tobytes()) for i in range(len(counts))]
     lengths, policy = ragged_column(table, "policy")
     full = column(table, "full_search")
-    entropy = np.bincount(game, np.where(full, policy_entropies(policy, lengths), 0.0))
+    entropies = policy_entropies(policy, lengths)
+    entropy = np.bincount(game, np.where(full, entropies, 0.0))
     searched = np.bincount(game, full)
+    surprise = column(table, "surprise").astype(np.float64)
     return {
+        "id": np.array(ids.dictionary.to_pylist(), dtype=object),
+        "surprise_a_decision": np.bincount(game, surprise) / counts,
         "entropy": np.where(searched > 0, entropy / np.maximum(searched, 1), np.nan),
         "number": column(table, "game")[first],
         "decisions": counts,
@@ -189,7 +215,8 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
         "trace": np.array(traces, np.int64),
         "legal": lengths,
         "full": full,
-        "surprise": column(table, "surprise").astype(np.float64),
+        "surprise": surprise,
+        "searches": np.stack([column(table, "ply"), entropies, lengths])[:, full],
     }
 
 

@@ -52,6 +52,7 @@ def calibrate(
     Interrupted
         if ``should_stop`` says so.
     """
+    from ringrift_pipeline.drawing.charts import FULL
     from ringrift_pipeline.enhancements.calibration import draw_reliability
     from ringrift_pipeline.network import load_model, resolve_device
     from ringrift_pipeline.store import write_json_atomic
@@ -91,12 +92,21 @@ def calibrate(
         name: report[name]
         for name in ("temperature", "fitted", "applied", "recalibrate", "games", "positions")
     }
+    metadata |= {
+        "val/temperature": report["temperature"],
+        "val/holdout_games": report["games"],
+        "val/holdout_positions": report["positions"],
+    }
+    for stage in ("before", "after"):
+        metadata[f"val/ece_{stage}_low"], metadata[f"val/ece_{stage}_high"] = report[
+            f"ece_{stage}_interval"
+        ]
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         write_json_atomic(draft.path / REPORT, report)
         tables.write_table(draft.path / BINS, _bins(stages), tables.CALIBRATION_BINS)
-        draw_reliability(
-            {stage: stages[stage] for stage in ("before", "after")}, draft.path / PICTURE
-        )
+        drawn = {stage: stages[stage] for stage in ("before", "after")}
+        draw_reliability(drawn, draft.path / PICTURE, dpi=70)
+        draw_reliability(drawn, (draft.path / PICTURE).with_suffix(FULL))
     return draft.artefact
 
 
@@ -213,5 +223,4 @@ def _bins(stages: dict[str, dict[str, Any]]) -> pl.DataFrame:
         splits |= {f"seat:{int(seat) + 1}": part for seat, part in report["by_seat"].items()}
         for split, part in splits.items():
             records += [{"stage": stage, "split": split, **row} for row in part["bins"]]
-    types = {column.name: getattr(pl, column.dtype) for column in tables.CALIBRATION_BINS}
-    return pl.DataFrame(records, schema=types)
+    return pl.DataFrame(records, schema=tables.polars_schema(tables.CALIBRATION_BINS))

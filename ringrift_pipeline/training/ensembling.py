@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.plan import Plan
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
@@ -46,6 +47,7 @@ def build_ensemble(
     from ringrift_pipeline.store import write_json_atomic
     from ringrift_pipeline.training.dataset import WindowDataset
     from ringrift_pipeline.training.forward import held_out_losses
+    from ringrift_pipeline.training.pictures import draw_disagreement
     from ringrift_pipeline.training.threads import torch_threads
 
     members = _members(store, plan)
@@ -67,7 +69,7 @@ def build_ensemble(
                 model, dataset, dataset.window.holdout_rows, *weights, reporter, training.threads
             )
             reporter.report(number + 1, len(models) + 1, f"{name} measured")
-        together = _together(models, dataset, device, reporter, training.threads)
+        together, apart = _together(models, dataset, device, reporter, training.threads)
     combined = weights[0] * together["policy_loss_a_row"] + weights[1] * together["value_loss"]
     report = {
         "members": {name: loss.metrics("") for name, loss in losses.items()},
@@ -99,6 +101,8 @@ def build_ensemble(
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         write_json_atomic(draft.path / MEMBERS, listing)
         write_json_atomic(draft.path / REPORT, report)
+        plies = dataset.window.ply[dataset.window.holdout_rows]
+        draw_disagreement(draft.path, plies, *apart)
     reporter.report(len(models) + 1, len(models) + 1, "ensemble measured")
     return draft.artefact
 
@@ -129,8 +133,10 @@ def _members(store: Store, plan: Plan) -> dict[str, Artefact]:
 
 def _together(
     models: dict[str, Any], dataset: Any, device: Any, reporter: Reporter, threads: int
-) -> Any:
-    """Held-out losses of the ensemble and the disagreement of its members."""
+) -> tuple[dict[str, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Held-out losses of the ensemble and the disagreement of its members; that of each row, (K,)
+    of the policy and (K,) of the value.
+    """
     import torch
 
     from ringrift_pipeline.enhancements.model_ensemble import ModelEnsemble
@@ -164,7 +170,7 @@ def _together(
     policy_loss, value_loss, brier, policy_apart, value_apart = columns[:5]
     searched = columns[5] > 0
     phases = dataset.window.phase[rows]
-    return {
+    report = {
         "rows": len(rows),
         "policy_loss": float(policy_loss[searched].mean()) if searched.any() else 0.0,
         "policy_loss_a_row": float(policy_loss.mean()),
@@ -181,3 +187,4 @@ def _together(
             for phase in np.unique(phases)
         },
     }
+    return report, (policy_apart, value_apart)

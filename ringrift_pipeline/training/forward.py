@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +37,7 @@ class HeldOut:
     loss_value: cross-entropy against the outcome, nats.
     value_brier: squared error of the winning probabilities, summed over seats.
     rows, policy_rows: how many rows, and how many of them full searches.
+    by_row: (K,) the weighted loss of each row, in the order in which they were given.
     """
 
     loss: float
@@ -47,10 +48,12 @@ class HeldOut:
     value_brier: float
     rows: int
     policy_rows: int
+    by_row: NDArray[np.float64] = field(repr=False, compare=False)
 
     def metrics(self, prefix: str = "val/") -> dict[str, float]:
-        """As metadata: ``val/loss``, ``val/loss_policy``, …"""
-        return {f"{prefix}{name}": value for name, value in self.__dict__.items()}
+        """The means as metadata: ``val/loss``, ``val/loss_policy``, …"""
+        means = {name: value for name, value in self.__dict__.items() if name != "by_row"}
+        return {f"{prefix}{name}": value for name, value in means.items()}
 
 
 def scoring_precision(plan: Plan, device: torch.device) -> str:
@@ -125,8 +128,9 @@ def held_out_losses(
     """Losses of ``model`` on ``rows`` (K,) of the window; its training mode is left alone."""
     sums = np.zeros(6)
     policy_rows = 0
+    by_row = np.zeros(len(rows))
 
-    def losses(batch: dict[str, Any]) -> tuple[list[float], int]:
+    def losses(batch: dict[str, Any]) -> tuple[list[float], int, NDArray[np.float64]]:
         logits, value = model(batch["features"])
         target, outcome = batch["policy_targets"], batch["value_targets"]
         parts = compute_loss_parts(logits, target, value, outcome, legal_mask=batch["legal_mask"])
@@ -143,17 +147,20 @@ def held_out_losses(
             brier,
             outcome.new_ones(len(outcome)),
         )
-        return [float(part.double().sum()) for part in found], int(has_policy.sum())
+        each = policy_weight * parts.policy + value_weight * parts.value
+        totals = [float(part.double().sum()) for part in found]
+        return totals, int(has_policy.sum()), each.double().cpu().numpy()
 
     training = model.training
     model.eval()
     try:
         stopped = "stopped while measuring the held-out loss"
-        for _, (found, searches) in scored(
+        for some, (found, searches, each) in scored(
             dataset, rows, losses, threads, reporter=reporter, stopped=stopped
         ):
             sums += found
             policy_rows += searches
+            by_row[some] = each
     finally:
         model.train(training)
     count = max(sums[5], 1.0)
@@ -167,6 +174,7 @@ def held_out_losses(
         value_brier=sums[4] / count,
         rows=int(sums[5]),
         policy_rows=policy_rows,
+        by_row=by_row,
     )
 
 

@@ -52,6 +52,12 @@ def mine_hard_examples(
     import polars as pl
 
     from ringrift_pipeline.training import tables
+    from ringrift_pipeline.training.gallery import (
+        SHOWN,
+        draw_gallery,
+        find_examples,
+        judged_by,
+    )
 
     artefact = build_window(store, plan, should_stop=should_stop)
     sources = [artefact]
@@ -108,12 +114,16 @@ def mine_hard_examples(
             "uncertainty": uncertainty[keep],
             "reason": reasons[keep].tolist(),
         },
-        schema={column.name: getattr(pl, column.dtype) for column in tables.HARD_EXAMPLES},
+        schema=tables.polars_schema(tables.HARD_EXAMPLES),
     )
+    hardest = frame.sort("hardness", descending=True, maintain_order=True).head(SHOWN).to_dicts()
     metadata: dict[str, Any] = {
         "inputs": inputs,
         "examples": frame.height,
         "scored_rows": len(rows),
+        "hardest": {"game_id": hardest[0]["game_id"], "ply": hardest[0]["ply"]}
+        if hardest
+        else None,
         "scored_with": "parent" if plan.parent is not None else "surprise",
         "ensemble_members": [member.name for member in members],
         "train/hardness_mean": float(hardness.mean()),
@@ -123,8 +133,13 @@ def mine_hard_examples(
     if members:
         metadata["train/uncertainty_mean"] = float(uncertainty.mean())
     metadata |= {f"reason_{name}": int((reasons[keep] == name).sum()) for name in terms}
+    judged = {}
+    if plan.parent is not None and hardest:
+        judged = judged_by(sources[1], window, [row["row"] for row in hardest], settings.device)
+    examples = find_examples(store, plan, hardest, judged)
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         tables.write_table(draft.path / TABLE, frame, tables.HARD_EXAMPLES)
+        draw_gallery(draft.path, examples)
     return draft.artefact
 
 

@@ -126,7 +126,7 @@ def _train(
             if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
                 _save(store, plan, run, inputs)
         seconds = time.monotonic() - began
-        metadata = _metadata(plan, run, inputs, sources)
+        metadata = _metadata(plan, run, inputs, sources, parent is not None)
         if "fisher" in sources:
             metadata |= source_losses(store, plan, run.best_model())
         metadata |= {
@@ -233,9 +233,21 @@ def _remove_states(store: Store, plan: Plan, keep: Path | None) -> None:
 
 
 def _metadata(
-    plan: Plan, run: TrainingRun, inputs: dict[str, Any], sources: dict[str, Artefact]
+    plan: Plan,
+    run: TrainingRun,
+    inputs: dict[str, Any],
+    sources: dict[str, Artefact],
+    started_from_parent: bool,
 ) -> dict[str, Any]:
+    from ringrift_pipeline.network import load_model
+    from ringrift_pipeline.training.improvement import gain
+
     losses = run.held_out(run.best_model().to(run.device))
+    gained: dict[str, float] = {}
+    if started_from_parent:
+        before = run.held_out(load_model(sources["parent"].path, run.device))
+        games = run.dataset.window.game[run.holdout]
+        gained = {"val/parent_loss": before.loss, **gain(before.by_row, losses.by_row, games)}
     last: dict[str, Any] = {}
     for record in run.records:
         last |= record
@@ -272,6 +284,7 @@ def _metadata(
         "train/rollbacks": last.get("train/rollbacks"),
         **({"train/penalty": last["train/penalty"]} if "train/penalty" in last else {}),
         **losses.metrics(),
+        **gained,
         **run.held_out(run.model).metrics("val/last_"),
     }
 
@@ -279,6 +292,7 @@ def _metadata(
 def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) -> Artefact:
     from ringrift_pipeline.network import save_model
     from ringrift_pipeline.training.auxiliary import save_heads
+    from ringrift_pipeline.training.pictures import draw_losses
     from ringrift_pipeline.training.state import save_state
 
     # What the sidecars say must not depend on the clock: same plan, same bytes.
@@ -301,6 +315,8 @@ def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) 
         save_state(draft.path, run.state_dict())
         lines = [json.dumps(record, allow_nan=False) for record in run.records]
         (draft.path / METRICS).write_text("\n".join(lines) + "\n")
+        weights = plan.settings.training.policy_weight, plan.settings.training.value_weight
+        draw_losses(draft.path, run.records, *weights)
     _remove_states(store, plan, keep=_current_state(store, plan))
     return draft.artefact
 

@@ -54,6 +54,7 @@ def score_games(
 
     from ringrift_pipeline.selfplay.shards import iter_shards
     from ringrift_pipeline.training import tables
+    from ringrift_pipeline.training.pictures import draw_scores
 
     shards = list(iter_shards(store, plan))
     inputs = sealed_inputs(plan, shards)
@@ -79,7 +80,7 @@ def score_games(
         .rename({"total_score": "score"})
         .sort("game_id")
         .select([column.name for column in tables.QUALITY_SCORES])
-        .cast({c.name: getattr(pl, c.dtype) for c in tables.QUALITY_SCORES})
+        .cast(tables.polars_schema(tables.QUALITY_SCORES))
     )
     own = scored.filter(pl.col("generation") == plan.generation)
     metadata: dict[str, Any] = {
@@ -94,6 +95,7 @@ def score_games(
     }
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         tables.write_table(draft.path / TABLE, scored, tables.QUALITY_SCORES)
+        draw_scores(draft.path, scored, plan.generation)
     return draft.artefact
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
@@ -94,12 +94,23 @@ CALIBRATION_BINS: tuple[Column, ...] = (
 )
 
 
+def polars_schema(columns: tuple[Column, ...]) -> dict[str, pl.DataType]:
+    """The polars types of columns; ``List(Int64)`` is a list of that type."""
+    import polars as pl
+
+    def of(dtype: str) -> Any:
+        outer, _, inner = dtype.rstrip(")").partition("(")
+        return pl.List(of(inner)) if outer == "List" else getattr(pl, outer)
+
+    return {column.name: of(column.dtype) for column in columns}
+
+
 def schema(columns: tuple[Column, ...]) -> DataFrameSchema:
     """The pandera schema (polars) of a table: exactly these columns, in this order."""
     import pandera.polars as pandera
-    import polars as pl
 
     built = {}
+    types = polars_schema(columns)
     for column in columns:
         checks = []
         if column.least is not None:
@@ -109,7 +120,7 @@ def schema(columns: tuple[Column, ...]) -> DataFrameSchema:
         if column.choices:
             checks.append(pandera.Check.isin(column.choices))
         built[column.name] = pandera.Column(
-            getattr(pl, column.dtype),
+            types[column.name],
             checks,
             nullable=column.nullable,
             unique=column.unique,

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ringrift_pipeline.drawing.charts import MOST_BYTES
 from ringrift_pipeline.evaluation import evaluate
 from ringrift_pipeline.evaluation.rating_curve import MOST_ROWS, draw_curve, write_list
 from ringrift_pipeline.evaluation.rating_list import play_anchors, rate_all
@@ -186,14 +187,18 @@ def many(generations: int) -> pl.DataFrame:
 
 def test_the_curve_is_a_small_picture_and_the_same_every_time(tmp_path: Path) -> None:
     frame = many(200)
-    for name in ("a.png", "b.png"):
-        draw_curve(tmp_path / name, frame, CONFIG, 0.95)
-    data = (tmp_path / "a.png").read_bytes()
-    assert data.startswith(b"\x89PNG") and 4_000 < len(data) < 50_000
-    assert data == (tmp_path / "b.png").read_bytes()
+
+    def drawn(table: pl.DataFrame) -> list[bytes]:
+        draw_curve(tmp_path, table, CONFIG, 0.95)
+        return [(tmp_path / f"rating_curve{end}").read_bytes() for end in (".png", ".full.svg")]
+
+    small, whole = drawn(frame)
+    assert small.startswith(b"\x89PNG") and 4_000 < len(small) < MOST_BYTES
+    assert b"<svg" in whole
+    assert [small, whole] == drawn(frame)
     moved = frame.with_columns(pl.col("rating") + pl.col("generation").fill_null(0) % 10)
-    draw_curve(tmp_path / "c.png", moved, CONFIG, 0.95)
-    assert data != (tmp_path / "c.png").read_bytes()
+    changed = drawn(moved)
+    assert small != changed[0] and whole != changed[1]
 
 
 def test_the_text_has_the_newest_generations_and_all_baselines(tmp_path: Path) -> None:

@@ -112,10 +112,8 @@ def shard_copied(store: Store) -> None:
     def change(folder: Path) -> None:
         import pyarrow as pa
 
-        with open_shard(folder / SHARD_FILE) as reader:
-            metadata = reader.schema.metadata
         with open_shard(first) as reader:
-            table = reader.read_all()
+            metadata, table = reader.schema.metadata, reader.read_all()
         renamed = [f"{name}-copy" for name in table.column("game_id").to_pylist()]
         field = table.schema.field("game_id")
         table = table.set_column(0, field, pa.array(renamed, pa.string()))
@@ -127,6 +125,81 @@ def shard_copied(store: Store) -> None:
     replace(store, "selfplay-shard-0001", change)
 
 
+def edit_shard(name: str, value: Any) -> Callable[[Path], None]:
+    """Set a column's first value, as a faulty player would, in a file that is whole."""
+
+    def edit(folder: Path) -> None:
+        import pyarrow as pa
+
+        from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+
+        with open_shard(folder / SHARD_FILE) as reader:
+            metadata, table = reader.schema.metadata, reader.read_all()
+        values = table.column(name).to_pylist()
+        values[0] = value(values[0])
+        field = table.schema.field(name)
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, field, pa.array(values, field.type))
+        with pa.OSFile(str(folder / SHARD_FILE), "wb") as sink:
+            schema = table.schema.with_metadata(metadata)
+            with pa.ipc.new_file(sink, schema) as out:
+                out.write_table(table.cast(schema))
+
+    return edit
+
+
+def odd_shard(name: str, value: Callable[[Any], Any]) -> Callable[[Store], None]:
+    return lambda store: replace(store, "selfplay-shard-0001", edit_shard(name, value))
+
+
+def more_columns(table: pl.DataFrame) -> pl.DataFrame:
+    return table.with_columns(more=pl.lit(1))
+
+
+def edit_games(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        path = folder / "games.parquet"
+        change(pl.read_parquet(path)).write_parquet(path)
+
+    return edit
+
+
+def window_changed(store: Store, change: Callable[[Path], object]) -> None:
+    """Another window than the one that hash and shards give, and a checkpoint trained on it."""
+    replace(store, "window", change)
+    window = store.require(CONFIG, 0, "window")
+    replace(store, "checkpoint", metadata={"window": window.digest})
+
+
+def one_row_on_the_other_side(folder: Path) -> None:
+    held = np.load(folder / "holdout.npy")
+    held[np.flatnonzero(held)[0]] = False
+    np.save(folder / "holdout.npy", held)
+
+
+def held_out_mined(store: Store) -> None:
+    from ringrift_pipeline.training import open_window
+
+    row = int(open_window(store.require(CONFIG, 0, "window").path).holdout_rows[0])
+    first = pl.int_range(pl.len()) == 0
+    change = edit_table(
+        lambda t: t.with_columns(row=pl.when(first).then(row).otherwise(pl.col("row")))
+    )
+    replace(store, "hard_examples", change)
+
+
+def held_out_copied(store: Store) -> None:
+    """Every game is there twice: what is held out is also trained on, under another id."""
+    from ringrift_pipeline.selfplay import load_plan
+    from ringrift_pipeline.training import build_window, mine_hard_examples
+
+    shard_copied(store)
+    plan = load_plan(store, CONFIG, 0)
+    window = build_window(store, plan)
+    mine_hard_examples(store, plan)
+    replace(store, "checkpoint", metadata={"window": window.digest})
+
+
 Break = Callable[[Store], object]
 
 BREAKS: list[tuple[str, Break, str]] = [
@@ -135,6 +208,100 @@ BREAKS: list[tuple[str, Break, str]] = [
     ("shards_complete", lambda s: replace(s, "selfplay-shard-0001", shorten), "was collected"),
     ("games_differ", shard_copied, "copies"),
     ("games_differ", lambda s: flip(s, "selfplay-shard-0000", "shard.arrow"), "SHA-256"),
+    ("shards_sound", odd_shard("surprise", lambda _: float("nan")), "not finite in 1 of"),
+    ("shards_sound", odd_shard("policy", lambda p: [2.0, *p[1:]]), "no distribution"),
+    ("shards_sound", odd_shard("policy", lambda p: [float("nan"), *p[1:]]), "no distribution"),
+    ("shards_sound", odd_shard("policy", lambda p: [*p, 0.0]), "differ in number"),
+    ("shards_sound", odd_shard("selected", lambda _: 1), "was not legal"),
+    ("shards_sound", odd_shard("outcome", lambda o: [0.7, 0.7]), "shares of the win"),
+    ("shards_sound", odd_shard("search_value", lambda v: [1.5, -0.5]), "values after search"),
+    ("shards_sound", odd_shard("root_value", lambda v: [0.5, 0.2]), "values before search"),
+    ("shards_sound", odd_shard("ply", lambda _: 10_000), "not after the one before"),
+    (
+        "scores_schema",
+        lambda s: replace(s, "quality_scores", edit_table(more_columns)),
+        "does not match its schema",
+    ),
+    (
+        "scores_schema",
+        lambda s: replace(
+            s, "quality_scores", edit_table(lambda t: t.with_columns(score=pl.lit(1.5)))
+        ),
+        "score",
+    ),
+    (
+        "examples_schema",
+        lambda s: replace(
+            s, "hard_examples", edit_table(lambda t: t.with_columns(reason=pl.lit("a whim")))
+        ),
+        "reason",
+    ),
+    (
+        "bins_schema",
+        lambda s: replace(s, "calibration_report", edit_table(lambda t: t.drop("games"))),
+        "games",
+    ),
+    ("games_schema", lambda s: replace(s, "evaluation", edit_games(more_columns)), "more"),
+    ("no_leakage", held_out_mined, "1 hard examples are of held-out games"),
+    (
+        "no_leakage",
+        lambda s: window_changed(s, one_row_on_the_other_side),
+        "1 games are on both sides",
+    ),
+    ("no_leakage", held_out_copied, "move for move"),
+    (
+        "no_leakage",
+        lambda s: replace(s, "checkpoint", metadata={"window": "0" * 64}),
+        "another window",
+    ),
+    (
+        "gate_sound",
+        lambda s: replace(
+            s,
+            "evaluation",
+            edit_json("report.json", lambda r: r["gate"].update(promote=not r["gate"]["promote"])),
+        ),
+        "its games say",
+    ),
+    (
+        "gate_sound",
+        lambda s: replace(
+            s,
+            "evaluation",
+            edit_json("report.json", lambda r: r.update(champion={"digest": "0" * 64})),
+        ),
+        "the plan's champion is none",
+    ),
+    (
+        "gate_sound",
+        lambda s: replace(
+            s,
+            "evaluation",
+            edit_games(lambda t: t.with_columns(shares=pl.col("shares").list.reverse())),
+        ),
+        "its games say",
+    ),
+    (
+        "training_learned",
+        lambda s: replace(
+            s,
+            "checkpoint",
+            metadata={"val/gain": -0.2, "val/gain_low": -0.3, "val/gain_high": -0.1},
+        ),
+        "0.2000 higher than its parent's",
+    ),
+    (
+        "calibration_sound",
+        lambda s: replace(
+            s,
+            "calibration_report",
+            edit_json(
+                "report.json",
+                lambda r: r.update(ece_before=0.3, ece_after=0.3, ece_after_interval=[0.2, 0.4]),
+            ),
+        ),
+        "at most 0.15 is allowed",
+    ),
     (
         "scores_sound",
         lambda s: replace(s, "quality_scores", edit_table(lambda t: t.head(t.height - 1))),
@@ -261,6 +428,7 @@ def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -
     result = run_check(asset_of(check), check)
     assert not result.passed
     assert words in result.description
+    assert "What to do: " in result.description
     recipe = next(recipe for recipe in CHECKS if recipe.name == check)
     assert result.blocking is recipe.blocking
     assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import pytest
-from dagster import AssetKey, build_sensor_context
+from dagster import AssetKey, AssetMaterialization, build_sensor_context
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
@@ -61,6 +62,63 @@ def test_the_reliability_diagram_is_in_the_event(played: Played) -> None:
     text = event.asset_materialization.metadata["reliability"].value
     data = base64.b64decode(str(text).split("base64,")[1].rstrip(")"))
     assert data.startswith(b"\x89PNG")
+
+
+PICTURES = {
+    "selfplay_shards": {"policy_entropy"},
+    "quality_scores": {"quality"},
+    "hard_examples": {"gallery"},
+    "checkpoint": {"loss"},
+    "ensemble": {"disagreement"},
+    "calibration_report": {"reliability"},
+    "evaluation": {"rating_curve"},
+}
+
+
+def test_pictures_are_small_and_the_whole_ones_are_beside_them(played: Played) -> None:
+    for name, pictures in PICTURES.items():
+        metadata = materialization(played, name).metadata
+        for picture in pictures:
+            text = str(metadata[picture].value)
+            assert text.startswith(f"![{picture}](data:image/") and len(text) < 50_100, name
+            whole = Path(str(metadata[f"{picture}_file"].value))
+            assert whole.is_file() and ".full." in whole.name
+
+
+def test_data_versions_are_the_digests(played: Played) -> None:
+    for name in names.ASSETS:
+        made = materialization(played, name)
+        assert made.tags is not None
+        digest = str(made.metadata["digest"].value)
+        assert made.tags["dagster/data_version"] == digest[:16], name
+
+
+def test_games_are_linked_to_the_page_that_shows_them(played: Played) -> None:
+    from ringrift_pipeline.web.games import RecordedGames
+
+    recorded = RecordedGames(played.data)
+    hardest = str(materialization(played, "hard_examples").metadata["replay: hardest"].value)
+    shards = materialization(played, "selfplay_shards").metadata
+    links = [hardest, *(str(shards[f"replay: {w}"].value) for w in ("longest", "most surprising"))]
+    for link in links:
+        place, _, ply = link.removeprefix("http://127.0.0.1:3001/games/").partition("?ply=")
+        game = recorded.game(*place.split("/"))
+        assert game["config"] == played.config
+        if ply:
+            assert int(ply) in [entry["ply"] for entry in game["timeline"]]
+    lengths = [
+        recorded.game(played.config, "0000", shard["shard"], game["game"])["plies"]
+        for shard in recorded.shards(played.config, "0000")
+        for game in recorded.games(played.config, "0000", shard["shard"])
+    ]
+    longest = links[1].removeprefix("http://127.0.0.1:3001/games/")
+    assert recorded.game(*longest.split("/"))["plies"] == max(lengths)
+
+
+def materialization(played: Played, name: str) -> AssetMaterialization:
+    event = played.instance.get_latest_materialization_event(AssetKey([played.config, name]))
+    assert event is not None and event.asset_materialization is not None
+    return event.asset_materialization
 
 
 def test_a_second_run_makes_nothing_anew(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:

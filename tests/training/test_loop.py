@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +107,7 @@ def test_held_out_losses_against_one_row_at_a_time(store: Store, second: Plan) -
     model = RingRiftNetwork(network_config(second), seed=3)
     measured = held_out_losses(model, dataset, rows, 2.0, 0.5)
     policy, value, brier, agree, searched = 0.0, 0.0, 0.0, 0, 0
+    each = []
     divergence = 0.0
     for row in rows:
         batch = dataset.batch([row])
@@ -117,6 +119,7 @@ def test_held_out_losses_against_one_row_at_a_time(store: Store, second: Plan) -
         loss = -float((target * log_policy).sum())
         policy += loss
         value -= float((outcome * log_value).sum())
+        each.append(2 * loss - 0.5 * float((outcome * log_value).sum()))
         brier += float((log_value.exp() - outcome).square().sum())
         if target.sum() > 0:
             searched += 1
@@ -129,6 +132,7 @@ def test_held_out_losses_against_one_row_at_a_time(store: Store, second: Plan) -
     assert measured.loss_value == pytest.approx(value / 40, rel=1e-5)
     assert measured.value_brier == pytest.approx(brier / 40, rel=1e-5)
     assert measured.loss == pytest.approx(2 * policy / 40 + 0.5 * value / 40, rel=1e-5)
+    assert measured.by_row == pytest.approx(np.array(each), rel=1e-4)
     assert model.training
 
 
@@ -147,6 +151,19 @@ def test_training_starts_from_the_plans_parent(store: Store, second: Plan) -> No
         for a, b in zip(parent.parameters(), trained.parameters(), strict=True)
     )
     assert 0 < apart < 0.5  # a fresh network would be further away
+    dataset = WindowDataset(open_window(build_window(store, second).path))
+    before, after = (
+        held_out_losses(model, dataset, dataset.window.holdout_rows, 1.0, 1.0)
+        for model in (parent, load_model(artefact.path / "best"))
+    )
+    games = dataset.window.game[dataset.window.holdout_rows]
+    falls = before.by_row - after.by_row
+    assert artefact.metadata["val/parent_loss"] == pytest.approx(before.loss, rel=1e-5)
+    assert artefact.metadata["val/gain"] == pytest.approx(
+        np.mean([falls[games == game].mean() for game in np.unique(games)]), abs=1e-5
+    )
+    low, high = (artefact.metadata[f"val/gain_{end}"] for end in ("low", "high"))
+    assert low < artefact.metadata["val/gain"] < high
 
 
 def test_a_parent_of_another_shape_gives_fresh_weights(store: Store) -> None:
@@ -160,6 +177,7 @@ def test_a_parent_of_another_shape_gives_fresh_weights(store: Store) -> None:
     artefact = train(store, plan)
     assert artefact.metadata["parent_note"] == "fresh weights: the parent differs in channels"
     assert load_model(artefact.path).config.channels == 12
+    assert "val/gain" not in artefact.metadata
 
 
 def test_steps_follow_rows_batches_and_limits(store: Store, first: Plan) -> None:

@@ -24,7 +24,7 @@ from ringrift_pipeline.training import (
 )
 from ringrift_pipeline.training.hard_examples import TABLE as HARD
 from ringrift_pipeline.training.quality import game_scores
-from ringrift_pipeline.training.tables import write_table
+from ringrift_pipeline.training.tables import polars_schema, write_table
 
 from .conftest import CONFIG, NOW, settings
 
@@ -165,7 +165,7 @@ def test_unplayed_generations_are_refused(store: Store) -> None:
 
 
 def test_tables_that_break_their_schema_are_refused(tmp_path: Path) -> None:
-    types = {column.name: getattr(pl, column.dtype) for column in HARD_EXAMPLES}
+    types = polars_schema(HARD_EXAMPLES)
     good = pl.DataFrame(
         [["a", 0, 0, 1.0, 0.5, 0.5, 0.0, 0.1, "surprise"]], schema=types, orient="row"
     )

@@ -1,0 +1,230 @@
+"""Judgements of what rests on what: tables and shards are what their schemas say, no game is on
+both sides of the split, the gate's verdict follows from the games. What they are to each other and
+to ``judgements`` see there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ringrift_pipeline.orchestration.judgements import MOST_COPIES, Judgement
+from ringrift_pipeline.orchestration.step import Step
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ringrift_pipeline.training.tables import Column
+
+NEAR_ONE = 1e-3  # how far the sum of a distribution in float32 may be from 1
+
+
+def _schema(step: Step, kind: str, tables: dict[str, tuple[Column, ...]]) -> Judgement:
+    """Every table of the artefact, read again with its pandera schema."""
+    from ringrift_pipeline.training.tables import TableError, read_table
+
+    artefact = step.store.require(step.config, step.generation, kind)
+    numbers: dict[str, float | int | str] = {}
+    for file, columns in tables.items():
+        try:
+            numbers[f"{file} rows"] = read_table(artefact.file(file), columns).height
+        except TableError as error:
+            return Judgement(False, str(error), numbers)
+    return Judgement(True, f"{' and '.join(tables)}: as the schema says", numbers)
+
+
+def scores_schema(step: Step) -> Judgement:
+    """The table of quality scores has exactly its columns, types and bounds, every number finite."""
+    from ringrift_pipeline.training.tables import QUALITY_SCORES
+
+    return _schema(step, "quality_scores", {"scores.parquet": QUALITY_SCORES})
+
+
+def examples_schema(step: Step) -> Judgement:
+    """The table of hard examples has exactly its columns, types and bounds, every number finite."""
+    from ringrift_pipeline.training.tables import HARD_EXAMPLES
+
+    return _schema(step, "hard_examples", {"hard_examples.parquet": HARD_EXAMPLES})
+
+
+def bins_schema(step: Step) -> Judgement:
+    """The table of calibration bins has exactly its columns, types and bounds, all finite."""
+    from ringrift_pipeline.training.tables import CALIBRATION_BINS
+
+    return _schema(step, "calibration_report", {"bins.parquet": CALIBRATION_BINS})
+
+
+def games_schema(step: Step) -> Judgement:
+    """The tables of games and of ratings have exactly their columns, types and bounds."""
+    from ringrift_pipeline.evaluation.tables import GAMES, RATINGS
+
+    return _schema(step, "evaluation", {"games.parquet": GAMES, "ratings.parquet": RATINGS})
+
+
+def shards_sound(step: Step) -> Judgement:
+    """Every shard has the Arrow schema of its format, and no row that play cannot have made.
+
+    Policies are distributions over the row's legal moves, of which the one played is one; shares
+    of the win and values are distributions over the seats; surprise is finite; plies ascend within
+    a game and end before it does.
+    """
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, read_shard
+
+    rows = 0
+    for shard in step.plan().shards:
+        kind = f"selfplay-shard-{shard['index']:04d}"
+        artefact = step.store.require(step.config, step.generation, kind)
+        try:
+            table = read_shard(artefact.file(SHARD_FILE))
+        except ShardError as error:
+            return Judgement(False, str(error))
+        for what, bad in _odd_rows(table).items():
+            if bad.any():
+                game, ply = (table.column(name)[int(bad.argmax())] for name in ("game_id", "ply"))
+                return Judgement(
+                    False,
+                    f"{kind}: {what} in {int(bad.sum())} of {len(bad)} rows, first in game {game}, "
+                    f"ply {ply}",
+                    {"rows": rows},
+                )
+        rows += table.num_rows
+    return Judgement(True, f"{rows} rows are what play can have made", {"selfplay/rows": rows})
+
+
+def _odd_rows(table: Any) -> dict[str, NDArray[np.bool_]]:
+    """What is wrong -> (R,) in which rows."""
+    import numpy as np
+
+    from ringrift_pipeline.selfplay.ragged import offsets_of
+    from ringrift_pipeline.selfplay.shards import column, ragged_column
+
+    counts, policy = ragged_column(table, "policy")
+    widths, moves = ragged_column(table, "moves")
+    starts = offsets_of(counts)[:-1]
+    bad_share = ~((policy >= 0.0) & (policy <= 1.0 + NEAR_ONE))  # NaN is not between either
+    played = moves == np.repeat(column(table, "selected"), widths)
+    found = {
+        "policy and moves differ in number": counts != widths,
+        "fewer than two moves": counts < 2,
+    }
+    if any(bad.any() for bad in found.values()):
+        return found
+    sums = np.add.reduceat(policy.astype(np.float64), starts)
+    found |= {
+        "a policy that is no distribution": np.logical_or.reduceat(bad_share, starts)
+        | ~(np.abs(sums - 1.0) <= NEAR_ONE),
+        "a move that was not legal": ~np.logical_or.reduceat(played, starts),
+    }
+    for name, words in (
+        ("outcome", "shares of the win"),
+        ("root_value", "values before search"),
+        ("search_value", "values after search"),
+    ):
+        shares = column(table, name).astype(np.float64)
+        inside = ((shares >= -NEAR_ONE) & (shares <= 1.0 + NEAR_ONE)).all(axis=1)
+        whole = np.abs(shares.sum(axis=1) - 1.0) <= NEAR_ONE
+        found[f"{words} that are no distribution"] = ~(inside & whole)
+    surprise = column(table, "surprise")
+    found["a surprise that is not finite"] = ~(np.isfinite(surprise) & (surprise >= -NEAR_ONE))
+    game, ply = column(table, "game"), column(table, "ply")
+    back = np.zeros(len(ply), np.bool_)
+    back[1:] = (game[1:] == game[:-1]) & (ply[1:] <= ply[:-1])
+    found["a ply that is not after the one before"] = back
+    found["a ply beyond the game's end"] = ply >= column(table, "game_plies")
+    return found
+
+
+def no_leakage(step: Step) -> Judgement:
+    """No game was both trained on and held out, none in disguise, and no held-out row was mined.
+
+    By the window that the checkpoint was trained on: the side of every row of a game, the moves
+    played (a copy under another id would be the same game), the rows of the hard examples.
+    """
+    import numpy as np
+    import polars as pl
+
+    from ringrift_pipeline.training import build_window, open_window
+    from ringrift_pipeline.training.hard_examples import read_hard_examples
+
+    plan = step.plan()
+    artefact = build_window(step.store, plan, should_stop=step.should_stop)
+    checkpoint = step.store.require(step.config, step.generation, "checkpoint")
+    if checkpoint.metadata["window"] != artefact.digest:
+        return Judgement(False, "the checkpoint was trained on another window than this one")
+    window = open_window(artefact.path)
+    games = len(window.games)
+    held_rows = np.bincount(window.game, window.holdout, minlength=games)
+    rows = np.bincount(window.game, minlength=games)
+    both = (held_rows > 0) & (held_rows < rows)
+    held = held_rows > 0
+    numbers: dict[str, float | int | str] = {
+        "training games": int((~held).sum()),
+        "held-out games": int(held.sum()),
+    }
+    if both.any():
+        game = window.games[int(both.argmax())]
+        return Judgement(False, f"{int(both.sum())} games are on both sides: {game} …", numbers)
+    if not held.any() or held.all():
+        return Judgement(False, "one side of the split is empty", numbers)
+    if plan.settings.mining.enabled:
+        examples = step.store.require(step.config, step.generation, "hard_examples")
+        mined = window.holdout[read_hard_examples(examples).rows]
+        if mined.any():
+            return Judgement(False, f"{int(mined.sum())} hard examples are of held-out games")
+    played = _played(step, plan).join(
+        pl.DataFrame({"game_id": list(window.games), "held": held}), on="game_id"
+    )
+    if played.height != games:
+        return Judgement(
+            False, f"the window has {games} games, its shards have {played.height} of them", numbers
+        )
+    ours = played.filter(pl.col("held"))
+    copies = ours.join(played.filter(~pl.col("held")), on="selected", how="semi").height
+    share = copies / ours.height
+    return Judgement(
+        share <= MOST_COPIES,
+        f"{copies} of {ours.height} held-out games are move for move also in the training games",
+        {**numbers, "val/leaked_share": share},
+    )
+
+
+def _played(step: Step, plan: Any) -> Any:
+    """The moves played in every game of the plan's window: ``game_id``, ``selected``."""
+    import polars as pl
+
+    from ringrift_pipeline.selfplay import iter_shards
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+
+    frames = []
+    for shard in iter_shards(step.store, plan):
+        with open_shard(shard.file(SHARD_FILE), columns=("game_id", "selected")) as reader:
+            frames.append(pl.DataFrame(pl.from_arrow(reader.read_all())))
+    return pl.concat(frames).group_by("game_id", maintain_order=True).agg("selected")
+
+
+def gate_sound(step: Step) -> Judgement:
+    """The gate's verdict is what its rules say of the games recorded, against the plan's champion."""
+    from ringrift_pipeline.evaluation.evaluating import decide_again
+
+    plan = step.plan()
+    artefact = step.store.require(step.config, step.generation, "evaluation")
+    report = artefact.read_json("report.json")
+    digests = [(one or {}).get("digest") for one in (report["champion"], plan.champion)]
+    if digests[0] != digests[1]:
+        return Judgement(
+            False,
+            f"it was judged against {digests[0] or 'no champion'}, the plan's champion is "
+            f"{digests[1] or 'none'}",
+        )
+    again, said = decide_again(step.store, plan, artefact), report["gate"]
+    if again.promote != said["promote"] or again.reasons != said["reasons"]:
+        return Judgement(
+            False,
+            f"the report says promote={said['promote']} ({'; '.join(said['reasons'])}), its games "
+            f"say promote={again.promote} ({'; '.join(again.reasons)})",
+        )
+    return Judgement(
+        True,
+        f"the games recorded give the same verdict: {'promote' if again.promote else 'refuse'}",
+        {"eval/promote": int(again.promote)},
+    )

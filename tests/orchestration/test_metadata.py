@@ -1,0 +1,49 @@
+"""What goes into the event log: small pictures whole, large ones as paths, numbers that plot."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ringrift_pipeline.orchestration.metadata import MOST_PICTURE, of_artefact, picture
+from ringrift_pipeline.store import Store
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("board.svg", "image/svg+xml"), ("loss.png", "image/png")]
+)
+def test_a_small_picture_is_in_the_event(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\x89picture" * 100)
+    text = str(picture(path).value)
+    head, data = text.removeprefix(f"![{path.stem}](").removesuffix(")").split(",")
+    assert head == f"data:{kind};base64"
+    assert base64.b64decode(data) == path.read_bytes()
+
+
+def test_a_large_picture_is_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "board.svg"
+    path.write_bytes(b"x" * (MOST_PICTURE * 3 // 4))
+    assert picture(path).value == str(path)
+    path.write_bytes(b"x" * (MOST_PICTURE * 3 // 4 - 60))
+    assert len(str(picture(path).value)) <= MOST_PICTURE + 20
+
+
+def test_an_artefact_shows_its_picture_and_where_the_whole_one_is(store: Store) -> None:
+    about: dict[str, Any] = {"train/loss": 1.5, "parent_generation": 3, "note": "plain"}
+    with store.create("square8_2p", 4, "checkpoint", about) as draft:
+        (draft.path / "loss.png").write_bytes(b"small")
+        (draft.path / "loss.full.svg").write_bytes(b"<svg/>")
+        (draft.path / "list.md").write_text("# list")
+        (draft.path / "metrics.jsonl").write_text(json.dumps({}))
+    shown = of_artefact(draft.artefact)
+    assert set(shown) == {
+        "train/loss", "loss", "loss_file", "list", "digest", "path", "parent_generation",
+    }  # fmt: skip
+    assert shown["loss_file"].value == str(draft.artefact.path / "loss.full.svg")
+    assert shown["list"].value == "# list"
+    assert shown["parent_generation"] == "3"  # a number would be plotted
