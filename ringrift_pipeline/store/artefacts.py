@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -133,6 +134,25 @@ def folders(kind_folder: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(p for p in entries if not p.name.startswith(".") and p.is_dir())
+
+
+def landed_at(folder: Path) -> datetime | None:
+    """When a folder landed, by its name; None for a name that the store did not give."""
+    try:
+        return datetime.strptime(folder.name.partition("Z-")[0] + "+0000", "%Y%m%dT%H%M%S.%f%z")
+    except ValueError:
+        return None
+
+
+def last_sign(layout: Layout, config: str) -> datetime | None:
+    """See `Store.last_sign`."""
+    newest: datetime | None = None
+    for plan in layout.generations(config).glob("*/plan.json"):
+        times = [landed_at(folder) for folder in plan.parent.glob("*/[0-9]*Z-*")]
+        with contextlib.suppress(FileNotFoundError):
+            times.append(datetime.fromtimestamp(plan.stat().st_mtime, UTC))
+        newest = max((time for time in (newest, *times) if time is not None), default=None)
+    return newest
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ class Store:
             if self.current(config, generation, kind, verify=False) is not None:
                 return generation
         return None
+
+    def last_sign(self, config: str) -> datetime | None:
+        """When something last landed in a generation of `config`, its plan included, in UTC.
+
+        None where there is no generation. Reads names only.
+        """
+        return _artefacts.last_sign(self._layout, config)
 
     # --- configs, generations, plans ------------------------------------------------------------
 
