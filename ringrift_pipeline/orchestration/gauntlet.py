@@ -5,6 +5,7 @@ over many such links. The gauntlet plays them all together and fits one scale.
 """
 
 import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext, job, op
@@ -17,7 +18,7 @@ from ringrift_pipeline.orchestration.names import (
     asset_key,
     generation_key,
 )
-from ringrift_pipeline.orchestration.settings import ConfigName, choice, refusing
+from ringrift_pipeline.orchestration.settings import ConfigName, refusing
 from ringrift_pipeline.orchestration.step import Step, running_step
 from ringrift_pipeline.store import Artefact, write_json_atomic
 from ringrift_pipeline.store.kinds import GAUNTLET
@@ -27,20 +28,27 @@ if TYPE_CHECKING:
 
 JOB = "champion_gauntlet"
 
-BASELINES = ("random", "heuristic", "rollout")
-Baseline = choice("Baseline", BASELINES)
+
+class Baseline(StrEnum):
+    """A player that never changes."""
+
+    random = "random"
+    heuristic = "heuristic"
+    rollout = "rollout"
 
 
 class GauntletConfig(Config):
     """What a gauntlet plays."""
 
     config: ConfigName = Field(description="Whose champion: square8_2p, …, hexagonal_4p.")
-    games: int = Field(default=96, ge=2, le=1_000_000, description="Games against each opponent, seats rotated.")
+    games: int = Field(
+        default=96, ge=2, le=1_000_000, description="Games against each opponent, seats rotated."
+    )
     predecessors: int = Field(
         default=3, ge=0, le=1000, description="Earlier champions met, newest first."
     )
     baselines: list[Baseline] = Field(
-        default=list(BASELINES),
+        default=[str(one) for one in Baseline],  # type: ignore[misc]  # Dagster keeps it as JSON
         min_length=1,
         description="Players that never change: random, heuristic, rollout.",
     )

@@ -209,7 +209,8 @@ class NotifierResource(ConfigurableResource):
     """The notifier that comes with the project: a web hook where one is set, else the log."""
 
     webhook_url: str = Field(
-        default="", description=f"Where alerts are posted; empty means ${URL_VARIABLE}, else the log."
+        default="",
+        description=f"Where alerts are posted; empty means ${URL_VARIABLE}, else the log.",
     )
     timeout_seconds: float = Field(
         default=5.0, gt=0.0, le=15.0, description="Seconds that an attempt may take."

@@ -331,9 +331,7 @@ def _following(
     return Following(following, note, feedback, request)
 
 
-def _request(
-    instance: DagsterInstance, config: str, request: RunRequest, outcome: Outcome
-) -> None:
+def _request(instance: DagsterInstance, config: str, request: RunRequest, outcome: Outcome) -> None:
     """Ask for the run, and for its partition where there is none; once a tick."""
     if any(asked.run_key == request.run_key for asked in outcome.requests):
         return  # the generation before was evaluated twice

@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dagster import (
     Config,
-    DagsterRun,
     InitResourceContext,
     OpDefinition,
     Permissive,
@@ -32,7 +31,7 @@ from ringrift_pipeline.enhancements.training_config import (
     ConfigField,
     TrainingConfig,
 )
-from ringrift_pipeline.orchestration.names import CONFIGS
+from ringrift_pipeline.orchestration.configs import CONFIGS
 
 # What a run needs to know beside the hyper-parameters.
 RUN_FIELDS = ("preset", "last_generation", "resume")
@@ -183,28 +182,19 @@ class RunSettings:
 @resource(config_schema=Permissive(), description="The settings of a run, checked.")
 def _resolved(context: InitResourceContext) -> RunSettings:
     values = context.resource_config
-    settings = RunSettings(
+    return RunSettings(
         values=values["values"],
         last_generation=values["last_generation"],
         resume=values["resume"],
     )
-    # Assets of several configs in one run: at launch one of the configs spoke for all.
-    for config in _configs_of(context.run) if context.run is not None else ():
-        settings.of(config)
-    return settings
-
-
-def _configs_of(run: DagsterRun) -> list[str]:
-    """The configs whose assets a run makes, where it says so."""
-    named = {key.path[0] for key in run.asset_selection or ()}
-    return [config for config in CONFIGS if config in named]
 
 
 class SettingsResource(ResourceDefinition):
     """The resource ``settings``, bound to one config or to none.
 
     All are equal: Dagster lets the assets of one job differ in nothing that goes by the same key,
-    and its implicit job holds those of every config. A launch takes the one of what it selects.
+    and its implicit job holds those of every config. A launch takes the one of what it selects,
+    which is one config's, for no two share their partitions.
     """
 
     def __eq__(self, other: object) -> bool:
@@ -243,7 +233,9 @@ settings_resource = settings_of()
 
 Model = TypeVar("Model", bound=Config)
 
+ALL = "all"
 ConfigName = choice("ConfigName", CONFIGS)
+ConfigOrAll = choice("ConfigOrAll", (ALL, *CONFIGS))
 
 
 def refusing(

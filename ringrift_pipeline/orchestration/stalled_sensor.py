@@ -115,9 +115,7 @@ def stalled_sensor() -> SensorDefinition:
     return config_stalled
 
 
-def find_stall(
-    instance: DagsterInstance, store: Store, config: str, now: datetime
-) -> Stall | None:
+def find_stall(instance: DagsterInstance, store: Store, config: str, now: datetime) -> Stall | None:
     """The standstill of a config that has been begun, None if there is none.
 
     It began when something last landed, a generation's run was last asked for, or the switches

@@ -17,14 +17,11 @@ from pydantic import Field
 
 from ringrift_pipeline.enhancements.training_config import ConfigError
 from ringrift_pipeline.orchestration.names import CONFIGS
-from ringrift_pipeline.orchestration.settings import choice, refusing
+from ringrift_pipeline.orchestration.settings import ALL, ConfigOrAll, refusing
 from ringrift_pipeline.store import SWITCHES, Store, StoreError
 
 JOB = "set_switches"
 OP = "switches"
-ALL = "all"
-
-ConfigOrAll = choice("ConfigOrAll", (ALL, *CONFIGS))
 
 
 class PausedError(StoreError):

@@ -70,7 +70,7 @@ def set_switches(layout: Layout, config: str, changes: Mapping[str, bool]) -> Sw
             before = read_switches(layout, config)
         except CorruptArtefactError:
             before, damaged = Switches(), True
-        after = replace(before, **changes)
+        after = replace(before, **changes)  # type: ignore[arg-type]
         if after != before or damaged:
             after = replace(after, changed_at=datetime.now(UTC).isoformat(timespec="microseconds"))
             write_bytes_atomic(path, sealed_bytes(asdict(after), "switches"))

@@ -53,9 +53,7 @@ def fake_evaluation(
         (draft.path / "report.json").write_text(json.dumps(report))
 
 
-def landing(
-    config: str, made: Sequence[str], says: Mapping[str, bool | None]
-) -> AssetsDefinition:
+def landing(config: str, made: Sequence[str], says: Mapping[str, bool | None]) -> AssetsDefinition:
     """One step that materializes the assets ``made`` of a generation, each with its blocking checks.
 
     ``says`` is what a check says, by its name; True if it is not named, None: it is not run.

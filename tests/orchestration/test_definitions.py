@@ -76,8 +76,9 @@ def test_jobs_sensor_and_schedules() -> None:
     repository = defs.get_repository_def()
     jobs = {job.name for job in repository.get_all_jobs()}
     assert {f"{config}_generation" for config in names.CONFIGS} <= jobs
-    assert {"champion_gauntlet", "ablation"} <= jobs
-    assert repository.get_sensor_def("evaluation_landed")
+    assert {"champion_gauntlet", "ablation", "set_switches"} <= jobs
+    sensors = {sensor.name for sensor in repository.sensor_defs}
+    assert sensors == {"evaluation_landed", "run_failed", "config_stalled"}
     for name in ("nightly_selfplay", "weekly_gauntlet"):
         assert repository.get_schedule_def(name).default_status.value == "STOPPED"
 
@@ -119,19 +120,22 @@ def test_a_launch_takes_good_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "field", "bound"),
     [
-        ({"training": {"batch_size": -4}}, "training.batch_size"),
-        ({"selfplay": {"full_search_fraction": 2.0}}, "full_search_fraction"),
-        ({"search": {"simulations": 4, "cheap_simulations": 8}}, "cheap_simulations"),
-        ({"last_generation": -1}, "last_generation"),
-        ({"seed": -1}, "seed"),
+        ({"training": {"batch_size": -4}}, "training.batch_size", "greater than or equal to 1 "),
+        ({"selfplay": {"full_search_fraction": 2.0}}, "full_search_fraction", "or equal to 1 "),
+        ({"search": {"simulations": 4, "cheap_simulations": 8}}, "cheap_simulations", "(4)"),
+        ({"last_generation": -1}, "last_generation", "from 0"),
+        ({"seed": -1}, "seed", "greater than or equal to 0 "),
     ],
 )
-def test_a_launch_refuses_values_out_of_bounds(values: dict[str, Any], words: str) -> None:
+def test_a_launch_refuses_values_out_of_bounds(
+    values: dict[str, Any], field: str, bound: str
+) -> None:
     with pytest.raises(DagsterConfigMappingFunctionError) as caught:
         launch("hex8_2p", values)
-    assert words in str(caught.value.__cause__)
+    said = str(caught.value.__cause__)
+    assert field in said and bound in said
 
 
 @pytest.mark.parametrize(
