@@ -17,6 +17,7 @@ from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.store import Store
 
 VERBS = ("loop", "selfplay", "train", "evaluate", "ablate", "play", "replay", "export", "ui")
+VERBS += ("pause", "resume")
 FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
 
 
@@ -107,6 +108,8 @@ def test_top_level_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 BAD = [
     (["loop", "--config", "square9_2p"], "square8_2p"),
     (["loop", "--generations", "0"], "--generations"),
+    (["pause", "--only", "loop,weekly"], "loop, nightly, gauntlet"),
+    (["resume", "--only", ","], "loop, nightly, gauntlet"),
     (["loop", "--generations", "two"], "--generations"),
     (["loop", "--preset", "huge"], "smoke"),
     (["loop", "--set", "training.batch_size=-4"], "training.batch_size"),
