@@ -83,16 +83,6 @@ class Outbox:
             say("another process is passing alerts on")
         return told
 
-    def forget(self, before: float) -> int:
-        """Remove what was told or refused before a time (seconds since the epoch); how many."""
-        removed = 0
-        for state in (TOLD, REFUSED):
-            for path in self._files(state):
-                if path.stat().st_mtime < before:
-                    path.unlink(missing_ok=True)
-                    removed += 1
-        return removed
-
     def _path(self, state: str, identity: str) -> Path:
         return self.folder / state / f"{identity}.json"
 

@@ -14,7 +14,9 @@ from typing import Any
 from ringrift_pipeline.store.atomic import (
     ensure_folder,
     fsync_path,
+    remove_tree,
     temporary_folder,
+    temporary_name,
     write_bytes_atomic,
     write_json_atomic,
 )
@@ -155,6 +157,32 @@ def last_sign(layout: Layout, config: str) -> datetime | None:
     return newest
 
 
+# --- removing -----------------------------------------------------------------------------------
+
+
+def remove_landed(path: Path) -> bool:
+    """Delete a landed folder for good. Returns False if it was gone already.
+
+    Its pointer goes first, then the folder gets a temporary name, then its files go: at no moment
+    does a pointer name something that is not whole. What an interruption leaves under the temporary
+    name is swept. Raises ManifestMismatch for a damaged pointer, which says not what it names.
+    """
+    folder = path.parent
+    with folder_lock(folder):
+        pointer = read_pointer(folder / POINTER)
+        if pointer is not None and pointer[1]["artefact"] == path.name:
+            (folder / POINTER).unlink()
+            fsync_path(folder)
+        doomed = temporary_name(folder)
+        try:
+            os.rename(path, doomed)
+        except FileNotFoundError:
+            return False
+        fsync_path(folder)
+    remove_tree(doomed)
+    return True
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
@@ -201,11 +229,21 @@ def read_current(
         if artefact.digest != content["digest"]:
             raise ManifestMismatch("its digest is not the one its pointer names")
     except (ManifestMismatch, FileNotFoundError) as error:
+        if not path.exists() and _moved_on(pointer_path, data):  # deleted while it was read
+            return read_current(layout, config, generation, kind, verify=verify)
         reason = str(error) if path.exists() else "the folder that the pointer names is gone"
         _drop_pointer(layout, config, pointer_path, data, reason)
         moved = quarantine(layout, config, generation, kind, path, reason)
         raise CorruptArtefactError(path, reason, action, moved) from None
     return artefact
+
+
+def _moved_on(pointer: Path, data: bytes) -> bool:
+    """Does a pointer no longer say what it said?"""
+    try:
+        return pointer.read_bytes() != data
+    except FileNotFoundError:
+        return True
 
 
 def _drop_pointer(

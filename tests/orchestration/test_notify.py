@@ -314,12 +314,3 @@ def test_a_file_that_is_no_alert_is_laid_aside(outbox: Outbox) -> None:
     said: list[str] = []
     told = outbox.deliver(LogNotifier(), said.append)
     assert len(told) == 1 and sum("laid aside" in line for line in said) == 2
-
-
-def test_what_was_told_long_ago_is_forgotten(outbox: Outbox) -> None:
-    outbox.put(an_alert("old"))
-    outbox.deliver(LogNotifier())
-    outbox.put(an_alert("waiting"))
-    assert outbox.forget(time.time() - 60.0) == 0
-    assert outbox.forget(time.time() + 60.0) == 1
-    assert [alert.key for alert in outbox.deliver(LogNotifier())] == ["waiting"]
