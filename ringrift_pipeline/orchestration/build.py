@@ -17,6 +17,11 @@ from ringrift_pipeline.orchestration.jobs import executor, generation_job
 from ringrift_pipeline.orchestration.names import CONFIGS
 from ringrift_pipeline.orchestration.notify import NotifierResource
 from ringrift_pipeline.orchestration.resources import StoreResource
+from ringrift_pipeline.orchestration.retention import (
+    disk_retention,
+    retention_asset,
+    within_budget,
+)
 from ringrift_pipeline.orchestration.schedules import schedules
 from ringrift_pipeline.orchestration.sensor import evaluation_sensor
 from ringrift_pipeline.orchestration.stalled_sensor import stalled_sensor
@@ -30,9 +35,12 @@ def build_definitions(configs: Sequence[str] = CONFIGS) -> Definitions:
         warnings.simplefilter("ignore", BetaWarning)  # assets that bring a resource
         assets = [asset for config in configs for asset in family(config)]
     return Definitions(
-        assets=assets,
-        asset_checks=[check for config in configs for check in checks_of(config)],
-        jobs=[*jobs, champion_gauntlet, ablation, set_switches],
+        assets=[*assets, retention_asset()],
+        asset_checks=[
+            *(check for config in configs for check in checks_of(config)),
+            within_budget,
+        ],
+        jobs=[*jobs, champion_gauntlet, ablation, set_switches, disk_retention],
         sensors=[evaluation_sensor(jobs), failure_sensor(), stalled_sensor()],
         schedules=schedules(),
         executor=executor(),

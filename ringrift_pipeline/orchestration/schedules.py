@@ -24,6 +24,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import next_settings
+from ringrift_pipeline.orchestration import retention
 from ringrift_pipeline.orchestration.decisions import FAULTS, read_decision
 from ringrift_pipeline.orchestration.gauntlet import JOB, week_seed
 from ringrift_pipeline.orchestration.names import (
@@ -166,7 +167,25 @@ def schedules() -> Sequence[ScheduleDefinition]:
             )
         return requests or SkipReason("; ".join(left) or "no config has a champion yet")
 
-    return [nightly_selfplay, weekly_gauntlet]
+    @schedule(
+        name="nightly_retention",
+        cron_schedule="0 4 * * *",
+        execution_timezone=zone,
+        job_name=retention.JOB,
+        default_status=DefaultScheduleStatus.STOPPED,
+        description="At 04:00 everything under the data root is brought under the disk budget, "
+        f"{retention.BUDGET_GB:g} GB or what {retention.BUDGET_VARIABLE} says: what nobody needs "
+        f"any more is deleted. Time zone: {zone} ({TIME_ZONE_VARIABLE}).",
+    )
+    def nightly_retention(context: ScheduleEvaluationContext) -> RunRequest:
+        """One run."""
+        config = {"budget_gb": retention.disk_budget(), "dry_run": False}
+        return RunRequest(
+            run_key=f"retention/{context.scheduled_execution_time.date().isoformat()}",
+            run_config={"ops": {retention.OP: {"config": config}}},
+        )
+
+    return [nightly_selfplay, weekly_gauntlet, nightly_retention]
 
 
 def _tonight(

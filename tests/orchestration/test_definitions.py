@@ -18,6 +18,7 @@ from ringrift_pipeline.orchestration.checks import CHECKS, blocking_checks
 from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, numbers
 
 NINE = (*names.ASSETS, "champion")
+RETENTION = AssetKey(["retention"])  # the one asset that is nobody's generation
 
 
 def test_configs_are_those_of_the_rules() -> None:
@@ -29,7 +30,7 @@ def test_configs_are_those_of_the_rules() -> None:
 def test_nine_assets_a_config_in_a_group_of_its_own() -> None:
     graph = defs.get_repository_def().asset_graph
     wanted = {AssetKey([config, name]) for config in names.CONFIGS for name in NINE}
-    assert set(graph.get_all_asset_keys()) == wanted
+    assert set(graph.get_all_asset_keys()) == wanted | {RETENTION}
     for key in wanted:
         node = graph.get(key)
         config, name = key.path
@@ -40,6 +41,8 @@ def test_nine_assets_a_config_in_a_group_of_its_own() -> None:
         else:
             assert node.partitions_def == names.partitions(config)
             assert node.code_version
+    disk = graph.get(RETENTION)
+    assert disk.group_name == "disk" and disk.description and disk.owners and disk.kinds
 
 
 def test_each_config_has_partitions_of_its_own() -> None:
@@ -76,10 +79,10 @@ def test_jobs_sensor_and_schedules() -> None:
     repository = defs.get_repository_def()
     jobs = {job.name for job in repository.get_all_jobs()}
     assert {f"{config}_generation" for config in names.CONFIGS} <= jobs
-    assert {"champion_gauntlet", "ablation", "set_switches"} <= jobs
+    assert {"champion_gauntlet", "ablation", "set_switches", "disk_retention"} <= jobs
     sensors = {sensor.name for sensor in repository.sensor_defs}
     assert sensors == {"evaluation_landed", "run_failed", "config_stalled"}
-    for name in ("nightly_selfplay", "weekly_gauntlet"):
+    for name in ("nightly_selfplay", "weekly_gauntlet", "nightly_retention"):
         assert repository.get_schedule_def(name).default_status.value == "STOPPED"
 
 

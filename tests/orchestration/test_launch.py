@@ -132,6 +132,9 @@ def test_every_bound_of_the_other_jobs_is_held_at_launch(launchpad: Launchpad) -
         ("champion_gauntlet", "gauntlet", {"config": "hex8_2p", "baselines": []}),
         ("champion_gauntlet", "gauntlet", {"config": "hex8_2p", "seed": 2**32}),
         ("ablation", "ablate", {"config": "hex8_2p", "steps": 0}),
+        ("disk_retention", "retention", {"budget_gb": 0.0}),
+        ("disk_retention", "retention", {"keep_generations": 0}),
+        ("disk_retention", "retention", {"keep_days": 0}),
     ):
         what, said = launchpad.launch(job, op(name, **good))
         field = list(good)[-1]
