@@ -9,6 +9,7 @@ import zoneinfo
 from collections.abc import Sequence
 
 from dagster import (
+    AssetRecordsFilter,
     DagsterInstance,
     DagsterRun,
     DefaultScheduleStatus,
@@ -63,7 +64,7 @@ def time_zone() -> str:
         ) from None
 
 
-def next_to_play(store: Store, config: str) -> int | None:
+def next_to_play(instance: DagsterInstance, store: Store, config: str) -> int | None:
     """The generation whose games the night plays: the newest one if they are not all played,
     the one after it once it has been decided who plays that; None where there is nothing to play.
 
@@ -77,9 +78,19 @@ def next_to_play(store: Store, config: str) -> int | None:
     if store.current(config, newest, "selfplay_shards", verify=False) is None:
         return newest
     decision = read_decision(store, config, newest)
-    if decision is None or decision.get("end") in FAULTS:
-        return None
-    return newest + 1
+    if decision is None:
+        return newest + 1 if _by_hand(instance, store, config, newest) else None
+    return None if decision.get("end") in FAULTS else newest + 1
+
+
+def _by_hand(instance: DagsterInstance, store: Store, config: str, generation: int) -> bool:
+    """Was it evaluated by the command line, where no sensor will ever decide?"""
+    if store.current(config, generation, "evaluation", verify=False) is None:
+        return False
+    landed = AssetRecordsFilter(
+        asset_key(config, "evaluation"), asset_partitions=[generation_key(generation)]
+    )
+    return not instance.fetch_materializations(landed, limit=1).records
 
 
 def at_work(instance: DagsterInstance, config: str) -> DagsterRun | None:
@@ -199,7 +210,7 @@ def _tonight(
     run = at_work(instance, config)
     if run is not None:
         return f"{config} is at work in run {run.run_id}"
-    generation = next_to_play(store, config)
+    generation = next_to_play(instance, store, config)
     if generation is None:
         return f"the newest generation of {config} is not decided, or its loop has stopped there"
     key = generation_key(generation)

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from dagster import AssetKey, DagsterInstance, DagsterRunStatus, build_schedule_context
+from dagster import (
+    AssetKey,
+    AssetMaterialization,
+    DagsterInstance,
+    DagsterRunStatus,
+    build_schedule_context,
+)
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.definitions import defs
@@ -50,7 +56,8 @@ def test_the_night_plays_the_next_games_of_every_config_begun(
     with store.create("hex8_3p", 4, "selfplay_shards"):
         pass
     decided(store, "hex8_3p", 4)
-    assert next_to_play(store, "square8_2p") == 0 and next_to_play(store, "hex8_3p") == 5
+    assert next_to_play(own, store, "square8_2p") == 0
+    assert next_to_play(own, store, "hex8_3p") == 5
     requests = {r.tags[names.CONFIG_TAG]: r for r in tick("nightly_selfplay", own).run_requests}
     assert set(requests) == {"square8_2p", "hex8_3p"}
     request = requests["hex8_3p"]
@@ -104,6 +111,18 @@ def test_the_night_waits_for_the_newest_generation_to_be_decided(
     )
     decided(store, "hex8_3p", 4, end)
     assert (tonight(own)[0] == ["hex8_3p"]) is plays
+
+
+def test_an_evaluation_counts_as_decided_only_if_no_sensor_will_see_it(
+    own: DagsterInstance, store: Store
+) -> None:
+    played(store, "hex8_3p", 4)
+    with store.create("hex8_3p", 4, "evaluation"):  # ringrift evaluate
+        pass
+    assert next_to_play(own, store, "hex8_3p") == 5
+    key = names.asset_key("hex8_3p", "evaluation")
+    own.report_runless_asset_event(AssetMaterialization(key, partition="0004"))
+    assert next_to_play(own, store, "hex8_3p") is None
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
