@@ -50,13 +50,14 @@ def _add_verbs() -> None:
         loop,
         play,
         replay,
+        switches,
         ui,
     )
     from ringrift_pipeline.commands.settings_help import SettingsCommand
 
     trains = (loop.loop, generation.selfplay, generation.train, generation.evaluate)
     others = (ablate.ablate, play.play, analyze.analyze, replay.replay, export.export, ui.ui)
-    for verb in (*trains, *others):
+    for verb in (*trains, *others, switches.pause, switches.resume):
         app.command(cls=SettingsCommand if verb in trains else None)(with_common(verb))
 
 

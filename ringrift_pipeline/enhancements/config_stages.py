@@ -255,7 +255,7 @@ class EvaluationConfig(ConfigGroup):
 
 
 class WatchConfig(ConfigGroup):
-    """What must not get worse silently: data that has gone stale, play that drifts."""
+    """What must not get worse silently: data that has gone stale, play that drifts, a standstill."""
 
     champion_age: int = Field(
         default=1,
@@ -283,6 +283,13 @@ class WatchConfig(ConfigGroup):
         gt=0.0,
         lt=0.5,
         description="Chance of a false warning of drift, for each thing measured in a generation.",
+    )
+    stalled_hours: float = Field(
+        default=6.0,
+        gt=0.0,
+        le=8_760.0,
+        description="Hours in which nothing lands after which a config counts as stalled and "
+        "people are told, unless it is paused or has made all generations that were asked for.",
     )
 
 

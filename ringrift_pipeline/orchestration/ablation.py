@@ -6,6 +6,7 @@ from pydantic import Field
 from ringrift_pipeline.evaluation.ablation_budget import SEEDS, STEPS
 from ringrift_pipeline.orchestration.metadata import for_people
 from ringrift_pipeline.orchestration.names import CPU_POOL, asset_key, generation_key
+from ringrift_pipeline.orchestration.settings import ConfigName, refusing
 from ringrift_pipeline.orchestration.step import running_step
 
 JOB = "ablation"
@@ -14,9 +15,9 @@ JOB = "ablation"
 class AblationConfig(Config):
     """What an ablation compares."""
 
-    config: str = Field(description="Board and players: square8_2p, …, hexagonal_4p.")
+    config: ConfigName = Field(description="Board and players: square8_2p, …, hexagonal_4p.")
     generation: int | None = Field(
-        default=None, description="Whose data; without it, the newest that has been played."
+        default=None, ge=0, description="Whose data; without it, the newest that has been played."
     )
     seeds: int = Field(default=SEEDS, ge=2, description="Paired seeds: runs of every variant.")
     steps: int = Field(default=STEPS, ge=1, description="Optimizer steps of every run.")
@@ -39,12 +40,12 @@ def ablate(context: OpExecutionContext, config: AblationConfig) -> None:
     """One config's ablation."""
     from ringrift_pipeline.evaluation import ablate as run_ablation
 
-    generation = config.generation
+    name, generation = str(config.config), config.generation
     if generation is None:
-        generation = context.resources.store.open().newest(config.config, "selfplay_shards")
+        generation = context.resources.store.open().newest(name, "selfplay_shards")
     if generation is None:
-        raise NothingPlayedError(f"{config.config} has no games yet: run its generation job")
-    with running_step(context, config.config, generation) as step:
+        raise NothingPlayedError(f"{name} has no games yet: run its generation job")
+    with running_step(context, name, generation) as step:
         plan = step.plan()
         artefact = run_ablation(
             step.store,
@@ -56,16 +57,16 @@ def ablate(context: OpExecutionContext, config: AblationConfig) -> None:
             **step.hooks(),
         )
         verdicts = artefact.metadata["verdicts"]
-        said = ", ".join(f"{name}: {verdict}" for name, verdict in verdicts.items())
+        said = ", ".join(f"{what}: {verdict}" for what, verdict in verdicts.items())
         figures = ("ablation/seconds", "ablation/rows_per_s")
         context.log_event(
             AssetObservation(
-                asset_key(config.config, "checkpoint"),
+                asset_key(name, "checkpoint"),
                 partition=generation_key(generation),
                 description=f"Does each enhancement help? {said}",
                 metadata={
                     **for_people(artefact),
-                    **{name: artefact.metadata[name] for name in figures},
+                    **{figure: artefact.metadata[figure] for figure in figures},
                     "path": MetadataValue.path(artefact.path),
                 },
             )
@@ -80,4 +81,4 @@ def ablate(context: OpExecutionContext, config: AblationConfig) -> None:
 )
 def ablation() -> None:
     """One op."""
-    ablate()
+    refusing(ablate, AblationConfig)()

@@ -26,6 +26,7 @@ from ringrift_pipeline.orchestration.names import (
     partitions,
 )
 from ringrift_pipeline.orchestration.selfplay_asset import selfplay_shards
+from ringrift_pipeline.orchestration.settings import settings_of
 from ringrift_pipeline.orchestration.step import Step, running_step
 from ringrift_pipeline.store import Artefact
 from ringrift_pipeline.training.tables import (
@@ -194,6 +195,7 @@ def recipe(config: str, made: Recipe) -> AssetsDefinition:
     @asset(
         name=made.name,
         key_prefix=config,
+        resource_defs={"settings": settings_of(config)},
         group_name=config,
         partitions_def=partitions(config),
         deps=[asset_key(config, name) for name in made.deps],

@@ -5,6 +5,7 @@ over many such links. The gauntlet plays them all together and fits one scale.
 """
 
 import datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext, job, op
@@ -17,6 +18,7 @@ from ringrift_pipeline.orchestration.names import (
     asset_key,
     generation_key,
 )
+from ringrift_pipeline.orchestration.settings import ConfigName, refusing
 from ringrift_pipeline.orchestration.step import Step, running_step
 from ringrift_pipeline.store import Artefact, write_json_atomic
 from ringrift_pipeline.store.kinds import GAUNTLET
@@ -27,16 +29,30 @@ if TYPE_CHECKING:
 JOB = "champion_gauntlet"
 
 
+class Baseline(StrEnum):
+    """A player that never changes."""
+
+    random = "random"
+    heuristic = "heuristic"
+    rollout = "rollout"
+
+
 class GauntletConfig(Config):
     """What a gauntlet plays."""
 
-    config: str = Field(description="Whose champion: square8_2p, …, hexagonal_4p.")
-    games: int = Field(default=96, ge=2, description="Games against each opponent, seats rotated.")
-    predecessors: int = Field(default=3, ge=0, description="Earlier champions met, newest first.")
-    baselines: list[str] = Field(
-        default=["random", "heuristic", "rollout"], description="Players that never change."
+    config: ConfigName = Field(description="Whose champion: square8_2p, …, hexagonal_4p.")
+    games: int = Field(
+        default=96, ge=2, le=1_000_000, description="Games against each opponent, seats rotated."
     )
-    seed: int = Field(default=0, ge=0, description="Root of openings and decisions.")
+    predecessors: int = Field(
+        default=3, ge=0, le=1000, description="Earlier champions met, newest first."
+    )
+    baselines: list[Baseline] = Field(
+        default=[str(one) for one in Baseline],  # type: ignore[misc]  # Dagster keeps it as JSON
+        min_length=1,
+        description="Players that never change: random, heuristic, rollout.",
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Root of openings and decisions.")
 
 
 class NoChampionError(LookupError):
@@ -73,7 +89,7 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         if len(models) <= settings.predecessors:
             models.setdefault(_name(earlier.generation), earlier)
     specs = {name: str(model.path) for name, model in models.items()}
-    specs |= {name: name for name in settings.baselines}
+    specs |= {name: name for name in map(str, settings.baselines)}
     entrants = [
         Entrant(
             name,
@@ -164,13 +180,14 @@ def _rated(games: "pl.DataFrame") -> "pl.DataFrame":
 )
 def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:
     """One config's gauntlet."""
-    champion = context.resources.store.open().champion(config.config)
+    name = str(config.config)
+    champion = context.resources.store.open().champion(name)
     generation = champion.generation if champion is not None else 0
-    with running_step(context, config.config, generation) as step:
+    with running_step(context, name, generation) as step:
         artefact = run_gauntlet(step, config)
         context.log_event(
             AssetObservation(
-                asset_key(config.config, CHAMPION),
+                asset_key(name, CHAMPION),
                 description=f"Gauntlet of generation {generation_key(artefact.generation)}",
                 metadata={
                     **artefact.metadata,
@@ -188,7 +205,7 @@ def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:
 )
 def champion_gauntlet() -> None:
     """One op."""
-    gauntlet()
+    refusing(gauntlet, GauntletConfig)()
 
 
 def week_seed(when: datetime.datetime) -> int:

@@ -36,11 +36,13 @@ from ringrift_pipeline.orchestration.services import Backend, Service, start_web
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import GenerationSummary, summarize
+from ringrift_pipeline.orchestration.switches import paused_note, refuse_paused
 from ringrift_pipeline.store import CorruptArtefactError, Store
 
 LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth of a core at one
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
 DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
+PAUSE_PATIENCE = 10.0  # seconds after which an undecided run of a paused config waits in vain
 RETRY_PATIENCE = 90.0  # seconds the daemon may take to retry a run it said it would
 
 
@@ -122,12 +124,14 @@ class Loop:
     An exception raised by the handler itself would come up anywhere, also where a library drops it.
 
     Raises:
+        PausedError: the config's loop is paused.
         LockedError: on entering, if another process runs this data root's daemon.
     """
 
     def __init__(self, request: LoopRequest) -> None:
         self.request = request
         self.store = Store(request.data)
+        refuse_paused(self.store, request.config)
         self.first = first_generation(self.store, request.config, request.resume)
         self.last = self.first + request.generations - 1
         self.states: dict[int, GenerationState] = {
@@ -307,6 +311,8 @@ class Loop:
                 retried = run is not None and run.tags.get("dagster/will_retry") == "true"
                 if not retried or since > RETRY_PATIENCE:
                     raise LoopError(f"{name}: {self.failure(state.run_id)}")
+            elif since > PAUSE_PATIENCE and (note := paused_note(self.store, self.request.config)):
+                raise LoopError(f"{name}: {note}")
             elif since > DECISION_PATIENCE:
                 raise LoopError(
                     f"{name}: the run succeeded but the sensor decided nothing for "

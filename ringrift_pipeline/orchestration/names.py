@@ -24,6 +24,8 @@ PRELOAD = "ringrift_pipeline.orchestration.preload"
 CPU_POOL = "cpu"
 SENSOR = "evaluation_landed"
 OWNERS = ["team:ringrift"]
+FAILURE_SENSOR = "run_failed"
+STALLED_SENSOR = "config_stalled"
 
 # Tags of every run of ours; Dagster's own partition tag says which generation it is.
 CONFIG_TAG = "ringrift/config"

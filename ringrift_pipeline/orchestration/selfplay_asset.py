@@ -29,6 +29,7 @@ from ringrift_pipeline.orchestration.names import (
     asset_key,
     partitions,
 )
+from ringrift_pipeline.orchestration.settings import settings_of
 from ringrift_pipeline.orchestration.step import running_step
 
 CODE_VERSION = "1"
@@ -105,6 +106,7 @@ def selfplay_shards(config: str) -> AssetsDefinition:
     @graph_asset(
         name="selfplay_shards",
         key_prefix=config,
+        resource_defs={"settings": settings_of(config)},
         group_name=config,
         partitions_def=partitions(config),
         ins={CHAMPION: AssetIn(asset_key(config, CHAMPION), dagster_type=Nothing)},

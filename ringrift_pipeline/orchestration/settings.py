@@ -8,14 +8,22 @@ which refuses bad values with its own message. A job-level config mapping does t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any, Literal, get_args, get_origin
+from enum import Enum, StrEnum
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from dagster import Config, InitResourceContext, Permissive, ResourceDefinition, resource
+from dagster import (
+    Config,
+    InitResourceContext,
+    OpDefinition,
+    Permissive,
+    ResourceDefinition,
+    resource,
+)
 from dagster._config.pythonic_config import infer_schema_from_config_class
-from pydantic import Field, create_model
+from pydantic import Field, ValidationError, create_model
 
 from ringrift_pipeline.enhancements.training_config import (
     PRESETS,
@@ -23,14 +31,15 @@ from ringrift_pipeline.enhancements.training_config import (
     ConfigField,
     TrainingConfig,
 )
+from ringrift_pipeline.orchestration.configs import CONFIGS
 
 # What a run needs to know beside the hyper-parameters.
 RUN_FIELDS = ("preset", "last_generation", "resume")
 
 
-def _choice(name: str, choices: tuple[str, ...]) -> type[Enum]:
-    """An enumeration: Dagster takes an optional Enum, but no optional Literal."""
-    return Enum(name, {choice: choice for choice in choices})  # type: ignore[return-value]
+def choice(name: str, choices: Iterable[str]) -> Any:
+    """An enumeration of strings: Dagster takes an optional Enum, but no optional Literal."""
+    return StrEnum(name, {one: one for one in choices})
 
 
 def _annotation(field: ConfigField) -> Any:
@@ -38,7 +47,7 @@ def _annotation(field: ConfigField) -> Any:
     if get_origin(field.type) is tuple:
         return list[get_args(field.type)[0]]  # type: ignore[misc]
     if get_origin(field.type) is Literal:
-        return _choice(field.name.replace(".", "_"), get_args(field.type))
+        return choice(field.name.replace(".", "_"), get_args(field.type))
     return field.type
 
 
@@ -57,7 +66,7 @@ def _generation_config() -> type[Config]:
     """The run's own fields, the settings without a group, and one Config a group of settings."""
     every: dict[str, Any] = {
         "preset": (
-            _choice("preset", tuple(PRESETS)) | None,
+            choice("preset", tuple(PRESETS)) | None,
             Field(default=None, description="Preset to start from; what is given below wins."),
         ),
         "last_generation": (
@@ -88,6 +97,7 @@ def _generation_config() -> type[Config]:
 
 
 GenerationConfig = _generation_config()
+_SCHEMA = infer_schema_from_config_class(GenerationConfig)
 
 
 def _plain(value: Any) -> Any:
@@ -179,18 +189,82 @@ def _resolved(context: InitResourceContext) -> RunSettings:
     )
 
 
-def _check(values: Mapping[str, Any]) -> dict[str, Any]:
-    resolve(values)
-    return {
-        "values": {"preset": _plain(values.get("preset")), **given(values)},
-        "last_generation": values.get("last_generation"),
-        "resume": values.get("resume") or "auto",
-    }
+class SettingsResource(ResourceDefinition):
+    """The resource ``settings``, bound to one config or to none.
+
+    All are equal: Dagster lets the assets of one job differ in nothing that goes by the same key,
+    and its implicit job holds those of every config. A launch takes the one of what it selects,
+    which is one config's, for no two share their partitions.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SettingsResource)
+
+    def __hash__(self) -> int:
+        return hash(SettingsResource)
 
 
-# Dagster runs a resource's config mapping while it resolves a run's configuration, so that a value
-# out of bounds is refused at launch, before there is a run. (A job-level ConfigMapping is refused
-# for partitioned jobs, and would not see backfills.)
-settings_resource: ResourceDefinition = _resolved.configured(
-    _check, config_schema=infer_schema_from_config_class(GenerationConfig)
-)
+@functools.cache
+def settings_of(config: str | None = None) -> SettingsResource:
+    """The resource ``settings`` of a config's assets: at launch it refuses what could not be
+    planned for that config, whose board a preset's sizes, and with them some bounds, depend on.
+
+    Dagster runs a resource's config mapping while it resolves a run's configuration, before there
+    is a run. (A job-level ConfigMapping is refused for partitioned jobs, and would not see
+    backfills.)
+    """
+
+    def check(values: Mapping[str, Any]) -> dict[str, Any]:
+        resolve(values, config)
+        return {
+            "values": {"preset": _plain(values.get("preset")), **given(values)},
+            "last_generation": values.get("last_generation"),
+            "resume": values.get("resume") or "auto",
+        }
+
+    made = _resolved.configured(check, config_schema=_SCHEMA)
+    return SettingsResource(
+        resource_fn=made.resource_fn, config_schema=made.config_schema, description=made.description
+    )
+
+
+settings_resource = settings_of()
+
+
+Model = TypeVar("Model", bound=Config)
+
+ALL = "all"
+ConfigName = choice("ConfigName", CONFIGS)
+ConfigOrAll = choice("ConfigOrAll", (ALL, *CONFIGS))
+
+
+def refusing(
+    raw: OpDefinition, model: type[Model], check: Callable[[Model], object] = lambda _: None
+) -> OpDefinition:
+    """The op ``raw``, which takes a ``model``, with the bounds of its fields held at launch.
+
+    Dagster knows types and names only; pydantic sees the values when the step begins. Here it sees
+    them in a config mapping, as the settings do.
+
+    Args:
+        check: raises ConfigError for what no single field tells.
+    """
+
+    def checked(values: Mapping[str, Any]) -> dict[str, Any]:
+        plain = {name: _plain(value) for name, value in values.items()}
+        try:
+            check(model(**plain))
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explained(one) for one in error.errors())) from None
+        return plain
+
+    return raw.configured(
+        checked, name=raw.name, config_schema=infer_schema_from_config_class(model)
+    )
+
+
+def _explained(error: Any) -> str:
+    """One error of pydantic's as 'games should be greater than or equal to 2 (got -1)'."""
+    name = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{name} {message} (got {error['input']!r})"

@@ -1,18 +1,32 @@
-"""Has an evaluation passed its blocking checks? For that very materialization, not the newest."""
+"""Has a generation passed its blocking checks? Every asset of it, each for the very
+materialization that the evaluation rests on, not for whatever was checked last.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from dagster import AssetCheckKey, AssetKey, DagsterInstance, DagsterRun, EventLogRecord
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetKey,
+    AssetRecordsFilter,
+    DagsterInstance,
+    DagsterRun,
+    EventLogRecord,
+)
+from dagster._core.event_api import PartitionKeyFilter
 
-HISTORY = 1000  # newest executions of a check that are looked through
+from ringrift_pipeline.orchestration.checks import blocking_checks
+from ringrift_pipeline.orchestration.names import ASSETS, asset_key, job_name
+
+HISTORY = 100  # newest executions of a check on one partition that are looked through
 
 
 class State(Enum):
-    """What is known of a materialization's blocking checks."""
+    """What is known of blocking checks."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -27,58 +41,105 @@ class Verdict:
     reasons: tuple[str, ...] = ()
 
 
+def generation_verdict(
+    instance: DagsterInstance, config: str, evaluation: EventLogRecord
+) -> Verdict:
+    """The verdict of all blocking checks of the generation that ``evaluation`` is of.
+
+    The evaluation's own checks must have judged that record; those of every other asset the
+    asset's newest materialization of the generation. One failure fails all. An asset that was
+    never materialized has been judged by nobody, which counts as failed: its files may come from
+    the command line, whose verbs check nothing.
+    """
+    found = []
+    for name in ASSETS:
+        checks = blocking_checks(name)
+        if not checks:
+            continue
+        record = evaluation
+        if name != "evaluation":
+            newest = _newest(instance, asset_key(config, name), evaluation.partition_key)
+            if newest is None:
+                reason = (
+                    f"{name} was never materialized, so {', '.join(checks)} cannot have passed: "
+                    f"run {job_name(config)}, which makes only what is missing"
+                )
+                found.append(Verdict(State.FAILED, (reason,)))
+                continue
+            record = newest
+        # The run is read before the history: the other way round a check landing between the two
+        # would be taken for missing.
+        run = instance.get_run_by_id(record.run_id) if record.run_id else None
+        found.append(verdict(instance, record, checks, run))
+    for state in (State.FAILED, State.PENDING):
+        reasons = [reason for one in found if one.state is state for reason in one.reasons]
+        if reasons:
+            return Verdict(state, tuple(reasons))
+    return Verdict(State.PASSED)
+
+
 def verdict(
     instance: DagsterInstance,
     record: EventLogRecord,
-    checks: list[str],
+    checks: Sequence[str],
     run: DagsterRun | None,
 ) -> Verdict:
     """The verdict of the checks named ``checks`` on the materialization ``record``.
 
     Args:
-        run: the run that made it, **read before this call**: were it read after the history, a
-            check landing between the two reads would be taken for missing.
+        run: the run that made it, **read before this call**.
     """
     key = record.asset_key
     assert key is not None, "a materialization has an asset key"
     failed: list[str] = []
     pending: list[str] = []
     for name in checks:
-        passed = _passed(instance, key, name, record.storage_id)
-        if passed is None:
+        judged = _judged(instance, key, name, record)
+        if judged is None:
             pending.append(name)
-        elif not passed:
-            failed.append(f"check {name} failed")
+        elif not judged.passed:
+            why = f": {judged.description}" if judged.description else ""
+            failed.append(f"check {name} of {key.path[-1]} failed{why}")
     if failed:
         return Verdict(State.FAILED, tuple(failed))
     if not pending:
         return Verdict(State.PASSED)
-    if run is None:
-        reasons = tuple(f"check {name} has no result and its run is unknown" for name in pending)
-        return Verdict(State.FAILED, reasons)
-    if run.is_finished:
-        reasons = tuple(
-            f"check {name} has no result and its run ended ({run.status.value})" for name in pending
-        )
-        return Verdict(State.FAILED, reasons)
-    return Verdict(State.PENDING, tuple(f"waiting for check {name}" for name in pending))
-
-
-def _passed(instance: DagsterInstance, key: AssetKey, name: str, storage_id: int) -> bool | None:
-    """Did the check pass on this materialization? None if it has not judged it."""
-    records: list[AssetCheckExecutionRecord] = list(
-        instance.event_log_storage.get_asset_check_execution_history(
-            AssetCheckKey(key, name), limit=HISTORY
-        )
+    if run is not None and not run.is_finished:
+        return Verdict(State.PENDING, tuple(f"waiting for check {name}" for name in pending))
+    ended = "is unknown" if run is None else f"ended ({run.status.value})"
+    reasons = (
+        f"check {name} of {key.path[-1]} has no result and its run {ended}" for name in pending
     )
-    for record in records:  # newest first
-        event = record.event
+    return Verdict(State.FAILED, tuple(reasons))
+
+
+def _newest(
+    instance: DagsterInstance, key: AssetKey, partition: str | None
+) -> EventLogRecord | None:
+    assert partition is not None, "an evaluation has a generation"
+    records = instance.fetch_materializations(
+        AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
+    ).records
+    return records[0] if records else None
+
+
+def _judged(
+    instance: DagsterInstance, key: AssetKey, name: str, record: EventLogRecord
+) -> AssetCheckEvaluation | None:
+    """What the check last said of this materialization, None if it has not judged it."""
+    executions = instance.event_log_storage.get_asset_check_execution_history(
+        AssetCheckKey(key, name),
+        limit=HISTORY,
+        partition_filter=PartitionKeyFilter(key=record.partition_key),
+    )
+    for execution in executions:  # newest first
+        event = execution.event
         if event is None or event.dagster_event is None:
             continue  # planned, not executed
         evaluation = event.asset_check_evaluation
         if evaluation is None:
             continue
         target = evaluation.target_materialization_data
-        if target is not None and target.storage_id == storage_id:
-            return evaluation.passed
+        if target is not None and target.storage_id == record.storage_id:
+            return evaluation
     return None

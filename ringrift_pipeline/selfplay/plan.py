@@ -394,9 +394,11 @@ def _window(
     """
     entries: list[dict[str, Any]] = []
     games: list[int] = []
+    deleted = 0  # games that were played and collected; retention has made room since
     for earlier in store.generations(config):
         if earlier >= generation:
             continue
+        collected = store.current(config, earlier, "selfplay_shards", verify=False) is not None
         for shard in load_plan(store, config, earlier).shards:
             artefact = store.current(
                 config, earlier, f"selfplay-shard-{shard['index']:04d}", verify=False
@@ -410,6 +412,8 @@ def _window(
                     }
                 )
                 games.append(int(shard["games"]))
-    room = window_games(own + sum(games), settings) - own
+            elif collected:
+                deleted += int(shard["games"])
+    room = window_games(own + deleted + sum(games), settings) - own
     newer = np.cumsum(games[::-1])[::-1] - games if games else np.zeros(0)
     return [entry for entry, after in zip(entries, newer, strict=True) if after < room]

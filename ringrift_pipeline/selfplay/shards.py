@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.ragged import pad, unpad
 from ringrift_pipeline.selfplay.records import Decisions, Games
+from ringrift_pipeline.store.kinds import shard_kind as shard_kind
 
 if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.plan import Plan
@@ -35,11 +36,6 @@ ROWS_PER_BATCH = 1024
 
 class ShardError(ValueError):
     """A shard file cannot be written or read; the message names the file and the reason."""
-
-
-def shard_kind(index: int) -> str:
-    """Artefact kind of a shard: ``selfplay-shard-0003``."""
-    return f"selfplay-shard-{index:04d}"
 
 
 def game_id(config: str, generation: int, shard: int, game: int) -> str:

@@ -6,6 +6,7 @@ This room knows nothing of games, numpy or torch. Layout under the data root::
     <root>/<config>/generations/<0007>/<kind>/<unique folder>/{files…, manifest.json}
     <root>/<config>/generations/<0007>/<kind>/current.json      which folder is current
     <root>/<config>/champion.json, champions.jsonl              the champion and its history
+    <root>/<config>/switches.json                               what may start by itself
     <root>/<config>/quarantine/                                 what failed verification, with reasons
     <root>/<config>/.locks/                                     named locks
 
@@ -32,8 +33,10 @@ from ringrift_pipeline.store.errors import (
 from ringrift_pipeline.store.layout import generation_key
 from ringrift_pipeline.store.manifest import Artefact
 from ringrift_pipeline.store.store import Store
+from ringrift_pipeline.store.switches import SWITCHES, Switches
 
 __all__ = [
+    "SWITCHES",
     "Artefact",
     "Champion",
     "CorruptArtefactError",
@@ -44,6 +47,7 @@ __all__ = [
     "SerializationError",
     "Store",
     "StoreError",
+    "Switches",
     "append_jsonl",
     "generation_key",
     "read_jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -13,7 +14,9 @@ from typing import Any
 from ringrift_pipeline.store.atomic import (
     ensure_folder,
     fsync_path,
+    remove_tree,
     temporary_folder,
+    temporary_name,
     write_bytes_atomic,
     write_json_atomic,
 )
@@ -135,6 +138,51 @@ def folders(kind_folder: Path) -> list[Path]:
     return sorted(p for p in entries if not p.name.startswith(".") and p.is_dir())
 
 
+def landed_at(folder: Path) -> datetime | None:
+    """When a folder landed, by its name; None for a name that the store did not give."""
+    try:
+        return datetime.strptime(folder.name.partition("Z-")[0] + "+0000", "%Y%m%dT%H%M%S.%f%z")
+    except ValueError:
+        return None
+
+
+def last_sign(layout: Layout, config: str) -> datetime | None:
+    """See `Store.last_sign`."""
+    newest: datetime | None = None
+    for plan in layout.generations(config).glob("*/plan.json"):
+        times = [landed_at(folder) for folder in plan.parent.glob("*/[0-9]*Z-*")]
+        with contextlib.suppress(FileNotFoundError):
+            times.append(datetime.fromtimestamp(plan.stat().st_mtime, UTC))
+        newest = max((time for time in (newest, *times) if time is not None), default=None)
+    return newest
+
+
+# --- removing -----------------------------------------------------------------------------------
+
+
+def remove_landed(path: Path) -> bool:
+    """Delete a landed folder for good. Returns False if it was gone already.
+
+    Its pointer goes first, then the folder gets a temporary name, then its files go: at no moment
+    does a pointer name something that is not whole. What an interruption leaves under the temporary
+    name is swept. Raises ManifestMismatch for a damaged pointer, which says not what it names.
+    """
+    folder = path.parent
+    with folder_lock(folder):
+        pointer = read_pointer(folder / POINTER)
+        if pointer is not None and pointer[1]["artefact"] == path.name:
+            (folder / POINTER).unlink()
+            fsync_path(folder)
+        doomed = temporary_name(folder)
+        try:
+            os.rename(path, doomed)
+        except FileNotFoundError:
+            return False
+        fsync_path(folder)
+    remove_tree(doomed)
+    return True
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 
@@ -181,11 +229,21 @@ def read_current(
         if artefact.digest != content["digest"]:
             raise ManifestMismatch("its digest is not the one its pointer names")
     except (ManifestMismatch, FileNotFoundError) as error:
+        if not path.exists() and _moved_on(pointer_path, data):  # deleted while it was read
+            return read_current(layout, config, generation, kind, verify=verify)
         reason = str(error) if path.exists() else "the folder that the pointer names is gone"
         _drop_pointer(layout, config, pointer_path, data, reason)
         moved = quarantine(layout, config, generation, kind, path, reason)
         raise CorruptArtefactError(path, reason, action, moved) from None
     return artefact
+
+
+def _moved_on(pointer: Path, data: bytes) -> bool:
+    """Does a pointer no longer say what it said?"""
+    try:
+        return pointer.read_bytes() != data
+    except FileNotFoundError:
+        return True
 
 
 def _drop_pointer(

@@ -49,7 +49,8 @@ def ensure_folder(path: Path) -> None:
 # --- temporary names ----------------------------------------------------------------------------
 
 
-def _temporary(parent: Path) -> Path:
+def temporary_name(parent: Path) -> Path:
+    """A name in `parent` that nothing has, and that a sweep knows as temporary."""
     return parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
 
 
@@ -74,7 +75,7 @@ def temporary_folder(parent: Path) -> tuple[Path, int]:
     Closing the descriptor gives the lock up.
     """
     for _ in range(_CLAIM_ATTEMPTS):
-        path = _temporary(parent)
+        path = temporary_name(parent)
         path.mkdir()
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -88,12 +89,19 @@ def temporary_folder(parent: Path) -> tuple[Path, int]:
 
 def _temporary_file(parent: Path) -> tuple[Path, int]:
     for _ in range(_CLAIM_ATTEMPTS):
-        path = _temporary(parent)
+        path = temporary_name(parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         if _claim(descriptor, path):
             return path, descriptor
         os.close(descriptor)
     raise FileExistsError(f"{parent}: every temporary file was swept away while being made")
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a temporary folder beside whoever else may be sweeping it away."""
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def remove_abandoned(path: Path) -> bool:

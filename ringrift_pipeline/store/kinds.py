@@ -21,3 +21,15 @@ EVALUATION = "evaluation"
 EVALUATION_FILE = "report.json"
 
 GAUNTLET = "gauntlet"
+
+SHARD_PREFIX = "selfplay-shard-"
+WINDOW = "window"
+CHECKPOINT = "checkpoint"
+TRAINING_STATE = "training_state"
+PART_PREFIXES = ("evaluation-part-", "ablation-run-")
+"""Finished parts of a work that was interrupted; removed when the whole has landed."""
+
+
+def shard_kind(index: int) -> str:
+    """Artefact kind of a shard: ``selfplay-shard-0003``."""
+    return f"{SHARD_PREFIX}{index:04d}"

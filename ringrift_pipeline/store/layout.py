@@ -76,6 +76,9 @@ class Layout:
     def champions(self, config: str) -> Path:
         return self.config(config) / "champions.jsonl"
 
+    def switches(self, config: str) -> Path:
+        return self.config(config) / "switches.json"
+
     def quarantine(self, config: str) -> Path:
         return self.config(config) / "quarantine"
 

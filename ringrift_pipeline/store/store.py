@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ringrift_pipeline.store import artefacts as _artefacts
 from ringrift_pipeline.store import champion as _champion
+from ringrift_pipeline.store import switches as _switches
 from ringrift_pipeline.store.atomic import (
     TEMPORARY,
     ensure_folder,
@@ -33,6 +35,7 @@ from ringrift_pipeline.store.manifest import (
     open_seal,
     sealed_bytes,
 )
+from ringrift_pipeline.store.switches import Switches
 
 
 class Store:
@@ -145,6 +148,13 @@ class Store:
                 return generation
         return None
 
+    def last_sign(self, config: str) -> datetime | None:
+        """When something last landed in a generation of `config`, its plan included, in UTC.
+
+        None where there is no generation. Reads names only.
+        """
+        return _artefacts.last_sign(self._layout, config)
+
     # --- configs, generations, plans ------------------------------------------------------------
 
     def configs(self) -> list[str]:
@@ -225,6 +235,21 @@ class Store:
     def champions(self, config: str) -> list[Champion]:
         """History of promotions, oldest first, reconciled with the pointer."""
         return _champion.read_history(self._layout, config)
+
+    # --- switches -------------------------------------------------------------------------------
+
+    def switches(self, config: str) -> Switches:
+        """What may start by itself for `config`. Raises CorruptArtefactError."""
+        return _switches.read_switches(self._layout, config)
+
+    def set_switches(self, config: str, **changes: bool) -> Switches:
+        """Turn some of `switches.SWITCHES` on or off and return all of them as they are then.
+
+        What is not named stays; a damaged file counts as everything on. Concurrent callers are
+        served one after the other. Raises InvalidNameError for an unknown switch or a value that
+        is no bool.
+        """
+        return _switches.set_switches(self._layout, config, changes)
 
     # --- locks and cleaning ---------------------------------------------------------------------
 

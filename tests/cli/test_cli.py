@@ -27,6 +27,8 @@ VERBS = (
     "replay",
     "export",
     "ui",
+    "pause",
+    "resume",
 )
 FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
 
@@ -118,6 +120,8 @@ def test_top_level_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 BAD = [
     (["loop", "--config", "square9_2p"], "square8_2p"),
     (["loop", "--generations", "0"], "--generations"),
+    (["pause", "--only", "loop,weekly"], "loop, nightly, gauntlet"),
+    (["resume", "--only", ","], "loop, nightly, gauntlet"),
     (["loop", "--generations", "two"], "--generations"),
     (["loop", "--preset", "huge"], "smoke"),
     (["loop", "--set", "training.batch_size=-4"], "training.batch_size"),

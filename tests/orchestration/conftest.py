@@ -8,21 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import (
-    AssetCheckResult,
-    AssetExecutionContext,
-    DagsterInstance,
-    asset,
-    asset_check,
-    materialize,
-)
+from dagster import DagsterInstance, materialize
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.settings import run_config, settings_resource
 from ringrift_pipeline.store import Store
 
-from .landing import Land, fake_evaluation
+from .landing import Land, fake_evaluation, landing
 
 warnings.filterwarnings("ignore", category=UserWarning, module="dagster")
 
@@ -48,11 +41,12 @@ def instance() -> Iterator[DagsterInstance]:
 
 @pytest.fixture
 def land(instance: DagsterInstance, store: Store) -> Land:
-    """``land(config, generation)``: an evaluation lands in a real run, with its blocking check.
+    """``land(config, generation)``: a generation lands in a real run, with its blocking checks.
 
-    ``promote`` is what the gate says, ``passed`` what the check says (None: the check does not
-    run), ``last`` the run's last generation, ``tags`` more tags of the run, ``rating`` the candidate's
-    with half its interval.
+    ``promote`` is what the gate says, ``passed`` what the evaluation's check says (None: the check
+    does not run), ``last`` the run's last generation, ``tags`` more tags of the run, ``rating`` the
+    candidate's with half its interval, ``checks`` what other checks say, by name, ``without`` assets
+    that are not materialized.
     """
 
     def landed(
@@ -64,26 +58,17 @@ def land(instance: DagsterInstance, store: Store) -> Land:
         last: int | None = None,
         tags: dict[str, str] | None = None,
         rating: tuple[float, float] | None = None,
+        checks: dict[str, bool | None] | None = None,
+        without: tuple[str, ...] = (),
     ) -> Any:
         fake_evaluation(store, config, generation, promote, rating)
         key = names.generation_key(generation)
         if not instance.has_dynamic_partition(names.partitions_name(config), key):
             instance.add_dynamic_partitions(names.partitions_name(config), [key])
-
-        @asset(
-            key=names.asset_key(config, "evaluation"),
-            partitions_def=names.partitions(config),
-            required_resource_keys={"settings"},
-        )
-        def evaluation(context: AssetExecutionContext) -> None:
-            context.log.info("landed")
-
-        @asset_check(asset=evaluation, name="evaluation_sound", blocking=True)
-        def sound() -> AssetCheckResult:
-            return AssetCheckResult(passed=bool(passed))
-
+        says = {"evaluation_sound": passed, **(checks or {})}
+        made = [name for name in names.ASSETS if name not in without]
         return materialize(
-            [evaluation] if passed is None else [evaluation, sound],
+            [landing(config, made, says)],
             instance=instance,
             partition_key=key,
             resources={"settings": settings_resource},

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSpec,
+    AssetsDefinition,
+    AssetSpec,
+    MaterializeResult,
+    PreviewWarning,
+    multi_asset,
+)
+
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.checks import blocking_checks
 from ringrift_pipeline.store import Store
 
 PLAN = {"settings": TrainingConfig.preset("smoke").to_dict()}
@@ -38,6 +51,50 @@ def fake_evaluation(
         numbers = {"eval/elo": elo, "eval/elo_low": elo - half, "eval/elo_high": elo + half}
     with store.create(config, generation, "evaluation", numbers) as draft:
         (draft.path / "report.json").write_text(json.dumps(report))
+
+
+def landing(config: str, made: Sequence[str], says: Mapping[str, bool | None]) -> AssetsDefinition:
+    """One step that materializes the assets ``made`` of a generation, each with its blocking checks.
+
+    ``says`` is what a check says, by its name; True if it is not named, None: it is not run.
+    """
+    run = {
+        name: [check for check in blocking_checks(name) if says.get(check, True) is not None]
+        for name in made
+    }
+    partitions = names.partitions(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PreviewWarning)  # of partitioned checks
+        specs = [
+            AssetCheckSpec(
+                check, asset=names.asset_key(config, name), blocking=True, partitions_def=partitions
+            )
+            for name, checks in run.items()
+            for check in checks
+        ]
+
+    @multi_asset(
+        name=f"{config}_landing",
+        specs=[
+            AssetSpec(names.asset_key(config, name), partitions_def=partitions) for name in made
+        ],
+        check_specs=specs,
+        required_resource_keys={"settings"},
+    )
+    def landed() -> Iterator[MaterializeResult]:
+        for name in made:
+            results = [
+                AssetCheckResult(
+                    passed=bool(says.get(check, True)),
+                    asset_key=names.asset_key(config, name),
+                    check_name=check,
+                    description="as asked",
+                )
+                for check in run[name]
+            ]
+            yield MaterializeResult(asset_key=names.asset_key(config, name), check_results=results)
+
+    return landed
 
 
 Land = Callable[..., Any]

@@ -18,6 +18,7 @@ from ringrift_pipeline.orchestration.checks import CHECKS, blocking_checks
 from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, numbers
 
 NINE = (*names.ASSETS, "champion")
+RETENTION = AssetKey(["retention"])  # the one asset that is nobody's generation
 
 
 def test_configs_are_those_of_the_rules() -> None:
@@ -29,7 +30,7 @@ def test_configs_are_those_of_the_rules() -> None:
 def test_nine_assets_a_config_in_a_group_of_its_own() -> None:
     graph = defs.get_repository_def().asset_graph
     wanted = {AssetKey([config, name]) for config in names.CONFIGS for name in NINE}
-    assert set(graph.get_all_asset_keys()) == wanted
+    assert set(graph.get_all_asset_keys()) == wanted | {RETENTION}
     for key in wanted:
         node = graph.get(key)
         config, name = key.path
@@ -40,6 +41,8 @@ def test_nine_assets_a_config_in_a_group_of_its_own() -> None:
         else:
             assert node.partitions_def == names.partitions(config)
             assert node.code_version
+    disk = graph.get(RETENTION)
+    assert disk.group_name == "disk" and disk.description and disk.owners and disk.kinds
 
 
 def test_each_config_has_partitions_of_its_own() -> None:
@@ -76,9 +79,10 @@ def test_jobs_sensor_and_schedules() -> None:
     repository = defs.get_repository_def()
     jobs = {job.name for job in repository.get_all_jobs()}
     assert {f"{config}_generation" for config in names.CONFIGS} <= jobs
-    assert {"champion_gauntlet", "ablation"} <= jobs
-    assert repository.get_sensor_def("evaluation_landed")
-    for name in ("nightly_selfplay", "weekly_gauntlet"):
+    assert {"champion_gauntlet", "ablation", "set_switches", "disk_retention"} <= jobs
+    sensors = {sensor.name for sensor in repository.sensor_defs}
+    assert sensors == {"evaluation_landed", "run_failed", "config_stalled"}
+    for name in ("nightly_selfplay", "weekly_gauntlet", "nightly_retention"):
         assert repository.get_schedule_def(name).default_status.value == "STOPPED"
 
 
@@ -119,19 +123,22 @@ def test_a_launch_takes_good_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "field", "bound"),
     [
-        ({"training": {"batch_size": -4}}, "training.batch_size"),
-        ({"selfplay": {"full_search_fraction": 2.0}}, "full_search_fraction"),
-        ({"search": {"simulations": 4, "cheap_simulations": 8}}, "cheap_simulations"),
-        ({"last_generation": -1}, "last_generation"),
-        ({"seed": -1}, "seed"),
+        ({"training": {"batch_size": -4}}, "training.batch_size", "greater than or equal to 1 "),
+        ({"selfplay": {"full_search_fraction": 2.0}}, "full_search_fraction", "or equal to 1 "),
+        ({"search": {"simulations": 4, "cheap_simulations": 8}}, "cheap_simulations", "(4)"),
+        ({"last_generation": -1}, "last_generation", "from 0"),
+        ({"seed": -1}, "seed", "greater than or equal to 0 "),
     ],
 )
-def test_a_launch_refuses_values_out_of_bounds(values: dict[str, Any], words: str) -> None:
+def test_a_launch_refuses_values_out_of_bounds(
+    values: dict[str, Any], field: str, bound: str
+) -> None:
     with pytest.raises(DagsterConfigMappingFunctionError) as caught:
         launch("hex8_2p", values)
-    assert words in str(caught.value.__cause__)
+    said = str(caught.value.__cause__)
+    assert field in said and bound in said
 
 
 @pytest.mark.parametrize(

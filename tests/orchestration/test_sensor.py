@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dagster import DagsterInstance, build_sensor_context
+from dagster import DagsterInstance, DagsterRun, build_sensor_context
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.champion import last_reported, reconcile
+from ringrift_pipeline.orchestration.checks import CHECKS
+from ringrift_pipeline.orchestration.notify import Alert
+from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.sensor import read_cursor
 from ringrift_pipeline.store import Store
 
@@ -86,9 +90,23 @@ def test_a_lost_cursor_gives_the_same_run_keys_and_no_second_champion_event(
     assert len(store.champions("square8_2p")) == 1
 
 
-@pytest.mark.parametrize("cursor", ["", "nonsense", "[1, 2]", '{"square8_2p": 0, "other": 3}'])
-def test_an_odd_cursor_starts_over(cursor: str) -> None:
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "nonsense",
+        "[1, 2]",
+        '{"square8_2p": 0, "other": 3}',
+        '{"square8_2p": "seven", "hex8_3p": null, "hexagonal_4p": {}, "held": 4}',
+        '{"square8_2p": -1, "hex8_3p": 2.5, "hexagonal_4p": true, "held": {"hex8_3p": "x"}}',
+    ],
+)
+def test_an_odd_cursor_starts_over(
+    cursor: str, instance: DagsterInstance, store: Store, land: Land
+) -> None:
     assert set(read_cursor(cursor)) <= {"square8_2p"}
+    land("hex8_3p", 0)
+    assert keys(tick(instance, cursor)) == ["hex8_3p/0001"]
 
 
 def test_a_generation_that_has_a_run_is_not_started_again(
@@ -150,7 +168,7 @@ def test_a_failed_check_promotes_nothing_and_stops_the_loop(
     assert keys(result) == []
     assert store.champion("square8_2p") is None
     reasons = store.require("square8_2p", 0, "decision").metadata["reasons"]
-    assert reasons == ["check evaluation_sound failed"]
+    assert reasons == ["check evaluation_sound of evaluation failed: as asked"]
     assert "square8_2p" in read_cursor(result.cursor)
 
 
@@ -166,8 +184,6 @@ def test_a_check_that_never_ran_counts_as_failed_once_its_run_is_over(
 def test_a_pending_check_holds_its_own_config_only(
     instance: DagsterInstance, store: Store, land: Land, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dagster import DagsterRun
-
     landed = land("square8_2p", 0, passed=None)
     land("hex8_2p", 0)
     running = landed.dagster_run.run_id
@@ -260,3 +276,204 @@ def test_start_up_brings_partitions_and_champions_up_to_the_store(
 def test_the_cursor_is_json_by_config(instance: DagsterInstance, land: Land) -> None:
     land("square8_2p", 0)
     assert list(json.loads(tick(instance).cursor)) == ["square8_2p"]
+
+
+# --- every blocking check of the generation -----------------------------------------------------
+
+UPSTREAM = [
+    (check.asset, check.name)
+    for check in CHECKS
+    if check.blocking and check.asset not in ("evaluation", names.CHAMPION)
+]
+
+
+@pytest.mark.parametrize(("asset", "check"), UPSTREAM)
+def test_any_blocking_check_stops_promotion(
+    asset: str, check: str, instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, checks={check: False})
+    land("hex8_3p", 0)
+    assert keys(tick(instance)) == ["hex8_3p/0001"]
+    assert store.champion("square8_2p") is None
+    decision = store.require("square8_2p", 0, "decision").metadata
+    assert decision["reasons"] == [f"check {check} of {asset} failed: as asked"]
+    assert decision["promoted"] is False and decision["end"] == "checks"
+
+
+def test_there_are_checks_before_the_evaluation() -> None:
+    assert {asset for asset, _ in UPSTREAM} >= {"selfplay_shards", "checkpoint", "ema_model"}
+
+
+def test_a_later_materialization_of_something_before_the_evaluation_is_what_counts(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    rest = tuple(name for name in names.ASSETS if name != "checkpoint")
+    land("square8_2p", 0, checks={"losses_finite": False}, without=rest)  # trained again, badly
+    assert keys(tick(instance)) == []
+    assert store.champion("square8_2p") is None
+
+
+def test_a_check_that_was_run_again_and_passes_counts(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    rest = tuple(name for name in names.ASSETS if name != "checkpoint")
+    land("square8_2p", 0, checks={"losses_finite": False}, without=rest)
+    land("square8_2p", 0, without=rest)
+    land("square8_2p", 0, without=("checkpoint",))
+    assert keys(tick(instance)) == ["square8_2p/0001"]
+
+
+def test_the_same_check_of_another_generation_does_not_count(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, checks={"losses_finite": None})
+    rest = tuple(name for name in names.ASSETS if name != "checkpoint")
+    land("square8_2p", 1, without=rest)
+    assert keys(tick(instance)) == []
+    (reason,) = store.require("square8_2p", 0, "decision").metadata["reasons"]
+    assert reason.startswith("check losses_finite of checkpoint has no result and its run ended")
+
+
+def test_what_was_never_materialized_was_never_checked(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, without=("quality_scores",))
+    assert keys(tick(instance)) == []
+    (reason,) = store.require("square8_2p", 0, "decision").metadata["reasons"]
+    assert "quality_scores was never materialized" in reason
+    assert "run square8_2p_generation" in reason
+
+
+def test_a_pending_check_before_the_evaluation_is_waited_for(
+    instance: DagsterInstance, store: Store, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = tuple(name for name in names.ASSETS if name != "checkpoint")
+    training = land("square8_2p", 0, checks={"losses_finite": None}, without=rest)
+    land("square8_2p", 0, without=("checkpoint",))
+    land("hex8_2p", 0)
+    running = training.dagster_run.run_id
+    with monkeypatch.context() as patch:
+        patch.setattr(DagsterRun, "is_finished", property(lambda run: run.run_id != running))
+        result = tick(instance)
+    assert keys(result) == ["hex8_2p/0001"]
+    assert set(read_cursor(result.cursor)) == {"hex8_2p"}
+    assert store.current("square8_2p", 0, "decision") is None
+    assert keys(tick(instance, result.cursor)) == []  # its run ended without a word
+    assert store.require("square8_2p", 0, "decision").metadata["end"] == "checks"
+
+
+def test_a_run_that_vanished_without_a_verdict_fails(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    rest = tuple(name for name in names.ASSETS if name != "checkpoint")
+    training = land("square8_2p", 0, checks={"losses_finite": None}, without=rest)
+    land("square8_2p", 0, without=("checkpoint",))
+    instance.run_storage.delete_run(training.dagster_run.run_id)
+    assert keys(tick(instance)) == []
+    (reason,) = store.require("square8_2p", 0, "decision").metadata["reasons"]
+    assert reason == "check losses_finite of checkpoint has no result and its run is unknown"
+
+
+def test_a_model_made_anew_since_its_evaluation_is_not_promoted(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    with store.create("square8_2p", 0, "ema_model") as draft:
+        (draft.path / "model.safetensors").write_bytes(b"trained again")
+    tick(instance)
+    assert store.champion("square8_2p") is None
+    assert "made anew" in store.require("square8_2p", 0, "decision").metadata["reasons"][-1]
+
+
+# --- one config's trouble -----------------------------------------------------------------------
+
+
+def test_an_unforeseen_error_stays_with_its_config_and_is_reported_once(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    for config in THREE:
+        land(config, 0)
+    with store.create("hex8_3p", 0, "evaluation") as draft:
+        (draft.path / "report.json").write_text("{}")  # no gate in it: a KeyError
+    result = tick(instance)
+    assert sorted(keys(result)) == ["hexagonal_4p/0001", "square8_2p/0001"]
+    assert set(read_cursor(result.cursor)) == {"square8_2p", "hexagonal_4p"}
+    assert store.current("hex8_3p", 0, "decision") is None
+    again = tick(instance, result.cursor)
+    assert "hex8_3p: KeyError" in again.skip_message
+    told: list[Alert] = []
+    notifier = SimpleNamespace(notify=told.append)
+    assert Outbox(store).deliver(notifier) == told
+    assert [(alert.kind, alert.config) for alert in told] == [("sensor_failed", "hex8_3p")]
+    assert "KeyError: 'gate'" in told[0].text
+
+    land("hex8_3p", 0)  # put right: evaluated again
+    assert keys(tick(instance, again.cursor)) == ["hex8_3p/0001"]
+
+
+def test_damaged_switches_hold_their_own_config_only(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    for config in THREE:
+        land(config, 0)
+    (store.root / "hex8_3p" / "switches.json").write_text("{}")
+    result = tick(instance)
+    assert sorted(keys(result)) == ["hexagonal_4p/0001", "square8_2p/0001"]
+    store.set_switches("hex8_3p", loop=True)
+    assert keys(tick(instance, result.cursor)) == ["hex8_3p/0001"]
+
+
+# --- pausing ------------------------------------------------------------------------------------
+
+
+def test_a_paused_config_is_promoted_once_and_goes_on_when_it_is_resumed(
+    instance: DagsterInstance, store: Store, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for config in THREE:
+        land(config, 0)
+    store.set_switches("hex8_3p", loop=False)
+    first = tick(instance)
+    assert sorted(keys(first)) == ["hexagonal_4p/0001", "square8_2p/0001"]
+    assert store.champion("hex8_3p").generation == 0  # type: ignore[union-attr]
+    assert last_reported(instance, "hex8_3p") is not None
+    assert store.current("hex8_3p", 0, "decision") is None
+    assert "hex8_3p" not in read_cursor(first.cursor)
+
+    with monkeypatch.context() as patch:  # nothing is looked at again while it waits
+        patch.setattr(Store, "promote", lambda *_, **__: pytest.fail("promoted again"))
+        second = tick(instance, first.cursor)
+    assert keys(second) == [] and second.cursor == first.cursor
+
+    store.set_switches("hex8_3p", loop=True)
+    third = tick(instance, second.cursor)
+    assert keys(third) == ["hex8_3p/0001"] and third.asset_events == []
+    decision = store.require("hex8_3p", 0, "decision").metadata
+    assert decision["promoted"] and decision["next"] == 1
+    assert json.loads(third.cursor).keys() == set(THREE)  # nothing is held any more
+
+
+def test_the_last_generation_is_decided_though_paused(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    store.set_switches("square8_2p", loop=False)
+    land("square8_2p", 0, last=0)
+    tick(instance)
+    assert store.require("square8_2p", 0, "decision").metadata["end"] == "limit"
+
+
+@pytest.mark.parametrize("asked", ["square8_2p", "all"])
+def test_a_pause_that_waits_in_the_queue_counts_already(
+    asked: str, instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    """Launched while the generation runs that it is to be the last, it waits for that run's end."""
+    job = defs.get_repository_def().get_job("set_switches")
+    run = instance.create_run_for_job(
+        job,
+        run_config={"ops": {"switches": {"config": {"config": asked, "loop": False}}}},
+    )
+    land("square8_2p", 0)
+    first = tick(instance)
+    assert keys(first) == []
+    instance.report_run_canceled(run)
+    assert keys(tick(instance, first.cursor)) == ["square8_2p/0001"]

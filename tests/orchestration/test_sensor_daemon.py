@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from dagster._daemon.sensor import execute_sensor_iteration
 
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.sensor import INTERVAL
+from ringrift_pipeline.store import Store
 
 from .landing import Land
 
@@ -75,7 +78,9 @@ def queued(instance: DagsterInstance) -> list[tuple[str, str]]:
 
 
 def forget_cursor(instance: DagsterInstance) -> None:
-    (state,) = instance.all_instigator_state()
+    (state,) = [
+        one for one in instance.all_instigator_state() if one.instigator_name == names.SENSOR
+    ]
     instance.update_instigator_state(
         state.with_data(state.instigator_data._replace(cursor=None, last_run_key=None))
     )
@@ -104,3 +109,23 @@ def test_restarted_daemons_start_each_generation_once(
     assert queued(instance) == wanted
     for config in THREE:
         assert instance.get_dynamic_partitions(names.partitions_name(config)) == ["0000", "0001"]
+
+
+def test_a_pause_outlives_the_daemon_and_a_resume_starts_what_waited_once(
+    instance: DagsterInstance, data: Path, store: Store, land: Land
+) -> None:
+    for config in THREE:
+        land(config, 0)
+    store.set_switches("hex8_3p", loop=False)
+    others = sorted((names.job_name(c), "0001") for c in THREE if c != "hex8_3p")
+    for _ in range(2):
+        with open_instance(data) as restarted, daemon(restarted) as workspace:
+            sensor_tick(workspace)
+            assert queued(restarted) == others
+        time.sleep(INTERVAL)
+    store.set_switches("hex8_3p", loop=True)
+    for _ in range(2):
+        with open_instance(data) as restarted, daemon(restarted) as workspace:
+            sensor_tick(workspace)
+            assert queued(restarted) == sorted([*others, ("hex8_3p_generation", "0001")])
+        time.sleep(INTERVAL)

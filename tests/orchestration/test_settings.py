@@ -13,8 +13,8 @@ from ringrift_pipeline.enhancements.training_config import (
 )
 from ringrift_pipeline.orchestration.settings import (
     RunSettings,
-    _check,
     carried_on,
+    given,
     resolve,
     run_config,
     run_values,
@@ -39,11 +39,11 @@ def test_what_is_given_beats_the_preset() -> None:
 
 def test_a_preset_has_the_sizes_of_the_config_that_is_planned() -> None:
     values = {"preset": "smoke", "selfplay": {"workers": 1}}
-    checked = _check(values)
     for config in ("square8_2p", "square19_2p"):
         expected = TrainingConfig.preset("smoke", config).with_overrides({"selfplay.workers": 1})
         assert resolve(values, config) == expected
-        assert RunSettings(checked["values"], None, "auto").of(config) == expected
+        kept = {"preset": "smoke", **given(values)}
+        assert RunSettings(kept, None, "auto").of(config) == expected
         assert carried_on(TrainingConfig(), values, config) == expected
     assert resolve(values, "square8_2p") != resolve(values, "square19_2p")
     planned = resolve(values, "square19_2p")

@@ -87,6 +87,31 @@ def test_window_holds_the_newest_shards_until_there_are_games_enough(store: Stor
             landed.append((generation, shard))
 
 
+def test_making_room_on_the_disk_changes_no_window(tmp_path: Path) -> None:
+    """Games that are deleted once no window holds them were played all the same."""
+    from ringrift_pipeline.store.retention import delete, survey
+
+    changed = settings(training__window_games=7, training__window_growth=0.5)
+    whole, spare = Store(tmp_path / "whole"), Store(tmp_path / "spare")
+    for generation in range(8):
+        plans = [
+            plan_generation(store, CONFIG, generation, changed, NOW) for store in (whole, spare)
+        ]
+        assert plans[0].window == plans[1].window
+        for store in (whole, spare):
+            for shard in plans[0].shards:
+                with store.create(
+                    CONFIG, generation, f"selfplay-shard-{shard['index']:04d}"
+                ) as draft:
+                    (draft.path / "shard.arrow").write_bytes(bytes([generation]))
+            with store.create(CONFIG, generation, "selfplay_shards"):
+                pass
+        found = survey(spare, keep_generations=1)
+        delete(spare, found, found.surplus(0))
+    assert whole.current(CONFIG, 0, "selfplay-shard-0000") is not None
+    assert spare.current(CONFIG, 0, "selfplay-shard-0000") is None
+
+
 def test_the_window_keeps_all_games_then_grows_by_a_power(store: Store) -> None:
     def held(games: int, growth: float = 0.4, exponent: float = 0.75) -> int:
         return window_games(

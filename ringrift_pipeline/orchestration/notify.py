@@ -1,0 +1,226 @@
+"""Who is told when something goes wrong: the log, or a web hook.
+
+The resource ``notifier`` of the sensors is anything with a method ``notify(alert)`` that returns
+once the alert has been taken over and raises `NotifyError` where it has not. The one that comes
+with the project posts to ``$RINGRIFT_WEBHOOK_URL`` where that is set, and logs otherwise; to tell
+people some other way, put another object under that key in ``definitions.py``.
+
+A web hook gets one HTTP POST an alert, ``Content-Type: application/json``::
+
+    {
+      "version": 1,
+      "id": "9f86d0…",                what the alert is about, hashed: a repeat has the same
+      "kind": "run_failed",           or config_stalled, sensor_failed
+      "title": "square8_2p generation 0003 failed",
+      "text": "title, what happened, what to do",
+      "time": "2026-11-22T05:00:00+00:00",
+      "config": "square8_2p",         or null
+      "generation": "0003",           or null
+      "run_id": "6fd1…",              or null
+      "details": {…}                  more, by name; depends on the kind
+    }
+
+Any answer of 200 to 299 counts as taken over. An alert comes at least once; after a crash between
+the answer and its being noted it comes once more, with the same ``id``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from dagster import ConfigurableResource
+from pydantic import Field
+
+URL_VARIABLE = "RINGRIFT_WEBHOOK_URL"
+VERSION = 1
+
+_AGAIN = frozenset({408, 425, 429})  # and all from 500 on: worth another try at once
+_REFUSED = frozenset({400, 413, 415, 422})  # this very alert is what the server cannot take
+
+
+class NotifyError(Exception):
+    """An alert was not taken over. ``refused``: and never will be, whoever asks again."""
+
+    def __init__(self, message: str, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class WebhookUrlError(ValueError):
+    """The address of the web hook cannot be used; the message says why, without its secrets."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something that people should know.
+
+    Attributes:
+        kind: what sort of thing, a word.
+        key: what it is about; of one kind and key people are told once.
+        title: one line.
+        text: what happened and what to do.
+        time: ISO 8601 time in UTC.
+        config, generation, run_id: where, as far as that can be said.
+        details: more, JSON types.
+    """
+
+    kind: str
+    key: str
+    title: str
+    text: str
+    config: str | None = None
+    generation: str | None = None
+    run_id: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def id(self) -> str:
+        """64 hex digits; equal for alerts of one kind and key."""
+        return hashlib.sha256(f"{self.kind}\n{self.key}".encode()).hexdigest()
+
+    def payload(self) -> dict[str, Any]:
+        """What a web hook gets."""
+        fields = asdict(self)
+        del fields["key"]
+        fields["text"] = f"{self.title}\n{self.text}"
+        return {"version": VERSION, "id": self.id, **fields}
+
+
+class Notifier(Protocol):
+    """Whoever passes alerts on."""
+
+    def notify(self, alert: Alert) -> None:
+        """Return once the alert has been taken over. Raises NotifyError."""
+
+
+class LogNotifier:
+    """Writes alerts to the log ``ringrift.alerts``, as errors."""
+
+    def notify(self, alert: Alert) -> None:
+        """Never fails."""
+        logging.getLogger("ringrift.alerts").error("%s\n%s", alert.title, alert.text)
+
+
+class WebhookNotifier:
+    """Posts alerts as JSON to one address, which comes from whoever runs this and nowhere else.
+
+    Nothing in an alert, and nothing that the server answers, decides where a request goes: there
+    are no redirects. Each attempt has ``timeout`` seconds in all, however slowly the server
+    dribbles; there are ``attempts`` of them, with a pause that doubles.
+
+    Raises:
+        WebhookUrlError: ``url`` is no http or https address.
+    """
+
+    def __init__(
+        self, url: str, *, timeout: float = 5.0, attempts: int = 3, pause: float = 0.5
+    ) -> None:
+        if not url.isascii() or any(sign <= " " for sign in url):
+            raise WebhookUrlError("the web hook's address holds a blank or a sign beyond ASCII")
+        parts = urlsplit(url)
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise WebhookUrlError(f"the web hook's address has no port: {error}") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise WebhookUrlError(
+                f"the web hook's address must be like https://host/path, not {parts.scheme}:…"
+            )
+        if parts.username is not None:
+            raise WebhookUrlError(
+                "the web hook's address holds a name or password; put a token into its path"
+            )
+        self._secure = parts.scheme == "https"
+        self._host, self._port = host, port
+        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._timeout, self._attempts, self._pause = timeout, attempts, pause
+
+    def __repr__(self) -> str:  # the path often is a secret
+        return f"WebhookNotifier({self._host!r})"
+
+    def notify(self, alert: Alert) -> None:
+        """Post it. Raises NotifyError with what the last attempt came to."""
+        body = json.dumps(alert.payload()).encode("ascii")
+        for attempt in range(1, self._attempts + 1):
+            try:
+                status = self._post(body)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                what = str(error) or type(error).__name__
+            else:
+                if 200 <= status < 300:
+                    return
+                what = f"it answered {status}"
+                if 300 <= status < 400:
+                    what += ": redirects are not followed, name the address it redirects to"
+                if status < 500 and status not in _AGAIN:
+                    raise NotifyError(f"{self._host}: {what}", refused=status in _REFUSED)
+            if attempt < self._attempts:
+                time.sleep(self._pause * 2 ** (attempt - 1))
+        raise NotifyError(f"{self._host}: {what} ({self._attempts} attempts)")
+
+    def _post(self, body: bytes) -> int:
+        """One attempt; the status it was answered with."""
+        connection: http.client.HTTPConnection
+        if self._secure:
+            connection = http.client.HTTPSConnection(
+                self._host, self._port, timeout=self._timeout, context=ssl.create_default_context()
+            )
+        else:
+            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            with contextlib.suppress(OSError, AttributeError):  # closed, or not open yet
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+        # The socket's own timeout starts anew with every byte; this one does not.
+        deadline = threading.Timer(self._timeout, give_up)
+        deadline.daemon = True
+        deadline.start()
+        try:
+            headers = {"Content-Type": "application/json", "User-Agent": "ringrift-pipeline"}
+            connection.request("POST", self._path, body, headers)
+            return connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            if late.is_set():
+                raise TimeoutError(f"no answer within {self._timeout:g} s") from None
+            raise
+        finally:
+            deadline.cancel()
+            connection.close()
+
+
+class NotifierResource(ConfigurableResource):
+    """The notifier that comes with the project: a web hook where one is set, else the log."""
+
+    webhook_url: str = Field(
+        default="",
+        description=f"Where alerts are posted; empty means ${URL_VARIABLE}, else the log.",
+    )
+    timeout_seconds: float = Field(
+        default=5.0, gt=0.0, le=15.0, description="Seconds that an attempt may take."
+    )
+    attempts: int = Field(default=3, ge=1, le=5, description="Attempts in one tick.")
+
+    def notify(self, alert: Alert) -> None:
+        """Pass it on. Raises NotifyError, WebhookUrlError."""
+        url = self.webhook_url or os.environ.get(URL_VARIABLE, "")
+        notifier: Notifier = LogNotifier()
+        if url:
+            notifier = WebhookNotifier(url, timeout=self.timeout_seconds, attempts=self.attempts)
+        notifier.notify(alert)

@@ -1,0 +1,107 @@
+"""Alerts on their way: written down first, then passed on, then kept as told.
+
+One JSON file an alert under ``<data>/dagster/alerts/``, in ``waiting``, ``told`` or ``refused``. A
+sensor that finds something puts it here and moves its cursor; what could not be passed on waits
+for the next tick. An alert that was put once is not put again, whoever asks: after a restart, with
+a lost cursor, from two processes at once. The one thing that can tell twice is a crash between the
+notifier's yes and the file's move; the second has the same ``id``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from ringrift_pipeline.orchestration.notify import Alert, Notifier, NotifyError
+from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.store import LockedError, Store, write_json_atomic
+from ringrift_pipeline.store.atomic import ensure_folder, fsync_path
+from ringrift_pipeline.store.locks import folder_lock
+
+WAITING, TOLD, REFUSED = "waiting", "told", "refused"
+LOCK = "alerts"
+PATIENCE = 20.0  # seconds of one tick after which nothing more is passed on
+
+
+class Outbox:
+    """The alerts of one data root. Safe to use from several processes at once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.folder = home_folder(store.root) / "alerts"
+
+    def put(self, alert: Alert) -> bool:
+        """Keep an alert until it is told. False: it was put before, and nothing is done.
+
+        Raises OSError, SerializationError for details that JSON cannot hold.
+        """
+        for state in (WAITING, TOLD, REFUSED):
+            ensure_folder(self.folder / state)
+        with folder_lock(self.folder):  # against a move from waiting to told in between
+            if any(self._path(state, alert.id).exists() for state in (WAITING, TOLD, REFUSED)):
+                return False
+            write_json_atomic(self._path(WAITING, alert.id), asdict(alert))
+            return True
+
+    def deliver(
+        self, notifier: Notifier, say: Callable[[str], object] = lambda _: None
+    ) -> list[Alert]:
+        """Pass on what waits, oldest first, and return what was passed on.
+
+        Ends at the first alert that is not taken over, for the next would hardly fare better; one
+        that is refused for good is laid aside. While another process is at it, does nothing.
+
+        Args:
+            say: is told, in one line, of everything that was or was not passed on.
+        """
+        told: list[Alert] = []
+        if not any(self._files(WAITING)):
+            return told
+        deadline = time.monotonic() + PATIENCE
+        try:
+            with self._store.lock(None, LOCK):
+                for alert in self._waiting(say):
+                    if time.monotonic() > deadline:
+                        say("more alerts wait for the next tick")
+                        break
+                    try:
+                        notifier.notify(alert)
+                    except NotifyError as error:
+                        say(f"not told, {'refused' if error.refused else 'kept'}: {error}")
+                        if not error.refused:
+                            break
+                        self._move(alert.id, REFUSED)
+                        continue
+                    self._move(alert.id, TOLD)
+                    say(f"told: {alert.title}")
+                    told.append(alert)
+        except LockedError:
+            say("another process is passing alerts on")
+        return told
+
+    def _path(self, state: str, identity: str) -> Path:
+        return self.folder / state / f"{identity}.json"
+
+    def _files(self, state: str) -> Iterator[Path]:
+        return (self.folder / state).glob("*.json")
+
+    def _waiting(self, say: Callable[[str], object]) -> list[Alert]:
+        found = []
+        for path in self._files(WAITING):
+            try:
+                found.append(Alert(**json.loads(path.read_bytes())))
+            except (ValueError, TypeError) as error:  # not ours, or of a version to come
+                say(f"{path} is no alert ({error}) and was laid aside")
+                self._move(path.stem, REFUSED)
+        return sorted(found, key=lambda alert: (alert.time, alert.id))
+
+    def _move(self, identity: str, state: str) -> None:
+        with folder_lock(self.folder):
+            target = self._path(state, identity)
+            os.replace(self._path(WAITING, identity), target)
+            fsync_path(target.parent)
+            os.utime(target)  # when it was told

@@ -1,0 +1,356 @@
+"""The disk budget: an asset whose materialization deletes what nobody needs any more.
+
+What may go, and in which order, is `store.retention`'s to say; here it learns who is at work, and
+what Dagster itself leaves lying about is cleared away: the values that steps of old runs handed on,
+and their captured output.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetKey,
+    AssetsDefinition,
+    AssetSelection,
+    Config,
+    DagsterInstance,
+    MetadataValue,
+    Nothing,
+    OpExecutionContext,
+    Out,
+    Output,
+    RunsFilter,
+    TableColumn,
+    TableRecord,
+    TableSchema,
+    asset_check,
+    define_asset_job,
+    in_process_executor,
+    op,
+)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from pydantic import Field
+
+from ringrift_pipeline.orchestration import ablation
+from ringrift_pipeline.orchestration.names import CONFIGS, OWNERS, PARTITION_TAG, job_name
+from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.settings import refusing
+from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.retention import Stored, delete, survey, used_bytes
+
+JOB = "disk_retention"
+OP = "retention"
+KEY = AssetKey(["retention"])
+BUDGET_VARIABLE = "RINGRIFT_DISK_BUDGET_GB"
+BUDGET_GB = 50.0
+GB = 10**9
+DAY = 24 * 3600.0
+ROWS = 500  # of the table of what was deleted
+CAPTURED = frozenset({".out", ".err", ".complete"})  # what Dagster calls a step's captured output
+
+
+class RetentionConfig(Config):
+    """What is kept."""
+
+    budget_gb: float = Field(
+        default=BUDGET_GB,
+        gt=0.0,
+        le=1_000_000.0,
+        description="Gigabytes (10^9 bytes) that everything under the data root may take; what "
+        "is above is deleted, in the order that store/retention.py gives.",
+    )
+    keep_generations: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="Newest generations of each config of which everything stays.",
+    )
+    keep_days: int = Field(
+        default=14,
+        ge=1,
+        le=3650,
+        description="Days that the captured output of steps, and the values they handed on, stay "
+        "after the end of their run, whatever the budget.",
+    )
+    dry_run: bool = Field(
+        default=True, description="Only say what would be deleted. The schedule deletes."
+    )
+
+
+class BudgetError(ValueError):
+    """The variable holds no budget."""
+
+
+def disk_budget() -> float:
+    """Gigabytes that the schedule keeps to: ``$RINGRIFT_DISK_BUDGET_GB``, else 50.
+
+    Raises:
+        BudgetError: it is no number within the bounds of `RetentionConfig.budget_gb`.
+    """
+    text = os.environ.get(BUDGET_VARIABLE, "").strip()
+    try:
+        budget = float(text) if text else BUDGET_GB
+        RetentionConfig(budget_gb=budget)
+    except ValueError:  # pydantic's error is one
+        raise BudgetError(
+            f"{BUDGET_VARIABLE} is {text!r}: write gigabytes, more than 0 and at most 1000000"
+        ) from None
+    return budget
+
+
+@dataclass
+class Cleared:
+    """What one materialization came to; of a dry run, what it would have come to."""
+
+    before: int
+    after: int
+    budget: int
+    deleted: list[Stored]
+    protected: Sequence[Stored]
+    dry_run: bool
+    litter: dict[str, int] = field(default_factory=dict)  # bytes, by what it was
+
+
+def clear(
+    instance: DagsterInstance, store: Store, config: RetentionConfig, now: float | None = None
+) -> Cleared:
+    """Bring the data root under its budget, as far as what must stay allows.
+
+    Raises:
+        CorruptArtefactError: something that says what is needed is damaged; only what Dagster
+            left is cleared away then.
+    """
+    cutoff = (time.time() if now is None else now) - config.keep_days * DAY
+    before = used_bytes(store.root)
+    litter: dict[str, int] = {}
+    for name, paths in (
+        ("values of runs", old_values(instance, store, cutoff)),
+        ("captured output", old_output(instance, store, cutoff)),
+    ):
+        for path in paths:
+            litter[name] = litter.get(name, 0) + _bytes(path)
+            if not config.dry_run:
+                _remove(path)
+    if not config.dry_run:
+        store.sweep()
+    found = survey(store, config.keep_generations, working(instance, store))
+    budget = int(config.budget_gb * GB)
+    spared = sum(litter.values()) if config.dry_run else 0
+    chosen = found.surplus(budget + spared)
+    if config.dry_run:
+        after = found.bytes - spared - sum(item.bytes for item in chosen)
+    else:
+        chosen = delete(store, found, chosen)
+        after = used_bytes(store.root)
+    return Cleared(before, after, budget, chosen, found.protected, config.dry_run, litter)
+
+
+def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
+    """(config, generation) of every run that is queued or under way; all of a config's
+    generations where a run does not say which it is of.
+    """
+    busy: set[tuple[str, int]] = set()
+    for run in instance.get_runs(RunsFilter(statuses=[*NOT_FINISHED_STATUSES])):
+        named = {key.path[0] for key in run.asset_selection or ()}
+        named |= {config for config in CONFIGS if run.job_name == job_name(config)}
+        if run.job_name == ablation.JOB:
+            ops: Any = run.run_config.get("ops", {})
+            named |= {one["config"].get("config") for one in ops.values() if "config" in one}
+        partition = run.tags.get(PARTITION_TAG, "")
+        for config in named & set(CONFIGS):
+            if partition.isdigit():
+                busy.add((config, int(partition)))
+            else:
+                busy |= {(config, generation) for generation in store.generations(config)}
+    return busy
+
+
+def old_values(instance: DagsterInstance, store: Store, cutoff: float) -> list[Path]:
+    """Folders of the values that steps of runs handed on which ended before ``cutoff``.
+
+    A run that is executed again reads those of the run before it: they stay while it is not
+    finished.
+    """
+    used = _in_use(instance)
+    old = []
+    for folder in sorted((home_folder(store.root) / "values").glob("*")):
+        if folder.name in used or not folder.is_dir():
+            continue
+        record = instance.get_run_record_by_id(folder.name)
+        ended = record.end_time if record is not None else None
+        if (folder.stat().st_mtime if ended is None else ended) < cutoff:
+            old.append(folder)
+    return old
+
+
+def old_output(instance: DagsterInstance, store: Store, cutoff: float) -> Iterator[Path]:
+    """Files of captured output, of steps and of ticks, that nobody has written to since."""
+    manager = instance.compute_log_manager
+    if not isinstance(manager, LocalComputeLogManager):
+        return
+    base = Path(manager._base_dir).resolve()
+    if not base.is_relative_to(home_folder(store.root)):
+        return  # not ours to clean
+    used = _in_use(instance)
+    for path in sorted(base.rglob("*")):
+        if path.suffix in CAPTURED and not used.intersection(path.parts):
+            try:
+                old = path.is_file() and path.lstat().st_mtime < cutoff
+            except FileNotFoundError:
+                continue
+            if old:
+                yield path
+
+
+def _in_use(instance: DagsterInstance) -> set[str]:
+    runs = instance.get_runs(RunsFilter(statuses=[*NOT_FINISHED_STATUSES]))
+    ids = {name for run in runs for name in (run.run_id, run.parent_run_id, run.root_run_id)}
+    return {name for name in ids if name is not None}
+
+
+def _bytes(path: Path) -> int:
+    return used_bytes(path) if path.is_dir() else path.lstat().st_size
+
+
+def _remove(path: Path) -> None:
+    """Whatever goes wrong with litter is no reason to keep the rest of it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    path.unlink(missing_ok=True)
+    for folder in path.parents[:2]:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty
+            return
+
+
+# -- as an asset ---------------------------------------------------------------------------------
+
+_DELETED = TableSchema(
+    columns=[
+        TableColumn("config", "string"),
+        TableColumn("generation", "string"),
+        TableColumn("kind", "string"),
+        TableColumn("bytes", "int"),
+        TableColumn("why", "string", "why it could go"),
+    ]
+)
+_PROTECTED = TableSchema(
+    columns=[
+        TableColumn("config", "string"),
+        TableColumn("why", "string", "why it must stay"),
+        TableColumn("artefacts", "int"),
+        TableColumn("bytes", "int"),
+    ]
+)
+
+
+def shown(cleared: Cleared) -> dict[str, Any]:
+    """Metadata of the materialization."""
+    kept: dict[tuple[str, str], list[int]] = {}
+    for item in cleared.protected:
+        entry = kept.setdefault((item.config, item.why), [0, 0])
+        entry[0] += 1
+        entry[1] += item.bytes
+    deleted = [
+        TableRecord(
+            {
+                "config": item.config,
+                "generation": "" if item.generation is None else f"{item.generation:04d}",
+                "kind": item.kind,
+                "bytes": item.bytes,
+                "why": item.why,
+            }
+        )
+        for item in cleared.deleted[:ROWS]
+    ]
+    protected = [
+        TableRecord({"config": config, "why": why, "artefacts": count, "bytes": size})
+        for (config, why), (count, size) in sorted(kept.items())[:ROWS]
+    ]
+    litter = ", ".join(f"{name}: {size} bytes" for name, size in cleared.litter.items())
+    return {
+        "disk/bytes_before": cleared.before,
+        "disk/bytes_after": cleared.after,
+        "disk/bytes_budget": cleared.budget,
+        "disk/bytes_deleted": sum(item.bytes for item in cleared.deleted)
+        + sum(cleared.litter.values()),
+        "disk/bytes_protected": sum(item.bytes for item in cleared.protected),
+        "disk/artefacts_deleted": len(cleared.deleted),
+        "dry_run": cleared.dry_run,
+        "deleted": MetadataValue.table(deleted, schema=_DELETED),
+        "protected": MetadataValue.table(protected, schema=_PROTECTED),
+        "what Dagster left": litter or "nothing old",
+    }
+
+
+@op(
+    name=OP,
+    required_resource_keys={"store"},
+    out=Out(Nothing),
+    description="Deletes what nobody needs any more until the disk budget is kept.",
+)
+def _retention(context: OpExecutionContext, config: RetentionConfig) -> Output[None]:
+    cleared = clear(context.instance, context.resources.store.open(), config)
+    done = "would delete" if cleared.dry_run else "deleted"
+    context.log.info(
+        f"{done} {len(cleared.deleted)} artefacts; {cleared.before / GB:.3f} GB before, "
+        f"{cleared.after / GB:.3f} GB after, the budget is {cleared.budget / GB:g} GB"
+    )
+    return Output(None, metadata=shown(cleared))
+
+
+def retention_asset() -> AssetsDefinition:
+    """The asset ``retention``."""
+    made = AssetsDefinition.from_op(
+        refusing(_retention, RetentionConfig),
+        keys_by_output_name={"result": KEY},
+        group_name="disk",
+        descriptions_by_output_name={
+            "result": "Everything under the data root, kept within a disk budget: what was there, "
+            "what was deleted and why, what must stay and why. Never a champion, a parent, a "
+            "member of an ensemble, a game that ratings need, or a shard in a window of the newest "
+            "plans. Launched by hand it only tells, unless dry_run is turned off."
+        },
+    )
+    return made.map_asset_specs(
+        lambda spec: spec.replace_attributes(owners=OWNERS, kinds={"python"})
+    )
+
+
+@asset_check(asset=KEY, name="within_budget", description="The data root keeps to its budget.")
+def within_budget(context: AssetCheckExecutionContext) -> AssetCheckResult:
+    """Of the newest materialization."""
+    event = context.instance.get_latest_materialization_event(KEY)
+    numbers = event.asset_materialization.metadata if event and event.asset_materialization else {}
+    after, budget = (numbers.get(f"disk/bytes_{name}") for name in ("after", "budget"))
+    if after is None or budget is None:
+        return AssetCheckResult(passed=False, description="materialize the asset first")
+    over = int(str(after.value)) - int(str(budget.value))
+    return AssetCheckResult(
+        passed=over <= 0,
+        severity=AssetCheckSeverity.WARN,
+        description="within the budget"
+        if over <= 0
+        else f"{over / GB:.3f} GB above the budget, and all the rest must stay: raise budget_gb, or "
+        "lower keep_generations or training.window_games",
+    )
+
+
+disk_retention = define_asset_job(
+    JOB,
+    selection=AssetSelection.assets(KEY),
+    executor_def=in_process_executor,
+    description="Brings the data root under its disk budget; with dry_run, as it is unless that is "
+    "turned off, it only says what it would delete.",
+)

@@ -1,0 +1,178 @@
+"""``config_stalled``: tells people of a config for which nothing has landed for hours.
+
+A failed run is told of at once by ``run_failed``. This one sees what fails nowhere: a sensor that
+was turned off, a daemon that runs but launches nothing, a run that is under way and makes nothing.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from dagster import (
+    DagsterInstance,
+    DefaultSensorStatus,
+    ResourceParam,
+    RunRecord,
+    RunsFilter,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SkipReason,
+    sensor,
+)
+
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration.decisions import FAULTS, LIMIT, newest_decision
+from ringrift_pipeline.orchestration.names import (
+    CONFIGS,
+    PARTITION_TAG,
+    SENSOR,
+    STALLED_SENSOR,
+    generation_key,
+    job_name,
+)
+from ringrift_pipeline.orchestration.notify import Alert, Notifier
+from ringrift_pipeline.orchestration.outbox import Outbox
+from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.store import Store
+
+INTERVAL = 120  # seconds between two looks at the store
+
+# What a run's state says about a standstill.
+_STATES = {
+    "QUEUED": "its run {run} waits in the queue: look what is before it",
+    "NOT_STARTED": "its run {run} was never launched: is the daemon well?",
+    "STARTING": "its run {run} does not get started: look at its log in the UI",
+    "STARTED": "its run {run} is under way and lands nothing: look at its log in the UI, terminate "
+    "it if it hangs",
+    "CANCELING": "its run {run} is being cancelled and does not end: look at its log in the UI",
+    "CANCELED": "its newest run {run} was cancelled",
+    "FAILURE": "its newest run {run} failed: re-execute it from failure in the UI",
+    "SUCCESS": f"its newest run {{run}} succeeded, but {SENSOR} started no other: is that sensor on?",
+}
+
+
+@dataclass(frozen=True)
+class Stall:
+    """A config at a standstill since ``since``, for ``hours``, and why as far as can be seen."""
+
+    config: str
+    generation: int
+    since: datetime
+    hours: float
+    allowed: float
+    why: str
+    run_id: str | None
+
+    def alert(self) -> Alert:
+        """What people are told; once, for the key is the moment it began."""
+        return Alert(
+            kind="config_stalled",
+            key=f"{self.config}/{self.since.isoformat()}",
+            title=f"{self.config} is at a standstill: nothing has landed for {self.hours:.1f} hours",
+            text=f"Its newest generation is {generation_key(self.generation)}; {self.why}. "
+            f"`ringrift loop --config {self.config}` goes on from there; if it is meant to rest, "
+            f"`ringrift pause --config {self.config}` (the job set_switches) says so. "
+            f"watch.stalled_hours is {self.allowed:g}.",
+            config=self.config,
+            generation=generation_key(self.generation),
+            run_id=self.run_id,
+            details={"since": self.since.isoformat(), "hours": round(self.hours, 3)},
+        )
+
+
+def stalled_sensor() -> SensorDefinition:
+    """The sensor; it takes the resource ``notifier`` and keeps no cursor."""
+
+    @sensor(
+        name=STALLED_SENSOR,
+        minimum_interval_seconds=INTERVAL,
+        default_status=DefaultSensorStatus.RUNNING,
+        description="Tells, once, of a config for which nothing has landed for its "
+        "watch.stalled_hours, though it is neither paused nor through with the generations that "
+        "were asked for.",
+    )
+    def config_stalled(
+        context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
+    ) -> SkipReason:
+        store = Store(data_folder())
+        outbox = Outbox(store)
+        begun = set(store.configs())
+        stalled = []
+        for config in CONFIGS:
+            if config not in begun:
+                continue
+            try:
+                stall = find_stall(context.instance, store, config, datetime.now(UTC))
+            except Exception as error:  # a damaged plan, say, must not hide another's standstill
+                context.log.error(f"{config}: cannot be watched, {type(error).__name__}: {error}")
+                continue
+            if stall is not None:
+                outbox.put(stall.alert())
+                stalled.append(f"{config} for {stall.hours:.1f} hours")
+        outbox.deliver(notifier, context.log.info)
+        return SkipReason("; ".join(stalled) or "no config is at a standstill")
+
+    return config_stalled
+
+
+def find_stall(instance: DagsterInstance, store: Store, config: str, now: datetime) -> Stall | None:
+    """The standstill of a config that has been begun, None if there is none.
+
+    It began when something last landed, a generation's run was last asked for, or the switches
+    were last changed, whichever is the latest: a config that is taken up again is given its time.
+
+    Raises:
+        StoreError: a plan or the switches are damaged.
+        ConfigError: the newest plan's settings cannot be read.
+    """
+    switches = store.switches(config)
+    if not switches.loop:
+        return None
+    decided = newest_decision(store, config)
+    newest = _newest_run(instance, config)
+    if decided is not None and decided[1].get("end") == LIMIT and not _later(newest, decided[0]):
+        return None
+    generation = store.generations(config)[-1]
+    settings = TrainingConfig.from_dict(store.read_plan(config, generation)["settings"])
+    signs = [store.last_sign(config)]
+    if newest is not None:
+        signs.append(newest.create_timestamp)
+    if switches.changed_at is not None:
+        signs.append(datetime.fromisoformat(switches.changed_at))
+    since = max(sign for sign in signs if sign is not None)
+    hours = (now - since).total_seconds() / 3600.0
+    if hours <= settings.watch.stalled_hours:
+        return None
+    return Stall(
+        config=config,
+        generation=generation,
+        since=since,
+        hours=hours,
+        allowed=settings.watch.stalled_hours,
+        why=_why(newest, decided),
+        run_id=newest.dagster_run.run_id if newest is not None else None,
+    )
+
+
+def _newest_run(instance: DagsterInstance, config: str) -> RunRecord | None:
+    records = instance.get_run_records(RunsFilter(job_name=job_name(config)), limit=1)
+    return records[0] if records else None
+
+
+def _later(newest: RunRecord | None, generation: int) -> bool:
+    """Is the run of a later generation: has somebody asked for more since?"""
+    key = newest.dagster_run.tags.get(PARTITION_TAG, "") if newest is not None else ""
+    return key.isdigit() and int(key) > generation
+
+
+def _why(newest: RunRecord | None, decided: tuple[int, dict[str, Any]] | None) -> str:
+    """What can be seen from here of the reason."""
+    if decided is not None and decided[1].get("end") in FAULTS and not _later(newest, decided[0]):
+        reasons = "; ".join(map(str, decided[1]["reasons"]))
+        return f"the loop stopped at generation {generation_key(decided[0])}: {reasons}"
+    if newest is None:
+        return "no run of its generations is known here"
+    status = newest.dagster_run.status.value
+    return _STATES.get(status, f"its newest run {{run}} is {status}").format(
+        run=newest.dagster_run.run_id
+    )

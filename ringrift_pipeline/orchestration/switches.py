@@ -1,0 +1,128 @@
+"""Pausing and resuming configs: a job for the launchpad, and what others ask before they go on."""
+
+from typing import Any
+
+from dagster import (
+    Config,
+    DagsterInstance,
+    DagsterRunStatus,
+    OpExecutionContext,
+    RunsFilter,
+    in_process_executor,
+    job,
+    op,
+)
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from pydantic import Field
+
+from ringrift_pipeline.enhancements.training_config import ConfigError
+from ringrift_pipeline.orchestration.names import CONFIGS
+from ringrift_pipeline.orchestration.settings import ALL, ConfigOrAll, refusing
+from ringrift_pipeline.store import SWITCHES, Store, StoreError
+
+JOB = "set_switches"
+OP = "switches"
+
+
+class PausedError(StoreError):
+    """A loop was asked to go on whose config is paused; the message says how to resume it."""
+
+
+def paused_note(store: Store, config: str) -> str | None:
+    """What to tell whoever waits for the loop of a paused config, None where it is not paused.
+
+    Raises:
+        CorruptArtefactError: its switches are damaged.
+    """
+    switches = store.switches(config)
+    if switches.loop:
+        return None
+    return (
+        f"the loop of {config} is paused since {switches.changed_at}: no generation follows "
+        f"another until `ringrift resume --config {config}`"
+    )
+
+
+def refuse_paused(store: Store, config: str) -> None:
+    """Raises PausedError if the loop of ``config`` is paused, CorruptArtefactError."""
+    note = paused_note(store, config)
+    if note is not None:
+        raise PausedError(note)
+
+
+def is_on(instance: DagsterInstance, store: Store, config: str, name: str) -> bool:
+    """Is a switch of ``config`` on?
+
+    A run of the job `set_switches` counts from the moment it is launched: it may have to wait in
+    the queue for the very generation after which the loop is to pause.
+
+    Raises:
+        CorruptArtefactError: its switches are damaged.
+    """
+    waiting = RunsFilter(job_name=JOB, statuses=[*NOT_FINISHED_STATUSES])
+    for run in instance.get_runs(waiting):  # newest first
+        if run.status == DagsterRunStatus.CANCELING:
+            continue
+        asked = _asked(run.run_config)
+        if asked.get("config") in (ALL, config) and isinstance(asked.get(name), bool):
+            return bool(asked[name])
+    return bool(getattr(store.switches(config), name))
+
+
+def _asked(run_config: Any) -> dict[str, Any]:
+    """What a run of the job was launched with."""
+    try:
+        return dict(run_config["ops"][OP]["config"])
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+class SwitchesConfig(Config):
+    """Which switches to turn, of which config; what is left out stays as it is."""
+
+    config: ConfigOrAll = Field(description="Whose: square8_2p, …, hexagonal_4p, or all of them.")
+    loop: bool | None = Field(
+        default=None, description="The next generation starts when an evaluation has landed."
+    )
+    nightly: bool | None = Field(default=None, description="nightly_selfplay plays games for it.")
+    gauntlet: bool | None = Field(
+        default=None, description="weekly_gauntlet plays its champion's gauntlet."
+    )
+
+
+def _given(config: SwitchesConfig) -> dict[str, bool]:
+    values = {name: getattr(config, name) for name in SWITCHES}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _some(config: SwitchesConfig) -> None:
+    if not _given(config):
+        raise ConfigError(f"nothing is to be changed: give at least one of {', '.join(SWITCHES)}")
+
+
+@op(
+    name=OP,
+    required_resource_keys={"store"},
+    description="Turns what a config does by itself on or off.",
+)
+def turn(context: OpExecutionContext, config: SwitchesConfig) -> None:
+    """Write the switches and say how they are."""
+    store = context.resources.store.open()
+    chosen = CONFIGS if config.config == ALL else (str(config.config),)
+    for name in chosen:
+        found = store.set_switches(name, **_given(config))
+        said = ", ".join(f"{one} {'on' if getattr(found, one) else 'off'}" for one in SWITCHES)
+        context.log.info(f"{name}: {said}")
+
+
+@job(
+    name=JOB,
+    executor_def=in_process_executor,
+    tags={"dagster/priority": "10"},
+    description="Pauses or resumes a config: its loop (the running generation is finished, the "
+    "next is not started), its part in nightly_selfplay, in weekly_gauntlet. The same as ringrift "
+    "pause and ringrift resume.",
+)
+def set_switches() -> None:
+    """One op."""
+    refusing(turn, SwitchesConfig, _some)()

@@ -1,0 +1,325 @@
+"""``run_failed`` and ``config_stalled``: on real instances, over restarts, several at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context, job, op
+from dagster._core.test_utils import create_run_for_test
+
+from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.orchestration import decisions, failure_sensor, names
+from ringrift_pipeline.orchestration.instance import open_instance, sweep_lost_runs
+from ringrift_pipeline.orchestration.notify import URL_VARIABLE, Alert, NotifyError
+from ringrift_pipeline.orchestration.stalled_sensor import find_stall
+from ringrift_pipeline.store import Store
+
+from .landing import PLAN
+from .test_notify import Hook
+from .test_sensor_daemon import daemon, sensor_tick
+
+CONFIG = "square8_2p"
+
+
+class Told:
+    """A notifier that notes what it was told; while ``down`` it takes nothing."""
+
+    def __init__(self) -> None:
+        self.alerts: list[Alert] = []
+        self.down = False
+
+    def notify(self, alert: Alert) -> None:
+        if self.down:
+            raise NotifyError("it is down")
+        self.alerts.append(alert)
+
+    @property
+    def keys(self) -> list[str]:
+        return [alert.key for alert in self.alerts]
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def instance(data: Path) -> Iterator[DagsterInstance]:
+    """The pipeline's own instance, which a test may open again, as after a restart."""
+    with open_instance(data) as made:
+        yield made
+
+
+def tick(name: str, instance: DagsterInstance, told: Told, cursor: str | None = None) -> Any:
+    repository = defs.get_repository_def()
+    with build_sensor_context(
+        instance=instance, cursor=cursor, repository_def=repository, resources={"notifier": told}
+    ) as context:
+        return repository.get_sensor_def(name).evaluate_tick(context)
+
+
+def failed_run(instance: DagsterInstance, generation: str = "0003", **tags: str) -> str:
+    run = create_run_for_test(
+        instance,
+        job_name=names.job_name(CONFIG),
+        status=DagsterRunStatus.STARTED,
+        tags={names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: generation, **tags},
+    )
+    instance.report_run_failed(run, message="no room on the disk")
+    return run.run_id
+
+
+# --- run_failed ---------------------------------------------------------------------------------
+
+
+def test_failures_that_come_at_once_are_each_told_once(
+    instance: DagsterInstance, data: Path, told: Told
+) -> None:
+    runs = [failed_run(instance, f"000{number}") for number in range(3)]
+    cursor = tick(names.FAILURE_SENSOR, instance, told).cursor
+    assert sorted(told.keys) == sorted(runs)
+    again = tick(names.FAILURE_SENSOR, instance, told, cursor)
+    assert again.cursor == cursor and len(told.alerts) == 3
+    with open_instance(data) as restarted:
+        tick(names.FAILURE_SENSOR, restarted, told, cursor)
+        tick(names.FAILURE_SENSOR, restarted, told, None)  # its cursor was lost
+        tick(names.FAILURE_SENSOR, restarted, told, "nonsense")
+        assert len(told.alerts) == 3
+        runs.append(failed_run(restarted))
+        tick(names.FAILURE_SENSOR, restarted, told, cursor)
+    assert told.keys[-1] == runs[-1] and len(told.alerts) == 4
+
+
+def test_what_could_not_be_told_is_told_later_though_the_cursor_moved(
+    instance: DagsterInstance, data: Path, told: Told
+) -> None:
+    run = failed_run(instance)
+    told.down = True
+    cursor = tick(names.FAILURE_SENSOR, instance, told).cursor
+    assert told.alerts == []
+    told.down = False
+    with open_instance(data) as restarted:
+        tick(names.FAILURE_SENSOR, restarted, told, cursor)
+    assert told.keys == [run]
+
+
+def test_a_tick_that_crashes_before_its_cursor_moves_tells_nothing_twice(
+    instance: DagsterInstance, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [failed_run(instance) for _ in range(2)]
+
+    def crash(alert: Alert) -> None:
+        if told.alerts:
+            raise RuntimeError("the process is gone")
+        Told.notify(told, alert)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(told, "notify", crash, raising=False)
+        with pytest.raises(RuntimeError, match="the process is gone"):
+            tick(names.FAILURE_SENSOR, instance, told)
+    assert len(told.alerts) == 1
+    tick(names.FAILURE_SENSOR, instance, told)
+    assert sorted(told.keys) == sorted(runs)
+
+
+def test_it_says_which_step_failed_and_why_and_what_to_do(
+    instance: DagsterInstance, told: Told
+) -> None:
+    @op
+    def train() -> None:
+        try:
+            raise MemoryError("no room for the window")
+        except MemoryError as error:
+            raise RuntimeError("the step failed") from error
+
+    @job(name="square8_2p_generation")
+    def failing() -> None:
+        train()
+
+    tags = {names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0007"}
+    result = failing.execute_in_process(instance=instance, raise_on_error=False, tags=tags)
+    tick(names.FAILURE_SENSOR, instance, told)
+    (alert,) = told.alerts
+    assert alert.title == "square8_2p generation 0007 failed"
+    assert "step train: " in alert.text and "no room for the window" in alert.text
+    assert "Re-execute from failure" in alert.text and "not retried" in alert.text
+    assert (alert.config, alert.generation, alert.run_id) == (CONFIG, "0007", result.run_id)
+    assert alert.details["will_retry"] is False and alert.details["step"] == "train"
+
+
+def test_it_tells_of_a_retry(instance: DagsterInstance, told: Told) -> None:
+    create_run_for_test(instance, job_name="lost", status=DagsterRunStatus.STARTED)
+    sweep_lost_runs(instance)
+    (run,) = instance.get_runs()
+    assert run.tags[failure_sensor.RETRY_TAG] == "true"  # a lost worker is retried
+    tick(names.FAILURE_SENSOR, instance, told)
+    assert told.alerts[0].details["will_retry"] is True
+    assert "retries it by itself" in told.alerts[0].text
+
+
+def test_it_waits_for_dagster_to_note_whether_it_retries(
+    instance: DagsterInstance, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = failed_run(instance)
+    with monkeypatch.context() as patch:
+        patch.setattr(failure_sensor, "RETRY_TAG", "not/there/yet")
+        tick(names.FAILURE_SENSOR, instance, told)
+        assert told.alerts == []
+        patch.setattr(failure_sensor, "TAG_PATIENCE", -1.0)
+        tick(names.FAILURE_SENSOR, instance, told)
+    assert told.keys == [run]
+
+
+def test_a_cancelled_run_and_one_of_last_week_are_not_told(
+    instance: DagsterInstance, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run_for_test(instance, job_name="x", status=DagsterRunStatus.STARTED)
+    instance.report_run_canceled(run)
+    tick(names.FAILURE_SENSOR, instance, told)
+    failed_run(instance)
+    later = time.time() + 2 * failure_sensor.LOOK_BACK
+    monkeypatch.setattr(failure_sensor.time, "time", lambda: later)
+    tick(names.FAILURE_SENSOR, instance, told)
+    assert told.alerts == []
+
+
+def test_the_daemon_posts_to_the_web_hook_and_once(
+    instance: DagsterInstance, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = Hook()
+    try:
+        monkeypatch.setenv(URL_VARIABLE, hook.url)
+        runs = [failed_run(instance) for _ in range(2)]
+        hook.answers = [500]
+        with daemon(instance) as workspace:
+            sensor_tick(workspace)
+        hook.answers = [204]
+        before = len(hook.got)
+        now = time.time()
+        for minutes in (1, 2):  # started again
+            monkeypatch.setattr(time, "time", lambda minutes=minutes: now + 60.0 * minutes)
+            with open_instance(data) as restarted, daemon(restarted) as workspace:
+                sensor_tick(workspace)
+        told = [body["run_id"] for _, _, body in hook.got[before:]]
+        assert sorted(told) == sorted(runs)
+    finally:
+        hook.close()
+
+
+# --- config_stalled -----------------------------------------------------------------------------
+
+
+def begun(store: Store, config: str = CONFIG, hours: float | None = None) -> None:
+    """A config whose generation 0 has landed something just now."""
+    settings = dict(PLAN["settings"])
+    if hours is not None:
+        settings["watch"] = {**settings["watch"], "stalled_hours": hours}
+    store.write_plan(config, 0, {"settings": settings})
+    with store.create(config, 0, "checkpoint"):
+        pass
+
+
+def in_hours(hours: float) -> datetime:
+    return datetime.now(UTC) + timedelta(hours=hours)
+
+
+def ended(store: Store, generation: int, end: str | None) -> None:
+    decision = {"promoted": True, "reasons": ["why"], "next": None, "end": end, "run": "r"}
+    with store.create(CONFIG, generation, decisions.KIND, decision):
+        pass
+
+
+def test_a_standstill_is_what_the_setting_says(instance: DagsterInstance, store: Store) -> None:
+    begun(store)
+    assert find_stall(instance, store, CONFIG, in_hours(5.9)) is None
+    stall = find_stall(instance, store, CONFIG, in_hours(6.1))
+    assert stall is not None and 6.0 < stall.hours < 6.2
+    alert = stall.alert()
+    assert "nothing has landed for 6.1 hours" in alert.title
+    assert f"ringrift loop --config {CONFIG}" in alert.text and "ringrift pause" in alert.text
+    begun(store, "hex8_3p", hours=1.0)
+    assert find_stall(instance, store, "hex8_3p", in_hours(0.9)) is None
+    assert find_stall(instance, store, "hex8_3p", in_hours(1.1)) is not None
+
+
+def test_every_landing_counts_whatever_generation_it_is_of(
+    instance: DagsterInstance, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(store)
+    first = store.last_sign(CONFIG)
+    with store.create(CONFIG, 0, "selfplay-shard-0003"):
+        pass
+    second = store.last_sign(CONFIG)
+    assert first is not None and second is not None and second > first
+    assert store.last_sign("hex8_3p") is None
+
+
+def test_a_paused_config_rests_and_is_given_its_time_when_it_is_resumed(
+    instance: DagsterInstance, store: Store
+) -> None:
+    begun(store)
+    store.set_switches(CONFIG, loop=False)
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+    changed = store.set_switches(CONFIG, loop=True).changed_at
+    stall = find_stall(instance, store, CONFIG, in_hours(100))
+    assert stall is not None and stall.since.isoformat() == changed
+
+
+def test_a_config_that_is_through_rests_until_more_is_asked_for(
+    instance: DagsterInstance, store: Store
+) -> None:
+    begun(store)
+    ended(store, 0, decisions.LIMIT)
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+    run = create_run_for_test(
+        instance, job_name=names.job_name(CONFIG), tags={names.PARTITION_TAG: "0001"}
+    )
+    stall = find_stall(instance, store, CONFIG, in_hours(100))
+    assert stall is not None and stall.run_id == run.run_id
+    assert "never launched" in stall.why
+
+
+def test_it_says_why_a_loop_has_stopped(instance: DagsterInstance, store: Store) -> None:
+    begun(store)
+    ended(store, 0, decisions.CHECKS)
+    stall = find_stall(instance, store, CONFIG, in_hours(7))
+    assert stall is not None and stall.why == "the loop stopped at generation 0000: why"
+
+
+def test_a_standstill_is_told_once_and_the_next_one_again(
+    instance: DagsterInstance, data: Path, store: Store, told: Told
+) -> None:
+    begun(store, hours=1e-9)
+    begun(store, "hex8_3p", hours=1e-9)
+    begun(store, "hex8_4p")  # not at a standstill
+    store.write_plan("hexagonal_2p", 0, PLAN)
+    plan = store.root / "hexagonal_2p" / "generations" / "0000" / "plan.json"
+    plan.write_text("{}")  # damaged: cannot be watched
+    for _ in range(2):
+        tick(names.STALLED_SENSOR, instance, told)
+    assert sorted(alert.config or "" for alert in told.alerts) == ["hex8_3p", CONFIG]
+    with open_instance(data) as restarted:
+        result = tick(names.STALLED_SENSOR, restarted, told)
+        assert len(told.alerts) == 2
+        assert f"{CONFIG} for 0.0 hours" in result.skip_message
+        with store.create(CONFIG, 0, "ema_model"):  # it went on, and stopped again
+            pass
+        tick(names.STALLED_SENSOR, restarted, told)
+    assert [alert.config for alert in told.alerts[2:]] == [CONFIG]
+
+
+def test_a_standstill_that_could_not_be_told_is_told_later(
+    instance: DagsterInstance, store: Store, told: Told
+) -> None:
+    begun(store, hours=1e-9)
+    told.down = True
+    tick(names.STALLED_SENSOR, instance, told)
+    store.set_switches(CONFIG, loop=False)
+    told.down = False
+    tick(names.FAILURE_SENSOR, instance, told)  # whichever sensor comes first passes it on
+    assert [alert.kind for alert in told.alerts] == ["config_stalled"]

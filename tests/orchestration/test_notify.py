@@ -1,0 +1,316 @@
+"""Notifiers against a real HTTP server, and the outbox that keeps what nobody has taken yet."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ringrift_pipeline.orchestration.notify import (
+    URL_VARIABLE,
+    Alert,
+    LogNotifier,
+    NotifierResource,
+    NotifyError,
+    WebhookNotifier,
+    WebhookUrlError,
+)
+from ringrift_pipeline.orchestration.outbox import Outbox
+from ringrift_pipeline.store import Store
+
+
+class Hook:
+    """A web hook: what it was sent, and what it answers (the last answer again and again)."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.answers: list[int] = [204]
+        self.headers: dict[str, str] = {}
+        self.delay = 0.0
+        self.dribble = 0.0
+        self.got: list[tuple[str, str, Any]] = []
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                hook.got.append((self.path, self.headers["Content-Type"], json.loads(body)))
+                time.sleep(hook.delay)
+                if hook.dribble:
+                    for sign in b"HTTP/1.1 200 OK\r\n" + b"X-Slow: 1\r\n" * 20:
+                        self.wfile.write(bytes([sign]))
+                        self.wfile.flush()
+                        time.sleep(hook.dribble)
+                status = hook.answers.pop(0) if len(hook.answers) > 1 else hook.answers[0]
+                self.send_response(status)
+                for name, value in hook.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_GET = do_POST
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):  # whoever asked has given up
+                    super().handle()
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/hook/s3cret?token=1"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    made = Hook()
+    yield made
+    made.close()
+
+
+def an_alert(key: str = "run-1", **more: Any) -> Alert:
+    return Alert(
+        "run_failed", key, "square8_2p generation 0003 failed", "step train: no room", **more
+    )
+
+
+def quick(url: str, **more: Any) -> WebhookNotifier:
+    return WebhookNotifier(url, **{"timeout": 0.5, "pause": 0.01, **more})
+
+
+# --- the web hook -------------------------------------------------------------------------------
+
+
+def test_the_payload_is_as_documented(hook: Hook) -> None:
+    alert = an_alert(
+        config="square8_2p", generation="0003", run_id="run-1", details={"step": "train"}
+    )
+    quick(hook.url).notify(alert)
+    ((path, content, body),) = hook.got
+    assert path == "/hook/s3cret?token=1" and content == "application/json"
+    assert body == {
+        "version": 1,
+        "id": alert.id,
+        "kind": "run_failed",
+        "title": "square8_2p generation 0003 failed",
+        "text": "square8_2p generation 0003 failed\nstep train: no room",
+        "time": alert.time,
+        "config": "square8_2p",
+        "generation": "0003",
+        "run_id": "run-1",
+        "details": {"step": "train"},
+    }
+    assert alert.id == an_alert().id != an_alert("run-2").id
+
+
+def test_a_server_in_trouble_is_asked_again_a_few_times(hook: Hook) -> None:
+    hook.answers = [500, 503, 200]
+    quick(hook.url).notify(an_alert())
+    assert len(hook.got) == 3
+    hook.answers = [429]
+    with pytest.raises(NotifyError, match=r"answered 429 \(3 attempts\)") as caught:
+        quick(hook.url).notify(an_alert())
+    assert len(hook.got) == 6 and not caught.value.refused
+
+
+@pytest.mark.parametrize(("status", "refused"), [(400, True), (422, True), (404, False)])
+def test_what_is_refused_is_not_asked_again(hook: Hook, status: int, refused: bool) -> None:
+    hook.answers = [status]
+    with pytest.raises(NotifyError, match=f"answered {status}") as caught:
+        quick(hook.url).notify(an_alert())
+    assert len(hook.got) == 1
+    assert caught.value.refused is refused  # 404: the address is wrong, which can be put right
+
+
+def test_a_server_that_is_down_is_an_error_without_the_address(hook: Hook) -> None:
+    url = hook.url
+    hook.close()
+    with pytest.raises(NotifyError, match="3 attempts") as caught:
+        quick(url).notify(an_alert())
+    assert "s3cret" not in str(caught.value) and "s3cret" not in repr(quick(url))
+
+
+@pytest.mark.parametrize("slow", ["delay", "dribble"])
+def test_a_slow_server_costs_a_bounded_time(hook: Hook, slow: str) -> None:
+    setattr(hook, slow, 5.0 if slow == "delay" else 0.1)
+    began = time.monotonic()
+    with pytest.raises(NotifyError, match=r"0\.3 s|timed out"):
+        quick(hook.url, timeout=0.3, attempts=2).notify(an_alert())
+    assert time.monotonic() - began < 3.0
+    assert len(hook.got) == 2
+
+
+def test_redirects_are_not_followed(hook: Hook) -> None:
+    other = Hook()
+    try:
+        hook.answers = [302]
+        hook.headers = {"Location": other.url}
+        with pytest.raises(NotifyError, match="redirects are not followed"):
+            quick(hook.url).notify(an_alert())
+        assert other.got == [] and len(hook.got) == 1
+    finally:
+        other.close()
+
+
+def test_nothing_in_an_alert_decides_where_it_goes(hook: Hook) -> None:
+    other = Hook()
+    try:
+        data = {"webhook_url": other.url, "url": other.url, "Location": other.url}
+        alert = an_alert(config=other.url, run_id=f"{other.url}\r\nHost: elsewhere", details=data)
+        quick(hook.url).notify(alert)
+        assert other.got == [] and len(hook.got) == 1
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://host/x",
+        "host/path",
+        "http://",
+        "https://name:word@host/",
+        "http://host:port/",
+        "http://host/a b",
+        "http://host/\r\nX: y",
+    ],
+)
+def test_only_web_addresses_are_taken(url: str) -> None:
+    with pytest.raises(WebhookUrlError):
+        WebhookNotifier(url)
+
+
+# --- the resource -------------------------------------------------------------------------------
+
+
+def test_the_environment_chooses(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv(URL_VARIABLE, raising=False)
+    with caplog.at_level(logging.ERROR, "ringrift.alerts"):
+        NotifierResource().notify(an_alert())
+    assert "generation 0003 failed" in caplog.text and hook.got == []
+    monkeypatch.setenv(URL_VARIABLE, hook.url)
+    NotifierResource().notify(an_alert())
+    assert len(hook.got) == 1
+    monkeypatch.setenv(URL_VARIABLE, "nonsense")
+    NotifierResource(webhook_url=hook.url).notify(an_alert())
+    assert len(hook.got) == 2
+    with pytest.raises(WebhookUrlError):
+        NotifierResource().notify(an_alert())
+
+
+def test_the_variables_are_taken_for_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ringrift_pipeline.enhancements.training_config import TrainingConfig
+
+    TrainingConfig.load(
+        environ={
+            URL_VARIABLE: "http://host/",
+            "RINGRIFT_TIMEZONE": "UTC",
+            "RINGRIFT_DISK_BUDGET_GB": "5",
+        }
+    )
+
+
+# --- the outbox ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Outbox:
+    return Outbox(Store(tmp_path / "data"))
+
+
+def again(outbox: Outbox) -> Outbox:
+    """As another process sees it."""
+    return Outbox(Store(outbox.folder.parents[1]))
+
+
+def test_what_cannot_be_told_waits_until_it_can(outbox: Outbox, hook: Hook) -> None:
+    port, url = hook.server.server_address[1], hook.url
+    hook.close()
+    for number in range(3):
+        time_of = f"2026-01-01T00:00:0{number}+00:00"
+        assert outbox.put(an_alert(f"run-{number}", time=time_of, run_id=f"run-{number}"))
+    said: list[str] = []
+    assert outbox.deliver(quick(url, attempts=1), said.append) == []
+    assert len(said) == 1 and "kept" in said[0]  # one attempt, not one an alert
+    up = Hook(int(port))
+    try:
+        told = again(outbox).deliver(quick(up.url))
+        assert [alert.run_id for alert in told] == ["run-0", "run-1", "run-2"]
+        assert [body["run_id"] for _, _, body in up.got] == ["run-0", "run-1", "run-2"]
+        assert again(outbox).deliver(quick(up.url)) == [] and len(up.got) == 3
+    finally:
+        up.close()
+
+
+def test_an_alert_is_told_once_however_often_it_is_put(outbox: Outbox) -> None:
+    told: list[Alert] = []
+    notifier = SimpleNamespace(notify=told.append)
+    puts: list[bool] = []
+
+    def put() -> None:
+        puts.append(again(outbox).put(an_alert()))
+        again(outbox).deliver(notifier)
+
+    threads = [threading.Thread(target=put) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outbox.deliver(notifier)
+    assert sum(puts) == 1 and len(told) == 1
+    assert not outbox.put(an_alert()) and not outbox.deliver(notifier)
+
+
+def test_a_refused_alert_does_not_hold_up_the_others(outbox: Outbox, hook: Hook) -> None:
+    outbox.put(an_alert("run-0", time="2026-01-01T00:00:00+00:00"))
+    outbox.put(an_alert("run-1", time="2026-01-01T00:00:01+00:00"))
+    hook.answers = [400, 204]
+    assert [alert.key for alert in outbox.deliver(quick(hook.url))] == ["run-1"]
+    assert not outbox.put(an_alert("run-0"))
+    assert len(list((outbox.folder / "refused").iterdir())) == 1
+
+
+def test_a_crash_after_the_answer_tells_once_more_with_the_same_id(
+    outbox: Outbox, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox.put(an_alert())
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outbox, "_move", crash)
+        with pytest.raises(KeyboardInterrupt):
+            outbox.deliver(quick(hook.url))
+    for _ in range(3):
+        again(outbox).deliver(quick(hook.url))
+    assert [body["id"] for _, _, body in hook.got] == [an_alert().id] * 2
+
+
+def test_a_file_that_is_no_alert_is_laid_aside(outbox: Outbox) -> None:
+    outbox.put(an_alert())
+    (outbox.folder / "waiting" / "odd.json").write_text('{"kind": 1')
+    (outbox.folder / "waiting" / "new.json").write_text('{"from": "a version to come"}')
+    said: list[str] = []
+    told = outbox.deliver(LogNotifier(), said.append)
+    assert len(told) == 1 and sum("laid aside" in line for line in said) == 2

@@ -1,0 +1,236 @@
+"""The disk budget as an asset job, over hand-made histories."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus, build_schedule_context
+from dagster._core.test_utils import create_run_for_test
+
+from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.orchestration import names, retention
+from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.retention import (
+    DAY,
+    GB,
+    BudgetError,
+    RetentionConfig,
+    clear,
+    disk_budget,
+    working,
+)
+from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.retention import used_bytes
+
+from .test_schedules import SUNDAY
+
+CONFIG = "square8_2p"
+
+
+@pytest.fixture
+def own(store: Store) -> Iterator[DagsterInstance]:
+    with open_instance(store.root) as made:
+        yield made
+
+
+@pytest.fixture
+def history(store: Store) -> Store:
+    """Three generations; the newest one's window reaches back to generation 1."""
+    shards: list[dict[str, Any]] = []
+    for generation in range(3):
+        plan = {"window": shards[-1:], "shards": [{"index": 0, "games": 1}]}
+        store.write_plan(CONFIG, generation, plan)
+        for kind in ("selfplay-shard-0000", "window", "checkpoint", "ema_model", "evaluation"):
+            with store.create(CONFIG, generation, kind) as draft:
+                (draft.path / "bytes").write_bytes(os.urandom(10_000))
+            if kind.startswith("selfplay"):
+                digest = draft.artefact.digest
+                shards.append({"generation": generation, "shard": 0, "digest": digest})
+    model = store.require(CONFIG, 0, "ema_model")
+    store.promote(CONFIG, 0, model, {})
+    return store
+
+
+def run_job(instance: DagsterInstance, **config: Any) -> tuple[dict[str, Any], Any]:
+    """Metadata of the materialization, and what the check said."""
+    job = defs.get_repository_def().get_job(retention.JOB)
+    run_config = {"ops": {retention.OP: {"config": config}}}
+    result = job.execute_in_process(run_config=run_config, instance=instance)
+    assert result.success
+    event = instance.get_latest_materialization_event(AssetKey(["retention"]))
+    assert event is not None and event.asset_materialization is not None
+    (check,) = result.get_asset_check_evaluations()
+    metadata = event.asset_materialization.metadata
+    return {name: getattr(value, "records", value.value) for name, value in metadata.items()}, check
+
+
+def rows(table: Any) -> list[dict[str, Any]]:
+    return [dict(record.data) for record in table]
+
+
+def test_by_itself_it_only_tells(history: Store, instance: DagsterInstance) -> None:
+    before = sorted(path for path in history.root.rglob("*") if path.is_file())
+    told, _ = run_job(instance, budget_gb=1e-6, keep_generations=1)
+    assert sorted(path for path in history.root.rglob("*") if path.is_file()) == before
+    assert told["dry_run"] is True
+    assert told["disk/artefacts_deleted"] == len(rows(told["deleted"])) == 5
+    assert told["disk/bytes_before"] == used_bytes(history.root)
+    assert told["disk/bytes_after"] == told["disk/bytes_before"] - 50_000
+
+
+def test_it_comes_under_the_budget_and_tells_what_it_did(
+    history: Store, instance: DagsterInstance
+) -> None:
+    before = used_bytes(history.root)
+    budget = (before - 25_000) / GB
+    told, check = run_job(instance, budget_gb=budget, keep_generations=1, dry_run=False)
+    assert [(row["generation"], row["kind"]) for row in rows(told["deleted"])] == [
+        ("0000", "window"),
+        ("0001", "window"),
+        ("0000", "checkpoint"),
+    ]
+    assert told["disk/bytes_before"] == before
+    assert told["disk/bytes_after"] == used_bytes(history.root) <= before - 30_000
+    assert told["disk/bytes_budget"] == int(budget * GB)
+    assert check.passed
+    reasons = {row["why"] for row in rows(told["protected"])}
+    assert f"in the window of the plan of {CONFIG} 0002" in reasons
+    assert "of the newest generations" in reasons
+    assert history.current(CONFIG, 1, "checkpoint") is not None
+    again, _ = run_job(instance, budget_gb=budget, keep_generations=1, dry_run=False)
+    assert again["disk/artefacts_deleted"] == 0 and rows(again["deleted"]) == []
+
+
+def test_what_must_stay_stays_and_the_check_says_that_it_is_too_much(
+    history: Store, instance: DagsterInstance
+) -> None:
+    told, check = run_job(instance, budget_gb=1e-6, keep_generations=1, dry_run=False)
+    assert not check.passed and "all the rest must stay" in check.description
+    assert check.severity.value == "WARN"
+    assert told["disk/bytes_after"] > told["disk/bytes_budget"]
+    champion = history.champion(CONFIG)
+    assert champion is not None and history.open(champion.path).digest == champion.digest
+    assert history.current(CONFIG, 0, "selfplay-shard-0000") is None
+    for generation in (1, 2):  # in the window of the newest plan
+        assert history.current(CONFIG, generation, "selfplay-shard-0000") is not None
+    for generation in range(3):
+        assert history.current(CONFIG, generation, "evaluation") is not None
+
+
+def test_everything_of_a_generation_at_work_stays(history: Store, own: DagsterInstance) -> None:
+    run = create_run_for_test(
+        own,
+        job_name=names.job_name(CONFIG),
+        status=DagsterRunStatus.STARTED,
+        tags={names.PARTITION_TAG: "0000"},
+    )
+    assert working(own, history) == {(CONFIG, 0)}
+    config = RetentionConfig(budget_gb=1e-6, keep_generations=1, dry_run=False)
+    assert {item.generation for item in clear(own, history, config).deleted} == {1}
+    own.report_run_canceled(run)
+    assert {item.generation for item in clear(own, history, config).deleted} == {0}
+
+
+def test_runs_that_do_not_say_their_generation_keep_all(
+    history: Store, own: DagsterInstance
+) -> None:
+    run = create_run_for_test(
+        own,
+        job_name="ablation",
+        run_config={"ops": {"ablate": {"config": {"config": CONFIG}}}},
+        status=DagsterRunStatus.STARTED,
+    )
+    every = {(CONFIG, generation) for generation in range(3)}
+    assert working(own, history) == every
+    own.report_run_canceled(run)
+    assert working(own, history) == set()
+    create_run_for_test(
+        own,
+        job_name="__ASSET_JOB",
+        asset_selection=frozenset({AssetKey([CONFIG, "checkpoint"])}),
+        status=DagsterRunStatus.STARTED,
+    )
+    assert working(own, history) == every
+
+
+def values_of(store: Store, run_id: str) -> Path:
+    folder = home_folder(store.root) / "values" / run_id / "plan"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{}")
+    return folder.parent
+
+
+def output_of(store: Store, *parts: str, days: float) -> Path:
+    path = home_folder(store.root).joinpath("storage", *parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("said")
+    then = time.time() - days * DAY
+    os.utime(path, (then, then))
+    return path
+
+
+def test_what_dagster_left_goes_by_its_age_whatever_the_budget(
+    history: Store, own: DagsterInstance
+) -> None:
+    def run(status: DagsterRunStatus, **more: Any) -> str:
+        return create_run_for_test(own, job_name="x", status=status, **more).run_id
+
+    ended = create_run_for_test(own, job_name="x", status=DagsterRunStatus.STARTED)
+    own.report_run_failed(ended)
+    parent = run(DagsterRunStatus.FAILURE)
+    active = run(DagsterRunStatus.STARTED, parent_run_id=parent, root_run_id=parent)
+    folders = {name: values_of(history, name) for name in (ended.run_id, parent, active, "gone")}
+    old = output_of(history, ended.run_id, "compute_logs", "step.out", days=20)
+    tick = output_of(history, "__repository__", "evaluation_landed", "77.err", days=20)
+    young = output_of(history, ended.run_id, "compute_logs", "step.err", days=2)
+    busy = output_of(history, active, "compute_logs", "step.out", days=20)
+    other = output_of(history, "mine", "notes.txt", days=200)
+
+    def cleared(days: float, dry_run: bool = False) -> Any:
+        config = RetentionConfig(budget_gb=1.0, dry_run=dry_run)
+        return clear(own, history, config, now=time.time() + days * DAY)
+
+    assert cleared(0, dry_run=True).litter == {"captured output": 8}
+    assert old.exists()
+    assert cleared(0).litter == {"captured output": 8}
+    assert not old.exists() and not tick.parent.exists()
+    assert young.exists() and busy.exists() and other.exists()
+    assert all(folder.exists() for folder in folders.values())
+    assert cleared(15).deleted == []
+    assert [folder.exists() for folder in folders.values()] == [False, True, True, False]
+    assert not young.exists() and busy.exists() and other.exists()
+
+
+# --- the schedule -------------------------------------------------------------------------------
+
+
+def test_the_schedule_deletes_with_the_budget_of_the_environment(
+    own: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = defs.get_repository_def()
+    schedule = repository.get_schedule_def("nightly_retention")
+    assert schedule.default_status.value == "STOPPED"
+    monkeypatch.setenv("RINGRIFT_DISK_BUDGET_GB", "7.5")
+    with build_schedule_context(
+        instance=own, scheduled_execution_time=SUNDAY, repository_def=repository
+    ) as context:
+        (request,) = schedule.evaluate_tick(context).run_requests or []
+    assert request.run_config["ops"]["retention"]["config"] == {"budget_gb": 7.5, "dry_run": False}
+    assert own.create_run_for_job(
+        repository.get_job(retention.JOB), run_config=request.run_config
+    ).run_id
+
+
+@pytest.mark.parametrize("text", ["much", "0", "-1", "nan", "1e9"])
+def test_a_budget_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RINGRIFT_DISK_BUDGET_GB", raising=False)
+    assert disk_budget() == 50.0
+    monkeypatch.setenv("RINGRIFT_DISK_BUDGET_GB", text)
+    with pytest.raises(BudgetError, match="RINGRIFT_DISK_BUDGET_GB"):
+        disk_budget()
