@@ -42,11 +42,21 @@ def _top(
 
 
 def _add_verbs() -> None:
-    from ringrift_pipeline.commands import ablate, export, generation, loop, play, replay, ui
+    from ringrift_pipeline.commands import (
+        ablate,
+        export,
+        generation,
+        loop,
+        play,
+        replay,
+        status,
+        ui,
+    )
     from ringrift_pipeline.commands.settings_help import SettingsCommand
 
     trains = (loop.loop, generation.selfplay, generation.train, generation.evaluate)
-    for verb in (*trains, ablate.ablate, play.play, replay.replay, export.export, ui.ui):
+    others = (ablate.ablate, play.play, replay.replay, export.export, ui.ui, status.status)
+    for verb in (*trains, *others):
         app.command(cls=SettingsCommand if verb in trains else None)(with_common(verb))
 
 
