@@ -16,7 +16,10 @@ from ringrift_pipeline.cli import run
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.store import Store
 
-VERBS = ("loop", "selfplay", "train", "evaluate", "ablate", "play", "replay", "export", "ui")
+VERBS = (
+    *("loop", "selfplay", "train", "evaluate", "ablate"),
+    *("play", "replay", "export", "ui", "status"),
+)
 FLAGS = ("--config", "--data", "--preset", "--seed", "--device", "--resume", "--json")
 
 
@@ -78,7 +81,7 @@ def test_help_shows_every_setting_with_default_and_bounds(
                 assert f"{signs[bound]} {value}" in limits, name
 
 
-@pytest.mark.parametrize("verb", ["ablate", "play", "replay", "ui"])
+@pytest.mark.parametrize("verb", ["ablate", "play", "replay", "ui", "status"])
 def test_verbs_that_plan_nothing_show_no_settings(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
         found = condition()
         if found:
             return found
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise AssertionError(f"{what}: not within {seconds:.0f} s")
 
 
