@@ -50,6 +50,7 @@ def _add_verbs() -> None:
         loop,
         play,
         replay,
+        status,
         switches,
         ui,
     )
@@ -57,7 +58,7 @@ def _add_verbs() -> None:
 
     trains = (loop.loop, generation.selfplay, generation.train, generation.evaluate)
     others = (ablate.ablate, play.play, analyze.analyze, replay.replay, export.export, ui.ui)
-    for verb in (*trains, *others, switches.pause, switches.resume):
+    for verb in (*trains, *others, status.status, switches.pause, switches.resume):
         app.command(cls=SettingsCommand if verb in trains else None)(with_common(verb))
 
 

@@ -48,6 +48,18 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
+def shown(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    """``1236 (1166 to 1305)``."""
+    if value is None:
+        return "–"
+    return f"{shown(value, form)} ({shown(low, form)} to {shown(high, form)})"
+
+
 class Every:
     """True at the first call and then once an interval."""
 

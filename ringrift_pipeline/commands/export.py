@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ringrift_pipeline.commands.console import print_json, say
 from ringrift_pipeline.commands.options import Common, InputError
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store import Artefact, Store
 
 
 def export(
@@ -33,6 +37,9 @@ def export(
     from ringrift_pipeline.network import ModelError, load_model
     from ringrift_pipeline.network.export import ExportError, export_model
     from ringrift_pipeline.search.loading import model_folder
+    from ringrift_pipeline.search.value_temperature import data_root_of
+    from ringrift_pipeline.store import Store
+    from ringrift_pipeline.store.layout import MANIFEST
 
     if player in ("random", "heuristic", "rollout"):
         raise InputError(
@@ -48,6 +55,9 @@ def export(
     facts: dict[str, Any] = {"player": player, "value_temperature": calibration.temperature}
     if generation is not None:
         facts["generation"] = int(generation)
+    if (source / MANIFEST).is_file():
+        store = Store(data_root_of(source) or common.root)
+        facts |= record(store, store.open(source, verify=False))
     named = f"generation-{generation}" if generation else source.name
     target = folder or Path(f"ringrift-{common.config}-{named}")
     try:
@@ -59,3 +69,45 @@ def export(
         print_json({"folder": str(written), "files": files, **facts})
     else:
         say(f"{written}: {', '.join(files)}, {sum(files.values()) / 1e6:.1f} MB")
+
+
+def record(store: Store, model: Artefact) -> dict[str, Any]:
+    """What a store knows of a model: the games it was learned from, how it was evaluated, and what
+    the gate says of that. Other models' evaluations, and damaged artefacts, do not count.
+    """
+    from ringrift_pipeline.store import CorruptArtefactError
+    from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
+
+    games = 0
+    for generation in store.generations(model.config):
+        if generation <= model.generation:
+            with suppress(CorruptArtefactError):
+                shards = store.current(model.config, generation, "selfplay_shards", verify=False)
+                games += int(shards.metadata.get("selfplay/games", 0)) if shards else 0
+    found: dict[str, Any] = {"training_games": games, "model_digest": model.digest}
+    with suppress(CorruptArtefactError):
+        evaluation = store.current(model.config, model.generation, EVALUATION)
+        report = evaluation.read_json(EVALUATION_FILE) if evaluation else None
+        if report is not None and report["candidate"]["digest"] == model.digest:
+            found["evaluation"] = evaluation_facts(report)
+    return found
+
+
+def evaluation_facts(report: dict[str, Any]) -> dict[str, Any]:
+    """Of an evaluation's report, what a model card says."""
+    own = report["ratings"][report["candidate"]["name"]]
+    anchor = next(name for name, row in report["ratings"].items() if row["anchor"])
+    kept = ("opponent", "games", "win_rate", "low", "high")
+    return {
+        "rating": own["rating"],
+        "rating_low": own["low"],
+        "rating_high": own["high"],
+        "anchor": anchor,
+        "anchor_rating": report["ratings"][anchor]["rating"],
+        "confidence": report["confidence"],
+        "games": report["games"],
+        "simulations": report["simulations"],
+        "matches": [{name: match[name] for name in kept} for match in report["matches"]],
+        "promoted": report["gate"]["promote"],
+        "reasons": report["gate"]["reasons"],
+    }

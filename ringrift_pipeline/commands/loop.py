@@ -14,7 +14,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ringrift_pipeline.commands.console import Every, clock, errors, output, print_json, say
+from ringrift_pipeline.commands.console import (
+    Every,
+    clock,
+    errors,
+    interval,
+    output,
+    print_json,
+    say,
+    shown,
+)
 from ringrift_pipeline.commands.options import Common
 from ringrift_pipeline.commands.ui import PORT, check_port, ui_line, url
 
@@ -231,21 +240,19 @@ def closing_table(config: str, summaries: list[GenerationSummary], width: int = 
 
 
 _COLUMNS: tuple[tuple[str, Callable[[GenerationSummary], str]], ...] = (
-    ("games", lambda s: _number(s.games, ",")),
-    ("positions", lambda s: _number(s.positions, ",")),
+    ("games", lambda s: shown(s.games, ",")),
+    ("positions", lambda s: shown(s.positions, ",")),
     ("policy loss", lambda s: _pair(s.train_policy_loss, s.val_policy_loss)),
     ("value loss", lambda s: _pair(s.train_value_loss, s.val_value_loss)),
     ("calibration error", lambda s: _pair(s.ece_before, s.ece_after)),
-    ("rating", lambda s: _interval(s.rating, s.rating_low, s.rating_high, ".0f")),
+    ("rating", lambda s: interval(s.rating, s.rating_low, s.rating_high, ".0f")),
     (
         "against random",
-        lambda s: _interval(
-            s.win_rate_random, s.win_rate_random_low, s.win_rate_random_high, ".0%"
-        ),
+        lambda s: interval(s.win_rate_random, s.win_rate_random_low, s.win_rate_random_high, ".0%"),
     ),
     (
         "against heuristic",
-        lambda s: _interval(
+        lambda s: interval(
             s.win_rate_heuristic, s.win_rate_heuristic_low, s.win_rate_heuristic_high, ".0%"
         ),
     ),
@@ -253,15 +260,5 @@ _COLUMNS: tuple[tuple[str, Callable[[GenerationSummary], str]], ...] = (
 )
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
 def _pair(before: float | None, after: float | None) -> str:
-    return f"{_number(before, '.3f')} → {_number(after, '.3f')}"
-
-
-def _interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
-    if value is None:
-        return "–"
-    return f"{_number(value, form)} ({_number(low, form)} to {_number(high, form)})"
+    return f"{shown(before, '.3f')} → {shown(after, '.3f')}"

@@ -64,6 +64,14 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
+def _without_daemon(holder: dict[str, Any]) -> str:
+    who = f"Process {holder['pid']} ({holder['command']})" if holder else "Another process"
+    return (
+        f"{who} runs the daemon of this history, so these are its pages alone: what is launched in "
+        "them waits for that daemon, and Ctrl-C leaves its runs alone."
+    )
+
+
 def ui(
     common: Common,
     port: Annotated[
@@ -74,46 +82,58 @@ def ui(
         bool,
         typer.Option(
             "--daemon/--no-daemon",
-            help="Also run the daemon, so that what is launched in the UI, the sensor and the "
-            "schedules run. Without it the UI shows the history, beside a running loop too.",
+            help="Run the daemon as well, so that what is launched in the UI, the sensors and the "
+            "schedules run. Where a ringrift loop has one running already, there is no second.",
         ),
-    ] = False,
+    ] = True,
 ) -> None:
-    """Open the Dagster UI on everything under --data, until Ctrl-C."""
-    from contextlib import ExitStack
+    """Open the Dagster UI on everything under --data, until Ctrl-C.
 
-    from ringrift_pipeline.orchestration.instance import open_instance, own_instance
-    from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
+    Starts the web server and the daemon. Ctrl-C cancels what runs and stops both; what is finished
+    stays. Where another process runs this history's daemon, its runs are left alone.
+    """
+    from contextlib import ExitStack, suppress
+
+    from ringrift_pipeline.orchestration.instance import own_instance, prepare_home
+    from ringrift_pipeline.orchestration.services import Backend, start_webserver
+    from ringrift_pipeline.store import LockedError
 
     check_port(host, port)
     asked: list[int] = []  # to stop; an Event set by a handler could wait for its own lock
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(1))
-    with ExitStack() as stack:
-        services: list[Backend | Service] = []
+
+    def stopping() -> bool:
+        return bool(asked)
+
+    with suppress(KeyboardInterrupt), ExitStack() as stack:
+        services: list[Any] = []
+        note = "It shows the history, and runs nothing."
         if daemon:
-            stack.enter_context(own_instance(common.root))
-            backend = Backend(common.root)
+            try:
+                instance = stack.enter_context(own_instance(common.root))
+            except LockedError as error:
+                daemon, note = False, _without_daemon(error.holder or {})
+        if daemon:
+            backend = Backend(common.root, instance, stopping)
             stack.callback(backend.stop)
-            services = [backend, start_webserver(common.root, host, port, backend.workspace)]
+            services.append(backend)
+            web = start_webserver(common.root, host, port, backend.workspace, stopping)
         else:
-            stack.enter_context(open_instance(common.root))
-            services = [start_webserver(common.root, host, port)]
-        stack.callback(services[-1].stop)
+            prepare_home(common.root)
+            web = start_webserver(common.root, host, port, stopping=stopping)
+        stack.callback(web.stop)
+        services.append(web)
         address = url(common.config, port, host)
         if common.as_json:
             print_json({"url": address, "data": str(common.root), "daemon": daemon})
         else:
             say(f"Dagster UI of {common.root}: {address}")
             if not daemon:
-                say("It shows the history. To launch runs from it as well: ringrift ui --daemon")
+                say(note)
             say("Ctrl-C stops it.")
         while not asked:
-            _check(services)
+            for service in services:
+                service.check()
             time.sleep(0.5)
         say("stopping …")
-
-
-def _check(services: list[Any]) -> None:
-    for service in services:
-        service.check()

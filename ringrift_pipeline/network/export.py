@@ -15,6 +15,7 @@ from ringrift_pipeline.network.checkpoint import SIDECAR_FILE, WEIGHTS_FILE, sav
 from ringrift_pipeline.network.encoding import ENCODING_VERSION, GLOBAL_NAMES, PLANE_NAMES
 from ringrift_pipeline.network.evaluator import features_to_tensors
 from ringrift_pipeline.network.model import RingRiftNetwork
+from ringrift_pipeline.network.model_card import model_card
 from ringrift_pipeline.network.move_logits import MASKED_LOGIT
 from ringrift_pipeline.network.moves import MOVE_KIND_NAMES
 from ringrift_pipeline.network.onnx_export import (
@@ -37,6 +38,14 @@ POSITION_FILE = "position.npz"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
 
+FILES = {
+    f"`{ONNX_FILE}`": f"the network, opset {OPSET}, batch and number of moves free",
+    f"`{WEIGHTS_FILE}`, `{SIDECAR_FILE}`": "the weights, for `ringrift_pipeline.network.load_model`",
+    f"`{CONFIG_FILE}`": "shapes, and the meaning of every plane, global and move kind",
+    f"`{POSITION_FILE}`": "a position, its legal moves, and the policy and value the network gives",
+    f"`{SUMS_FILE}`": f"check them all with `sha256sum --check {SUMS_FILE}`",
+}
+
 
 def export_model(
     folder: str | Path, network: RingRiftNetwork, rules: Rules, facts: dict[str, Any] | None = None
@@ -45,7 +54,7 @@ def export_model(
 
     The folder appears whole or not at all. It holds ``model.onnx``; ``model.safetensors`` and
     ``model.json``, which ``load_model`` reads; ``config.json``, with the meaning of every input
-    and the ``facts`` (JSON types) as they are; ``position.npz``, an encoded position with the
+    and the ``facts`` (JSON types, as `model_card` takes them) as they are; ``position.npz``, an encoded position with the
     policy and value that the network gives it; a model card ``README.md``; and ``SHA256SUMS``
     for ``sha256sum --check``.
 
@@ -64,7 +73,8 @@ def export_model(
         export_onnx(made / ONNX_FILE, network, rules)
         write_json_atomic(made / CONFIG_FILE, _config(network, rules, facts))
         np.savez(made / POSITION_FILE, **_solved_position(network, rules))  # type: ignore[arg-type]
-        write_bytes_atomic(made / CARD_FILE, _card(network, rules, facts).encode())
+        card = model_card(network, rules, {"encoding": ENCODING_VERSION, **facts}, FILES)
+        write_bytes_atomic(made / CARD_FILE, card.encode())
         sums = [f"{hash_file(path)['sha256']}  {name}\n" for name, path in walk_files(made)]
         write_bytes_atomic(made / SUMS_FILE, "".join(sums).encode())
         try:
@@ -127,47 +137,3 @@ def _config(network: RingRiftNetwork, rules: Rules, facts: dict[str, Any]) -> di
         "move_kind_names": list(MOVE_KIND_NAMES),
         "facts": facts,
     }
-
-
-def _card(network: RingRiftNetwork, rules: Rules, facts: dict[str, Any]) -> str:
-    shape = network.config
-    known = "".join(f"| {name.replace('_', ' ')} | {value} |\n" for name, value in facts.items())
-    return f"""---
-library_name: onnx
-tags: [ringrift, board-games, reinforcement-learning, self-play]
-license: mit
----
-# RingRift {rules.config}
-
-Policy and value of [RingRift](https://github.com/synaptent/RingRift) positions on `{rules.config}`
-({rules.geometry} board of {len(rules.cells)} cells, {rules.players} players), learned from games
-against itself by `ringrift_pipeline`.
-
-| | |
-|---|---|
-| trunk | {shape.blocks} residual blocks of {shape.channels} channels |
-| parameters | {network.num_parameters:,} |
-| encoding | version {ENCODING_VERSION} |
-{known}
-## Files
-
-| file | what it is |
-|---|---|
-| `{ONNX_FILE}` | the network, opset {OPSET}, batch and number of moves free |
-| `{WEIGHTS_FILE}`, `{SIDECAR_FILE}` | the weights, for `ringrift_pipeline.network.load_model` |
-| `{CONFIG_FILE}` | shapes, and the meaning of every plane, global and move kind |
-| `{POSITION_FILE}` | a position, its legal moves, and the policy and value the network gives it |
-| `{SUMS_FILE}` | check them all with `sha256sum --check {SUMS_FILE}` |
-
-## Use
-
-    import numpy as np, onnxruntime
-    position = np.load("{POSITION_FILE}")
-    session = onnxruntime.InferenceSession("{ONNX_FILE}")
-    inputs = {{each.name: position[each.name] for each in session.get_inputs()}}
-    policy, value = session.run(["policy", "value"], inputs)
-
-`policy` is a distribution over the legal moves in the engine's canonical order, `value` each
-seat's chance of winning, the player to move first. Chances are as the value head gives them: they
-are not tempered. `ringrift_pipeline.network.encode_states` encodes positions.
-"""

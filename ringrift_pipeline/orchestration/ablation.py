@@ -5,7 +5,8 @@ from pydantic import Field
 
 from ringrift_pipeline.evaluation.ablation_budget import SEEDS, STEPS
 from ringrift_pipeline.orchestration.metadata import for_people
-from ringrift_pipeline.orchestration.names import CPU_POOL, asset_key, generation_key
+from ringrift_pipeline.orchestration.names import asset_key, generation_key
+from ringrift_pipeline.orchestration.pools import pool_of
 from ringrift_pipeline.orchestration.settings import ConfigName, refusing
 from ringrift_pipeline.orchestration.step import running_step
 
@@ -33,7 +34,7 @@ class NothingPlayedError(LookupError):
 @op(
     name="ablate",
     required_resource_keys={"store"},
-    pool=CPU_POOL,
+    pool=pool_of("ablation"),
     description="Trains with and without each enhancement and observes the checkpoint.",
 )
 def ablate(context: OpExecutionContext, config: AblationConfig) -> None:

@@ -18,13 +18,8 @@ from dagster import (
 
 from ringrift_pipeline.evaluation.tables import RATINGS
 from ringrift_pipeline.orchestration.metadata import materialized
-from ringrift_pipeline.orchestration.names import (
-    CHAMPION,
-    CPU_POOL,
-    OWNERS,
-    asset_key,
-    partitions,
-)
+from ringrift_pipeline.orchestration.names import CHAMPION, OWNERS, asset_key, partitions
+from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.selfplay_asset import selfplay_shards
 from ringrift_pipeline.orchestration.settings import settings_of
 from ringrift_pipeline.orchestration.step import Step, running_step
@@ -206,7 +201,8 @@ def recipe(config: str, made: Recipe) -> AssetsDefinition:
         metadata=metadata,
         required_resource_keys={"store", "settings"},
         io_manager_key="tables" if made.read_as_table else None,
-        pool=CPU_POOL,
+        pool=pool_of(made.name),
+        op_tags=tags_of(made.name),
     )
     def body(context: AssetExecutionContext) -> MaterializeResult:
         with running_step(context, config) as step:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dagster import AssetMaterialization, DagsterInstance, MetadataValue
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
@@ -13,7 +15,7 @@ from ringrift_pipeline.orchestration.names import (
     generation_key,
     partitions_name,
 )
-from ringrift_pipeline.store import Champion, Store
+from ringrift_pipeline.store import Champion, CorruptArtefactError, Store
 
 
 def last_reported(instance: DagsterInstance, config: str) -> str | None:
@@ -23,6 +25,13 @@ def last_reported(instance: DagsterInstance, config: str) -> str | None:
         return None
     value = event.asset_materialization.metadata.get("digest")
     return str(value.value) if value is not None else None
+
+
+def _rating(champion: Champion) -> dict[str, Any]:
+    """Its rating with interval, Elo, where the promotion noted it."""
+    rating = champion.reason.get("rating") or {}
+    names = {"elo": "rating", "elo_low": "low", "elo_high": "high"}
+    return {name: rating[key] for name, key in names.items() if key in rating}
 
 
 def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMaterialization | None:
@@ -40,17 +49,31 @@ def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMateri
             "path": MetadataValue.path(champion.path),
             "promoted_at": champion.promoted_at,
             "why": "; ".join(map(str, gate.get("reasons", []))) or "see the store's history",
-            **numbers({"eval": gate}),
+            **numbers({"eval": {**_rating(champion), **gate}}),
         },
         tags={DATA_VERSION_TAG: champion.digest[:16]},
     )
 
 
+def _next(store: Store, config: str) -> list[int]:
+    """The generation after the newest, once that has been evaluated; the first where there is none."""
+    generations = store.generations(config)
+    if not generations:
+        return [0]
+    newest = generations[-1]
+    try:
+        evaluated = store.current(config, newest, "evaluation", verify=False) is not None
+    except CorruptArtefactError:
+        evaluated = False
+    return [newest + 1] if evaluated else []
+
+
 def reconcile(instance: DagsterInstance, store: Store) -> list[str]:
     """Bring the instance up to what the store holds, after a crash or work done without Dagster.
 
-    Adds the partitions of generations that have a plan (ascending: they are plotted in the order
-    in which they are made) and reports champions that have no event. Returns what was done.
+    Adds the partitions of generations that have a plan, and of the one that would come next, so
+    that it can be launched from the browser (ascending: they are plotted in the order in which
+    they are made). Reports champions that have no event. Returns what was done.
     """
     done = []
     for config in CONFIGS:
@@ -58,7 +81,7 @@ def reconcile(instance: DagsterInstance, store: Store) -> list[str]:
         known = set(instance.get_dynamic_partitions(name))
         missing = [
             generation_key(generation)
-            for generation in store.generations(config)
+            for generation in [*store.generations(config), *_next(store, config)]
             if generation_key(generation) not in known
         ]
         if missing:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
+from ringrift_pipeline.orchestration import pools
 from ringrift_pipeline.orchestration.champion import reconcile
-from ringrift_pipeline.orchestration.names import CPU_POOL
+from ringrift_pipeline.orchestration.names import ORDER_TAG
 from ringrift_pipeline.orchestration.places import (
     DATA_VARIABLE,
     HOME_VARIABLE,
@@ -23,13 +25,10 @@ from ringrift_pipeline.selfplay.workers import cores
 from ringrift_pipeline.store import Store, write_bytes_atomic
 
 LOCK = "dagster-instance"
+STOP_RUNS = 20.0  # seconds that cancelled runs are given
 
-IN_PROGRESS = [
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
+ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+IN_PROGRESS = [DagsterRunStatus.NOT_STARTED, *ACTIVE]
 
 
 def instance_file() -> str:
@@ -37,16 +36,23 @@ def instance_file() -> str:
 
     A run uses every core by itself (shards side by side, training with all threads), so on a
     small machine runs follow each other: parallel runs times parallel steps must not be more
-    than the cores. The pool keeps steps of several runs together within them.
+    than the cores. The pools keep steps of several runs together within them. Generations of one
+    config follow each other on any machine: each learns from the one before.
     """
     count = cores()
     return f"""\
 # Written once; yours to edit. Made for a machine with {count} cores.
 telemetry: {{enabled: false}}
 concurrency:
-  runs: {{max_concurrent_runs: {max(1, count // 2)}}}
+  runs:
+    max_concurrent_runs: {max(1, count // 2)}
+    tag_concurrency_limits:
+      - {{key: {ORDER_TAG}, value: {{applyLimitPerUniqueValue: true}}, limit: 1}}
   pools: {{granularity: op, default_limit: {count}}}
-run_queue: {{dequeue_interval_seconds: 1}}
+run_coordinator:
+  module: ringrift_pipeline.orchestration.run_order
+  class: GenerationsInOrder
+  config: {{dequeue_interval_seconds: 1}}
 run_monitoring:
   enabled: true
   poll_interval_seconds: 3
@@ -100,7 +106,7 @@ def own_instance(data: Path) -> Iterator[DagsterInstance]:
         store.sweep()
         sweep_lost_runs(instance)
         shutil.rmtree(progress_folder(data), ignore_errors=True)
-        _limit_pool(instance)
+        _limit_pools(instance)
         reconcile(instance, store)
         yield instance
 
@@ -131,13 +137,41 @@ def _free_slots(instance: DagsterInstance, run_id: str) -> None:
         storage.free_concurrency_slots_for_run(run_id)
 
 
-def _limit_pool(instance: DagsterInstance) -> None:
+def _limit_pools(instance: DagsterInstance) -> None:
     storage: Any = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return
     known = {limit.name for limit in storage.get_pool_limits()}
-    if CPU_POOL not in known:  # somebody's own choice in the UI stays
-        storage.set_concurrency_slots(CPU_POOL, cores())
+    for pool, limit in pools.limits().items():
+        if pool not in known:  # somebody's own choice in the UI stays
+            storage.set_concurrency_slots(pool, limit)
+
+
+def cancel_active(instance: DagsterInstance, patience: float = STOP_RUNS) -> None:
+    """Cancel every run that is worked on and wait until they have ended, or patience has.
+
+    The code server must be up, the daemon down: it would start what is queued in their place.
+    """
+    asked = []
+    for record in instance.get_run_records(RunsFilter(statuses=ACTIVE)):
+        with contextlib.suppress(Exception):  # a server that is gone cannot be asked
+            if instance.run_coordinator.cancel_run(record.dagster_run.run_id):  # type: ignore[union-attr]
+                asked.append(record.dagster_run.run_id)
+    if not asked:
+        return
+    filters = RunsFilter(run_ids=asked, statuses=ACTIVE)
+    deadline = time.monotonic() + patience
+    while instance.get_run_records(filters, limit=1) and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def report_cancelled(instance: DagsterInstance) -> None:
+    """Report runs cancelled whose processes have been ended; nobody works on them any more."""
+    for record in instance.get_run_records(RunsFilter(statuses=ACTIVE)):
+        instance.report_run_canceled(
+            record.dagster_run, message="Stopped with the daemon that ran it."
+        )
+        _free_slots(instance, record.dagster_run.run_id)
 
 
 def no_retry(instance: DagsterInstance, run_id: str) -> None:

@@ -19,6 +19,7 @@ from ringrift_pipeline.orchestration.names import (
     asset_key,
     job_name,
 )
+from ringrift_pipeline.orchestration.pools import limits_in_a_run
 from ringrift_pipeline.selfplay.workers import cores
 
 
@@ -30,6 +31,7 @@ def executor() -> ExecutorDefinition:
     return multiprocess_executor.configured(
         {
             "max_concurrent": cores(),
+            "tag_concurrency_limits": limits_in_a_run(),
             "start_method": {"forkserver": {"preload_modules": [PRELOAD]}},
         }
     )

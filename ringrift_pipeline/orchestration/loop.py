@@ -31,6 +31,7 @@ from ringrift_pipeline.orchestration.names import (
     job_name,
 )
 from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.pools import pools_for
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
 from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
@@ -40,7 +41,6 @@ from ringrift_pipeline.orchestration.switches import paused_note, refuse_paused
 from ringrift_pipeline.store import CorruptArtefactError, Store
 
 LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth of a core at one
-STOP_RUNS = 20.0  # seconds that cancelled runs are given
 DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
 PAUSE_PATIENCE = 10.0  # seconds after which an undecided run of a paused config waits in vain
 RETRY_PATIENCE = 90.0  # seconds the daemon may take to retry a run it said it would
@@ -126,6 +126,7 @@ class Loop:
     Raises:
         PausedError: the config's loop is paused.
         LockedError: on entering, if another process runs this data root's daemon.
+        KeyboardInterrupt: on entering, if ``stopping`` was set meanwhile.
     """
 
     def __init__(self, request: LoopRequest) -> None:
@@ -167,7 +168,12 @@ class Loop:
                 known = decision(self.store, self.request.config, number)
                 self._before[number] = known["run"] if known else None
             stack.callback(self._stop)
-            backend = Backend(self.request.data)
+            backend = Backend(
+                self.request.data,
+                self.instance,
+                stopping=lambda: self.stopping,
+                more=pools_for(self.request.settings.device),
+            )
             self._services.append(backend)
             settings = next_settings(
                 self.store, self.request.config, self.first, self.request.settings
@@ -185,7 +191,11 @@ class Loop:
             if self.request.ui_port is not None:
                 self._services.append(
                     start_webserver(
-                        self.request.data, "127.0.0.1", self.request.ui_port, backend.workspace
+                        self.request.data,
+                        "127.0.0.1",
+                        self.request.ui_port,
+                        backend.workspace,
+                        stopping=lambda: self.stopping,
                     )
                 )
             self._stack = stack.pop_all()
@@ -357,30 +367,15 @@ class Loop:
         ]
 
     def _stop(self) -> None:
-        """Cancel what runs, then stop the services; leaves nothing running."""
-        active = [
-            DagsterRunStatus.STARTING,
-            DagsterRunStatus.STARTED,
-            DagsterRunStatus.CANCELING,
-        ]
-        queued = RunsFilter(
-            statuses=[DagsterRunStatus.QUEUED], job_name=job_name(self.request.config)
-        )
-        filters = RunsFilter(statuses=active)
-        for record in [
-            *self.instance.get_run_records(queued),
-            *self.instance.get_run_records(filters),
-        ]:
-            with contextlib.suppress(Exception):  # a server that is gone cannot be asked
-                self.instance.run_coordinator.cancel_run(record.dagster_run.run_id)
-        deadline = time.monotonic() + STOP_RUNS
-        while self.instance.get_run_records(filters, limit=1) and time.monotonic() < deadline:
-            time.sleep(0.5)
+        """Stop the services, and with them what runs; what waits is this loop's to take back."""
         for service in reversed(self._services):
             service.stop()
+        filters = RunsFilter(
+            statuses=[DagsterRunStatus.QUEUED], job_name=job_name(self.request.config)
+        )
         for record in self.instance.get_run_records(filters):
             self.instance.report_run_canceled(
-                record.dagster_run, message="Stopped with the loop that ran it."
+                record.dagster_run, message="Stopped with the loop that asked for it."
             )
 
 

@@ -22,6 +22,7 @@ CHAMPION = "champion"
 MODULE = "ringrift_pipeline.definitions"
 PRELOAD = "ringrift_pipeline.orchestration.preload"
 CPU_POOL = "cpu"
+GPU_POOL = "gpu"
 SENSOR = "evaluation_landed"
 OWNERS = ["team:ringrift"]
 FAILURE_SENSOR = "run_failed"
@@ -31,6 +32,7 @@ STALLED_SENSOR = "config_stalled"
 CONFIG_TAG = "ringrift/config"
 PARTITION_TAG = "dagster/partition"
 BACKFILL_TAG = "dagster/backfill"
+ORDER_TAG = "ringrift/in_order"  # runs of one value follow each other: a config's generations
 TREND_TAG = "ringrift/trend"  # what the evaluation feedback saw: rising, plateau, …
 FACTORS_TAG = "ringrift/factors"  # what it has come to: rate x0.9, exploration x1.1, …
 

@@ -32,6 +32,11 @@ def data_folder(given: str | os.PathLike[str] | None = None) -> Path:
     return Path(DEFAULT_DATA).resolve()
 
 
+def services_folder(data: Path) -> Path:
+    """Logs of the daemon, the code server and the web server, and which of them are up."""
+    return home_folder(data) / "services"
+
+
 def progress_folder(data: Path, run_id: str | None = None) -> Path:
     """Folder of the progress files, of one run if its id is given."""
     root = home_folder(data) / "progress"

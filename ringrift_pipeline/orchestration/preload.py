@@ -7,9 +7,23 @@ device: a CUDA context must never exist before the fork.
 
 import gc
 
+# What Dagster loads when it opens its instance and runs a step: two thirds of a second of a core,
+# which each of a generation's thirty steps would else spend before it begins.
+import dagster._core.execution.telemetry
+import dagster._core.instance.factory
+import dagster._core.secrets.env_file
+import dagster._core.storage.local_compute_log_manager
+import dagster._core.storage.root
+import dagster._core.storage.sqlite_storage
+import dagster._core.storage.upath_io_manager
+import dagster._core.system_config.composite_descent
+import dagster._core.utility_ops
+import dagster._core.workspace.autodiscovery
+import dagster._daemon.controller  # noqa: F401
 import numba  # noqa: F401
 import torch  # noqa: F401
 
+import ringrift_pipeline.orchestration.run_order  # noqa: F401
 from ringrift_pipeline.definitions import defs
 
 defs.get_repository_def().load_all_definitions()

@@ -1,7 +1,8 @@
 """How far a running step is: one small JSON file per step, replaced in place, gone with it.
 
 The step's process writes it, the command line reads it. Nothing depends on it, so it is not
-fsynced and lies outside the artefacts.
+fsynced and lies outside the artefacts. Every ten seconds the run's own log gets a line as well,
+which is what the UI shows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from ringrift_pipeline.orchestration.places import progress_folder
 
 INTERVAL = 0.5  # seconds between two writes
+TELL_INTERVAL = 10.0  # seconds between two lines in the run's log
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,20 @@ class StepProgress:
 
 
 class ProgressFile:
-    """Callable as the rooms' ``progress(done, total, message)``; thread-safe; use in a ``with``."""
+    """Callable as the rooms' ``progress(done, total, message)``; thread-safe; use in a ``with``.
 
-    def __init__(self, data: Path, run_id: str, step: str, config: str, generation: str) -> None:
+    ``tell`` takes a line for people now and then; what it raises is not the step's business.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        run_id: str,
+        step: str,
+        config: str,
+        generation: str,
+        tell: Callable[[str], object] | None = None,
+    ) -> None:
         name = re.sub(r"[^\w.-]", "_", step)
         self.path = progress_folder(data, run_id) / f"{name}.json"
         self._identity = {
@@ -52,6 +65,8 @@ class ProgressFile:
         }
         self._started = time.time()
         self._last = 0.0
+        self._tell = tell
+        self._told = time.monotonic()
         self._lock = threading.Lock()
 
     def __enter__(self) -> ProgressFile:
@@ -61,9 +76,13 @@ class ProgressFile:
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self.path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.path.parent.rmdir()  # the last step of the run takes the folder with it
+            self.remove()
+
+    def remove(self) -> None:
+        """The file goes, whoever holds the lock."""
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()  # the last step of the run takes the folder with it
 
     def __call__(self, done: int, total: int, message: str = "") -> None:
         now = time.monotonic()
@@ -72,6 +91,11 @@ class ProgressFile:
                 return
             self._last = now
             self._write(done, total, message)
+            if self._tell is None or now - self._told < TELL_INTERVAL:
+                return
+            self._told = now
+        with contextlib.suppress(Exception):  # a database busy for a moment must not fail a step
+            self._tell(describe(done, total, message))
 
     def _write(self, done: int, total: int, message: str) -> None:
         state = StepProgress(
@@ -88,6 +112,12 @@ class ProgressFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps(asdict(state)), encoding="utf-8")
             temporary.replace(self.path)
+
+
+def describe(done: int, total: int, message: str = "") -> str:
+    """``40 of 100: 40/100 games, 3.1 games/s``; what is not known is left out."""
+    counted = f"{done} of {total}" if total else ""
+    return ": ".join(part for part in (counted, message) if part) or "working"
 
 
 def read_progress(data: Path, run_id: str) -> list[StepProgress]:

@@ -1,7 +1,7 @@
 """The schedules, stopped until somebody turns them on in the UI.
 
 They work on the configs that have been trained under the data root and are not paused, and only
-with the daemon running (``ringrift ui --daemon``).
+with the daemon running (``ringrift ui``).
 """
 
 import os

@@ -22,13 +22,8 @@ from dagster import (
 )
 
 from ringrift_pipeline.orchestration.metadata import of_artefact
-from ringrift_pipeline.orchestration.names import (
-    CHAMPION,
-    CPU_POOL,
-    OWNERS,
-    asset_key,
-    partitions,
-)
+from ringrift_pipeline.orchestration.names import CHAMPION, OWNERS, asset_key, partitions
+from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.settings import settings_of
 from ringrift_pipeline.orchestration.step import running_step
 
@@ -72,7 +67,8 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         out=Out(dict, io_manager_key="io_manager"),
         required_resource_keys={"store"},
         retry_policy=SHARD_RETRIES,
-        pool=CPU_POOL,
+        pool=pool_of("selfplay_shards"),
+        tags=tags_of("selfplay_shards"),
         description="Plays one shard's games; a shard that exists and verifies is not played "
         "again.",
     )

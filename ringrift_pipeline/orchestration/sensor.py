@@ -282,7 +282,13 @@ def _promote(
     model = store.require(config, generation, "ema_model")
     if report["candidate"]["digest"] != model.digest:
         return None, [*reasons, "but the model was made anew since: materialize evaluation again"]
-    reason = {"gate": gate, "evaluation": evaluation.digest, "run": record.run_id}
+    rating = report.get("ratings", {}).get(report["candidate"].get("name"))
+    reason = {
+        "gate": gate,
+        "rating": rating,
+        "evaluation": evaluation.digest,
+        "run": record.run_id,
+    }
     champion = store.promote(config, generation, model, reason)
     if (champion.generation, champion.digest) != (generation, model.digest):
         # A repeat of an old event: somebody newer has been promoted since.

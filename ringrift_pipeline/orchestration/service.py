@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from ringrift_pipeline.orchestration.presence import announce
+
 LOOK = 1.0  # seconds between two looks at the parent
 GRACE = 10.0  # seconds between asking to end and killing the process group
 
@@ -31,6 +33,7 @@ def main() -> None:
     kind = sys.argv[1]
     watcher = threading.Thread(target=_watch, args=(os.getppid(),), daemon=True)
     watcher.start()
+    announce(kind, sys.argv[2:])
     sys.argv = [f"dagster-{kind}", *sys.argv[2:]]
     if kind == "daemon":
         from dagster._daemon.cli import main as run

@@ -11,35 +11,51 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ringrift_pipeline.orchestration.instance import environment
+from dagster import DagsterInstance
+
+from ringrift_pipeline.orchestration.instance import (
+    cancel_active,
+    environment,
+    report_cancelled,
+)
 from ringrift_pipeline.orchestration.names import MODULE
-from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.places import services_folder
 
 _SERVICE = "ringrift_pipeline.orchestration.service"
 
 # How long each way of asking is given, seconds; the last one cannot be refused.
 PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
-START_PATIENCE = 120.0  # seconds a code server may take to answer
+START_PATIENCE = 120.0  # seconds a server may take to answer
+
+Stopping = Callable[[], bool]
 
 
 class ServiceError(RuntimeError):
     """The daemon or the web server ended by itself; the message has its last lines."""
 
 
+def _never() -> bool:
+    return False
+
+
 class Service:
     """One process (and all it starts) in a session of its own, its output in a log file."""
 
-    def __init__(self, data: Path, kind: str, *arguments: str) -> None:
+    def __init__(
+        self, data: Path, kind: str, *arguments: str, more: Mapping[str, str] | None = None
+    ) -> None:
         self.kind = kind
-        self.log = home_folder(data) / "services" / f"{kind}.log"
+        self.log = services_folder(data) / f"{kind}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _SERVICE, kind, *arguments],
-                env=environment(data),
+                env={**environment(data), **(more or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -59,6 +75,24 @@ class Service:
                 f"the Dagster {self.kind} ended with code {code}; the end of {self.log}:\n"
                 + "\n".join(self.last_lines())
             )
+
+    def wait_for(self, answers: Callable[[], object], stopping: Stopping = _never) -> None:
+        """Until ``answers`` no longer raises.
+
+        Raises:
+            ServiceError: the process ended, or does not answer for `START_PATIENCE`.
+            KeyboardInterrupt: ``stopping`` says so.
+        """
+        deadline = time.monotonic() + START_PATIENCE
+        while time.monotonic() < deadline:
+            self.check()
+            if stopping():
+                raise KeyboardInterrupt
+            with contextlib.suppress(Exception):  # not listening yet
+                answers()
+                return
+            time.sleep(0.1)
+        raise ServiceError(f"the Dagster {self.kind} did not answer for {START_PATIENCE:.0f} s")
 
     def last_lines(self, count: int = 12) -> list[str]:
         """The end of the log."""
@@ -89,40 +123,45 @@ class Backend:
 
     A code server of our own: one that the daemon manages is replaced every minute by a fresh one,
     which costs seconds of a core each time.
+
+    Args:
+        instance: the open instance of ``data``, whose lock the caller holds.
+        stopping: asked while the servers start; KeyboardInterrupt is raised if it says so.
+        more: variables added to the environment of the servers and the runs.
+        module: what the code server serves.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(
+        self,
+        data: Path,
+        instance: DagsterInstance,
+        stopping: Stopping = _never,
+        more: Mapping[str, str] | None = None,
+        module: str = MODULE,
+    ) -> None:
         # The path of a socket has at most about a hundred characters; a data root may have more.
         self._folder = Path(tempfile.mkdtemp(prefix="ringrift-"))
-        socket = self._folder / "code.sock"
+        self._instance = instance
+        self.socket = self._folder / "code.sock"
         workspace = self._folder / "workspace.yaml"
-        server = {"grpc_server": {"socket": str(socket), "location_name": MODULE}}
+        server = {"grpc_server": {"socket": str(self.socket), "location_name": module}}
         workspace.write_text(json.dumps({"load_from": [server]}), encoding="utf-8")  # YAML as well
         self.workspace = ("-w", str(workspace))
         self.services: list[Service] = []
         try:
-            self.services.append(
-                Service(data, "code-server", "api", "grpc", "--socket", str(socket), "-m", MODULE)
-            )
-            self._wait(socket)
-            self.services.append(Service(data, "daemon", "run", *self.workspace))
+            arguments = ("api", "grpc", "--socket", str(self.socket), "-m", module)
+            code_server = Service(data, "code-server", *arguments, more=more)
+            self.services.append(code_server)
+            code_server.wait_for(self._ping, stopping)
+            self.services.append(Service(data, "daemon", "run", *self.workspace, more=more))
         except BaseException:
             self.stop()
             raise
 
-    def _wait(self, socket: Path) -> None:
-        """Until the code server answers. Raises ServiceError."""
+    def _ping(self) -> None:
         from dagster._grpc.client import DagsterGrpcClient
 
-        client = DagsterGrpcClient(socket=str(socket))
-        deadline = time.monotonic() + START_PATIENCE
-        while time.monotonic() < deadline:
-            self.services[0].check()
-            with contextlib.suppress(Exception):  # not listening yet
-                client.ping("")
-                return
-            time.sleep(0.2)
-        raise ServiceError(f"the code server did not answer for {START_PATIENCE:.0f} s")
+        DagsterGrpcClient(socket=str(self.socket)).ping("")
 
     def check(self) -> None:
         """Raises ServiceError if one of the two has ended."""
@@ -130,14 +169,36 @@ class Backend:
             service.check()
 
     def stop(self) -> None:
-        """End both, the daemon first."""
-        for service in reversed(self.services):
-            service.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """End both and cancel what runs, whatever goes wrong on the way.
+
+        The daemon first, so that nothing starts any more; then the runs, whose workers only the
+        code server can ask; then that.
+        """
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            last_first.callback(report_cancelled, self._instance)
+            for service in self.services[:1]:
+                last_first.callback(service.stop)
+            last_first.callback(cancel_active, self._instance)
+            for service in self.services[1:]:
+                last_first.callback(service.stop)
 
 
 def start_webserver(
-    data: Path, host: str, port: int, workspace: tuple[str, ...] = ("-m", MODULE)
+    data: Path,
+    host: str,
+    port: int,
+    workspace: tuple[str, ...] = ("-m", MODULE),
+    stopping: Stopping = _never,
 ) -> Service:
-    """The web UI on this data root; ``workspace`` names a code server that is there already."""
-    return Service(data, "webserver", *workspace, "--host", host, "--port", str(port))
+    """The web UI on this data root, once it answers; ``workspace`` names a code server that is
+    there already. Raises as `Service.wait_for` does.
+    """
+    service = Service(data, "webserver", *workspace, "--host", host, "--port", str(port))
+    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/server_info"
+    try:
+        service.wait_for(lambda: urllib.request.urlopen(url, timeout=5.0).close(), stopping)
+    except BaseException:
+        service.stop()
+        raise
+    return service

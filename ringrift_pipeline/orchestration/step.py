@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dagster import OpExecutionContext
+from dagster._core.events import EngineEventData
 
 from ringrift_pipeline.orchestration.names import generation_key
 from ringrift_pipeline.orchestration.progress import Progress, ProgressFile
 from ringrift_pipeline.orchestration.watchdog import Watchdog
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.atomic import TEMPORARY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ringrift_pipeline.selfplay import Plan
+
+# Metadata of the event that says how long a step's own work took, Dagster's share left out.
+BEGAN = "step/began"  # seconds since the epoch
+SECONDS = "step/seconds"
 
 
 @dataclass(frozen=True)
@@ -48,17 +55,41 @@ class Step:
 
 @contextmanager
 def running_step(context: Any, config: str, generation: int | None = None) -> Iterator[Step]:
-    """Progress file and watchdog around a step of ``config``; the generation is the partition,
-    where it is not given.
+    """Progress and watchdog around a step of ``config``; the generation is the partition, where it
+    is not given.
 
-    The step needs the resource ``store``.
+    Progress goes to a file for the command line, and to the run's log for the UI. The step needs
+    the resource ``store``.
     """
     op: OpExecutionContext = getattr(context, "op_execution_context", context)
     opened = op.resources.store.open()
     key = op.partition_key if generation is None else generation_key(generation)
     step_key = op.get_step_execution_context().step.key
-    with (
-        ProgressFile(opened.root, op.run_id, step_key, config, key) as progress,
-        Watchdog.of_run(op.instance, op.run_id) as dog,
-    ):
+    progress = ProgressFile(opened.root, op.run_id, step_key, config, key, op.log.info)
+
+    def leave(code: int) -> None:
+        """End this process, deaf as it is, without a trace on the disk."""
+        progress.remove()
+        remove_own_temporaries(opened, config)
+        os._exit(code)
+
+    began = time.time()
+    with progress, Watchdog.of_run(op.instance, op.run_id, leave) as dog:
         yield Step(config, int(key), opened, progress, dog.stopping)
+    seconds = time.time() - began
+    op.instance.report_engine_event(
+        f"The step's own work took {seconds:.1f} s.",
+        op.dagster_run,
+        EngineEventData({BEGAN: began, SECONDS: seconds}),
+        step_key=step_key,
+    )
+
+
+def remove_own_temporaries(store: Store, config: str) -> None:
+    """Remove what this process was writing for ``config`` and will not finish."""
+    for depth in ("*", "*/*"):
+        for path in (store.root / config).glob(f"generations/{depth}/{TEMPORARY}{os.getpid()}-*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -21,10 +21,16 @@ EXIT_CODE = 130
 _OVER = (DagsterRunStatus.CANCELED, DagsterRunStatus.FAILURE, DagsterRunStatus.SUCCESS)
 
 
+def run_is_finished(instance: DagsterInstance, run_id: str) -> bool:
+    """Is the run finished or deleted?"""
+    run = instance.get_run_by_id(run_id)
+    return run is None or run.status in _OVER
+
+
 def run_is_over(instance: DagsterInstance, run_id: str) -> bool:
     """Is the run finished, on its way to be cancelled, or deleted?"""
     run = instance.get_run_by_id(run_id)
-    return run is None or run.status in _OVER or run.status == DagsterRunStatus.CANCELING
+    return run is None or run.status in (*_OVER, DagsterRunStatus.CANCELING)
 
 
 class Watchdog:
@@ -36,6 +42,8 @@ class Watchdog:
 
     Args:
         over: says whether the run is over; an exception counts as "not known, ask again".
+        finished: says whether it has ended for good. Asked when the step is done: the success of a
+            step whose run has ended must not land.
         leave: what ends the process; default ``os._exit``, None never.
     """
 
@@ -43,11 +51,13 @@ class Watchdog:
         self,
         over: Callable[[], bool],
         *,
+        finished: Callable[[], bool] = lambda: False,
         interval: float = INTERVAL,
         grace: float = GRACE,
         leave: Callable[[int], object] | None = os._exit,
     ) -> None:
         self._over = over
+        self._finished = finished
         self._interval = interval
         self._grace = grace
         self._leave = leave
@@ -57,10 +67,16 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="step-watchdog", daemon=True)
 
     @classmethod
-    def of_run(cls, instance: DagsterInstance, run_id: str) -> Watchdog:
+    def of_run(
+        cls, instance: DagsterInstance, run_id: str, leave: Callable[[int], object] = os._exit
+    ) -> Watchdog:
         """The watchdog of a step of ``run_id``, armed only where the process is the step's own."""
         own_process = multiprocessing.parent_process() is not None
-        return cls(lambda: run_is_over(instance, run_id), leave=os._exit if own_process else None)
+        return cls(
+            lambda: run_is_over(instance, run_id),
+            finished=lambda: run_is_finished(instance, run_id),
+            leave=leave if own_process else None,
+        )
 
     def __enter__(self) -> Watchdog:
         self._thread.start()
@@ -70,22 +86,24 @@ class Watchdog:
         self._done.set()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=self._interval + 1.0)
+        if self._leave is not None and self._asks(self._finished):
+            self._leave(EXIT_CODE)
 
     def stopping(self) -> bool:
         """Should the step end? Cheap: polled from inner loops."""
         return self._should_stop.is_set()
 
-    def _ends(self) -> bool:
+    def _asks(self, question: Callable[[], bool]) -> bool:
         if os.getppid() != self._parent:
             return True  # the run worker died, and somebody else adopted this process
         try:
-            return self._over()
+            return question()
         except Exception:  # a database busy for a moment must not end a step
             return False
 
     def _watch(self) -> None:
         while not self._done.wait(self._interval):
-            if self._ends():
+            if self._asks(self._over):
                 self._should_stop.set()
                 if self._leave is not None and not self._done.wait(self._grace):
                     self._leave(EXIT_CODE)

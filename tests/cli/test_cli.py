@@ -27,6 +27,7 @@ VERBS = (
     "replay",
     "export",
     "ui",
+    "status",
     "pause",
     "resume",
 )
@@ -91,7 +92,7 @@ def test_help_shows_every_setting_with_default_and_bounds(
                 assert f"{signs[bound]} {value}" in limits, name
 
 
-@pytest.mark.parametrize("verb", ["ablate", "play", "analyze", "replay", "ui"])
+@pytest.mark.parametrize("verb", ["ablate", "play", "analyze", "replay", "ui", "status"])
 def test_verbs_that_plan_nothing_show_no_settings(
     verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,24 @@ def test_a_models_folder_is_exported(
     assert (target / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
 
+def test_another_models_evaluation_does_not_count(tmp_path: Path) -> None:
+    from ringrift_pipeline.commands.export import record
+    from ringrift_pipeline.store import Store
+
+    store = Store(tmp_path)
+    for number, games in enumerate((8, 4)):
+        store.write_plan("hex8_2p", number, {})
+        with store.create("hex8_2p", number, "selfplay_shards", {"selfplay/games": games}):
+            pass
+    with store.create("hex8_2p", 0, "ema_model") as model:
+        (model.path / "weights").write_text("these")
+    with store.create("hex8_2p", 0, "evaluation") as draft:
+        report = {"candidate": {"digest": "those", "name": "generation:0000"}}
+        (draft.path / "report.json").write_text(json.dumps(report))
+    known = record(store, model.artefact)
+    assert known == {"training_games": 8, "model_digest": model.artefact.digest}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -100,7 +100,8 @@ def test_the_folder_is_complete_and_says_what_it_holds(exported, onnxruntime):
             each["type"] for each in listed.values()
         ]
     assert config["facts"] == {"generation": 7, "value_temperature": 1.5}
-    assert "| generation | 7 |" in (exported / "README.md").read_text()
+    card = (exported / "README.md").read_text()
+    assert "| generation | 7 |" in card and "It has not been evaluated." in card
     original = network("square", blocks=3).state_dict()
     for name, tensor in load_model(exported).state_dict().items():
         assert torch.equal(tensor, original[name])

@@ -43,7 +43,8 @@ def test_dagster_takes_the_file_and_parallelism_stays_within_the_cores(data: Pat
     assert str(home_folder(data)) not in instance_file()
 
 
-def test_the_owner_limits_the_pool(data: Path) -> None:
+def test_the_owner_limits_the_pool(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGRIFT_POOL", "cpu")
     with own_instance(data) as instance:
         limits = {limit.name: limit.limit for limit in instance.event_log_storage.get_pool_limits()}
     assert limits == {"cpu": cores()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 
 import pytest
 from dagster import AssetKey, AssetMaterialization, build_sensor_context
 
+from ringrift_pipeline.cli import run
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.checks import CHECKS
@@ -156,3 +158,37 @@ def test_the_sensor_decides_and_the_summary_tells(
     missing = [name for name, value in summary.to_dict().items() if value is None]
     assert missing == []
     assert (store.champion(played.config) is not None) is gate["promote"]
+
+
+def test_its_champion_is_exported_with_what_is_known_of_it(
+    copied: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
+    config, folder = "square8_2p", tmp_path / "champion"
+    model = copied.require(config, 0, "ema_model")
+    copied.promote(config, 0, model, {"gate": {"reasons": []}})
+    line = ["export", str(folder), "--player", "champion", "--data", str(copied.root), "--json"]
+    assert run(line) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["generation"] == 0 and said["training_games"] == 8
+    assert said["model_digest"] == model.digest
+    report = copied.require(config, 0, "evaluation").read_json("report.json")
+    own = report["ratings"]["generation:0000"]
+    card = (folder / "README.md").read_text()
+    for words in (
+        f"# RingRift {config}",
+        "license: mit",
+        "MIT license",
+        "| training games | 8 |",
+        f"Rating {own['rating']:.0f}, 95% interval {own['low']:.0f} to {own['high']:.0f}",
+        "heuristic is 1200",
+        "| random | 4 |",
+        "**promoted**" if report["gate"]["promote"] else "**not promoted**",
+        *report["gate"]["reasons"],
+        "## Limits",
+        f"It plays `{config}` and no other board",
+        "sha256sum --check SHA256SUMS",
+    ):
+        assert words in card, words
+    facts = json.loads((folder / "config.json").read_text())["facts"]
+    assert facts["evaluation"]["rating"] == own["rating"]

@@ -44,6 +44,14 @@ def test_a_step_that_ends_in_time_is_left_alone() -> None:
     assert left == []
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_step_whose_run_has_ended_is_left_before_its_success_can_land(finished: bool) -> None:
+    left: list[int] = []
+    with Watchdog(lambda: False, finished=lambda: finished, interval=30.0, leave=left.append):
+        pass
+    assert left == [EXIT_CODE] * finished
+
+
 def test_an_error_while_looking_ends_nothing() -> None:
     looks: list[int] = []
 

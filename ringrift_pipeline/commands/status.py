@@ -1,0 +1,113 @@
+"""``ringrift status``: what runs, what is next, how strong each config is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from ringrift_pipeline.commands.console import clock, interval, output, print_json
+from ringrift_pipeline.commands.options import Common
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.orchestration.status import Rated, RunState, Status, Strength
+
+
+def status(common: Common) -> None:
+    """Say what runs and how far it is, what is next, how strong each config is, and what it takes.
+
+    Reads what is under --data, of all configs, and starts nothing.
+    """
+    from ringrift_pipeline.orchestration.status import status_of
+
+    found = status_of(common.root)
+    if common.as_json:
+        print_json(found.to_dict())
+        return
+    for line in lines(found):
+        output.print(line, markup=False, soft_wrap=True)
+    if found.configs:
+        output.print(strengths(found.configs))
+
+
+def lines(found: Status) -> Iterator[str]:
+    """Everything but the table."""
+    now = time.time()
+    yield f"{found.data}: {size(found.bytes)} used, {size(found.free_bytes)} free"
+    up = {service.kind: service for service in found.services}
+    daemon, web = up.get("daemon"), up.get("webserver")
+    yield "daemon: " + (f"up, process {daemon.pid}" if daemon else "down")
+    yield "web server: " + (f"up at http://{web.host}:{web.port}" if web else "down")
+    for run in found.running:
+        yield f"runs: {described(run)}, {run.status} for {clock(max(0.0, now - run.since))}"
+        for step in run.steps:
+            took = clock(max(0.0, now - step.started))
+            counted = f"{step.done}/{step.total}" if step.total else ""
+            yield "      " + ", ".join(
+                part for part in (f"{step.step} for {took}", counted, step.message) if part
+            )
+    if found.running and daemon is None:
+        yield "      with the daemon gone nobody may be working on it: ringrift loop or ui sees to that"
+    for one in found.configs:
+        if one.paused:
+            what = ", ".join(one.paused)
+            yield f"paused: {one.config}'s {what}; ringrift resume --config {one.config} ends it"
+    for run in found.waiting:
+        yield f"waits: {described(run)}"
+    for following in found.following:
+        yield f"next: {following.what}, {following.when}"
+    if not (found.running or found.waiting or found.following):
+        yield "nothing runs and nothing waits: ringrift loop plays a generation"
+
+
+def described(run: RunState) -> str:
+    """``square8_2p generation 0003 (run 1a2b3c4d)``; the job's name where it is no generation's."""
+    whose = run.config or ""
+    what = f"generation {run.generation:04d}" if run.generation is not None else run.job
+    return f"{whose} {what} (run {run.run_id[:8]})".strip()
+
+
+def strengths(configs: list[Strength]) -> Table:
+    """One row a config."""
+    table = Table(title="how strong each config is: rating with 95% interval, heuristic = 1200")
+    for name in ("config", "games", "newest", "evaluated", "rating", "champion", "its rating"):
+        table.add_column(name, justify="left" if name == "config" else "right")
+    table.add_column("disk", justify="right")
+    for one in configs:
+        newest, best = one.evaluated, one.champion
+        table.add_row(
+            one.config,
+            f"{one.games:,}",
+            f"{one.newest:04d}",
+            f"{newest.generation:04d}, {ago(newest.at)}" if newest else "–",
+            rating(newest),
+            f"{best.generation:04d}" if best else "–",
+            rating(best),
+            size(one.bytes),
+        )
+    return table
+
+
+def rating(one: Rated | None) -> str:
+    """``1236 (1166 to 1305)``."""
+    if one is None:
+        return "–"
+    return interval(one.rating, one.rating_low, one.rating_high, ".0f")
+
+
+def ago(when: str) -> str:
+    """How long ago an ISO 8601 time was."""
+    passed = (datetime.now(UTC) - datetime.fromisoformat(when)).total_seconds()
+    days, rest = divmod(max(0.0, passed), 86_400)
+    return f"{int(days)} d ago" if days else f"{clock(rest)} ago"
+
+
+def size(count: int) -> str:
+    """123456789 -> ``123 MB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count / 1e3:.0f} kB"

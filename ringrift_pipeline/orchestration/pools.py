@@ -1,0 +1,106 @@
+"""The pool that a step waits in: the processor's cores, or the GPU where the step works on one.
+
+Pools are part of the definitions, so the device is looked for when they are loaded, without torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ringrift_pipeline.orchestration.names import CPU_POOL, GPU_POOL
+from ringrift_pipeline.selfplay.workers import cores
+
+POOL_VARIABLE = "RINGRIFT_POOL"
+GPU_STEPS_VARIABLE = "RINGRIFT_GPU_STEPS"
+DEVICE_VARIABLE = "RINGRIFT_DEVICE"  # TrainingConfig's own, where it comes from the environment
+DEVICES = Path("/dev")
+
+# What works on the run's device; everything else is arithmetic of the processor.
+ON_THE_DEVICE = frozenset(
+    {
+        "selfplay_shards",
+        "hard_examples",
+        "checkpoint",
+        "ema_model",
+        "ensemble",
+        "calibration_report",
+        "evaluation",
+        "gauntlet",
+        "ablation",
+    }
+)
+
+
+POOL_TAG = "ringrift/pool"  # of a step, for its run's executor
+
+
+class PoolError(ValueError):
+    """The environment says something of pools that means nothing."""
+
+
+def pool_of(name: str) -> str:
+    """The pool of the steps that make ``name`` (an asset, or a job's only step).
+
+    ``$RINGRIFT_POOL`` (``cpu`` or ``gpu``) decides where it is set, else ``$RINGRIFT_DEVICE``, else
+    whether there is a CUDA device.
+
+    Raises:
+        PoolError: the variable holds something else.
+    """
+    return GPU_POOL if name in ON_THE_DEVICE and uses_gpu() else CPU_POOL
+
+
+def uses_gpu() -> bool:
+    """Do steps of this process's environment work on a GPU? Raises PoolError."""
+    pool = os.environ.get(POOL_VARIABLE, "")
+    if pool not in ("", CPU_POOL, GPU_POOL):
+        raise PoolError(f"{POOL_VARIABLE} is {pool!r}: set it to {CPU_POOL} or {GPU_POOL}")
+    if pool:
+        return pool == GPU_POOL
+    device = os.environ.get(DEVICE_VARIABLE, "auto")
+    return device != "cpu" if device != "auto" else _has_cuda()
+
+
+def _has_cuda() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+        return False
+    return any(DEVICES.glob("nvidia[0-9]*")) or shutil.which("nvidia-smi") is not None
+
+
+def limits() -> dict[str, int]:
+    """Steps that may work at once, by pool: as many as cores, and one on the GPU
+    (``$RINGRIFT_GPU_STEPS`` says how many else). Raises PoolError.
+    """
+    return {CPU_POOL: cores()} | ({GPU_POOL: _gpu_steps()} if uses_gpu() else {})
+
+
+def _gpu_steps() -> int:
+    text = os.environ.get(GPU_STEPS_VARIABLE, "1")
+    if not text.isdigit() or int(text) < 1:
+        raise PoolError(f"{GPU_STEPS_VARIABLE} is {text!r}: set it to a number of at least 1")
+    return int(text)
+
+
+def tags_of(name: str) -> dict[str, str]:
+    """Tags of the steps that make ``name``, by which `limits_in_a_run` knows them."""
+    return {POOL_TAG: pool_of(name)}
+
+
+def limits_in_a_run() -> list[dict[str, object]]:
+    """The same limits within one run, for its executor.
+
+    A step that waits in a pool asks again after up to 15 seconds, while the executor begins the
+    next one at once: steps of one run must not come to wait in the pool.
+    """
+    return [
+        {"key": POOL_TAG, "value": pool, "limit": limit}
+        for pool, limit in limits().items()
+        if pool != CPU_POOL  # the executor has no more steps at once than there are cores
+    ]
+
+
+def pools_for(device: str) -> dict[str, str]:
+    """Environment of runs whose settings name ``device``: on the CPU nothing waits for a GPU."""
+    return {POOL_VARIABLE: CPU_POOL} if device == "cpu" else {}

@@ -1,0 +1,270 @@
+"""What runs, what is next, and how strong each config is: read, never changed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    DagsterInstance,
+    DagsterRunStatus,
+    DefaultScheduleStatus,
+    RunRecord,
+    RunsFilter,
+    ScheduleDefinition,
+)
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.scheduler.instigation import InstigatorStatus
+
+from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
+from ringrift_pipeline.orchestration.names import CONFIG_TAG, PARTITION_TAG, SENSOR, generation_key
+from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.presence import Presence, present
+from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
+from ringrift_pipeline.orchestration.schedules import schedules
+from ringrift_pipeline.orchestration.settings import run_values
+from ringrift_pipeline.orchestration.summary import summarize
+from ringrift_pipeline.store import SWITCHES, CorruptArtefactError, Store
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run that is worked on or waits. ``since``: seconds since the epoch."""
+
+    run_id: str
+    job: str
+    status: str
+    config: str | None
+    generation: int | None
+    since: float
+    steps: list[StepProgress] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Next:
+    """Something that will happen: what, and when or after what."""
+
+    what: str
+    when: str
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A generation and the rating of its own evaluation with its interval, heuristic 1200.
+
+    ``at``: when it landed (of the champion: when it was promoted), ISO 8601. The rating is None
+    where the evaluation is gone.
+    """
+
+    generation: int
+    at: str
+    rating: float | None
+    rating_low: float | None
+    rating_high: float | None
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How far a config has come; ``evaluated`` is the newest generation that has been.
+
+    ``paused``: what does not start by itself (``loop``, ``nightly``, ``gauntlet``).
+    """
+
+    config: str
+    newest: int
+    games: int
+    evaluated: Rated | None
+    champion: Rated | None
+    paused: tuple[str, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """A data root at one moment. ``history_bytes`` are Dagster's own."""
+
+    data: str
+    running: list[RunState]
+    waiting: list[RunState]
+    following: list[Next]
+    configs: list[Strength]
+    services: list[Presence]
+    bytes: int
+    history_bytes: int
+    free_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def status_of(data: Path) -> Status:
+    """Read a data root. Nothing is made where there is nothing."""
+    running: list[RunState] = []
+    waiting: list[RunState] = []
+    following: list[Next] = []
+    if (home_folder(data) / "dagster.yaml").exists():
+        with open_instance(data) as instance:
+            working = instance.get_run_records(RunsFilter(statuses=IN_PROGRESS), ascending=True)
+            queued = instance.get_run_records(
+                RunsFilter(statuses=[DagsterRunStatus.QUEUED]), ascending=True
+            )
+            running = [_run(record, read_progress(data, _id(record))) for record in working]
+            waiting = [_run(record) for record in queued]
+            following = list(_following(instance, [*working, *queued]))
+    store = Store(data)
+    there = next((folder for folder in (data, *data.parents) if folder.exists()), data)
+    return Status(
+        data=str(data),
+        running=running,
+        waiting=waiting,
+        following=following,
+        configs=[_strength(store, config) for config in store.configs()],
+        services=present(data),
+        bytes=disk_usage(data),
+        history_bytes=disk_usage(home_folder(data)),
+        free_bytes=shutil.disk_usage(there).free,
+    )
+
+
+def _id(record: RunRecord) -> str:
+    return record.dagster_run.run_id
+
+
+def _run(record: RunRecord, steps: list[StepProgress] | None = None) -> RunState:
+    run = record.dagster_run
+    config, generation = _where(record)
+    return RunState(
+        run_id=run.run_id,
+        job=run.job_name,
+        status=run.status.value.lower(),
+        config=config,
+        generation=generation,
+        since=record.start_time or record.create_timestamp.timestamp(),
+        steps=steps or [],
+    )
+
+
+def _where(record: RunRecord) -> tuple[str | None, int | None]:
+    tags = record.dagster_run.tags
+    key = tags.get(PARTITION_TAG, "")
+    return tags.get(CONFIG_TAG), int(key) if key.isdigit() else None
+
+
+# --- what is next -------------------------------------------------------------------------------
+
+
+def _following(instance: DagsterInstance, records: list[RunRecord]) -> Iterator[Next]:
+    """What nobody has queued yet: the sensor's next generations, backfills, schedules."""
+    states = {
+        (state.instigator_type, state.instigator_name): state.status
+        for state in instance.all_instigator_state()
+    }
+    if states.get((InstigatorType.SENSOR, SENSOR)) != InstigatorStatus.STOPPED:
+        for record in records:
+            config, generation = _where(record)
+            if record.dagster_run.job_name != f"{config}_generation" or generation is None:
+                continue
+            last = run_values(record.dagster_run.run_config).get("last_generation")
+            if last is None or generation < last:
+                until = f", up to {generation_key(last)}" if last is not None else ""
+                yield Next(
+                    f"{config} generation {generation_key(generation + 1)}",
+                    f"when {generation_key(generation)} has been evaluated{until}",
+                )
+    filters = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
+    for backfill in instance.get_backfills(filters):
+        yield Next(f"backfill {backfill.backfill_id}", "its runs are being asked for")
+    for schedule in schedules():
+        if _is_on(schedule, states.get((InstigatorType.SCHEDULE, schedule.name))):
+            when = next(schedule_times(schedule))
+            yield Next(schedule.name, f"{when:%Y-%m-%d %H:%M} {when.tzname()}")
+
+
+def _is_on(schedule: ScheduleDefinition, state: InstigatorStatus | None) -> bool:
+    if state in (None, InstigatorStatus.DECLARED_IN_CODE):
+        return schedule.default_status == DefaultScheduleStatus.RUNNING
+    return state == InstigatorStatus.RUNNING
+
+
+def schedule_times(schedule: ScheduleDefinition) -> Iterator[Any]:
+    """The times at which a schedule ticks from now on, in its own time zone."""
+    from dagster._utils.schedules import schedule_execution_time_iterator
+
+    yield from schedule_execution_time_iterator(
+        time.time(), schedule.cron_schedule, schedule.execution_timezone or "UTC"
+    )
+
+
+# --- how strong ---------------------------------------------------------------------------------
+
+
+def _strength(store: Store, config: str) -> Strength:
+    generations = store.generations(config)
+    return Strength(
+        config=config,
+        newest=generations[-1],
+        games=sum(_games(store, config, generation) for generation in generations),
+        evaluated=_evaluated(store, config),
+        champion=_champion(store, config),
+        paused=_paused(store, config),
+        bytes=disk_usage(store.root / config),
+    )
+
+
+def _paused(store: Store, config: str) -> tuple[str, ...]:
+    """Damaged switches stop everything."""
+    try:
+        return store.switches(config).paused
+    except CorruptArtefactError:
+        return SWITCHES
+
+
+def _evaluated(store: Store, config: str) -> Rated | None:
+    try:
+        newest = store.newest(config, "evaluation")
+        found = newest is not None and store.current(config, newest, "evaluation", verify=False)
+    except CorruptArtefactError:
+        return None
+    return _rated(store, config, found.generation, found.created) if found else None
+
+
+def _champion(store: Store, config: str) -> Rated | None:
+    try:
+        champion = store.champion(config)
+    except CorruptArtefactError:
+        return None
+    if champion is None:
+        return None
+    return _rated(store, config, champion.generation, champion.promoted_at)
+
+
+def _rated(store: Store, config: str, generation: int, at: str) -> Rated:
+    summary = summarize(store, config, generation)
+    return Rated(generation, at, summary.rating, summary.rating_low, summary.rating_high)
+
+
+def _games(store: Store, config: str, generation: int) -> int:
+    """Games of a generation whose selfplay has been collected."""
+    try:
+        shards = store.current(config, generation, "selfplay_shards", verify=False)
+    except CorruptArtefactError:
+        return 0
+    return int(shards.metadata.get("selfplay/games", 0)) if shards is not None else 0
+
+
+def disk_usage(folder: Path) -> int:
+    """Bytes that a folder takes on the disk; what vanishes meanwhile is not counted."""
+    total = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+    return total

@@ -1,0 +1,211 @@
+"""``ringrift status``: what runs, what is next, how strong each config is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteInstigatorOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.test_utils import create_run_for_test
+
+from ringrift_pipeline.cli import run
+from ringrift_pipeline.commands.status import size
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.presence import announce, present
+from ringrift_pipeline.orchestration.progress import ProgressFile
+from ringrift_pipeline.orchestration.settings import run_config
+from ringrift_pipeline.orchestration.status import disk_usage
+from ringrift_pipeline.store import Store
+
+CONFIG = "square8_2p"
+REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(names.MODULE), "__repository__")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return Store(tmp_path / "data")
+
+
+def generation(store: Store, number: int, games: int, elo: float | None, promote: bool) -> None:
+    """What ``ringrift status`` reads of a generation."""
+    store.write_plan(CONFIG, number, {"settings": TrainingConfig.preset("smoke").to_dict()})
+    with store.create(CONFIG, number, "selfplay_shards", {"selfplay/games": games}):
+        pass
+    if elo is None:
+        return
+    rating = {"eval/elo": elo, "eval/elo_low": elo - 50, "eval/elo_high": elo + 50}
+    with store.create(CONFIG, number, "evaluation", rating):
+        pass
+    if promote:
+        with store.create(CONFIG, number, "ema_model") as model:
+            (model.path / "weights").write_text(str(number))
+        store.promote(CONFIG, number, model.artefact, {})
+
+
+def started(
+    instance: DagsterInstance, config: str, key: str, status: DagsterRunStatus, last: int
+) -> str:
+    settings = TrainingConfig.preset("smoke")
+    return create_run_for_test(
+        instance,
+        job_name=names.job_name(config),
+        status=status,
+        tags={names.CONFIG_TAG: config, names.PARTITION_TAG: key},
+        run_config=run_config(settings, last_generation=last),
+        remote_job_origin=RemoteJobOrigin(REPOSITORY, names.job_name(config)),
+    ).run_id
+
+
+def as_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run(["status", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_an_empty_folder_is_left_empty(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "daemon: down" in said and "nothing runs and nothing waits" in said
+    assert not store.root.exists()
+    assert as_json(capsys)["configs"] == []
+
+
+def test_a_busy_folder(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    generation(store, 0, 320, 1236.0, True)
+    generation(store, 1, 300, 1190.0, False)
+    generation(store, 2, 80, None, False)
+    store.set_switches(CONFIG, nightly=False)
+    with open_instance(store.root) as instance:
+        run_id = started(instance, CONFIG, "0002", DagsterRunStatus.STARTED, 5)
+        started(instance, "hex8_3p", "0001", DagsterRunStatus.QUEUED, 1)
+        started(instance, "hex8_3p", "0000", DagsterRunStatus.SUCCESS, 1)
+        with ProgressFile(store.root, run_id, f"{CONFIG}__checkpoint", CONFIG, "0002") as report:
+            report(150, 150, "step 150/150, loss 1.7")
+            found = as_json(capsys)
+            assert run(["status"]) == 0
+            said = capsys.readouterr().out
+    (running,) = found["running"]
+    assert (running["config"], running["generation"], running["status"]) == (CONFIG, 2, "started")
+    (step,) = running["steps"]
+    assert (step["step"], step["done"], step["total"]) == (f"{CONFIG}__checkpoint", 150, 150)
+    (waiting,) = found["waiting"]
+    assert (waiting["config"], waiting["generation"]) == ("hex8_3p", 1)
+    # hex8_3p was asked for up to generation 1, and that is the one that waits
+    assert [(one["what"], one["when"]) for one in found["following"]] == [
+        (f"{CONFIG} generation 0003", "when 0002 has been evaluated, up to 0005")
+    ]
+    (strength,) = found["configs"]
+    assert (strength["config"], strength["newest"], strength["games"]) == (CONFIG, 2, 700)
+    evaluated, champion = strength["evaluated"], strength["champion"]
+    assert evaluated["generation"] == 1 and champion["generation"] == 0
+    assert [evaluated[f"rating{end}"] for end in ("", "_low", "_high")] == [1190, 1140, 1240]
+    assert champion["rating"] == 1236
+    assert strength["paused"] == ["nightly"]
+    landed = store.require(CONFIG, 1, "evaluation").created
+    assert evaluated["at"] == landed
+    assert found["bytes"] >= strength["bytes"] > 0 and found["free_bytes"] > 0
+    for words in (
+        f"runs: {CONFIG} generation 0002",
+        "150/150, step 150/150, loss 1.7",
+        "nobody may be working on it",  # there is no daemon here
+        "waits: hex8_3p generation 0001",
+        "next: square8_2p generation 0003",
+        f"paused: {CONFIG}'s nightly; ringrift resume --config {CONFIG} ends it",
+        "1190 (1140 to 1240)",
+        "1236 (1186 to 1286)",
+        "700",
+    ):
+        assert words in said, words
+
+
+def test_schedules_that_are_on_say_when(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    from dagster._core.definitions.run_request import InstigatorType
+    from dagster._core.scheduler.instigation import (
+        InstigatorState,
+        InstigatorStatus,
+        ScheduleInstigatorData,
+    )
+
+    from ringrift_pipeline.definitions import defs
+
+    schedule = defs.get_repository_def().get_schedule_def("weekly_gauntlet")
+    with open_instance(store.root) as instance:
+        assert as_json(capsys)["following"] == []
+        instance.add_instigator_state(
+            InstigatorState(
+                RemoteInstigatorOrigin(REPOSITORY, schedule.name),
+                InstigatorType.SCHEDULE,
+                InstigatorStatus.RUNNING,
+                ScheduleInstigatorData(schedule.cron_schedule, time.time()),
+            )
+        )
+        (following,) = as_json(capsys)["following"]
+    assert following["what"] == "weekly_gauntlet" and "05:00" in following["when"]
+
+
+ANNOUNCING = """
+import sys
+from ringrift_pipeline.orchestration.presence import announce
+announce("webserver", ["-m", "x", "--host", "127.0.0.1", "--port", "3999"])
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_is_up_and_who_has_died(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANNOUNCING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout and process.stdout.readline() == "up\n"
+    (found,) = present(store.root)
+    assert (found.kind, found.pid, found.host, found.port) == (
+        "webserver",
+        process.pid,
+        "127.0.0.1",
+        3999,
+    )
+    assert present(store.root) == [found]  # looking takes nothing away
+    process.kill()
+    process.communicate()
+    assert present(store.root) == []
+    announce("daemon", ["run"])  # this process: until it ends
+    assert [one.kind for one in present(store.root)] == ["daemon"]
+
+
+def test_nothing_heavy_is_loaded(store: Store) -> None:
+    code = (
+        "import sys; from ringrift_pipeline.cli import run; run(['status']); "
+        "bad = [m for m in ('torch', 'numba', 'pandas', 'polars') if m in sys.modules]; "
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_sizes(tmp_path: Path) -> None:
+    assert [size(count) for count in (1_234, 5_670_000, 89_100_000_000)] == [
+        "1 kB",
+        "5.67 MB",
+        "89.1 GB",
+    ]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_bytes(b"x" * 10_000)
+    assert 10_000 <= disk_usage(tmp_path) < 30_000 and disk_usage(tmp_path / "none") == 0

@@ -1,0 +1,158 @@
+"""Backfilling a range of generations of several configs, as the daemon does it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, build_sensor_context
+from dagster._core.definitions.partitions.context import partition_loading_context
+from dagster._core.definitions.selector import (
+    PartitionRangeSelector,
+    PartitionsByAssetSelector,
+    PartitionsSelector,
+)
+from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.remote_origin import InProcessCodeLocationOrigin
+from dagster._core.test_utils import (
+    InProcessTestWorkspaceLoadTarget,
+    create_run_for_test,
+    create_test_daemon_workspace_context,
+)
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._daemon.backfill import execute_backfill_iteration
+from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
+
+from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.instance import instance_file, open_instance, prepare_home
+from ringrift_pipeline.orchestration.run_order import PRIORITY_TAG, order_tags
+from ringrift_pipeline.store import Store
+
+from .landing import Land
+
+LOG = logging.getLogger("test")
+TWO = ("square8_2p", "hex8_3p")
+RANGE = ("0000", "0001", "0002")
+WHAT = ("checkpoint", "ema_model")  # enough to see that a generation is one run
+
+
+@pytest.fixture
+def instance(data: Path) -> Iterator[DagsterInstance]:
+    """The pipeline's own instance on a machine of many cores; what it launches does nothing."""
+    settings = yaml.safe_load(instance_file())
+    settings["concurrency"]["runs"]["max_concurrent_runs"] = 8
+    settings["run_launcher"] = {"module": "dagster._core.test_utils", "class": "MockedRunLauncher"}
+    (prepare_home(data) / "dagster.yaml").write_text(yaml.safe_dump(settings))
+    with open_instance(data) as made:
+        for config in TWO:
+            made.add_dynamic_partitions(names.partitions_name(config), list(RANGE))
+        yield made
+
+
+@contextmanager
+def daemon(instance: DagsterInstance) -> Iterator[Any]:
+    """A daemon's view of the code location."""
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name=names.MODULE)
+    origin = InProcessCodeLocationOrigin(
+        target,
+        container_image=None,
+        entry_point=None,
+        container_context=None,
+        location_name=names.MODULE,
+    )
+    with create_test_daemon_workspace_context(
+        InProcessTestWorkspaceLoadTarget(origin), instance
+    ) as workspace:
+        yield workspace
+
+
+def test_generations_of_a_config_follow_each_other(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    queue = QueuedRunCoordinatorDaemon(interval_seconds=1)
+    with daemon(instance) as workspace:
+        add_backfill(instance, workspace)
+        assert [each for each in execute_backfill_iteration(workspace, LOG) if each] == []
+        backfilled = runs(instance)
+        assert sorted(where(run) for run in backfilled) == sorted(
+            (config, key) for config in TWO for key in RANGE
+        )
+        assert all(len(run.asset_selection or ()) == len(WHAT) for run in backfilled)
+        for key in RANGE:  # both configs at once, each in ascending order
+            list(queue.run_iteration(workspace))
+            started = [run for run in runs(instance) if run.status == DagsterRunStatus.STARTING]
+            assert sorted(where(run) for run in started) == sorted((name, key) for name in TWO)
+            list(queue.run_iteration(workspace))
+            assert len([run for run in runs(instance) if is_active(run)]) == len(TWO)
+            for run in started:
+                instance.report_run_failed(run)
+    # what a backfill evaluates is neither promoted nor followed by another generation
+    land("square8_2p", 1, tags=dict(backfilled[0].tags) | {names.PARTITION_TAG: "0001"})
+    sensor = defs.get_repository_def().get_sensor_def(names.SENSOR)
+    with build_sensor_context(
+        instance=instance, repository_def=defs.get_repository_def()
+    ) as context:
+        result = sensor.evaluate_tick(context)
+    assert result.run_requests == [] and "backfill" in (result.skip_message or "")
+    assert store.champion("square8_2p") is None
+
+
+def add_backfill(instance: DagsterInstance, workspace: Any) -> None:
+    selected = PartitionsSelector([PartitionRangeSelector(RANGE[0], RANGE[-1])])
+    with partition_loading_context(dynamic_partitions_store=instance):
+        backfill = PartitionBackfill.from_partitions_by_assets(
+            backfill_id="range",
+            asset_graph=workspace.create_request_context().asset_graph,
+            backfill_timestamp=time.time(),
+            tags={},
+            dynamic_partitions_store=instance,
+            partitions_by_assets=[
+                PartitionsByAssetSelector(
+                    asset_key=names.asset_key(config, name), partitions=selected
+                )
+                for config in TWO
+                for name in WHAT
+            ],
+            title=None,
+            description=None,
+            run_config=None,
+        )
+    instance.add_backfill(backfill)
+
+
+def runs(instance: DagsterInstance) -> list[DagsterRun]:
+    return [*instance.get_runs()]
+
+
+def where(run: DagsterRun) -> tuple[str, str]:
+    return run.tags[names.ORDER_TAG], run.tags[names.PARTITION_TAG]
+
+
+def is_active(run: DagsterRun) -> bool:
+    return run.status in (DagsterRunStatus.STARTING, DagsterRunStatus.STARTED)
+
+
+def test_which_runs_have_an_order() -> None:
+    key = names.asset_key("hex8_3p", "checkpoint")
+    other = names.asset_key("hex8_4p", "checkpoint")
+    generation = {names.PARTITION_TAG: "0003"}
+    with DagsterInstance.ephemeral() as instance:
+
+        def tags_of(tags: dict[str, str], *keys: Any) -> dict[str, str]:
+            run = create_run_for_test(instance, tags=tags, asset_selection=frozenset(keys))
+            return order_tags(run)
+
+        mine = {names.CONFIG_TAG: "hex8_3p", names.ORDER_TAG: "hex8_3p"}
+        assert tags_of(generation, key) == mine
+        assert tags_of({**generation, names.CONFIG_TAG: "hex8_3p"}) == mine
+        assert tags_of({**generation, names.BACKFILL_TAG: "b"}, key) == {**mine, PRIORITY_TAG: "-4"}
+        assert tags_of(generation, key, other) == {}
+        assert tags_of({names.CONFIG_TAG: "hex8_3p"}) == {}  # a gauntlet waits for nobody
