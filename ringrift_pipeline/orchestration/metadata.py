@@ -103,10 +103,9 @@ def picture(path: Path) -> MetadataValue:
 
 
 def of_artefact(artefact: Artefact) -> dict[str, Any]:
-    """Dagster metadata of an artefact: numbers, pictures, digest, path."""
-    shown: dict[str, Any] = dict(numbers(artefact.metadata, FIRST.get(artefact.kind, ())))
-    shown |= for_people(artefact)
-    shown |= games_of(artefact)
+    """Dagster metadata of an artefact: pictures, games, numbers, digest, path."""
+    shown = for_people(artefact) | games_of(artefact)
+    shown |= numbers(artefact.metadata, FIRST.get(artefact.kind, ()))
     shown["digest"] = artefact.digest
     shown["path"] = MetadataValue.path(artefact.path)
     for name in ("parent_config", "parent_generation", "parent_digest"):
@@ -117,15 +116,10 @@ def of_artefact(artefact: Artefact) -> dict[str, Any]:
 
 def games_of(artefact: Artefact) -> dict[str, Any]:
     """Addresses of the recorded games that an artefact points at, on the page of `ringrift play`."""
-    shown = {
+    return {
         f"replay: {what}": MetadataValue.url(game_address(game))
         for what, game in (artefact.metadata.get("replay") or {}).items()
     }
-    hardest = artefact.metadata.get("hardest")
-    if hardest is not None:
-        address = game_address(hardest["game_id"], hardest["ply"])
-        shown["replay: hardest"] = MetadataValue.url(address)
-    return shown
 
 
 def for_people(artefact: Artefact) -> dict[str, Any]:
@@ -153,5 +147,6 @@ def materialized(artefact: Artefact, beside: Artefact | None = None) -> Material
 
     shown = of_artefact(artefact)
     if beside is not None:
-        shown |= for_people(beside) | {f"{beside.kind}_path": MetadataValue.path(beside.path)}
+        path = {f"{beside.kind}_path": MetadataValue.path(beside.path)}
+        shown = for_people(beside) | shown | path
     return MaterializeResult(metadata=shown, data_version=DataVersion(artefact.digest[:16]))

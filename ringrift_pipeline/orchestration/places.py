@@ -46,14 +46,13 @@ def progress_folder(data: Path, run_id: str | None = None) -> Path:
 PLAY_PORT = 3001  # of the page of `ringrift play`, beside the Dagster UI's 3000
 
 
-def game_address(game_id: str, ply: int | None = None) -> str:
-    """Where the page of ``ringrift play`` shows a recorded game, at a ply of it if one is given.
+def game_address(game: str) -> str:
+    """Where the page of ``ringrift play`` shows a recorded game.
 
     The page is expected at ``RINGRIFT_PLAY_URL``, by default on this machine at `PLAY_PORT`.
 
     Args:
-        game_id: ``<config>-<generation>-<shard>-<game>``.
+        game: its id, ``<config>-<generation>-<shard>-<game>``, and ``?ply=12`` for that ply.
     """
     page = os.environ.get("RINGRIFT_PLAY_URL") or f"http://127.0.0.1:{PLAY_PORT}"
-    at = "" if ply is None else f"?ply={ply}"
-    return f"{page.rstrip('/')}/games/{'/'.join(game_id.split('-'))}{at}"
+    return f"{page.rstrip('/')}/games/{game.replace('-', '/')}"

@@ -9,13 +9,15 @@ which refuses bad values with its own message. A job-level config mapping does t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from dagster import (
     Config,
+    DagsterError,
     InitResourceContext,
     OpDefinition,
     Permissive,
@@ -32,6 +34,15 @@ from ringrift_pipeline.enhancements.training_config import (
     TrainingConfig,
 )
 from ringrift_pipeline.orchestration.configs import CONFIGS
+
+
+class LaunchRefusedError(DagsterError):
+    """Settings out of bounds: the message names field and bound.
+
+    An error of Dagster's kind, so that the UI shows it as it is, and not at the end of a trace of
+    the mapping that raised it.
+    """
+
 
 # What a run needs to know beside the hyper-parameters.
 RUN_FIELDS = ("preset", "last_generation", "resume")
@@ -215,7 +226,8 @@ def settings_of(config: str | None = None) -> SettingsResource:
     """
 
     def check(values: Mapping[str, Any]) -> dict[str, Any]:
-        resolve(values, config)
+        with _refused():
+            resolve(values, config)
         return {
             "values": {"preset": _plain(values.get("preset")), **given(values)},
             "last_generation": values.get("last_generation"),
@@ -252,15 +264,25 @@ def refusing(
 
     def checked(values: Mapping[str, Any]) -> dict[str, Any]:
         plain = {name: _plain(value) for name, value in values.items()}
-        try:
+        with _refused():
             check(model(**plain))
-        except ValidationError as error:
-            raise ConfigError("; ".join(_explained(one) for one in error.errors())) from None
         return plain
 
     return raw.configured(
         checked, name=raw.name, config_schema=infer_schema_from_config_class(model)
     )
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Bad settings as the error that a launch is refused with."""
+    try:
+        yield
+    except ValidationError as error:
+        reasons = "; ".join(_explained(one) for one in error.errors())
+        raise LaunchRefusedError(reasons) from None
+    except ConfigError as error:
+        raise LaunchRefusedError(str(error)) from None
 
 
 def _explained(error: Any) -> str:

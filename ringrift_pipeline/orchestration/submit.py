@@ -40,7 +40,7 @@ def submit_generation(
     on the instance.
 
     Raises:
-        DagsterInvalidConfigError, DagsterConfigMappingFunctionError: a value is out of bounds.
+        DagsterInvalidConfigError, LaunchRefusedError: a value is out of bounds.
     """
     key = generation_key(generation)
     if not instance.has_dynamic_partition(partitions_name(config), key):

@@ -20,7 +20,7 @@ __all__ = ["SHOWN", "Example", "draw_gallery", "find_examples", "judged_by"]
 
 GALLERY = "gallery"
 SHOWN = 12  # examples of the whole picture
-MOST_WORDS = 44  # characters of a move in words
+MOST_WORDS = 40  # characters of a move in words
 BEST = 3  # moves drawn of an opinion
 WIDTH, LINE = 300, 15  # of a board, and of a line of text, in the picture's units
 

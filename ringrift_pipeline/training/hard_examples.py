@@ -121,9 +121,9 @@ def mine_hard_examples(
         "inputs": inputs,
         "examples": frame.height,
         "scored_rows": len(rows),
-        "hardest": {"game_id": hardest[0]["game_id"], "ply": hardest[0]["ply"]}
+        "replay": {"hardest": f"{hardest[0]['game_id']}?ply={hardest[0]['ply']}"}
         if hardest
-        else None,
+        else {},
         "scored_with": "parent" if plan.parent is not None else "surprise",
         "ensemble_members": [member.name for member in members],
         "train/hardness_mean": float(hardness.mean()),

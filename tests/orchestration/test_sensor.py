@@ -18,7 +18,7 @@ from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.sensor import read_cursor
 from ringrift_pipeline.store import Store
 
-from .landing import Land, fake_model
+from .landing import Land, fake_evaluation, fake_model
 
 THREE = ("square8_2p", "hex8_3p", "hexagonal_4p")
 
@@ -266,11 +266,29 @@ def test_start_up_brings_partitions_and_champions_up_to_the_store(
     for generation in (0, 1, 2):
         store.write_plan("square8_2p", generation, {})
     model = fake_model(store, "square8_2p", 1)
-    store.promote("square8_2p", 1, model, {"gate": {"reasons": ["by hand"]}})
+    rating = {"rating": 1250.0, "low": 1200.0, "high": 1300.0}
+    store.promote("square8_2p", 1, model, {"gate": {"reasons": ["by hand"]}, "rating": rating})
     reconcile(instance, store)
     assert instance.get_dynamic_partitions("square8_2p_generation") == ["0000", "0001", "0002"]
     assert last_reported(instance, "square8_2p") == model.digest
+    event = instance.get_latest_materialization_event(names.asset_key("square8_2p", "champion"))
+    assert event is not None and event.asset_materialization is not None
+    made = event.asset_materialization
+    shown = {name: value.value for name, value in made.metadata.items() if name.startswith("eval")}
+    assert shown == {"eval/elo": 1250.0, "eval/elo_low": 1200.0, "eval/elo_high": 1300.0}
+    assert made.tags is not None
+    assert made.tags["dagster/data_version"] == model.digest[:16]
     assert reconcile(instance, store) == []
+
+
+def test_start_up_offers_the_generation_that_comes_next(
+    instance: DagsterInstance, store: Store
+) -> None:
+    """A partition that does not exist cannot be launched from the browser."""
+    fake_evaluation(store, "hex8_2p", 0, True, None)
+    reconcile(instance, store)
+    assert instance.get_dynamic_partitions("hex8_2p_generation") == ["0000", "0001"]
+    assert instance.get_dynamic_partitions("square8_2p_generation") == ["0000"]
 
 
 def test_the_cursor_is_json_by_config(instance: DagsterInstance, land: Land) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 from dagster import DagsterInstance
-from dagster._core.errors import DagsterConfigMappingFunctionError
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import loop as looping
 from ringrift_pipeline.orchestration.loop import Loop, LoopError, LoopRequest
 from ringrift_pipeline.orchestration.names import CONFIGS
+from ringrift_pipeline.orchestration.settings import LaunchRefusedError
 from ringrift_pipeline.orchestration.switches import JOB, OP, PausedError, is_on
 from ringrift_pipeline.store import Store
 
@@ -36,9 +36,9 @@ def test_the_job_turns_what_it_is_told_and_nothing_else(
 
 
 def test_a_job_that_would_change_nothing_is_refused(instance: DagsterInstance) -> None:
-    with pytest.raises(DagsterConfigMappingFunctionError) as caught:
+    with pytest.raises(LaunchRefusedError) as caught:
         turn(instance, config="hex8_3p")
-    assert "at least one of loop, nightly, gauntlet" in str(caught.value.__cause__)
+    assert "at least one of loop, nightly, gauntlet" in str(caught.value)
 
 
 def test_a_job_that_waits_counts_for_what_it_names_only(

@@ -1,0 +1,188 @@
+"""A person's first hour: launch a generation in the browser, watch the next start, look at every
+asset, play a move against what was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, job_name
+from ringrift_pipeline.store import Store
+
+from .conftest import Program
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+CONFIG = "square8_2p"
+TINY: dict[str, Any] = {
+    "preset": "smoke",
+    "device": "cpu",
+    "selfplay": {"games": 8, "games_per_shard": 4, "parallel_games": 4, "workers": 1},
+    "search": {"simulations": 4, "cheap_simulations": 2, "max_considered": 4},
+    "network": {"blocks": 1, "channels": 8, "value_channels": 4},
+    "training": {"max_steps": 4, "batch_size": 32, "holdout_fraction": 0.3, "threads": 1},
+    "calibration": {"bins": 3, "bootstrap": 20, "min_games": 2},
+    "evaluation": {"games": 4, "max_games": 4, "simulations": 2, "anchor_games": 4},
+}
+MODULE = "ringrift_pipeline.definitions"
+GENERATION = 600.0  # seconds for a tiny generation on a machine that is busy
+WAIT = 90_000  # ms
+PICTURES = {
+    "selfplay_shards": "policy_entropy",
+    "quality_scores": "quality",
+    "hard_examples": "gallery",
+    "checkpoint": "loss",
+    "ensemble": "disagreement",
+    "calibration_report": "reliability",
+    "evaluation": "rating_curve",
+}
+RUNS = """{ runsOrError { ... on Runs { results { status tags { key value } } } } }"""
+
+
+def states(address: str) -> dict[str, str]:
+    """Status of the newest run of every generation, by its key."""
+    request = urllib.request.Request(
+        f"{address}/graphql",
+        json.dumps({"query": RUNS}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        runs = json.load(answer)["data"]["runsOrError"]["results"]
+    found: dict[str, str] = {}
+    for run in runs:
+        tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+        found.setdefault(tags.get("dagster/partition", ""), run["status"])
+    return found
+
+
+def wait_for_success(address: str, generation: str) -> None:
+    end = time.monotonic() + GENERATION
+    while (state := states(address).get(generation)) != "SUCCESS":
+        assert state not in ("FAILURE", "CANCELED"), state
+        assert time.monotonic() < end, f"generation {generation} is {state}"
+        time.sleep(1.0)
+
+
+def skip_the_greeting(page: Any) -> None:
+    """The UI greets whoever comes for the first time."""
+    button = page.get_by_role("button", name="Skip")
+    if button.count():
+        button.first.click()
+
+
+@pytest.fixture
+def page(browser: Any) -> Any:
+    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    opened = context.new_page()
+    opened.set_default_timeout(WAIT)
+    yield opened
+    context.close()
+
+
+def test_a_generation_from_the_launchpad_the_next_by_the_sensor_and_a_move_against_it(
+    page: Any,
+    program: Callable[..., Program],
+    shot: Callable[[Any, str], None],
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    address = program(
+        "ui", "--data", str(data), "--config", CONFIG, "--port", str(free_port())
+    ).address()
+
+    # the launchpad: an out-of-range value is refused by name, a good one runs
+    page.goto(f"{address}/locations/{MODULE}/jobs/{job_name(CONFIG)}/playground")
+    skip_the_greeting(page)
+    page.get_by_placeholder("Partition").click()
+    page.get_by_text("0000", exact=True).first.click()
+    write_config(page, {**TINY, "training": {**TINY["training"], "batch_size": -4}})
+    page.get_by_role("button", name="Launch Run").click()
+    page.get_by_text("training.batch_size").first.wait_for()
+    shot(page, "refused")
+    assert states(address) == {}
+    page.keyboard.press("Escape")
+    page.goto(f"{address}/locations/{MODULE}/jobs/{job_name(CONFIG)}/playground")
+    page.get_by_placeholder("Partition").click()
+    page.get_by_text("0000", exact=True).first.click()
+    write_config(page, {**TINY, "last_generation": 1})
+    shot(page, "launchpad")
+    page.get_by_role("button", name="Launch Run").click()
+    wait_for_success(address, "0000")
+
+    # the sensor starts the next one
+    wait_for_success(address, "0001")
+    store = Store(data)
+    assert store.newest(CONFIG, "evaluation") == 1
+
+    page.goto(f"{address}/locations/__repository__@{MODULE}/asset-groups/{CONFIG}/lineage")
+    page.get_by_text("selfplay_shards").first.wait_for()
+    page.wait_for_timeout(3000)
+    shot(page, "lineage")
+    for name in ASSETS:
+        look_at(page, shot, f"{address}/assets/{CONFIG}/{name}", name)
+    page.goto(f"{address}/assets/{CONFIG}/{CHAMPION}")
+    page.get_by_text("champion").first.wait_for()
+
+    # what was trained is played against
+    play = program("play", "--data", str(data), "--port", "0", "--no-browser", "--config", CONFIG)
+    page.goto(play.address())
+    page.locator("svg.board").wait_for()
+    play_a_move(page, "generation:0001")
+    shot(page, "play")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_config(page: Any, settings: dict[str, Any]) -> None:
+    text = yaml.safe_dump({"resources": {"settings": {"config": settings}}})
+    page.locator(".CodeMirror").first.wait_for()
+    page.evaluate("text => document.querySelector('.CodeMirror').CodeMirror.setValue(text)", text)
+    page.wait_for_timeout(1500)  # it is checked while one writes
+
+
+def look_at(page: Any, shot: Callable[[Any, str], None], address: str, name: str) -> None:
+    """An asset's page has its numbers, its checks, and the picture opens."""
+    page.goto(f"{address}?view=overview")
+    page.get_by_text("Metadata", exact=True).first.wait_for()
+    picture = PICTURES.get(name)
+    if picture is not None:
+        row = page.locator("tr", has=page.get_by_text(picture, exact=True)).first
+        row.get_by_text("[Show Markdown]").click()
+        image = page.locator("[role=dialog] img").first
+        image.wait_for()
+        assert image.evaluate("image => image.complete && image.naturalWidth") > 100, name
+        shot(page, name)
+        page.keyboard.press("Escape")
+    else:
+        shot(page, name)
+
+
+def play_a_move(page: Any, opponent: str) -> None:
+    """A new game against it; one move by clicking, and its answer."""
+    page.locator("#play-board .view").focus()
+    page.keyboard.press("n")
+    page.locator("#set-config").select_option(CONFIG)
+    page.locator("#set-seats select").nth(0).select_option("human")
+    page.locator("#set-seats select").nth(1).select_option(opponent)
+    page.locator("#set-simulations").press("Enter")
+    page.locator("#seats li", has_text=opponent).wait_for()
+    page.locator('[data-cell="3,4"]').click()
+    page.locator("#moves [role=option]").first.click()
+    page.locator("#log li", has_text="place ring to 3,4").wait_for()
+    page.locator("[data-cell].can").first.click()
+    page.locator("#status", has_text="Seat 1 places rings").wait_for()
+    assert len(page.locator("#log li").all()) >= 4  # the network has answered
