@@ -7,12 +7,13 @@ GENERATIONS ?= 2
 PRESET ?= smoke
 WORKERS ?= 2
 
-.PHONY: help setup loop ui test lint bench clean
+.PHONY: help setup loop ui test browser lint bench clean
 
 help:
 	@echo "make loop   play, train, evaluate and gate $(GENERATIONS) generations of $(CONFIG) ($(PRESET))"
 	@echo "make ui     open the Dagster UI on what the loop made"
 	@echo "make test   lint, types and the whole test suite"
+	@echo "make browser  the pages in a real browser (needs Chromium)"
 	@echo "make bench  every benchmark, quick form"
 
 setup: $(VENV)/.installed
@@ -41,6 +42,11 @@ lint: setup
 test: lint
 	@$(BIN)/python -m ringrift_pipeline.selfplay.warm_up
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Chromium comes with the system (Debian: apt install chromium); RINGRIFT_CHROMIUM names another.
+browser: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 bench: setup
 	@for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done

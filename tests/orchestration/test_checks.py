@@ -114,7 +114,8 @@ def shard_copied(store: Store) -> None:
 
         with open_shard(first) as reader:
             metadata, table = reader.schema.metadata, reader.read_all()
-        renamed = [f"{name}-copy" for name in table.column("game_id").to_pylist()]
+        ids = table.column("game_id").to_pylist()
+        renamed = [f"{CONFIG}-0000-0001-{name.rsplit('-', 1)[1]}" for name in ids]
         field = table.schema.field("game_id")
         table = table.set_column(0, field, pa.array(renamed, pa.string()))
         with pa.OSFile(str(folder / SHARD_FILE), "wb") as sink:

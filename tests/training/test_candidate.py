@@ -90,7 +90,10 @@ def test_ensemble_holds_the_newest_models_and_measures_them(trained: Store, seco
             self.batch, self.device = dataset.batch, dataset.device
 
     models = {m["name"]: load_model(trained.root / m["path"]) for m in members}
-    few = _together(models, Few(), "cpu", Reporter(), 2)
+    few, apart = _together(models, Few(), "cpu", Reporter(), 2)
+    assert [np.mean(each) for each in apart] == pytest.approx(
+        [few["policy_disagreement"], few["value_disagreement"]]
+    )
     assert 5 * (few["policy_loss_a_row"] + few["value_loss"]) == pytest.approx(total, rel=1e-4)
     assert report["ensemble"]["policy_disagreement"] > 0
     assert sum(p["rows"] for p in report["ensemble"]["disagreement_by_phase"].values()) == len(rows)

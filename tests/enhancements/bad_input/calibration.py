@@ -86,10 +86,12 @@ def calibration_rows() -> list[Row]:
                     Change("lacks bins", lambda good: {"a": {**good["a"], "bins": []}}),
                 ),
                 "path": any_of(*map(becomes, (None, 3, [], "", object(), *ARRAYS))),
+                "dpi": whole(1, 1001),
             },
             lambda it, folder: {
                 "reports": {"a": calibration_report(unit(), unit().round(), bootstrap=20)},
                 "path": folder / "reliability.png",
+                "dpi": 50,
             },
         ),
         Row(
