@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import DagsterRunStatus
+from dagster import DagsterEventType, DagsterRunStatus
 
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.names import partitions_name
@@ -150,6 +150,8 @@ def test_starts_everything_and_leaves_nothing(
         first.send_signal(signal.SIGTERM)
         assert first.wait(timeout=180) == 0
         assert status(instance, run_id) == DagsterRunStatus.CANCELED
+        # it was asked to stop, not only found dead
+        assert instance.all_logs(run_id, of_type=DagsterEventType.RUN_CANCELING)
     assert processes_of(data) == []
     assert is_free(port) and present(data) == []
     assert [*data.rglob(".ringrift-tmp-*")] == []

@@ -73,8 +73,8 @@ def test_deaf_steps_are_gone_soon_after_their_runs(toys: Served) -> None:
     for step in steps.values():
         wait_for(lambda step=step: is_gone(step.pid), SOON, f"{step} ends")  # type: ignore[misc]
     assert time.monotonic() - began > 1.0  # they were deaf: only the watchdog ended them
-    assert toys.finished(terminated, 20.0) == DagsterRunStatus.CANCELED
-    assert toys.finished(killed, 20.0) == DagsterRunStatus.FAILURE
+    assert toys.finished(terminated) == DagsterRunStatus.CANCELED
+    assert toys.finished(killed) == DagsterRunStatus.FAILURE
     for run_id in steps:
         assert toys.steps(run_id, DagsterEventType.STEP_SUCCESS) == ["first"]
         assert read_progress(toys.data, run_id) == []
@@ -87,7 +87,7 @@ def test_an_orphan_ends_and_its_success_does_not_land(toys: Served) -> None:
     run_id = toys.launch("guarded", behaving("wait"))
     step = toys.step(run_id, "second")
     os.kill(toys.worker(run_id), signal.SIGKILL)
-    assert toys.finished(run_id, 20.0) == DagsterRunStatus.FAILURE
+    assert toys.finished(run_id) == DagsterRunStatus.FAILURE
     if not is_gone(step.pid):  # the watchdog looks every two seconds: be quicker than it
         go.touch()
     wait_for(lambda: is_gone(step.pid), SOON, "the orphan ends")

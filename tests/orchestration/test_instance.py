@@ -19,8 +19,9 @@ from ringrift_pipeline.orchestration.instance import (
     sweep_lost_runs,
 )
 from ringrift_pipeline.orchestration.jobs import cores
-from ringrift_pipeline.orchestration.places import data_folder, home_folder
-from ringrift_pipeline.store import LockedError
+from ringrift_pipeline.orchestration.places import data_folder, home_folder, progress_folder
+from ringrift_pipeline.store import LockedError, Store
+from ringrift_pipeline.store.atomic import TEMPORARY
 
 
 def test_the_file_is_written_once_and_then_left_alone(data: Path) -> None:
@@ -99,6 +100,21 @@ def test_lost_runs_are_reported_at_the_start(data: Path) -> None:
         assert status(cancelling) == DagsterRunStatus.CANCELED
         assert status(done) == DagsterRunStatus.SUCCESS
         assert sweep_lost_runs(instance) == []
+
+
+def test_the_owner_begins_by_tidying_up(data: Path) -> None:
+    store = Store(data)
+    with open_instance(data) as instance:
+        lost = create_run_for_test(instance, status=DagsterRunStatus.STARTED).run_id
+        half = data / "hex8_2p" / f"{TEMPORARY}1-aa"
+        half.mkdir(parents=True)
+        (progress_folder(data, lost)).mkdir(parents=True)
+        store.write_plan("hex8_2p", 0, {})
+    with own_instance(data) as instance:
+        run = instance.get_run_by_id(lost)
+        assert run is not None and run.status == DagsterRunStatus.FAILURE
+        assert not half.exists() and not progress_folder(data).exists()
+        assert instance.get_dynamic_partitions("hex8_2p_generation") == ["0000"]
 
 
 def test_where_the_data_root_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,13 +96,13 @@ def start(data: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def processes_of(data: Path) -> list[str]:
-    """Command lines of the processes that work on a data root, where the system tells."""
-    wanted = f"RINGRIFT_DATA={data}".encode()
+def processes_of(data: Path, variable: str = "") -> list[str]:
+    """Command lines of the processes that work on a data root and have a variable set so."""
+    wanted = {f"RINGRIFT_DATA={data}".encode(), *([variable.encode()] if variable else [])}
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+            if wanted <= {*(entry / "environ").read_bytes().split(b"\0")}:
                 found.append((entry / "cmdline").read_text().replace("\0", " "))
         except OSError:
             continue
@@ -117,6 +117,7 @@ def test_a_real_loop_is_stopped_cleanly_and_goes_on(tmp_path: Path) -> None:
     while not any(progress_folder(data).glob("*/*.json")) and time.monotonic() < deadline:
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.2)
+    assert processes_of(data, "RINGRIFT_POOL=cpu")  # its steps wait for no GPU
     first.send_signal(signal.SIGINT)
     _, told = first.communicate(timeout=120)
     assert first.returncode == 130, told
