@@ -142,14 +142,15 @@ def clear(
                 _remove(path)
     if not config.dry_run:
         store.sweep()
-    found = survey(store, config.keep_generations, working(instance, store))
+    busy = working(instance, store)
+    found = survey(store, config.keep_generations, busy)
     budget = int(config.budget_gb * GB)
     spared = sum(litter.values()) if config.dry_run else 0
     chosen = found.surplus(budget + spared)
     if config.dry_run:
         after = found.bytes - spared - sum(item.bytes for item in chosen)
     else:
-        chosen = delete(store, found, chosen)
+        chosen = delete(store, found, chosen, lambda: not working(instance, store) <= busy)
         after = used_bytes(store.root)
     return Cleared(before, after, budget, chosen, found.protected, config.dry_run, litter)
 
