@@ -1,9 +1,9 @@
-"""What was decided on a generation's evaluation, kept beside it: an artefact ``decision``.
+"""Promoting what the gate lets through, and what was decided on a generation's evaluation.
 
-Its metadata: ``promoted``, ``reasons``, ``next`` (the generation that was started, else None),
-``end`` (why none was, one of the names below, else None), ``feedback``, and of which evaluation
-(``run``, ``storage_id``). The command line waits for it, the schedules and the watch over stalled
-configs read it.
+A decision is kept beside the evaluation: an artefact ``decision``. Its metadata: ``promoted``,
+``reasons``, ``next`` (the generation that was started, else None), ``end`` (why none was, one of the
+names below, else None), ``feedback``, and of which evaluation (``run``, ``storage_id``). The command
+line waits for it, the schedules and the watch over stalled configs read it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,14 @@ from typing import Any
 
 from dagster import EventLogRecord
 
-from ringrift_pipeline.store import CorruptArtefactError, Store
+from ringrift_pipeline.orchestration.names import generation_key
+from ringrift_pipeline.store import (
+    Artefact,
+    Champion,
+    CorruptArtefactError,
+    MissingArtefactError,
+    Store,
+)
 
 KIND = "decision"
 
@@ -22,6 +29,55 @@ CHECKS = "checks"  # a blocking check failed, or a file it rests on is damaged
 PLAN = "plan"  # no settings for the next one can be made from its plan
 
 FAULTS = (CHECKS, PLAN)  # what somebody has to put right before the loop can go on
+
+
+def _evaluation(store: Store, config: str, generation: int, record: EventLogRecord) -> Artefact:
+    """The very evaluation that the record tells of and its checks have judged; the command line may
+    have made another one current. Raises MissingArtefactError, CorruptArtefactError.
+    """
+    current = store.require(config, generation, "evaluation")
+    landed = record.asset_materialization
+    digest = landed.metadata.get("digest") if landed is not None else None
+    if digest is None or digest.value == current.digest:
+        return current
+    for earlier in store.artefacts(config, generation, "evaluation"):
+        if earlier.digest == digest.value:
+            return store.open(earlier.path)
+    where = f"{config} generation {generation_key(generation)}"
+    raise MissingArtefactError(
+        f"the evaluation {digest.value} of {where}", "another has taken its place since"
+    )
+
+
+def promote(
+    store: Store, config: str, generation: int, record: EventLogRecord
+) -> tuple[Champion | None, list[str]]:
+    """Ask the gate's report; promote if it says so. The champion that was made, and the reasons.
+
+    Raises:
+        StoreError: a file that this rests on is not there, or damaged.
+    """
+    evaluation = _evaluation(store, config, generation, record)
+    report = evaluation.read_json("report.json")
+    gate = report["gate"]
+    reasons = [str(reason) for reason in gate["reasons"]]
+    if not gate["promote"]:
+        return None, reasons
+    model = store.require(config, generation, "ema_model")
+    if report["candidate"]["digest"] != model.digest:
+        return None, [*reasons, "but the model was made anew since: materialize evaluation again"]
+    rating = report.get("ratings", {}).get(report["candidate"].get("name"))
+    reason = {
+        "gate": gate,
+        "rating": rating,
+        "evaluation": evaluation.digest,
+        "run": record.run_id,
+    }
+    champion = store.promote(config, generation, model, reason)
+    if (champion.generation, champion.digest) != (generation, model.digest):
+        # A repeat of an old event: somebody newer has been promoted since.
+        return None, [*reasons, f"generation {champion.generation:04d} is champion since"]
+    return champion, reasons
 
 
 def keep_decision(

@@ -6,6 +6,7 @@ from typing import Any
 
 from dagster import (
     AssetSelection,
+    DagsterRun,
     ExecutorDefinition,
     define_asset_job,
     multiprocess_executor,
@@ -15,6 +16,7 @@ from ringrift_pipeline.orchestration.names import (
     ASSETS,
     CHAMPION,
     CONFIG_TAG,
+    CONFIGS,
     PRELOAD,
     asset_key,
     job_name,
@@ -51,3 +53,9 @@ def generation_job(config: str) -> Any:
         "TrainingConfig under resources > settings; a value out of bounds is refused at launch.",
         tags={CONFIG_TAG: config},
     )
+
+
+def configs_of(run: DagsterRun) -> set[str]:
+    """The configs whose assets a run makes: by its job, or by what was picked in the UI."""
+    picked = {key.path[0] for key in run.asset_selection or ()}
+    return {config for config in CONFIGS if config in picked or run.job_name == job_name(config)}

@@ -3,7 +3,7 @@
 The resource ``notifier`` of the sensors is anything with a method ``notify(alert)`` that returns
 once the alert has been taken over and raises `NotifyError` where it has not. The one that comes
 with the project posts to ``$RINGRIFT_WEBHOOK_URL`` where that is set, and logs otherwise; to tell
-people some other way, put another object under that key in ``definitions.py``.
+people some other way, put another object under that key in ``build.py``.
 
 A web hook gets one HTTP POST an alert, ``Content-Type: application/json``::
 

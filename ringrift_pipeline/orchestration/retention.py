@@ -41,7 +41,8 @@ from dagster._core.storage.local_compute_log_manager import LocalComputeLogManag
 from pydantic import Field
 
 from ringrift_pipeline.orchestration import ablation
-from ringrift_pipeline.orchestration.names import CONFIGS, OWNERS, PARTITION_TAG, job_name
+from ringrift_pipeline.orchestration.jobs import configs_of
+from ringrift_pipeline.orchestration.names import CONFIGS, OWNERS, PARTITION_TAG
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.settings import refusing
 from ringrift_pipeline.store import Store
@@ -142,14 +143,15 @@ def clear(
                 _remove(path)
     if not config.dry_run:
         store.sweep()
-    found = survey(store, config.keep_generations, working(instance, store))
+    busy = working(instance, store)
+    found = survey(store, config.keep_generations, busy)
     budget = int(config.budget_gb * GB)
     spared = sum(litter.values()) if config.dry_run else 0
     chosen = found.surplus(budget + spared)
     if config.dry_run:
         after = found.bytes - spared - sum(item.bytes for item in chosen)
     else:
-        chosen = delete(store, found, chosen)
+        chosen = delete(store, found, chosen, lambda: not working(instance, store) <= busy)
         after = used_bytes(store.root)
     return Cleared(before, after, budget, chosen, found.protected, config.dry_run, litter)
 
@@ -160,8 +162,7 @@ def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
     """
     busy: set[tuple[str, int]] = set()
     for run in instance.get_runs(RunsFilter(statuses=[*NOT_FINISHED_STATUSES])):
-        named = {key.path[0] for key in run.asset_selection or ()}
-        named |= {config for config in CONFIGS if run.job_name == job_name(config)}
+        named = configs_of(run)
         if run.job_name == ablation.JOB:
             ops: Any = run.run_config.get("ops", {})
             named |= {one["config"].get("config") for one in ops.values() if "config" in one}

@@ -28,13 +28,13 @@ from ringrift_pipeline.evaluation.feedback import next_settings
 from ringrift_pipeline.orchestration import retention
 from ringrift_pipeline.orchestration.decisions import FAULTS, read_decision
 from ringrift_pipeline.orchestration.gauntlet import JOB, week_seed
+from ringrift_pipeline.orchestration.jobs import configs_of
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     CONFIGS,
     PARTITION_TAG,
     asset_key,
     generation_key,
-    job_name,
     partitions_name,
 )
 from ringrift_pipeline.orchestration.places import data_folder
@@ -96,9 +96,7 @@ def _by_hand(instance: DagsterInstance, store: Store, config: str, generation: i
 def at_work(instance: DagsterInstance, config: str) -> DagsterRun | None:
     """A run, queued or under way, that makes assets of ``config``; None if there is none."""
     for run in instance.get_runs(RunsFilter(statuses=[*NOT_FINISHED_STATUSES])):
-        if run.job_name == job_name(config):
-            return run
-        if any(key.path[0] == config for key in run.asset_selection or ()):
+        if config in configs_of(run):
             return run
     return None
 

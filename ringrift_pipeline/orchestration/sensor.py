@@ -35,7 +35,14 @@ from dagster import (
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
 from ringrift_pipeline.orchestration.champion import champion_event
-from ringrift_pipeline.orchestration.decisions import CHECKS, LIMIT, PLAN, STARTED, keep_decision
+from ringrift_pipeline.orchestration.decisions import (
+    CHECKS,
+    LIMIT,
+    PLAN,
+    STARTED,
+    keep_decision,
+    promote,
+)
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
     CONFIG_TAG,
@@ -54,8 +61,12 @@ from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.orchestration.settings import carried_on, run_values
 from ringrift_pipeline.orchestration.switches import is_on
-from ringrift_pipeline.orchestration.verdicts import State, generation_verdict
-from ringrift_pipeline.store import Champion, Store, StoreError
+from ringrift_pipeline.orchestration.verdicts import (
+    State,
+    generation_verdict,
+    newest_materialization,
+)
+from ringrift_pipeline.store import Store, StoreError
 
 INTERVAL = 2  # seconds between two looks at the event log
 RECORDS = 25  # evaluations of one config looked at in one tick
@@ -203,9 +214,12 @@ def _handle(
         return True
     generation = int(record.partition_key)
     where = f"{config} generation {generation_key(generation)}"
-    run = instance.get_run_by_id(record.run_id) if record.run_id else None
+    run = _run_of(instance, record)
     if run is not None and BACKFILL_TAG in run.tags:
         outcome.notes.append(f"{where}: evaluated by a backfill, which starts nothing")
+        return True
+    if _replaced(instance, config, record):
+        outcome.notes.append(f"{where}: evaluated again since, the newer evaluation decides")
         return True
     paused = not is_on(instance, store, config, "loop")
     if paused and outcome.held.get(config) == record.storage_id:
@@ -218,7 +232,7 @@ def _handle(
     if checked.state is State.FAILED:
         return _stop(store, config, generation, record, checked.reasons, outcome)
     try:
-        promoted, reasons = _promote(store, config, generation, record)
+        promoted, reasons = promote(store, config, generation, record)
     except StoreError as error:
         return _stop(store, config, generation, record, (str(error),), outcome)
     event = champion_event(instance, promoted) if promoted is not None else None
@@ -252,6 +266,20 @@ def _handle(
     return not waits
 
 
+def _run_of(instance: DagsterInstance, record: EventLogRecord) -> DagsterRun | None:
+    return instance.get_run_by_id(record.run_id) if record.run_id else None
+
+
+def _replaced(instance: DagsterInstance, config: str, record: EventLogRecord) -> bool:
+    """Has the generation been evaluated again, by a run that may decide?"""
+    key = asset_key(config, "evaluation")
+    newest = newest_materialization(instance, key, record.partition_key)
+    if newest is None or newest.storage_id == record.storage_id:
+        return False
+    run = _run_of(instance, newest)
+    return run is None or BACKFILL_TAG not in run.tags
+
+
 def _stop(
     store: Store,
     config: str,
@@ -267,33 +295,6 @@ def _stop(
     where = f"{config} generation {generation_key(generation)}"
     outcome.notes.append(f"{where}: not promoted, {', '.join(reasons)}; the loop stops")
     return True
-
-
-def _promote(
-    store: Store, config: str, generation: int, record: EventLogRecord
-) -> tuple[Champion | None, list[str]]:
-    """Ask the gate's report; promote if it says so. The champion that was made, and the reasons."""
-    evaluation = store.require(config, generation, "evaluation")
-    report = evaluation.read_json("report.json")
-    gate = report["gate"]
-    reasons = [str(reason) for reason in gate["reasons"]]
-    if not gate["promote"]:
-        return None, reasons
-    model = store.require(config, generation, "ema_model")
-    if report["candidate"]["digest"] != model.digest:
-        return None, [*reasons, "but the model was made anew since: materialize evaluation again"]
-    rating = report.get("ratings", {}).get(report["candidate"].get("name"))
-    reason = {
-        "gate": gate,
-        "rating": rating,
-        "evaluation": evaluation.digest,
-        "run": record.run_id,
-    }
-    champion = store.promote(config, generation, model, reason)
-    if (champion.generation, champion.digest) != (generation, model.digest):
-        # A repeat of an old event: somebody newer has been promoted since.
-        return None, [*reasons, f"generation {champion.generation:04d} is champion since"]
-    return champion, reasons
 
 
 def _following(

@@ -24,7 +24,13 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.scheduler.instigation import InstigatorStatus
 
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
-from ringrift_pipeline.orchestration.names import CONFIG_TAG, PARTITION_TAG, SENSOR, generation_key
+from ringrift_pipeline.orchestration.names import (
+    CONFIG_TAG,
+    PARTITION_TAG,
+    SENSOR,
+    generation_key,
+    job_name,
+)
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.presence import Presence, present
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
@@ -110,6 +116,7 @@ def status_of(data: Path) -> Status:
     running: list[RunState] = []
     waiting: list[RunState] = []
     following: list[Next] = []
+    store = Store(data)
     if (home_folder(data) / "dagster.yaml").exists():
         with open_instance(data) as instance:
             working = instance.get_run_records(RunsFilter(statuses=IN_PROGRESS), ascending=True)
@@ -118,8 +125,7 @@ def status_of(data: Path) -> Status:
             )
             running = [_run(record, read_progress(data, _id(record))) for record in working]
             waiting = [_run(record) for record in queued]
-            following = list(_following(instance, [*working, *queued]))
-    store = Store(data)
+            following = list(_following(instance, store, [*working, *queued]))
     there = next((folder for folder in (data, *data.parents) if folder.exists()), data)
     return Status(
         data=str(data),
@@ -161,7 +167,7 @@ def _where(record: RunRecord) -> tuple[str | None, int | None]:
 # --- what is next -------------------------------------------------------------------------------
 
 
-def _following(instance: DagsterInstance, records: list[RunRecord]) -> Iterator[Next]:
+def _following(instance: DagsterInstance, store: Store, records: list[RunRecord]) -> Iterator[Next]:
     """What nobody has queued yet: the sensor's next generations, backfills, schedules."""
     states = {
         (state.instigator_type, state.instigator_name): state.status
@@ -170,7 +176,9 @@ def _following(instance: DagsterInstance, records: list[RunRecord]) -> Iterator[
     if states.get((InstigatorType.SENSOR, SENSOR)) != InstigatorStatus.STOPPED:
         for record in records:
             config, generation = _where(record)
-            if record.dagster_run.job_name != f"{config}_generation" or generation is None:
+            if config is None or generation is None or "loop" in _paused(store, config):
+                continue
+            if record.dagster_run.job_name != job_name(config):
                 continue
             last = run_values(record.dagster_run.run_config).get("last_generation")
             if last is None or generation < last:

@@ -58,7 +58,9 @@ def generation_verdict(
             continue
         record = evaluation
         if name != "evaluation":
-            newest = _newest(instance, asset_key(config, name), evaluation.partition_key)
+            newest = newest_materialization(
+                instance, asset_key(config, name), evaluation.partition_key
+            )
             if newest is None:
                 reason = (
                     f"{name} was never materialized, so {', '.join(checks)} cannot have passed: "
@@ -113,10 +115,11 @@ def verdict(
     return Verdict(State.FAILED, tuple(reasons))
 
 
-def _newest(
+def newest_materialization(
     instance: DagsterInstance, key: AssetKey, partition: str | None
 ) -> EventLogRecord | None:
-    assert partition is not None, "an evaluation has a generation"
+    """The newest materialization of a generation's asset, None if there is none."""
+    assert partition is not None, "the assets of a generation are partitioned"
     records = instance.fetch_materializations(
         AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
     ).records

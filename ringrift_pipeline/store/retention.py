@@ -12,14 +12,14 @@ Only what is listed here is ever deleted, and of that only what nobody needs any
 each oldest first. Reports, ratings, evaluations' and gauntlets' games, tables, decisions and every
 generation's averaged model are small and stay; so does everything of the newest generations and of
 those that somebody works on, every champion there ever was, what a plan was made from (parent,
-ensemble and its members, opponents, the model a config began with), and the shards in the windows
-of the newest plans.
+ensemble and its members, opponents, the model a config began with), the shards in the windows of
+the newest plans, and all that the reigning champion was made from: another config may begin with it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,16 +132,24 @@ def survey(
     return Survey(used_bytes(store.root), tuple(candidates), tuple(protected), basis(store))
 
 
-def delete(store: Store, found: Survey, chosen: Iterable[Stored]) -> list[Stored]:
+def delete(
+    store: Store,
+    found: Survey,
+    chosen: Iterable[Stored],
+    outdated: Callable[[], bool] = lambda: False,
+) -> list[Stored]:
     """Delete what was chosen of a survey and return what is gone now.
 
     Left alone is what somebody works on meanwhile. Ends where the store has moved on since the
     survey: with a new plan or champion something else may be needed. An interruption at any moment
     leaves every pointer naming something whole, and at most temporary folders for `Store.sweep`.
+
+    Args:
+        outdated: asked before each deletion, says whether the survey does not hold any more.
     """
     gone: list[Stored] = []
     for item in chosen:
-        if basis(store) != found.basis:
+        if basis(store) != found.basis or outdated():
             break
         try:
             with ExitStack() as stack:
@@ -263,13 +271,17 @@ class _Needs:
             for number in numbers:
                 self._plan(config, number, number in kept)
             self._members(config, numbers)
+            reigning = store.champion(config)
+            if reigning is not None and reigning.generation in numbers:
+                why = f"data of the champion of {config}, which another config may begin with"
+                self._data(config, reigning.generation, why)
 
     def why(self, item: Stored) -> str | None:
         """Why an item must stay, None if it need not."""
         if item.generation is None:
             return None
-        found = self._generations.get((item.config, item.generation))
-        found = found or self._paths.get(item.path) or self._digests.get(item.digest)
+        found = self._paths.get(item.path) or self._digests.get(item.digest)
+        found = found or self._generations.get((item.config, item.generation))
         return found or self._shards.get((item.config, item.generation, item.kind))
 
     def _artefact(self, path: Path, digest: str, why: str) -> None:
@@ -295,7 +307,8 @@ class _Needs:
         if kept:
             self._window(config, plan, f"in the window of {about}")
             if source:  # its data measures what fine-tuning costs there, in every generation
-                self._source(source, config)
+                why = f"data of the model that {config} began with"
+                self._data(source["config"], int(source["generation"]), why)
 
     def _window(self, config: str, plan: dict[str, Any], why: str) -> None:
         for entry in plan.get("window") or ():
@@ -303,12 +316,10 @@ class _Needs:
             self._shards.setdefault(key, why)
             self._digests.setdefault(str(entry["digest"]), why)
 
-    def _source(self, source: dict[str, Any], config: str) -> None:
-        """The data that another config's model was trained on."""
-        theirs, generation = source["config"], int(source["generation"])
-        why = f"data of the model that {config} began with"
-        self._generations.setdefault((theirs, generation), why)
-        self._window(theirs, self._store.read_plan(theirs, generation), why)
+    def _data(self, config: str, generation: int, why: str) -> None:
+        """All of a generation, and the shards that its model was trained on."""
+        self._generations.setdefault((config, generation), why)
+        self._window(config, self._store.read_plan(config, generation), why)
 
     def _members(self, config: str, generations: list[int]) -> None:
         """Members of every ensemble: any of them may be the last one that verifies."""

@@ -61,14 +61,14 @@ def land(instance: DagsterInstance, store: Store) -> Land:
         checks: dict[str, bool | None] | None = None,
         without: tuple[str, ...] = (),
     ) -> Any:
-        fake_evaluation(store, config, generation, promote, rating)
+        evaluation = fake_evaluation(store, config, generation, promote, rating)
         key = names.generation_key(generation)
         if not instance.has_dynamic_partition(names.partitions_name(config), key):
             instance.add_dynamic_partitions(names.partitions_name(config), [key])
         says = {"evaluation_sound": passed, **(checks or {})}
         made = [name for name in names.ASSETS if name not in without]
         return materialize(
-            [landing(config, made, says)],
+            [landing(config, made, says, evaluation)],
             instance=instance,
             partition_key=key,
             resources={"settings": settings_resource},

@@ -20,7 +20,7 @@ from dagster import (
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.checks import blocking_checks
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Artefact, Store
 
 PLAN = {"settings": TrainingConfig.preset("smoke").to_dict()}
 
@@ -34,7 +34,7 @@ def fake_model(store: Store, config: str, generation: int) -> Any:
 
 def fake_evaluation(
     store: Store, config: str, generation: int, promote: bool, rating: tuple[float, float] | None
-) -> None:
+) -> Artefact:
     """Plan, model and evaluation report of a generation, as far as the sensor reads them.
 
     ``rating`` is the candidate's, with half the width of its interval, Elo.
@@ -51,12 +51,16 @@ def fake_evaluation(
         numbers = {"eval/elo": elo, "eval/elo_low": elo - half, "eval/elo_high": elo + half}
     with store.create(config, generation, "evaluation", numbers) as draft:
         (draft.path / "report.json").write_text(json.dumps(report))
+    return draft.artefact
 
 
-def landing(config: str, made: Sequence[str], says: Mapping[str, bool | None]) -> AssetsDefinition:
+def landing(
+    config: str, made: Sequence[str], says: Mapping[str, bool | None], evaluation: Artefact
+) -> AssetsDefinition:
     """One step that materializes the assets ``made`` of a generation, each with its blocking checks.
 
     ``says`` is what a check says, by its name; True if it is not named, None: it is not run.
+    ``evaluation`` is the artefact that the materialization of evaluation tells of.
     """
     run = {
         name: [check for check in blocking_checks(name) if says.get(check, True) is not None]
@@ -92,7 +96,11 @@ def landing(config: str, made: Sequence[str], says: Mapping[str, bool | None]) -
                 )
                 for check in run[name]
             ]
-            yield MaterializeResult(asset_key=names.asset_key(config, name), check_results=results)
+            yield MaterializeResult(
+                asset_key=names.asset_key(config, name),
+                metadata={"digest": evaluation.digest} if name == "evaluation" else {},
+                check_results=results,
+            )
 
     return landed
 

@@ -52,8 +52,8 @@ def history(store: Store) -> Store:
             if kind.startswith("selfplay"):
                 digest = draft.artefact.digest
                 shards.append({"generation": generation, "shard": 0, "digest": digest})
-    model = store.require(CONFIG, 0, "ema_model")
-    store.promote(CONFIG, 0, model, {})
+    for generation in (0, 2):
+        store.promote(CONFIG, generation, store.require(CONFIG, generation, "ema_model"), {})
     return store
 
 
@@ -114,8 +114,9 @@ def test_what_must_stay_stays_and_the_check_says_that_it_is_too_much(
     assert not check.passed and "all the rest must stay" in check.description
     assert check.severity.value == "WARN"
     assert told["disk/bytes_after"] > told["disk/bytes_budget"]
-    champion = history.champion(CONFIG)
-    assert champion is not None and history.open(champion.path).digest == champion.digest
+    champions = history.champions(CONFIG)
+    assert [history.open(one.path).digest for one in champions] == [one.digest for one in champions]
+    assert [one.generation for one in champions] == [0, 2]
     assert history.current(CONFIG, 0, "selfplay-shard-0000") is None
     for generation in (1, 2):  # in the window of the newest plan
         assert history.current(CONFIG, generation, "selfplay-shard-0000") is not None
@@ -135,6 +136,20 @@ def test_everything_of_a_generation_at_work_stays(history: Store, own: DagsterIn
     assert {item.generation for item in clear(own, history, config).deleted} == {1}
     own.report_run_canceled(run)
     assert {item.generation for item in clear(own, history, config).deleted} == {0}
+
+
+def test_a_run_that_begins_meanwhile_ends_the_deletion(
+    history: Store, own: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def begins(*_: Any) -> set[tuple[str, int]]:
+        asked.append(1)
+        return {(CONFIG, 0)} if len(asked) > 3 else set()
+
+    monkeypatch.setattr(retention, "working", begins)
+    config = RetentionConfig(budget_gb=1e-6, keep_generations=1, dry_run=False)
+    assert len(clear(own, history, config).deleted) == 2
 
 
 def test_runs_that_do_not_say_their_generation_keep_all(

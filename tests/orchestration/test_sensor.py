@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.sensor import read_cursor
 from ringrift_pipeline.store import Store
 
+from . import conftest
 from .landing import Land, fake_evaluation, fake_model
 
 THREE = ("square8_2p", "hex8_3p", "hexagonal_4p")
@@ -205,7 +207,24 @@ def test_the_verdict_is_that_of_the_very_materialization(
     result = tick(instance)
     assert keys(result) == ["square8_2p/0001"]
     decisions = [a.metadata for a in store.artefacts("square8_2p", 0, "decision")]
-    assert [d["promoted"] for d in decisions] == [False, True]
+    assert [d["promoted"] for d in decisions] == [True]
+
+
+def test_a_passed_check_of_an_older_evaluation_does_not_count(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0, passed=True)
+    land("square8_2p", 0, passed=False)
+    assert keys(tick(instance)) == []
+    assert store.champion("square8_2p") is None
+
+
+def test_a_backfill_does_not_take_the_place_of_an_evaluation(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    land("square8_2p", 0, tags={names.BACKFILL_TAG: "somebody's"})
+    assert keys(tick(instance)) == ["square8_2p/0001"]
 
 
 def test_a_backfilled_evaluation_starts_nothing(
@@ -404,16 +423,49 @@ def test_a_model_made_anew_since_its_evaluation_is_not_promoted(
     assert "made anew" in store.require("square8_2p", 0, "decision").metadata["reasons"][-1]
 
 
+def test_the_report_is_that_of_the_very_evaluation(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    """The command line has evaluated again meanwhile, and checked nothing."""
+    land("square8_2p", 0, promote=False)
+    fake_evaluation(store, "square8_2p", 0, True, None)
+    tick(instance)
+    assert store.champion("square8_2p") is None
+    assert store.require("square8_2p", 0, "decision").metadata["reasons"] == ["too weak"]
+
+
+def test_an_evaluation_whose_files_are_gone_promotes_nothing(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    land("square8_2p", 0)
+    shutil.rmtree(store.require("square8_2p", 0, "evaluation").path.parent)
+    with store.create("square8_2p", 0, "evaluation") as draft:
+        (draft.path / "report.json").write_text("{}")
+    assert keys(tick(instance)) == []
+    assert store.champion("square8_2p") is None
+    assert (
+        "has taken its place" in store.require("square8_2p", 0, "decision").metadata["reasons"][0]
+    )
+
+
 # --- one config's trouble -----------------------------------------------------------------------
 
 
+def without_a_gate(store: Store, config: str, generation: int, *rest: Any) -> Any:
+    fake_evaluation(store, config, generation, *rest)
+    with store.create(config, generation, "evaluation") as draft:
+        (draft.path / "report.json").write_text("{}")  # a KeyError for whoever reads it
+    return draft.artefact
+
+
 def test_an_unforeseen_error_stays_with_its_config_and_is_reported_once(
-    instance: DagsterInstance, store: Store, land: Land
+    instance: DagsterInstance, store: Store, land: Land, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for config in THREE:
+    for config in ("square8_2p", "hexagonal_4p"):
         land(config, 0)
-    with store.create("hex8_3p", 0, "evaluation") as draft:
-        (draft.path / "report.json").write_text("{}")  # no gate in it: a KeyError
+    with monkeypatch.context() as patch:
+        patch.setattr(conftest, "fake_evaluation", without_a_gate)
+        land("hex8_3p", 0)
     result = tick(instance)
     assert sorted(keys(result)) == ["hexagonal_4p/0001", "square8_2p/0001"]
     assert set(read_cursor(result.cursor)) == {"square8_2p", "hexagonal_4p"}
@@ -426,7 +478,7 @@ def test_an_unforeseen_error_stays_with_its_config_and_is_reported_once(
     assert [(alert.kind, alert.config) for alert in told] == [("sensor_failed", "hex8_3p")]
     assert "KeyError: 'gate'" in told[0].text
 
-    land("hex8_3p", 0)  # put right: evaluated again
+    land("hex8_3p", 0)  # evaluated again: the old one is looked at no more
     assert keys(tick(instance, again.cursor)) == ["hex8_3p/0001"]
 
 

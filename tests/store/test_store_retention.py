@@ -205,6 +205,21 @@ def test_the_data_of_the_model_that_another_config_began_with_stays(store: Store
     assert store.current(CONFIG, 2, shard_kind(0)) is None
 
 
+def test_the_data_of_the_reigning_champion_stays(store: Store) -> None:
+    """Another config may begin with it, and measure on it what fine-tuning costs."""
+    shards = three(store)
+    for generation in (3, 4):
+        play(store, generation, [])
+    for generation in (0, 1):
+        store.promote(CONFIG, generation, store.require(CONFIG, generation, "ema_model"), {})
+    found = survey(store, keep_generations=1)
+    delete(store, found, found.candidates)
+    for artefact in (*shards[0], *shards[1]):  # generation 1's own and those in its window
+        assert store.open(artefact.path).digest == artefact.digest
+    assert store.current(CONFIG, 2, shard_kind(0)) is None
+    assert store.current(CONFIG, 0, "window") is None
+
+
 def test_a_damaged_plan_or_list_of_members_stops_everything(store: Store) -> None:
     three(store)
     with store.create(CONFIG, 0, "ensemble") as draft:
