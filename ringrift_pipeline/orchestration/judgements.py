@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 MOST_COPIES = 0.1  # share of a generation's games
+LEAST_GAMES = 50  # held out, below which a calibration error's interval means little
 NO_WORSE = 0.01  # nats: what a few steps, or a model that has learned all there is, may lose
 
 
@@ -274,6 +275,10 @@ def calibration_sound(step: Step) -> Judgement:
     why = f"calibration error {before:.3f} before scaling, {after:.3f} after"
     if abs(after) > abs(before) + report["deviation_threshold"]:
         return Judgement(False, why, numbers)
+    if report["games"] < LEAST_GAMES:
+        return Judgement(
+            True, f"{why}, of {report['games']} games: too few to hold a bound", numbers
+        )
     low, high = report["ece_after_interval"]
     most = step.plan().settings.calibration.max_error
     numbers |= {"ece_low": low, "ece_high": high, "most": most}

@@ -298,7 +298,9 @@ BREAKS: list[tuple[str, Break, str]] = [
             "calibration_report",
             edit_json(
                 "report.json",
-                lambda r: r.update(ece_before=0.3, ece_after=0.3, ece_after_interval=[0.2, 0.4]),
+                lambda r: r.update(
+                    games=50, ece_before=0.3, ece_after=0.3, ece_after_interval=[0.2, 0.4]
+                ),
             ),
         ),
         "at most 0.15 is allowed",

@@ -27,7 +27,7 @@ SETTINGS = {
     "training": {"max_steps": 500, "batch_size": 32, "holdout_fraction": 0.3, "threads": 1},
     "quality": {"enabled": False},
     "mining": {"enabled": False},
-    "evaluation": {"games": 24, "max_games": 24, "simulations": 2, "anchor_games": 0},
+    "evaluation": {"games": 96, "max_games": 96, "simulations": 4, "anchor_games": 0},
     "last_generation": 0,
 }
 SOON = 60.0  # seconds; a machine with other work makes few of them many
