@@ -22,9 +22,9 @@ MADE = ("selfplay_shards", "checkpoint", "ema_model", "evaluation")
 SETTINGS = {
     "preset": "smoke",
     "device": "cpu",
-    "selfplay": {"games": 48, "games_per_shard": 24, "parallel_games": 4, "workers": 1},
+    "selfplay": {"games": 600, "games_per_shard": 300, "parallel_games": 4, "workers": 1},
     "network": {"blocks": 1, "channels": 8, "value_channels": 4},
-    "training": {"max_steps": 500, "batch_size": 32, "holdout_fraction": 0.3, "threads": 1},
+    "training": {"max_steps": 500, "batch_size": 32, "holdout_fraction": 0.05, "threads": 1},
     "quality": {"enabled": False},
     "mining": {"enabled": False},
     "evaluation": {"games": 96, "max_games": 96, "simulations": 4, "anchor_games": 0},
