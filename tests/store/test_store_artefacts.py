@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,12 +30,7 @@ CONFIG, GENERATION, KIND = "square8_2p", 3, "checkpoint"
 FILES = {"model.bin": b"weights" * 50, "deep/er/metrics.jsonl": b'{"step": 1}\n', "empty": b""}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_waiting_for_the_disk() -> Iterator[None]:
-    """Thousands of real fsyncs would take a minute on a busy disk; test_store_crash.py does them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda descriptor: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
 @pytest.fixture
