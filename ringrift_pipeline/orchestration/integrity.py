@@ -35,30 +35,34 @@ def _schema(step: Step, kind: str, tables: dict[str, tuple[Column, ...]]) -> Jud
 
 def scores_schema(step: Step) -> Judgement:
     """The table of quality scores has exactly its columns, types and bounds, every number finite."""
+    from ringrift_pipeline.training.quality import TABLE
     from ringrift_pipeline.training.tables import QUALITY_SCORES
 
-    return _schema(step, "quality_scores", {"scores.parquet": QUALITY_SCORES})
+    return _schema(step, "quality_scores", {TABLE: QUALITY_SCORES})
 
 
 def examples_schema(step: Step) -> Judgement:
     """The table of hard examples has exactly its columns, types and bounds, every number finite."""
+    from ringrift_pipeline.training.hard_examples import TABLE
     from ringrift_pipeline.training.tables import HARD_EXAMPLES
 
-    return _schema(step, "hard_examples", {"hard_examples.parquet": HARD_EXAMPLES})
+    return _schema(step, "hard_examples", {TABLE: HARD_EXAMPLES})
 
 
 def bins_schema(step: Step) -> Judgement:
     """The table of calibration bins has exactly its columns, types and bounds, all finite."""
+    from ringrift_pipeline.training.calibrating import BINS
     from ringrift_pipeline.training.tables import CALIBRATION_BINS
 
-    return _schema(step, "calibration_report", {"bins.parquet": CALIBRATION_BINS})
+    return _schema(step, "calibration_report", {BINS: CALIBRATION_BINS})
 
 
 def games_schema(step: Step) -> Judgement:
     """The tables of games and of ratings have exactly their columns, types and bounds."""
-    from ringrift_pipeline.evaluation.tables import GAMES, RATINGS
+    from ringrift_pipeline.evaluation import evaluating, tables
 
-    return _schema(step, "evaluation", {"games.parquet": GAMES, "ratings.parquet": RATINGS})
+    files = {evaluating.GAMES: tables.GAMES, evaluating.RATINGS: tables.RATINGS}
+    return _schema(step, "evaluation", files)
 
 
 def shards_sound(step: Step) -> Judgement:
@@ -143,6 +147,8 @@ def no_leakage(step: Step) -> Judgement:
     import numpy as np
     import polars as pl
 
+    from ringrift_pipeline.selfplay import iter_shards
+    from ringrift_pipeline.selfplay.collecting import moves_of_games
     from ringrift_pipeline.training import build_window, open_window
     from ringrift_pipeline.training.hard_examples import read_hard_examples
 
@@ -171,7 +177,7 @@ def no_leakage(step: Step) -> Judgement:
         mined = window.holdout[read_hard_examples(examples).rows]
         if mined.any():
             return Judgement(False, f"{int(mined.sum())} hard examples are of held-out games")
-    played = _played(step, plan).join(
+    played = moves_of_games(iter_shards(step.store, plan)).join(
         pl.DataFrame({"game_id": list(window.games), "held": held}), on="game_id"
     )
     if played.height != games:
@@ -186,20 +192,6 @@ def no_leakage(step: Step) -> Judgement:
         f"{copies} of {ours.height} held-out games are move for move also in the training games",
         {**numbers, "val/leaked_share": share},
     )
-
-
-def _played(step: Step, plan: Any) -> Any:
-    """The moves played in every game of the plan's window: ``game_id``, ``selected``."""
-    import polars as pl
-
-    from ringrift_pipeline.selfplay import iter_shards
-    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
-
-    frames = []
-    for shard in iter_shards(step.store, plan):
-        with open_shard(shard.file(SHARD_FILE), columns=("game_id", "selected")) as reader:
-            frames.append(pl.DataFrame(pl.from_arrow(reader.read_all())))
-    return pl.concat(frames).group_by("game_id", maintain_order=True).agg("selected")
 
 
 def gate_sound(step: Step) -> Judgement:

@@ -80,25 +80,15 @@ def shards_complete(step: Step) -> Judgement:
 
 def games_differ(step: Step) -> Judgement:
     """The generation's games are not copies of each other (a seed used twice would do that)."""
-    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+    from ringrift_pipeline.selfplay.collecting import moves_of_games
 
-    played: dict[str, list[int]] = {}
-    for shard in step.plan().shards:
-        kind = f"selfplay-shard-{shard['index']:04d}"
-        artefact = step.store.require(step.config, step.generation, kind)
-        with open_shard(artefact.file(SHARD_FILE), columns=("game_id", "selected")) as reader:
-            table = reader.read_all()
-        rows = zip(
-            table.column("game_id").to_pylist(), table.column("selected").to_pylist(), strict=True
-        )
-        for game, move in rows:
-            played.setdefault(game, []).append(move)
-    distinct = len({tuple(moves) for moves in played.values()})
-    copies = len(played) - distinct
-    share = copies / max(len(played), 1)
+    kinds = (f"selfplay-shard-{shard['index']:04d}" for shard in step.plan().shards)
+    played = moves_of_games(step.store.require(step.config, step.generation, k) for k in kinds)
+    copies = played.height - played["selected"].n_unique()
+    share = copies / max(played.height, 1)
     return Judgement(
-        bool(played) and share <= MOST_COPIES,
-        f"{copies} of {len(played)} games are copies of another",
+        played.height > 0 and share <= MOST_COPIES,
+        f"{copies} of {played.height} games are copies of another",
         {"selfplay/duplicate_share": share},
     )
 

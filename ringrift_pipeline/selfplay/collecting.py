@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from ringrift_pipeline.selfplay.plan import Plan
 from ringrift_pipeline.selfplay.ragged import offsets_of
 
 if TYPE_CHECKING:
+    import polars as pl
     import pyarrow as pa
 
     from ringrift_pipeline.store import Artefact, Store
@@ -89,6 +91,25 @@ def collect(store: Store, plan: Plan) -> Artefact:
         write_json_atomic(draft.path / SUMMARY, summary)
         draw_entropy(draft.path, *searches)
     return draft.artefact
+
+
+def moves_of_games(shards: Iterable[Artefact]) -> pl.DataFrame:
+    """The packed moves decided on in every game of the shards: ``game_id``, ``selected`` (a list).
+
+    Raises
+    ------
+    ShardError
+        if a file is no shard.
+    """
+    import polars as pl
+
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+
+    frames = []
+    for shard in shards:
+        with open_shard(shard.file(SHARD_FILE), columns=("game_id", "selected")) as reader:
+            frames.append(pl.DataFrame(pl.from_arrow(reader.read_all())))
+    return pl.concat(frames).group_by("game_id", maintain_order=True).agg("selected")
 
 
 def _summary(
