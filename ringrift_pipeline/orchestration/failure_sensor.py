@@ -98,7 +98,9 @@ def failure_alert(instance: DagsterInstance, run: DagsterRun, record: EventLogRe
     """What people are told of a failed run."""
     config, generation = run.tags.get(CONFIG_TAG), run.tags.get(PARTITION_TAG)
     where = f"{config} generation {generation}" if config and generation else run.job_name
-    step, why = what_failed(instance, run.run_id)
+    step, why = first_failure(instance, run.run_id)
+    if len(why) > LONGEST:
+        why = f"{why[:LONGEST]} …"
     retried = run.tags.get(RETRY_TAG) == "true"
     todo = (
         "Dagster retries it by itself."
@@ -125,13 +127,8 @@ def failure_alert(instance: DagsterInstance, run: DagsterRun, record: EventLogRe
     )
 
 
-def what_failed(instance: DagsterInstance, run_id: str) -> tuple[str | None, str]:
+def first_failure(instance: DagsterInstance, run_id: str) -> tuple[str | None, str]:
     """The first step of a run that failed, None where none did, and the error at the root of it."""
-    step, why = _what_failed(instance, run_id)
-    return step, why if len(why) <= LONGEST else f"{why[:LONGEST]} …"
-
-
-def _what_failed(instance: DagsterInstance, run_id: str) -> tuple[str | None, str]:
     for event in instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE):
         if event.dagster_event is None:
             continue

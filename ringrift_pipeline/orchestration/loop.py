@@ -9,10 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dagster import (
-    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
@@ -22,6 +20,8 @@ from dagster import (
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import next_settings
+from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.failure_sensor import first_failure
 from ringrift_pipeline.orchestration.instance import no_retry, own_instance
 from ringrift_pipeline.orchestration.names import (
     ASSETS,
@@ -38,7 +38,7 @@ from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import GenerationSummary, summarize
 from ringrift_pipeline.orchestration.switches import paused_note, refuse_paused
-from ringrift_pipeline.store import CorruptArtefactError, Store
+from ringrift_pipeline.store import Store
 
 LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth of a core at one
 DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
@@ -105,16 +105,7 @@ def first_generation(store: Store, config: str, resume: str) -> int:
 
 def is_decided(store: Store, config: str, generation: int) -> bool:
     """Has the sensor decided on this generation's current evaluation?"""
-    return decision(store, config, generation) is not None
-
-
-def decision(store: Store, config: str, generation: int) -> dict[str, Any] | None:
-    """What the sensor decided, None as long as it has not."""
-    try:
-        artefact = store.current(config, generation, "decision")
-    except CorruptArtefactError:
-        return None
-    return artefact.metadata if artefact is not None else None
+    return read_decision(store, config, generation) is not None
 
 
 class Loop:
@@ -165,7 +156,7 @@ class Loop:
             self._instance = stack.enter_context(own_instance(self.request.data))
             self._replace_old_runs()
             for number in self.states:
-                known = decision(self.store, self.request.config, number)
+                known = read_decision(self.store, self.request.config, number)
                 self._before[number] = known["run"] if known else None
             stack.callback(self._stop)
             backend = Backend(
@@ -249,7 +240,7 @@ class Loop:
             state.run_id, state.status = run.run_id, run.status.value.lower()
             self._look_at_steps(state)
             state.steps = read_progress(self.request.data, run.run_id)
-            known = decision(self.store, self.request.config, state.generation)
+            known = read_decision(self.store, self.request.config, state.generation)
             # A decision on an older run of the same generation does not count.
             fresh = known is not None and known["run"] != self._before[state.generation]
             if fresh and run.is_finished:
@@ -331,7 +322,7 @@ class Loop:
         for before, after in zip(
             self.states.values(), list(self.states.values())[1:], strict=False
         ):
-            known = decision(self.store, self.request.config, before.generation)
+            known = read_decision(self.store, self.request.config, before.generation)
             if before.decided and after.run_id is None and known and known["next"] is None:
                 name = f"{self.request.config} generation {after.key}"
                 if self._runs(after.generation):
@@ -344,17 +335,8 @@ class Loop:
 
     def failure(self, run_id: str) -> str:
         """The first failed step of a run and its error, in one line."""
-        for event in self.instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE):
-            if event.dagster_event is None:
-                continue
-            error = event.dagster_event.step_failure_data.error
-            while error is not None and error.cause is not None:
-                error = error.cause
-            text = error.message.strip() if error is not None else "no error was recorded"
-            return f"step {event.dagster_event.step_key} failed: {text}"
-        for event in self.instance.all_logs(run_id, of_type=DagsterEventType.RUN_FAILURE):
-            return f"the run failed: {event.user_message or event.message}"
-        return "the run failed"
+        step, why = first_failure(self.instance, run_id)
+        return f"step {step} failed: {why}" if step else f"the run failed: {why}"
 
     # --- the end --------------------------------------------------------------------------------
 

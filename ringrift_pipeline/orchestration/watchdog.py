@@ -18,19 +18,17 @@ INTERVAL = 2.0  # seconds between two looks
 GRACE = 4.0  # seconds the step has to end by itself, once it should
 EXIT_CODE = 130
 
-_OVER = (DagsterRunStatus.CANCELED, DagsterRunStatus.FAILURE, DagsterRunStatus.SUCCESS)
-
 
 def run_is_finished(instance: DagsterInstance, run_id: str) -> bool:
     """Is the run finished or deleted?"""
     run = instance.get_run_by_id(run_id)
-    return run is None or run.status in _OVER
+    return run is None or run.is_finished
 
 
 def run_is_over(instance: DagsterInstance, run_id: str) -> bool:
     """Is the run finished, on its way to be cancelled, or deleted?"""
     run = instance.get_run_by_id(run_id)
-    return run is None or run.status in (*_OVER, DagsterRunStatus.CANCELING)
+    return run is None or run.is_finished or run.status == DagsterRunStatus.CANCELING
 
 
 class Watchdog:

@@ -128,14 +128,14 @@ def judged_by(
 
     from ringrift_pipeline.network import load_model, resolve_device
     from ringrift_pipeline.training.dataset import WindowDataset
+    from ringrift_pipeline.training.judging import by_network
 
     on = resolve_device(device)
     batch = WindowDataset(window, on).batch(np.array(rows, np.int64))
     with torch.inference_mode():
-        logits, values = load_model(model.path, on)(batch["features"])
-    masked = logits.double().masked_fill(~batch["legal_mask"], -torch.inf)
-    policies = torch.softmax(masked, dim=1).cpu().numpy()
-    chances = torch.softmax(values.double()[:, : window.players], dim=1)[:, 0].cpu().numpy()
+        predict = by_network(load_model(model.path, on))
+        log_policy, shares = predict(batch["features"], batch["legal_mask"])
+    policies, chances = log_policy.double().exp().cpu().numpy(), shares[:, 0].cpu().numpy()
     counts = window.counts
     return {
         row: (policies[place, : counts[row]], float(chances[place]))

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from ringrift_pipeline.training.judging import by_game
+
 CONFIDENCE = 0.99
 
 
@@ -25,8 +27,7 @@ def gain(
         of each other. The interval is Student's over games at 99%; of one game it is unbounded,
         and left out.
     """
-    number = np.unique(games, return_inverse=True)[1]
-    falls = np.bincount(number, before - after) / np.bincount(number)
+    falls = by_game(before - after, games)
     mean = float(falls.mean())
     found = {"val/gain": mean}
     if len(falls) > 1:
