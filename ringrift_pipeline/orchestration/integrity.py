@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from ringrift_pipeline.training.tables import Column
 
 NEAR_ONE = 1e-3  # how far the sum of a distribution in float32 may be from 1
+# Columns of a shard whose rows are judged; the encoded planes are most of a shard and not among them.
+JUDGED = (
+    "game_id",
+    "game",
+    "ply",
+    "moves",
+    "policy",
+    "selected",
+    "outcome",
+    "root_value",
+    "search_value",
+    "surprise",
+    "game_plies",
+)
 
 
 def _schema(step: Step, kind: str, tables: dict[str, tuple[Column, ...]]) -> Judgement:
@@ -72,14 +86,15 @@ def shards_sound(step: Step) -> Judgement:
     of the win and values are distributions over the seats; surprise is finite; plies ascend within
     a game and end before it does.
     """
-    from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, read_shard
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, open_shard
 
     rows = 0
     for shard in step.plan().shards:
         kind = f"selfplay-shard-{shard['index']:04d}"
         artefact = step.store.require(step.config, step.generation, kind)
         try:
-            table = read_shard(artefact.file(SHARD_FILE))
+            with open_shard(artefact.file(SHARD_FILE), JUDGED) as reader:
+                table = reader.read_all()
         except ShardError as error:
             return Judgement(False, str(error))
         for what, bad in _odd_rows(table).items():
