@@ -1,7 +1,8 @@
 """Settings of the training modules: one frozen pydantic model a group.
 
-Every field has a description with its unit and its bounds. The settings of the loop's stages are
-in ``config_stages``; presets, files and environment in ``training_config``.
+Every field has a description with its unit and its bounds. Off by
+default is what an ablation left undecided (README). The settings of the loop's stages are in
+``config_stages``; presets, files and environment in ``training_config``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class GradientsConfig(ConfigGroup):
     accumulation_steps: int = Field(
         default=1, ge=1, description="Batches whose gradients make one optimizer step."
     )
-    clipping: bool = Field(default=True, description="Clip gradients as below.")
+    clipping: bool = Field(default=False, description="Clip gradients as below.")
     clip_mode: Literal["parameter", "agc", "global"] = Field(
         default="parameter",
         description="parameter: each tensor against its own moving average; agc: unit-wise "
@@ -118,7 +119,7 @@ class QualityConfig(ConfigGroup):
     """Scoring of games and sampling by their score."""
 
     enabled: bool = Field(
-        default=True, description="Sample training rows by the quality of their game."
+        default=False, description="Sample training rows by the quality of their game."
     )
     length_weight: float = Field(default=1.0, ge=0.0, description="Weight of the game's length.")
     balance_weight: float = Field(
@@ -169,7 +170,7 @@ class QualityConfig(ConfigGroup):
 class MiningConfig(ConfigGroup):
     """Hard examples in training batches."""
 
-    enabled: bool = Field(default=True, description="Mix hard examples into training batches.")
+    enabled: bool = Field(default=False, description="Mix hard examples into training batches.")
     buffer_size: int = Field(default=10_000, ge=1, le=2**30, description="Samples tracked.")
     hard_fraction: float = Field(
         default=0.3, ge=0.0, le=1.0, description="Share of a batch drawn from the hard examples."

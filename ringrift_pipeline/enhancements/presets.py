@@ -9,6 +9,9 @@ from typing import Any
 # of 600 games does with less luck (benchmarks/gate.py).
 _SHORT_GATE = {"evaluation.elo1": 50.0, "evaluation.alpha": 0.1, "evaluation.max_games": 400}
 
+# Mining helped on square8_2p and was undecided on hex8_2p (README, "Does each enhancement help?").
+_SQUARE8_2P = {"mining.enabled": True}
+
 # Each preset is what differs from the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     # two generations in minutes on two cores
@@ -67,6 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # of hexagonal 8 times the plies on 7 times the cells.
 BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
+        "square8_2p": _SQUARE8_2P,
         "square19_*": {
             "selfplay.games": 32,
             "selfplay.games_per_shard": 8,
@@ -91,6 +95,7 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "hour": {
+        "square8_2p": _SQUARE8_2P,
         "square19_*": {
             "selfplay.games": 64,
             "selfplay.games_per_shard": 8,
@@ -117,6 +122,7 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "day": {
+        "square8_2p": _SQUARE8_2P,
         "square19_*": {
             "selfplay.games": 256,
             "selfplay.games_per_shard": 16,

@@ -128,7 +128,7 @@ def _material(store: Store, plan: Plan, steps: int, fresh: bool, hooks: dict[str
         plan,
         build_window(store, plan, **hooks),
         score_games(store, plan, **hooks),
-        mine_hard_examples(store, plan, **hooks),
+        mine_hard_examples(store, plan, in_full=True, **hooks),
         None if fresh or plan.parent is None else open_model(store, plan.parent),
         tuple(earlier_members(store, plan).values()),
         steps,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KIND = "hard_examples"
 TABLE = "hard_examples.parquet"
+GLANCE = 4096  # decisions that are scored where nobody trains on them
 
 
 def mine_hard_examples(
@@ -26,8 +27,12 @@ def mine_hard_examples(
     plan: Plan,
     progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
+    in_full: bool | None = None,
 ) -> Artefact:
     """Score this generation's training decisions and keep the hardest ``mining.buffer_size``.
+
+    ``in_full`` scores all of them; without it ``GLANCE`` evenly spaced ones, enough for the gallery
+    and the means. None means in full where ``mining.enabled``.
 
     Hardness is in nats: ``policy_weight`` times KL(search policy || parent's policy) for full
     searches, plus ``value_weight`` times KL(search value || parent's value), plus
@@ -66,12 +71,16 @@ def mine_hard_examples(
     artefacts, members = panel(store, plan)
     inputs = sealed_inputs(plan, [*sources, *artefacts])
     inputs["columns"] = [column.name for column in tables.HARD_EXAMPLES]
+    in_full = plan.settings.mining.enabled if in_full is None else in_full
+    inputs["in_full"] = in_full
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
         return existing
     window = open_window(artefact.path)
     own = ~window.holdout & (window.generation == plan.generation)
     rows = np.flatnonzero(own & ~window.opponent)
+    if not in_full and len(rows) > GLANCE:
+        rows = rows[np.arange(GLANCE) * len(rows) // GLANCE]
     passes = (plan.parent is not None) + bool(members)
     reporter = Reporter(progress, should_stop)
     settings = plan.settings

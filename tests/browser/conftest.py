@@ -85,6 +85,6 @@ def shot(tmp_path: Path) -> Callable[[Any, str], None]:
 
     def take(page: Any, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=folder / f"{name}.png")
+        page.screenshot(path=folder / f"{name}.png", animations="disabled")
 
     return take

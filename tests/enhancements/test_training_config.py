@@ -314,6 +314,16 @@ def test_a_preset_has_sizes_of_its_own_for_a_config(monkeypatch: pytest.MonkeyPa
         load(preset="hours", config="hex8_3p")
 
 
+def test_what_the_ablation_left_undecided_is_off() -> None:
+    """README, "Does each enhancement help?": mining helped on square8_2p alone."""
+    for config in (None, "square8_2p", "hex8_2p", "square19_4p"):
+        for name in PRESETS:
+            settings = TrainingConfig.preset(name, config)  # type: ignore[arg-type]
+            assert settings.mining.enabled is (config == "square8_2p")
+            assert not settings.quality.enabled and not settings.gradients.clipping
+            assert settings.schedule.name == "warm_restarts"
+
+
 def test_every_preset_of_every_config_is_valid() -> None:
     from ringrift_pipeline.enhancements.presets import BY_CONFIG, preset_for
     from ringrift_pipeline.game import CONFIGS

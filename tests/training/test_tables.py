@@ -17,6 +17,7 @@ from ringrift_pipeline.training import (
     WindowDataset,
     build_window,
     forward,
+    hard_examples,
     mine_hard_examples,
     open_window,
     read_table,
@@ -155,6 +156,29 @@ def test_only_the_hardest_are_kept(store: Store, first: Plan) -> None:
     table = read_table(mine_hard_examples(small, plan).file(HARD), HARD_EXAMPLES)
     assert table.height == 50
     assert table["hardness"].min() >= hardness.sort(descending=True)[50]
+
+
+def test_where_nobody_mines_evenly_spaced_decisions_are_enough(
+    store: Store, second: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hard_examples, "GLANCE", 40)
+    whole = mine_hard_examples(store, second)
+    raw = second.settings.with_overrides({"mining.enabled": False}).to_dict()
+    idle = Plan.from_dict({**second.raw, "settings": raw})
+    few = mine_hard_examples(store, idle)
+    assert few.metadata["scored_rows"] == 40 < whole.metadata["scored_rows"]
+    every = {row["row"]: row for row in read_table(whole.file(HARD), HARD_EXAMPLES).to_dicts()}
+    shown = read_table(few.file(HARD), HARD_EXAMPLES).to_dicts()
+    assert len(shown) == 40
+    for row in shown:
+        assert row["hardness"] == pytest.approx(every[row["row"]]["hardness"], rel=1e-4, abs=1e-5)
+    places = sorted(sorted(every).index(row["row"]) for row in shown)
+    step = len(every) / 40
+    assert places == [int(place * step) for place in range(40)]
+    assert (few.path / "gallery.full.svg").exists()
+    # whoever asks for all of them anew (an ablation does) has them
+    asked = mine_hard_examples(store, idle, in_full=True)
+    assert asked.metadata["scored_rows"] == len(every)
 
 
 def test_unplayed_generations_are_refused(store: Store) -> None:
