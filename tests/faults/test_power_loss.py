@@ -1,0 +1,122 @@
+"""The power goes at any moment of a write to the store: what was there before still loads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ringrift_pipeline.store import CorruptArtefactError, Store
+
+from .power_loss import Disk, Left, disks, lay_out
+from .tracing import traced
+
+CONFIG, KIND = "hex8_3p", "ema_model"
+MIXTURES = 6
+
+WRITERS = {
+    "an artefact": """
+with store.create(CONFIG, 0, KIND) as draft:
+    (draft.path / "weights").write_bytes(b"new" * 30_000)
+    (draft.path / "sub").mkdir()
+    (draft.path / "sub" / "more").write_text("new")
+""",
+    "a plan": 'store.write_plan(CONFIG, 1, {"text": "new" * 3000})',
+    "a promotion": 'store.promote(CONFIG, 0, store.require(CONFIG, 0, KIND), {"text": "new"})',
+    "a removal": "remove_landed(store.artefacts(CONFIG, 0, KIND)[0].path)",
+    "a switch": "store.set_switches(CONFIG, loop=False)",
+}
+PROLOGUE = f"""
+import sys
+from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.artefacts import remove_landed
+store, CONFIG, KIND = Store(sys.argv[1]), {CONFIG!r}, {KIND!r}
+"""
+
+
+def prepared(root: Path) -> Store:
+    store = Store(root)
+    store.write_plan(CONFIG, 0, {"text": "old"})
+    for text in ("older", "old"):
+        with store.create(CONFIG, 0, KIND) as draft:
+            (draft.path / "weights").write_text(text)
+    return store
+
+
+def test_the_model_of_a_disk_loses_what_was_not_synced(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "old").write_text("safe")
+    script = """
+import os, sys
+os.chdir(sys.argv[1])
+with open("new", "wb") as file:
+    file.write(b"a" * 10)
+    file.flush()
+    os.fsync(file.fileno())
+    file.write(b"b" * 10)
+os.rename("old", "name")
+folder = os.open(".", os.O_RDONLY)
+os.fsync(folder)
+os.unlink("new")
+"""
+    disk = Disk(root)
+    run = traced([sys.executable, "-c", script, root], root, data=True)
+    assert run.status == 0
+    names = [event.name for event in run.events]
+    assert names == ["open", "write", "fsync", "write", "rename", "fsync", "unlink"]
+    found: dict[tuple[int, str], Left] = {
+        (number, loss): left for number, loss, left in disks(disk, run.events, run.data, 0, 0)
+    }
+    assert found[0, "all"] == {"old": b"safe"}
+    assert found[1, "all"] == {"old": b"safe"}
+    assert found[2, "bytes"] == {"old": b"safe", "new": b""}
+    assert found[3, "bytes"] == {"old": b"safe", "new": b"a" * 10}
+    assert found[3, "all"] == {"old": b"safe"}  # its bytes are safe, its name is not
+    assert found[5, "names"] == {"old": b"safe"}
+    assert found[5, "nothing"] == {"name": b"safe", "new": b"a" * 10 + b"b" * 10}
+    assert found[6, "all"] == {"name": b"safe", "new": b"a" * 10}
+    assert found[7, "all"] == found[6, "all"] and found[7, "nothing"] == {"name": b"safe"}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_the_power_took_the_old_or_the_new_loads(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    store = prepared(root)
+    before = loaded(store)
+    disk = Disk(root)
+    run = traced([sys.executable, "-c", PROLOGUE + WRITERS[name], root], root, data=True)
+    assert run.status == 0, run.errors
+    after = loaded(Store(root))
+    assert before != after
+    states = set()
+    for number, loss, left in disks(disk, run.events, run.data, 0, MIXTURES):
+        place = tmp_path / f"{number}-{loss}"
+        lay_out(left, place)
+        found = loaded(Store(place))
+        states.add(found)
+        for one, old, new in zip(found, before, after, strict=True):
+            assert one in (old, new), f"after event {number}, {loss} lost: {found}"
+    assert found == after  # nothing that was promised is lost
+    assert before in states
+
+
+def loaded(store: Store) -> tuple[object, ...]:
+    """All that can be read, after what is damaged was put aside."""
+    store.sweep()
+    values: list[object] = []
+    try:
+        model = store.current(CONFIG, 0, KIND)
+    except CorruptArtefactError:
+        model = store.last_good(CONFIG, 0, KIND)
+    assert model is not None
+    values.append(model.file("weights").read_bytes())
+    values.append(tuple(str(store.read_plan(CONFIG, number)) for number in store.generations(CONFIG)))
+    champion = store.champion(CONFIG)
+    values.append(None if champion is None else champion.digest)
+    values.append(len(store.champions(CONFIG)))
+    values.append(store.switches(CONFIG))
+    values.append(len(store.artefacts(CONFIG, 0, KIND)))
+    return tuple(values)
+

@@ -1,0 +1,490 @@
+/* Runs a command and counts the file events it makes below a folder; can spoil one of them.
+ *
+ *   tracer ROOT TRACE DATA MODE N [ERRNO] -- command arguments...
+ *
+ * An event is a system call that may change what lies below ROOT: made by any thread or process of
+ * the command, through any library. TRACE gets a line an event, DATA the bytes written ("-": none
+ * of them is kept). MODE says what happens to event N (counted from 1):
+ *
+ *   none     nothing; everything is only written down
+ *   before   the whole tree of processes is killed (SIGKILL) before the event
+ *   torn     a write writes half of its bytes, then the kill; another event: as `before`
+ *   after    the kill comes when the event has happened
+ *   fail     the event does not happen and returns -ERRNO
+ *   failing  so do all later ones that would take space (open, write, mkdir, link, rename)
+ *   short    a write writes half of its bytes and says so
+ *
+ * A line of TRACE: number, thread, name, result, device:inode, offset, length, place in DATA, path,
+ * second path; separated by tabs, "-" where there is none. An `open` that empties its file has the
+ * length 0. Linux, x86_64.
+ */
+#define _GNU_SOURCE
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { NONE, BY_PATH, BY_FD, AT }; /* how a path is given: by descriptor and path is AT */
+enum { OPENS = 1, WRITES = 2, SPACE = 4, VECTOR = 8 };
+
+struct call {
+    long number;
+    const char *name;
+    int first, argument;           /* of the first path: how, and which argument */
+    int second, argument2;
+    int size;                      /* argument that holds the length of a write, or -1 */
+    int traits;
+};
+
+static const struct call CALLS[] = {
+    {SYS_open, "open", BY_PATH, 0, NONE, 0, -1, OPENS | SPACE},
+    {SYS_openat, "open", AT, 0, NONE, 0, -1, OPENS | SPACE},
+    {SYS_creat, "open", BY_PATH, 0, NONE, 0, -1, OPENS | SPACE},
+    {SYS_write, "write", BY_FD, 0, NONE, 0, 2, WRITES | SPACE},
+    {SYS_pwrite64, "pwrite", BY_FD, 0, NONE, 0, 2, WRITES | SPACE},
+    {SYS_writev, "writev", BY_FD, 0, NONE, 0, 2, WRITES | SPACE | VECTOR},
+    {SYS_pwritev, "pwritev", BY_FD, 0, NONE, 0, 2, WRITES | SPACE | VECTOR},
+    {SYS_pwritev2, "pwritev", BY_FD, 0, NONE, 0, 2, WRITES | SPACE | VECTOR},
+    {SYS_sendfile, "sendfile", BY_FD, 0, NONE, 0, 3, WRITES | SPACE},
+    {SYS_copy_file_range, "copy_file_range", BY_FD, 2, NONE, 0, 4, WRITES | SPACE},
+    {SYS_splice, "splice", BY_FD, 2, NONE, 0, 4, WRITES | SPACE},
+    {SYS_ftruncate, "truncate", BY_FD, 0, NONE, 0, -1, SPACE},
+    {SYS_truncate, "truncate", BY_PATH, 0, NONE, 0, -1, SPACE},
+    {SYS_fallocate, "fallocate", BY_FD, 0, NONE, 0, -1, SPACE},
+    {SYS_fsync, "fsync", BY_FD, 0, NONE, 0, -1, 0},
+    {SYS_fdatasync, "fsync", BY_FD, 0, NONE, 0, -1, 0},
+    {SYS_rename, "rename", BY_PATH, 0, BY_PATH, 1, -1, SPACE},
+    {SYS_renameat, "rename", AT, 0, AT, 2, -1, SPACE},
+    {SYS_renameat2, "rename", AT, 0, AT, 2, -1, SPACE},
+    {SYS_link, "link", BY_PATH, 0, BY_PATH, 1, -1, SPACE},
+    {SYS_linkat, "link", AT, 0, AT, 2, -1, SPACE},
+    {SYS_symlink, "symlink", BY_PATH, 1, NONE, 0, -1, SPACE},
+    {SYS_symlinkat, "symlink", AT, 1, NONE, 0, -1, SPACE},
+    {SYS_unlink, "unlink", BY_PATH, 0, NONE, 0, -1, 0},
+    {SYS_unlinkat, "unlink", AT, 0, NONE, 0, -1, 0},
+    {SYS_rmdir, "rmdir", BY_PATH, 0, NONE, 0, -1, 0},
+    {SYS_mkdir, "mkdir", BY_PATH, 0, NONE, 0, -1, SPACE},
+    {SYS_mkdirat, "mkdir", AT, 0, NONE, 0, -1, SPACE},
+    {SYS_mmap, "mmap", BY_FD, 4, NONE, 0, -1, 0},
+    {SYS_io_uring_setup, "io_uring", BY_FD, 0, NONE, 0, -1, 0},
+};
+enum { CALL_COUNT = sizeof CALLS / sizeof *CALLS };
+
+static const char *root, *mode;
+static size_t root_length;
+static long wanted, counted, data_place;
+static int error_number, failing, doomed;
+static pid_t command;
+static FILE *trace, *data;
+
+/* What a thread is in the middle of. */
+struct pending {
+    pid_t thread;
+    const struct call *call;
+    long number, offset;
+    int kill_after;
+    char path[PATH_MAX], path2[PATH_MAX];
+    struct pending *next;
+};
+static struct pending *pendings;
+
+static void die(const char *what)
+{
+    perror(what);
+    exit(125);
+}
+
+static struct pending *pending_of(pid_t thread)
+{
+    for (struct pending *p = pendings; p; p = p->next)
+        if (p->thread == thread)
+            return p;
+    struct pending *p = calloc(1, sizeof *p);
+    if (!p)
+        die("calloc");
+    p->thread = thread;
+    p->next = pendings;
+    return pendings = p;
+}
+
+static const struct call *call_of(long number)
+{
+    for (int i = 0; i < CALL_COUNT; i++)
+        if (CALLS[i].number == number)
+            return &CALLS[i];
+    return NULL;
+}
+
+/* The zero-terminated text at an address of a thread; false if there is none. */
+static int read_text(pid_t thread, unsigned long address, char *text)
+{
+    size_t have = 0;
+    while (have < PATH_MAX - 1) {
+        size_t page = 4096 - ((address + have) & 4095), want = PATH_MAX - 1 - have;
+        struct iovec to = {text + have, want < page ? want : page};
+        struct iovec from = {(void *)(address + have), to.iov_len};
+        ssize_t got = process_vm_readv(thread, &to, 1, &from, 1, 0);
+        if (got <= 0)
+            return 0;
+        if (memchr(text + have, 0, got))
+            return 1;
+        have += got;
+    }
+    return 0;
+}
+
+static int read_link(const char *link, char *path)
+{
+    ssize_t length = readlink(link, path, PATH_MAX - 1);
+    if (length < 0)
+        return 0;
+    path[length] = 0;
+    return 1;
+}
+
+static int fd_path(pid_t thread, int descriptor, char *path)
+{
+    char link[64];
+    if (descriptor == AT_FDCWD)
+        snprintf(link, sizeof link, "/proc/%d/cwd", thread);
+    else
+        snprintf(link, sizeof link, "/proc/%d/fd/%d", thread, descriptor);
+    return read_link(link, path);
+}
+
+/* Absolute path without "." and ".." and doubled slashes; links are not followed. */
+static void absolute(const char *base, const char *text, char *path)
+{
+    char whole[2 * PATH_MAX + 2], *out = path;
+    snprintf(whole, sizeof whole, "%s/%s", text[0] == '/' ? "" : base, text);
+    for (char *part = strtok(whole, "/"); part; part = strtok(NULL, "/")) {
+        if (!strcmp(part, "."))
+            continue;
+        if (!strcmp(part, "..")) {
+            while (out > path && *--out != '/')
+                ;
+            continue;
+        }
+        if (out - path + strlen(part) + 2 > PATH_MAX)
+            break;
+        *out++ = '/';
+        out = stpcpy(out, part);
+    }
+    *out = 0;
+}
+
+static int below_root(const char *path)
+{
+    return !strncmp(path, root, root_length) && (path[root_length] == '/' || !path[root_length]);
+}
+
+static int path_of(pid_t thread, const uint64_t *arguments, int how, int argument, char *path)
+{
+    char text[PATH_MAX], base[PATH_MAX];
+    path[0] = 0;
+    if (how == BY_FD)
+        return fd_path(thread, (int)arguments[argument], path);
+    int at = how == AT;
+    if (!read_text(thread, arguments[argument + at], text))
+        return 0;
+    if (text[0] != '/' && !fd_path(thread, at ? (int)arguments[argument] : AT_FDCWD, base))
+        return 0;
+    absolute(base, text, path);
+    return 1;
+}
+
+/* Where a write begins: given, the end of the file for one that appends, or the position. */
+static long offset_of(pid_t thread, const struct call *call, const uint64_t *arguments)
+{
+    char file[64], line[128];
+    int descriptor = (int)arguments[call->argument];
+    if (call->number == SYS_pwrite64 || call->number == SYS_pwritev)
+        return (long)arguments[3];
+    long position = 0, flags = 0;
+    snprintf(file, sizeof file, "/proc/%d/fdinfo/%d", thread, descriptor);
+    FILE *info = fopen(file, "r");
+    while (info && fgets(line, sizeof line, info)) {
+        sscanf(line, "pos: %ld", &position);
+        sscanf(line, "flags: %lo", &flags);
+    }
+    if (info)
+        fclose(info);
+    if (flags & O_APPEND) {
+        struct stat about;
+        snprintf(file, sizeof file, "/proc/%d/fd/%d", thread, descriptor);
+        if (!stat(file, &about))
+            return about.st_size;
+    }
+    return position;
+}
+
+static long open_flags(const struct call *call, const uint64_t *arguments)
+{
+    if (call->number == SYS_creat)
+        return O_CREAT | O_TRUNC;
+    return (long)arguments[1 + (call->first == AT)];
+}
+
+static int is_event(const struct call *call, const uint64_t *arguments)
+{
+    if (call->traits & OPENS) {
+        long flags = open_flags(call, arguments);
+        return (flags & (O_CREAT | O_TRUNC)) && (flags & O_TMPFILE) != O_TMPFILE;
+    }
+    if (call->number == SYS_mmap)
+        return (arguments[2] & PROT_WRITE) && (arguments[3] & MAP_SHARED) &&
+               !(arguments[3] & MAP_ANONYMOUS);
+    return 1;
+}
+
+static void keep_data(pid_t thread, const struct pending *p, int descriptor, long length)
+{
+    char file[64], buffer[65536];
+    snprintf(file, sizeof file, "/proc/%d/fd/%d", thread, descriptor);
+    int from = open(file, O_RDONLY);
+    if (from < 0)
+        die("the file that was written cannot be read");
+    for (long done = 0; done < length;) {
+        long want = length - done < (long)sizeof buffer ? length - done : (long)sizeof buffer;
+        ssize_t got = pread(from, buffer, want, p->offset + done);
+        if (got <= 0)
+            die("what was written cannot be read back");
+        fwrite(buffer, 1, got, data);
+        done += got;
+    }
+    close(from);
+    data_place += length;
+}
+
+static void write_down(struct pending *p, const uint64_t *arguments, long result)
+{
+    char file[PATH_MAX + 64];
+    struct stat about = {0};
+    const struct call *call = p->call;
+    long length = -1, place = -1;
+    if (call->traits & WRITES)
+        length = result;
+    else if (call->number == SYS_ftruncate || call->number == SYS_truncate)
+        length = (long)arguments[1];
+    else if ((call->traits & OPENS) && (open_flags(call, arguments) & O_TRUNC))
+        length = 0;
+    if (call->first == BY_FD)
+        snprintf(file, sizeof file, "/proc/%d/fd/%d", p->thread, (int)arguments[call->argument]);
+    else
+        snprintf(file, sizeof file, "%s", call->second == NONE ? p->path : p->path2);
+    int known = result >= 0 && !(call->first == BY_FD ? stat(file, &about) : lstat(file, &about));
+    if ((call->traits & WRITES) && result > 0 && data) {
+        place = data_place;
+        keep_data(p->thread, p, (int)arguments[call->argument], result);
+    }
+    if (!trace)
+        return;
+    fprintf(trace, "%ld\t%d\t%s\t%ld\t", p->number, p->thread, call->name, result);
+    if (known)
+        fprintf(trace, "%lx:%lx\t", (long)about.st_dev, (long)about.st_ino);
+    else
+        fputs("-\t", trace);
+    fprintf(trace, "%ld\t%ld\t%ld\t%s\t%s\n", p->offset, length, place,
+            p->path[0] ? p->path : "-", p->path2[0] ? p->path2 : "-");
+}
+
+static void kill_all(void)
+{
+    doomed = 1;
+    fflush(NULL);
+    kill(-command, SIGKILL); /* its process group; others die with the tracer (EXITKILL) */
+    for (struct pending *p = pendings; p; p = p->next)
+        kill(p->thread, SIGKILL);
+}
+
+static void set_registers(pid_t thread, int argument, unsigned long value, int skip, long result)
+{
+    struct user_regs_struct registers;
+    if (ptrace(PTRACE_GETREGS, thread, NULL, &registers))
+        return;
+    unsigned long long *arguments[] = {&registers.rdi, &registers.rsi, &registers.rdx,
+                                       &registers.r10, &registers.r8,  &registers.r9};
+    if (argument >= 0)
+        *arguments[argument] = value;
+    if (skip) {
+        registers.orig_rax = -1;
+        registers.rax = result;
+    }
+    if (ptrace(PTRACE_SETREGS, thread, NULL, &registers))
+        die("PTRACE_SETREGS");
+}
+
+/* A thread stands before a system call of the list. Returns how it goes on. */
+static int enter(pid_t thread)
+{
+    struct __ptrace_syscall_info info;
+    if (ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) <= 0)
+        return PTRACE_CONT;
+    const uint64_t *arguments = (const uint64_t *)info.seccomp.args;
+    const struct call *call = call_of((long)info.seccomp.nr);
+    if (!call || !is_event(call, arguments))
+        return PTRACE_CONT;
+    struct pending *p = pending_of(thread);
+    p->path[0] = p->path2[0] = 0;
+    int here = path_of(thread, arguments, call->first, call->argument, p->path) &&
+               below_root(p->path);
+    if (call->second != NONE)
+        here |= path_of(thread, arguments, call->second, call->argument2, p->path2) &&
+                below_root(p->path2);
+    if (call->number == SYS_io_uring_setup) {
+        fputs("tracer: the command uses io_uring, whose events cannot be seen\n", stderr);
+        exit(125);
+    }
+    if (!here)
+        return PTRACE_CONT;
+    p->call = call;
+    p->number = ++counted;
+    p->offset = call->traits & WRITES ? offset_of(thread, call, arguments) : -1;
+    p->kill_after = 0;
+    int chosen = p->number == wanted;
+    unsigned long size = call->size >= 0 ? arguments[call->size] : 0;
+    int halves = (call->traits & WRITES) && size > 1;
+    if (failing ? (call->traits & SPACE) != 0
+                : chosen && (!strcmp(mode, "fail") || !strcmp(mode, "failing"))) {
+        failing |= !strcmp(mode, "failing");
+        set_registers(thread, -1, 0, 1, -error_number);
+    } else if (chosen && !strcmp(mode, "short")) {
+        if (halves)
+            set_registers(thread, call->size, size / 2, 0, 0);
+    } else if (chosen && !strcmp(mode, "torn") && halves) {
+        set_registers(thread, call->size, size / 2, 0, 0);
+        p->kill_after = 1;
+    } else if (chosen && !strcmp(mode, "after")) {
+        p->kill_after = 1;
+    } else if (chosen && (!strcmp(mode, "before") || !strcmp(mode, "torn"))) {
+        if (trace)
+            fprintf(trace, "%ld\t%d\t%s\tkilled\t-\t%ld\t-1\t-1\t%s\t%s\n", p->number, thread,
+                    call->name, p->offset, p->path[0] ? p->path : "-",
+                    p->path2[0] ? p->path2 : "-");
+        p->call = NULL;
+        kill_all();
+        return PTRACE_CONT;
+    }
+    return PTRACE_SYSCALL;
+}
+
+/* A thread comes back from a system call. */
+static void leave(pid_t thread)
+{
+    struct pending *p = pending_of(thread);
+    if (!p->call)
+        return;
+    struct __ptrace_syscall_info info;
+    struct user_regs_struct registers;
+    if (ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) <= 0 ||
+        info.op != PTRACE_SYSCALL_INFO_EXIT || ptrace(PTRACE_GETREGS, thread, NULL, &registers))
+        return;
+    uint64_t arguments[] = {registers.rdi, registers.rsi, registers.rdx,
+                         registers.r10, registers.r8,  registers.r9};
+    write_down(p, arguments, info.exit.rval);
+    p->call = NULL;
+    if (p->kill_after)
+        kill_all();
+}
+
+static void run(char **arguments)
+{
+    struct sock_filter filter[CALL_COUNT + 5];
+    int at = 0;
+    filter[at++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
+                                                offsetof(struct seccomp_data, nr));
+    for (int i = 0; i < CALL_COUNT; i++) {
+        filter[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CALLS[i].number,
+                                                    CALL_COUNT - i, 0);
+    }
+    filter[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    filter[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE);
+    struct sock_fprog program = {at, filter};
+    setpgid(0, 0);
+    raise(SIGSTOP);
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        die("seccomp");
+    execvp(arguments[0], arguments);
+    die(arguments[0]);
+}
+
+int main(int count, char **arguments)
+{
+    int at = 6;
+    if (count < 8) {
+        fputs("usage: tracer ROOT TRACE DATA MODE N [ERRNO] -- command...\n", stderr);
+        return 125;
+    }
+    root = arguments[1];
+    root_length = strlen(root);
+    mode = arguments[4];
+    wanted = strtol(arguments[5], NULL, 10);
+    if (strcmp(arguments[at], "--"))
+        error_number = atoi(arguments[at++]);
+    if (strcmp(arguments[at], "--") || !arguments[at + 1])
+        return 125;
+    if (strcmp(arguments[2], "-") && !(trace = fopen(arguments[2], "we")))
+        die(arguments[2]);
+    if (strcmp(arguments[3], "-") && !(data = fopen(arguments[3], "we")))
+        die(arguments[3]);
+    command = fork();
+    if (command < 0)
+        die("fork");
+    if (!command)
+        run(arguments + at + 1);
+    int status, code = 125;
+    if (waitpid(command, &status, WUNTRACED) < 0)
+        die("waitpid");
+    long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACESECCOMP | PTRACE_O_TRACEFORK |
+                   PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC |
+                   PTRACE_O_EXITKILL;
+    if (ptrace(PTRACE_SEIZE, command, NULL, options))
+        die("PTRACE_SEIZE");
+    kill(command, SIGCONT);
+    for (;;) {
+        pid_t thread = waitpid(-1, &status, __WALL);
+        if (thread < 0)
+            break; /* nobody is left */
+        if (WIFEXITED(status) || WIFSIGNALED(status)) {
+            if (thread == command)
+                code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+            continue;
+        }
+        int signal = WSTOPSIG(status), event = status >> 16, how = PTRACE_CONT, deliver = 0;
+        if (doomed) {
+            kill(thread, SIGKILL);
+        } else if (event == PTRACE_EVENT_SECCOMP) {
+            how = enter(thread);
+        } else if (signal == (SIGTRAP | 0x80)) {
+            leave(thread);
+        } else if (event == PTRACE_EVENT_STOP) {
+            if (signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU)
+                how = PTRACE_LISTEN;
+        } else if (!event) {
+            deliver = signal;
+        }
+        ptrace(how, thread, NULL, deliver);
+    }
+    if (trace)
+        fprintf(trace, "end\t%d\n", code);
+    fflush(NULL);
+    return code;
+}

@@ -1,0 +1,131 @@
+"""File events of a command: what it does to a folder, call by call, and what becomes of it when one
+of them is spoilt. The work is done by ``tracer.c``, which sees the system calls themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).with_name("tracer.c")
+KILLED = 137
+MODES = ("none", "before", "torn", "after", "fail", "failing", "short")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One system call that may have changed something below the folder.
+
+    Attributes:
+        number: from 1, in the order in which the calls were begun.
+        thread: which made it.
+        name: ``open`` (that makes or empties a file), ``write``, ``rename``, ``fsync``, …
+        result: what it returned; negative ``errno``; None if the command was killed before.
+        inode: device and number of the file, "" where unknown.
+        offset, length: of a write; length also of ``truncate`` and, 0, of an ``open`` that empties
+            its file; -1 where there is none.
+        place: where its bytes are in the recorded data, -1 where there are none.
+        path, second: absolute, second for ``rename`` and ``link``.
+    """
+
+    number: int
+    thread: int
+    name: str
+    result: int | None
+    inode: str
+    offset: int
+    length: int
+    place: int
+    path: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced run: exit status (137 when killed), its events in order of ending, bytes written."""
+
+    status: int
+    events: list[Event]
+    data: bytes
+    errors: str
+
+
+@functools.cache
+def tracer() -> Path:
+    """The compiled tracer; skips the test where it cannot work."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("system calls are traced on Linux, x86_64, only")
+    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    if compiler is None:
+        pytest.skip("no C compiler here to build the tracer with")
+    folder = Path(tempfile.mkdtemp(prefix="ringrift-tracer-"))
+    program = folder / "tracer"
+    subprocess.run([compiler, "-O2", "-o", program, SOURCE], check=True)
+    done = subprocess.run([program, folder, "-", "-", "none", "0", "--", "true"], check=False)
+    if done.returncode != 0:
+        pytest.skip("this machine does not let a process trace its child")
+    return program
+
+
+def traced(
+    command: Sequence[str | Path],
+    root: Path,
+    mode: str = "none",
+    number: int = 0,
+    error: int = errno.ENOSPC,
+    data: bool = False,
+    environment: dict[str, str] | None = None,
+    timeout: float = 600.0,
+) -> Traced:
+    """Run ``command`` and spoil event ``number`` of those below ``root``; modes as in the tracer."""
+    assert mode in MODES
+    with tempfile.TemporaryDirectory(prefix="ringrift-trace-") as folder:
+        lines, kept = Path(folder) / "trace", Path(folder) / "data"
+        done = subprocess.run(
+            [
+                tracer(),
+                root.resolve(),
+                lines,
+                kept if data else "-",
+                mode,
+                str(number),
+                str(error),
+                "--",
+                *command,
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **(environment or {})},
+        )
+        assert done.returncode != 125, done.stderr
+        events = [_event(line) for line in lines.read_text().splitlines() if line[:3] != "end"]
+        return Traced(done.returncode, events, kept.read_bytes() if data else b"", done.stderr)
+
+
+def _event(line: str) -> Event:
+    number, thread, name, result, inode, offset, length, place, path, second = line.split("\t")
+    return Event(
+        int(number),
+        int(thread),
+        name,
+        None if result == "killed" else int(result),
+        "" if inode == "-" else inode,
+        int(offset),
+        int(length),
+        int(place),
+        "" if path == "-" else path,
+        "" if second == "-" else second,
+    )
