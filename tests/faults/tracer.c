@@ -1,6 +1,9 @@
 /* Runs a command and counts the file events it makes below a folder; can spoil one of them.
  *
  *   tracer ROOT TRACE DATA MODE N [ERRNO] -- command arguments...
+ *   tracer ROOT TRACE DATA MODE N [ERRNO] -- @PID
+ *
+ * The second form goes on with a process that has stopped itself, and leads a process group.
  *
  * An event is a system call that may change what lies below ROOT: made by any thread or process of
  * the command, through any library. TRACE gets a line an event, DATA the bytes written ("-": none
@@ -92,6 +95,7 @@ static const char *root, *mode;
 static size_t root_length;
 static long wanted, counted, data_place;
 static int error_number, failing, doomed;
+static int going_on = PTRACE_CONT; /* how a thread goes on to its next event */
 static pid_t command;
 static FILE *trace, *data;
 
@@ -332,17 +336,14 @@ static void set_registers(pid_t thread, int argument, unsigned long value, int s
         die("PTRACE_SETREGS");
 }
 
-/* A thread stands before a system call of the list. Returns how it goes on. */
-static int enter(pid_t thread)
+/* A thread stands before a system call. Returns how it goes on. */
+static int enter(pid_t thread, long number, const uint64_t *arguments)
 {
-    struct __ptrace_syscall_info info;
-    if (ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) <= 0)
-        return PTRACE_CONT;
-    const uint64_t *arguments = (const uint64_t *)info.seccomp.args;
-    const struct call *call = call_of((long)info.seccomp.nr);
-    if (!call || !is_event(call, arguments))
-        return PTRACE_CONT;
     struct pending *p = pending_of(thread);
+    p->call = NULL;
+    const struct call *call = call_of(number);
+    if (!call || !is_event(call, arguments))
+        return going_on;
     p->path[0] = p->path2[0] = 0;
     int here = path_of(thread, arguments, call->first, call->argument, p->path) &&
                below_root(p->path);
@@ -354,7 +355,7 @@ static int enter(pid_t thread)
         exit(125);
     }
     if (!here)
-        return PTRACE_CONT;
+        return going_on;
     p->call = call;
     p->number = ++counted;
     p->offset = call->traits & WRITES ? offset_of(thread, call, arguments) : -1;
@@ -381,28 +382,39 @@ static int enter(pid_t thread)
                     p->path2[0] ? p->path2 : "-");
         p->call = NULL;
         kill_all();
-        return PTRACE_CONT;
+        return going_on;
     }
     return PTRACE_SYSCALL;
 }
 
-/* A thread comes back from a system call. */
-static void leave(pid_t thread)
+/* A thread comes back from a system call with a result. */
+static void leave(pid_t thread, long result)
 {
     struct pending *p = pending_of(thread);
-    if (!p->call)
-        return;
-    struct __ptrace_syscall_info info;
     struct user_regs_struct registers;
-    if (ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) <= 0 ||
-        info.op != PTRACE_SYSCALL_INFO_EXIT || ptrace(PTRACE_GETREGS, thread, NULL, &registers))
+    if (!p->call || ptrace(PTRACE_GETREGS, thread, NULL, &registers))
         return;
     uint64_t arguments[] = {registers.rdi, registers.rsi, registers.rdx,
                          registers.r10, registers.r8,  registers.r9};
-    write_down(p, arguments, info.exit.rval);
+    write_down(p, arguments, result);
     p->call = NULL;
     if (p->kill_after)
         kill_all();
+}
+
+/* A thread has stopped at a system call, or at the filter before one. Returns how it goes on. */
+static int at_call(pid_t thread)
+{
+    struct __ptrace_syscall_info info;
+    if (ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) <= 0)
+        return going_on;
+    if (info.op == PTRACE_SYSCALL_INFO_SECCOMP)
+        return enter(thread, (long)info.seccomp.nr, (const uint64_t *)info.seccomp.args);
+    if (info.op == PTRACE_SYSCALL_INFO_ENTRY)
+        return enter(thread, (long)info.entry.nr, (const uint64_t *)info.entry.args);
+    if (info.op == PTRACE_SYSCALL_INFO_EXIT)
+        leave(thread, info.exit.rval);
+    return going_on;
 }
 
 static void run(char **arguments)
@@ -445,14 +457,19 @@ int main(int count, char **arguments)
         die(arguments[2]);
     if (strcmp(arguments[3], "-") && !(data = fopen(arguments[3], "we")))
         die(arguments[3]);
-    command = fork();
-    if (command < 0)
-        die("fork");
-    if (!command)
-        run(arguments + at + 1);
     int status, code = 125;
-    if (waitpid(command, &status, WUNTRACED) < 0)
-        die("waitpid");
+    if (arguments[at + 1][0] == '@') {
+        command = atoi(arguments[at + 1] + 1);
+        going_on = PTRACE_SYSCALL; /* there is no filter that would stop it */
+    } else {
+        command = fork();
+        if (command < 0)
+            die("fork");
+        if (!command)
+            run(arguments + at + 1);
+        if (waitpid(command, &status, WUNTRACED) < 0)
+            die("waitpid");
+    }
     long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACESECCOMP | PTRACE_O_TRACEFORK |
                    PTRACE_O_TRACEVFORK | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC |
                    PTRACE_O_EXITKILL;
@@ -468,13 +485,11 @@ int main(int count, char **arguments)
                 code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
             continue;
         }
-        int signal = WSTOPSIG(status), event = status >> 16, how = PTRACE_CONT, deliver = 0;
+        int signal = WSTOPSIG(status), event = status >> 16, how = going_on, deliver = 0;
         if (doomed) {
             kill(thread, SIGKILL);
-        } else if (event == PTRACE_EVENT_SECCOMP) {
-            how = enter(thread);
-        } else if (signal == (SIGTRAP | 0x80)) {
-            leave(thread);
+        } else if (event == PTRACE_EVENT_SECCOMP || signal == (SIGTRAP | 0x80)) {
+            how = at_call(thread);
         } else if (event == PTRACE_EVENT_STOP) {
             if (signal == SIGSTOP || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU)
                 how = PTRACE_LISTEN;

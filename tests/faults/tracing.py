@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import platform
 import shutil
@@ -13,14 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 SOURCE = Path(__file__).with_name("tracer.c")
 KILLED = 137
-MODES = ("none", "before", "torn", "after", "fail", "failing", "short")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,62 @@ def tracer() -> Path:
     return program
 
 
+class Zygote:
+    """Forks of a process that has everything loaded (``zygote.py``), to work below ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "stage.log"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "faults.zygote"],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"},
+        )
+        while self._answer() != "ready":  # the kernels' compiling is told of first
+            pass
+
+    def run(self, root: Path, stage: str, generation: int) -> int:
+        """Do a stage; its exit status."""
+        self._ask(root, stage, generation, stopped=False)
+        self._answer()
+        return int(self._answer())
+
+    def traced(
+        self, root: Path, stage: str, generation: int, mode: str = "none", number: int = 0,
+        error: int = errno.ENOSPC, data: bool = False,
+    ) -> Traced:  # fmt: skip
+        """Do a stage as :func:`traced` runs a command."""
+        self._ask(root, stage, generation, stopped=True)
+        process = self._answer()
+        found = traced([f"@{process}"], root, mode, number, error, data)
+        self._answer()
+        return replace(found, errors=self.log.read_text())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _ask(self, root: Path, stage: str, generation: int, stopped: bool) -> None:
+        wish = {
+            "root": str(root),
+            "stage": stage,
+            "generation": generation,
+            "stopped": stopped,
+            "log": str(self.log),
+        }
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(wish) + "\n")
+        self.process.stdin.flush()
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the zygote has died"
+        return line.strip()
+
+
 def traced(
     command: Sequence[str | Path],
     root: Path,
@@ -89,7 +145,6 @@ def traced(
     timeout: float = 600.0,
 ) -> Traced:
     """Run ``command`` and spoil event ``number`` of those below ``root``; modes as in the tracer."""
-    assert mode in MODES
     with tempfile.TemporaryDirectory(prefix="ringrift-trace-") as folder:
         lines, kept = Path(folder) / "trace", Path(folder) / "data"
         done = subprocess.run(
