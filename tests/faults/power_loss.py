@@ -105,7 +105,12 @@ class Disk:
             moved = self.seen[folder][last]
             self._change((folder, last, None), (*self._place(event.second), moved))
         elif name == "fsync":
+            if event.place >= 0:  # it was mapped: all of it is what was stored there
+                whole = data[event.place : event.place + event.length]
+                self.files[inode].changes.append((0, whole))
             self._sync(inode)
+        elif name == "mmap":
+            pass  # stores into it are known when it is synced
         else:
             raise AssertionError(f"the model of a disk knows no {name}: {event}")
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ringrift_pipeline.store import CorruptArtefactError, Store
 
+from . import stages
+from .conftest import BEFORE, NOW
 from .power_loss import Disk, Left, disks, lay_out
-from .tracing import traced
+from .tracing import Zygote, traced
 
 CONFIG, KIND = "hex8_3p", "ema_model"
 MIXTURES = 6
@@ -120,3 +124,47 @@ def loaded(store: Store) -> tuple[object, ...]:
     values.append(len(store.artefacts(CONFIG, 0, KIND)))
     return tuple(values)
 
+
+
+@pytest.mark.parametrize("stage", stages.NAMES)
+def test_the_power_goes_during_a_stage(
+    stage: str, zygote: Zygote, copy_of: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """After every event with ``-m faults``, else after each eleventh and the last."""
+    root = copy_of(stage)
+    before = kinds(root)
+    disk = Disk(root)
+    run = zygote.traced(root, stage, NOW, data=True)
+    assert run.status == 0, run.errors
+    after = kinds(root)
+    whole = "faults" in (request.config.getoption("-m") or "")
+    for number, loss, left in disks(disk, run.events, run.data, 1, MIXTURES if whole else 1):
+        if not whole and number % 11 and number < len(run.events):
+            continue
+        place = tmp_path / "left"
+        lay_out(left, place)
+        found = kinds(place)
+        for kind in after.keys() | before.keys():
+            allowed = (before.get(kind), after.get(kind))
+            assert found.get(kind) in allowed, f"after event {number}, {loss} lost: {kind}"
+        if number == len(run.events):
+            assert found == after, f"{loss} lost after the end"
+        shutil.rmtree(place)
+
+
+def kinds(root: Path) -> dict[str, object]:
+    """Kind -> digest of the artefact of either generation that loads; champion and plans."""
+    store = Store(root)
+    store.sweep()
+    found: dict[str, object] = {}
+    for generation in (BEFORE, NOW):
+        for kind in store.kinds(stages.CONFIG, generation):
+            artefact = store.last_good(stages.CONFIG, generation, kind)
+            if artefact is not None:
+                found[f"{generation} {kind}"] = artefact.digest
+        if generation in store.generations(stages.CONFIG):
+            found[f"{generation} plan"] = str(store.read_plan(stages.CONFIG, generation))
+    champion = store.champion(stages.CONFIG)
+    assert champion is not None
+    found["champion"] = (champion.digest, store.open(champion.path).digest)
+    return found

@@ -278,6 +278,28 @@ static void keep_data(pid_t thread, const struct pending *p, int descriptor, lon
     data_place += length;
 }
 
+/* Files that were mapped to be written to: what is stored there makes no event, so the whole file is
+ * kept when it is synced. */
+static struct stat *mapped;
+static int mapped_count;
+
+static int is_mapped(const struct stat *about)
+{
+    for (int i = 0; i < mapped_count; i++)
+        if (mapped[i].st_dev == about->st_dev && mapped[i].st_ino == about->st_ino)
+            return 1;
+    return 0;
+}
+
+static void map(const struct stat *about)
+{
+    if (is_mapped(about))
+        return;
+    if (!(mapped = realloc(mapped, (mapped_count + 1) * sizeof *mapped)))
+        die("realloc");
+    mapped[mapped_count++] = *about;
+}
+
 static void write_down(struct pending *p, const uint64_t *arguments, long result)
 {
     char file[PATH_MAX + 64];
@@ -298,6 +320,15 @@ static void write_down(struct pending *p, const uint64_t *arguments, long result
     if ((call->traits & WRITES) && result > 0 && data) {
         place = data_place;
         keep_data(p->thread, p, (int)arguments[call->argument], result);
+    }
+    if (known && call->number == SYS_mmap)
+        map(&about);
+    if (known && data && (call->number == SYS_fsync || call->number == SYS_fdatasync) &&
+        is_mapped(&about)) {
+        place = data_place;
+        length = about.st_size;
+        p->offset = 0;
+        keep_data(p->thread, p, (int)arguments[call->argument], length);
     }
     if (!trace)
         return;

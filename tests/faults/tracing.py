@@ -35,7 +35,8 @@ class Event:
         inode: device and number of the file, "" where unknown.
         offset, length: of a write; length also of ``truncate`` and, 0, of an ``open`` that empties
             its file; -1 where there is none.
-        place: where its bytes are in the recorded data, -1 where there are none.
+        place: where its bytes are in the recorded data, -1 where there are none; of a file that was
+            mapped, all of them when it is synced.
         path, second: absolute, second for ``rename`` and ``link``.
     """
 
