@@ -76,16 +76,17 @@ def test_every_event_fails(stage: str, way: str, zygote: Zygote, copy_of: Copy) 
             check(zygote, copy_of, wanted, stage, way, event.number)
 
 
+@pytest.mark.parametrize(
+    "every", (pytest.param(29, id="some"), pytest.param(1, id="all", marks=pytest.mark.faults))
+)
 @pytest.mark.parametrize("stage", stages.NAMES)
 def test_a_file_that_vanished_is_named_or_not_needed(
-    stage: str, zygote: Zygote, roots: dict[str, Path], copy_of: Copy, request: Any
+    stage: str, every: int, zygote: Zygote, roots: dict[str, Path], copy_of: Copy
 ) -> None:
-    """Every file in turn with ``-m faults``, else each seventh."""
     _, wanted = events_of(zygote, copy_of, stage)
     files = sorted(path.relative_to(roots[stage]) for path in roots[stage].rglob("*"))
     files = [path for path in files if (roots[stage] / path).is_file()]
-    all_of_them = "faults" in (request.config.getoption("-m") or "")
-    for path in files if all_of_them else files[hash_of(stage) % 7 :: 7][:6]:
+    for path in files[stages.NAMES.index(stage) % every :: every]:
         root = copy_of(stage)
         (root / path).unlink()
         status = zygote.run(root, stage, NOW)
@@ -96,7 +97,3 @@ def test_a_file_that_vanished_is_named_or_not_needed(
         else:
             last = errors.strip().splitlines()[-1]
             assert re.match(r"ringrift_pipeline\.\w+.*Error: ", last), f"{path}: {errors}"
-
-
-def hash_of(text: str) -> int:
-    return sum(text.encode())

@@ -18,6 +18,8 @@ from .tracing import Zygote, traced
 
 CONFIG, KIND = "hex8_3p", "ema_model"
 MIXTURES = 6
+# The power goes after each eleventh event and the last, or after every one.
+SOME_OR_ALL = (pytest.param(11, id="some"), pytest.param(1, id="all", marks=pytest.mark.faults))
 
 WRITERS = {
     "an artefact": """
@@ -126,20 +128,20 @@ def loaded(store: Store) -> tuple[object, ...]:
 
 
 
+@pytest.mark.parametrize("every", SOME_OR_ALL)
 @pytest.mark.parametrize("stage", stages.NAMES)
 def test_the_power_goes_during_a_stage(
-    stage: str, zygote: Zygote, copy_of: Any, tmp_path: Path, request: pytest.FixtureRequest
+    stage: str, every: int, zygote: Zygote, copy_of: Any, tmp_path: Path
 ) -> None:
-    """After every event with ``-m faults``, else after each eleventh and the last."""
     root = copy_of(stage)
     before = kinds(root)
     disk = Disk(root)
     run = zygote.traced(root, stage, NOW, data=True)
     assert run.status == 0, run.errors
     after = kinds(root)
-    whole = "faults" in (request.config.getoption("-m") or "")
-    for number, loss, left in disks(disk, run.events, run.data, 1, MIXTURES if whole else 1):
-        if not whole and number % 11 and number < len(run.events):
+    mixtures = MIXTURES if every == 1 else 1
+    for number, loss, left in disks(disk, run.events, run.data, 1, mixtures):
+        if number % every and number < len(run.events):
             continue
         place = tmp_path / "left"
         lay_out(left, place)
