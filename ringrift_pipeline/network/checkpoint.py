@@ -20,7 +20,12 @@ from ringrift_pipeline.network.encoding import ENCODING_VERSION, NUM_GLOBALS, NU
 from ringrift_pipeline.network.evaluator import resolve_device
 from ringrift_pipeline.network.model import AUXILIARY, NetworkConfig, RingRiftNetwork
 from ringrift_pipeline.network.moves import NUM_MOVE_KINDS
-from ringrift_pipeline.store import write_bytes_atomic, write_json_atomic
+from ringrift_pipeline.store import (
+    CorruptArtefactError,
+    check_file,
+    write_bytes_atomic,
+    write_json_atomic,
+)
 
 WEIGHTS_FILE = "model.safetensors"
 SIDECAR_FILE = "model.json"
@@ -90,7 +95,11 @@ def save_model(
 def _read_sidecar(folder: Path) -> dict[str, Any]:
     path = folder / SIDECAR_FILE
     try:
+        if path.is_file():
+            check_file(path)
         sidecar = json.loads(path.read_text(encoding="utf-8"))
+    except CorruptArtefactError as error:
+        raise CorruptModelError(str(error)) from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingModelError(
             f"{path} does not exist: not a model folder; give a folder that holds "

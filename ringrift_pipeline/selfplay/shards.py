@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.ragged import pad, unpad
 from ringrift_pipeline.selfplay.records import Decisions, Games
+from ringrift_pipeline.store import CorruptArtefactError, check_file
 from ringrift_pipeline.store.kinds import shard_kind as shard_kind
 
 if TYPE_CHECKING:
@@ -291,11 +292,12 @@ def open_shard(
     Raises
     ------
     ShardError
-        if the file is absent, is no Arrow file, or has another format or schema.
+        if the file is absent, damaged, no Arrow file, or has another format or schema.
     """
     try:
+        check_file(path)
         source = pa.memory_map(str(path), "r")
-    except OSError as error:
+    except (OSError, CorruptArtefactError) as error:
         raise ShardError(f"{path}: cannot be read ({error})") from error
     with source:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,9 @@ from ringrift_pipeline.store.manifest import (
     ManifestMismatch,
     normalize,
     open_seal,
+    sealed,
     sealed_bytes,
+    unsealed,
 )
 
 
@@ -62,17 +65,67 @@ def _read(layout: Layout, config: str) -> dict[str, Any] | None:
         ) from None
 
 
+def _history(layout: Layout, config: str) -> list[dict[str, Any]]:
+    """The lines of the history, each sealed and numbered. Raises CorruptArtefactError."""
+    path = layout.champions(config)
+    records = []
+    for number, line in enumerate(read_jsonl(path), start=1):
+        try:
+            record = unsealed(line)
+            if record.get("promotion") != number:
+                raise ManifestMismatch(f"it is promotion {record.get('promotion')}")
+        except ManifestMismatch as error:
+            raise CorruptArtefactError(path, f"line {number}: {error}", _ANEW) from None
+        records.append(record)
+    return records
+
+
+_ANEW = (
+    "restore it from a copy; or move it away, and the history begins anew with the champion that "
+    "champion.json names"
+)
+
+
 def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
     """History of promotions, after adding the one whose writer died before its line landed.
 
-    Hold the config's folder lock.
+    Hold the config's folder lock. Raises CorruptArtefactError, also for lines that are missing.
     """
-    history = read_jsonl(layout.champions(config))
     champion = _read(layout, config)
-    if champion is not None and champion not in history[-1:]:
-        append_jsonl(layout.champions(config), champion)
-        history.append(champion)
+    if champion is not None and "promotion" not in champion:
+        champion = _migrated(layout, config, champion)
+    history = _history(layout, config)
+    path = layout.champions(config)
+    if champion is None or champion in history[-1:]:
+        return history
+    if not path.exists():  # moved away on purpose, or never written
+        champion = {**champion, "promotion": 1}
+        write_bytes_atomic(layout.champion(config), sealed_bytes(champion, "champion"))
+    elif champion.get("promotion") != len(history) + 1:
+        raise CorruptArtefactError(
+            path,
+            f"it ends with promotion {len(history)}, champion.json names promotion "
+            f"{champion.get('promotion')}",
+            _ANEW,
+        )
+    append_jsonl(path, sealed(champion, "champion"))
+    history.append(champion)
     return history
+
+
+def _migrated(layout: Layout, config: str, champion: dict[str, Any]) -> dict[str, Any]:
+    """The champion after seals and numbers were added to a history that was written without."""
+    lines = [dict(line) for line in read_jsonl(layout.champions(config))]
+    for line in lines:  # those of a migration that was killed have them
+        line.pop("seal", None)
+        line.pop("promotion", None)
+    if champion not in lines[-1:]:
+        lines.append(champion)
+    records = [{**line, "promotion": number} for number, line in enumerate(lines, start=1)]
+    texts = [json.dumps(sealed(record, "champion"), allow_nan=False) for record in records]
+    write_bytes_atomic(layout.champions(config), "".join(f"{t}\n" for t in texts).encode("ascii"))
+    write_bytes_atomic(layout.champion(config), sealed_bytes(records[-1], "champion"))
+    return records[-1]
 
 
 def read_champion(layout: Layout, config: str) -> Champion | None:
@@ -123,7 +176,8 @@ def promote(
             "path": artefact.path.relative_to(layout.root).as_posix(),
             "promoted_at": datetime.now(UTC).isoformat(timespec="microseconds"),
             "reason": reason,
+            "promotion": len(history) + 1,
         }
         write_bytes_atomic(layout.champion(config), sealed_bytes(record, "champion"))
-        append_jsonl(layout.champions(config), record)
+        append_jsonl(layout.champions(config), sealed(record, "champion"))
         return _champion(layout, record)

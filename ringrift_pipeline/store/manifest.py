@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 import stat
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ringrift_pipeline.store.atomic import dump_json
-from ringrift_pipeline.store.errors import MissingArtefactError, StoreError
+from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from ringrift_pipeline.store.layout import MANIFEST
 
 FORMAT = 1
+_REMEMBERED = 8192  # files whose hash is kept in mind
 
 
 class ManifestMismatch(Exception):
@@ -53,15 +56,20 @@ class Artefact:
         return hash((self.path, self.digest))
 
     def file(self, name: str) -> Path:
-        """Path of one of its files. Raises MissingArtefactError if the manifest has no such name."""
+        """Path of one of its files, checked against the manifest (:func:`check_file`).
+
+        Raises MissingArtefactError if the manifest has no such name, CorruptArtefactError.
+        """
         if name not in self.files:
             raise MissingArtefactError(
                 f"file {name!r} of artefact {self.path}", f"it holds: {', '.join(self.files)}"
             )
-        return self.path / name
+        path = self.path / name
+        check_file(path, self.files[name])
+        return path
 
     def read_json(self, name: str) -> Any:
-        """The parsed content of one of its JSON files."""
+        """The parsed content of one of its JSON files. Raises CorruptArtefactError."""
         return json.loads(self.file(name).read_bytes())
 
 
@@ -74,12 +82,31 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def sealed_bytes(value: dict[str, Any], what: str) -> bytes:
-    """JSON text of `value` plus its own hash under ``"seal"``. Raises SerializationError."""
+def sealed(value: dict[str, Any], what: str) -> dict[str, Any]:
+    """`value` as it reads back, plus its own hash under ``"seal"``. Raises SerializationError."""
     value = normalize(value, what)
     if "seal" in value:
         raise StoreError(f"{what} has a key 'seal', which the store keeps for itself: rename it")
-    return dump_json({**value, "seal": _digest(value)}, canonical=True)
+    return {**value, "seal": _digest(value)}
+
+
+def sealed_bytes(value: dict[str, Any], what: str) -> bytes:
+    """JSON text of `value` plus its own hash under ``"seal"``. Raises SerializationError."""
+    return dump_json(sealed(value, what), canonical=True)
+
+
+def unsealed(value: Any) -> dict[str, Any]:
+    """The dictionary that `sealed` was given. Raises ManifestMismatch if it was changed."""
+    if not isinstance(value, dict) or "seal" not in value:
+        raise ManifestMismatch("it has no seal")
+    inside = {name: item for name, item in value.items() if name != "seal"}
+    try:
+        same = value["seal"] == _digest(inside)
+    except ValueError:  # a NaN that was none
+        same = False
+    if not same:
+        raise ManifestMismatch("its content does not match its seal")
+    return inside
 
 
 def open_seal(data: bytes) -> dict[str, Any]:
@@ -92,10 +119,7 @@ def open_seal(data: bytes) -> dict[str, Any]:
         raise ManifestMismatch("it has no seal")
     if dump_json_or_none(value) != data:
         raise ManifestMismatch("its text was changed")
-    seal = value.pop("seal")
-    if seal != _digest(value):
-        raise ManifestMismatch("its content does not match its seal")
-    return value
+    return unsealed(value)
 
 
 def dump_json_or_none(value: Any) -> bytes | None:
@@ -137,11 +161,70 @@ def walk_files(folder: Path) -> Iterator[tuple[str, Path]]:
     yield from sorted(entries)
 
 
-def hash_file(path: Path) -> dict[str, Any]:
-    """``{"size": bytes, "sha256": 64 hex digits}`` of a file, read in pieces."""
+class _Hashes:
+    """Hashes of files by inode, as long as nothing has touched them since (size, mtime, ctime)."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[int, int], tuple[tuple[int, int, int], str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, about: os.stat_result) -> str | None:
+        with self._lock:
+            state, digest = self._known.get((about.st_dev, about.st_ino), (None, ""))
+        return digest if state == self._state(about) else None
+
+    def keep(self, about: os.stat_result, digest: str) -> None:
+        with self._lock:
+            self._known[about.st_dev, about.st_ino] = (self._state(about), digest)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+
+    @staticmethod
+    def _state(about: os.stat_result) -> tuple[int, int, int]:
+        return about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+_hashes = _Hashes()
+
+
+def hash_file(path: Path, remembered: bool = False) -> dict[str, Any]:
+    """``{"size": bytes, "sha256": 64 hex digits}`` of a file, read in pieces.
+
+    ``remembered`` takes what this process has hashed before, if the file was not touched since.
+    """
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        about = os.fstat(file.fileno())
+        digest = _hashes.find(about) if remembered else None
+        if digest is None:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            after = os.fstat(file.fileno())
+            if _Hashes._state(after) == _Hashes._state(about):  # nobody wrote meanwhile
+                _hashes.keep(after, digest)
         return {"size": os.fstat(file.fileno()).st_size, "sha256": digest}
+
+
+def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
+    """Compare a file with what is expected of it, or with the manifest beside it, if there is one.
+
+    For readers that are given a path: formats do not notice a flipped bit. What this process has
+    verified and nobody touched since is not read again. Raises CorruptArtefactError.
+    """
+    try:
+        if expected is None:
+            if not (path.parent / MANIFEST).exists():
+                return
+            expected = load_folder(path.parent, verify=False).files.get(path.name)
+            if expected is None:
+                raise ManifestMismatch("it is not in its manifest")
+        if hash_file(path, remembered=True) != expected:
+            raise ManifestMismatch("it has another SHA-256 than when it was written")
+    except FileNotFoundError:
+        raise CorruptArtefactError(path, "it is not there", _AGAIN) from None
+    except ManifestMismatch as error:
+        raise CorruptArtefactError(path, str(error), _AGAIN) from None
+
+
+_AGAIN = "open the artefact through a Store, which puts it aside and falls back, or make it anew"
 
 
 def make_manifest(

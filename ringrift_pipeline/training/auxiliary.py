@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringrift_pipeline.network.model import AUXILIARY
+from ringrift_pipeline.store import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,13 +40,14 @@ def save_heads(folder: Path, state: Mapping[str, Tensor]) -> None:
 def load_heads(folder: Path, model: RingRiftNetwork) -> bool:
     """Attach auxiliary heads to ``model``: those in ``folder``, untrained ones where none fit.
 
-    Returns whether there were some.
+    Returns whether there were some. Raises CorruptArtefactError for a damaged file.
     """
     from safetensors.torch import load_file
 
     attached = model.attach_auxiliary()
     if not (folder / FILE).is_file():
         return False
+    check_file(folder / FILE)
     saved = load_file(folder / FILE)
     wanted = {f"{AUXILIARY}{name}": weight for name, weight in attached.state_dict().items()}
     if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in wanted.items()}:

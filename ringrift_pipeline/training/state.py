@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from ringrift_pipeline.store import CorruptArtefactError, check_file
+
 TENSORS = "state.safetensors"
 TREE = "state.json"
 _FORMAT = "ringrift-state/1"
@@ -49,9 +51,11 @@ def load_state(folder: Path) -> dict[str, Any]:
         if a file is missing, damaged or of another format.
     """
     try:
+        for name in (TREE, TENSORS):
+            check_file(folder / name)
         content = json.loads((folder / TREE).read_text())
         tensors = load_file(folder / TENSORS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, CorruptArtefactError) as error:
         raise StateError(f"{folder} holds no training state that can be read: {error}") from error
     if content.get("format") != _FORMAT:
         raise StateError(f"{folder} has state format {content.get('format')!r}, not {_FORMAT!r}")

@@ -161,8 +161,11 @@ def read_table(path: Path, columns: tuple[Column, ...]) -> pl.DataFrame:
     """Read a table and validate it; TableError if it is not what its columns say."""
     import polars as pl
 
+    from ringrift_pipeline.store import CorruptArtefactError, check_file
+
     try:
+        check_file(path)
         frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (OSError, CorruptArtefactError, pl.exceptions.PolarsError) as error:
         raise TableError(f"{path}: cannot be read as Parquet ({error})") from error
     return validated(frame, columns, path.name)

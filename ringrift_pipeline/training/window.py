@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.ragged import offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.store import CorruptArtefactError, check_file
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 
 if TYPE_CHECKING:
@@ -205,11 +206,13 @@ def open_window(folder: Path) -> Window:
     Raises
     ------
     WindowError
-        if the folder holds no window of this format.
+        if the folder holds no window of this format, or a damaged one.
     """
     try:
+        for path in sorted(folder.iterdir()):
+            check_file(path)
         header = json.loads((folder / "window.json").read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CorruptArtefactError) as error:
         raise WindowError(f"{folder} holds no training window: {error}") from error
     if header.get("format") != WINDOW_FORMAT:
         raise WindowError(

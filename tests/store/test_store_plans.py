@@ -17,6 +17,7 @@ from ringrift_pipeline.store import (
     Store,
     StoreError,
 )
+from ringrift_pipeline.store.manifest import sealed_bytes
 
 CONFIG = "square19_4p"
 
@@ -185,6 +186,55 @@ def test_a_lost_history_line_is_restored(store: Store) -> None:
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [
         json.loads(line) for line in lines
     ]
+
+
+def test_every_change_of_the_history_is_noticed(store: Store) -> None:
+    for generation in range(3):
+        store.promote(CONFIG, generation, put(store, generation), {"bound": 0.93})
+    path = store.root / CONFIG / "champions.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    damaged = {
+        "line 2: its content does not match": whole.replace(b"0.93", b"0.94", 2).replace(
+            b"0.94", b"0.93", 1
+        ),
+        "line 2: it has no seal": lines[0] + lines[1].replace(b'"seal"', b'"sezl"') + lines[2],
+        "line 2: it is promotion 3": lines[0] + lines[2],
+        "line 1: it is promotion 2": lines[1] + lines[0] + lines[2],
+        "ends with promotion 1, champion.json names promotion 3": lines[0],
+        "ends with promotion 0": b"",
+    }
+    for reason, content in damaged.items():
+        path.write_bytes(content)
+        with pytest.raises(CorruptArtefactError, match=reason):
+            store.champions(CONFIG)
+        with pytest.raises(CorruptArtefactError, match=reason):
+            store.promote(CONFIG, 3, put(store, 3), {})
+        assert store.champion(CONFIG).generation == 2
+    path.unlink()  # as the error says
+    assert [champion.generation for champion in store.champions(CONFIG)] == [2]
+    store.promote(CONFIG, 3, put(store, 3), {})
+    assert [champion.generation for champion in store.champions(CONFIG)] == [2, 3]
+
+
+@pytest.mark.parametrize("killed", (False, True))
+def test_a_history_without_seals_is_given_them(store: Store, killed: bool) -> None:
+    for generation in range(2):
+        store.promote(CONFIG, generation, put(store, generation), {})
+    before = store.champions(CONFIG)
+    folder = store.root / CONFIG
+    lines = [json.loads(line) for line in (folder / "champions.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["seal"], line["promotion"]
+    if not killed:  # in between, the history is new and the pointer old
+        texts = [json.dumps(line) + "\n" for line in lines]
+        (folder / "champions.jsonl").write_text("".join(texts))
+    (folder / "champion.json").write_bytes(sealed_bytes(lines[-1], "champion"))
+    assert store.champions(CONFIG) == before
+    content = (folder / "champions.jsonl").read_bytes()
+    assert content.count(b'"seal"') == 2
+    assert store.champions(CONFIG) == before
+    assert (folder / "champions.jsonl").read_bytes() == content
 
 
 def test_a_champion_made_again_after_its_folder_was_lost(store: Store) -> None:
