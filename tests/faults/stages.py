@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,12 +86,29 @@ NAMES = ("plan", *STAGES)
 
 
 def work(root: Path, stage: str, generation: int) -> None:
-    """One stage of a generation."""
+    """One stage of a generation; ``loop``: all stages of all generations up to it."""
     store = Store(root)
     if stage == "plan":
         plan(store, generation)
+    elif stage == "loop":
+        for number in range(generation + 1):
+            for name in NAMES:
+                work(root, name, number)
+    elif stage.startswith("train until step "):
+        training.train(store, load_plan(store, CONFIG, generation), progress=_Killer(stage))
     else:
         STAGES[stage](store, load_plan(store, CONFIG, generation))
+
+
+class _Killer:
+    """Progress of a training that kills its process once a step has been made."""
+
+    def __init__(self, stage: str) -> None:
+        self.step = int(stage.rpartition(" ")[2])
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        if done >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def prepare() -> None:

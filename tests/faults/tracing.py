@@ -4,12 +4,15 @@ of them is spoilt. The work is done by ``tracer.c``, which sees the system calls
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import json
 import os
 import platform
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -111,6 +114,15 @@ class Zygote:
         found = traced([f"@{process}"], root, mode, number, error, data)
         self._answer()
         return replace(found, errors=self.log.read_text())
+
+    def killed_after(self, root: Path, stage: str, generation: int, seconds: float) -> int:
+        """Do a stage and kill it, and all it has started, after some seconds; its status."""
+        self._ask(root, stage, generation, stopped=False)
+        process = int(self._answer())
+        select.select([self.process.stdout], [], [], seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)
+        return int(self._answer())
 
     def close(self) -> None:
         self.process.kill()
