@@ -17,6 +17,7 @@ from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.selfplay import Plan, collect, load_plan, plan_generation, play_shards
 from ringrift_pipeline.selfplay.warm_up import warm_up
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.training.run import TrainingRun
 
 CONFIG = "square8_2p"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -95,20 +96,22 @@ def work(root: Path, stage: str, generation: int) -> None:
             for name in NAMES:
                 work(root, name, number)
     elif stage.startswith("train until step "):
-        training.train(store, load_plan(store, CONFIG, generation), progress=_Killer(stage))
+        _die_at_step(int(stage.rpartition(" ")[2]))
+        work(root, "train", generation)
     else:
         STAGES[stage](store, load_plan(store, CONFIG, generation))
 
 
-class _Killer:
-    """Progress of a training that kills its process once a step has been made."""
+def _die_at_step(number: int) -> None:
+    """From now on this process is killed when a training has made that step."""
+    step = TrainingRun.step
 
-    def __init__(self, stage: str) -> None:
-        self.step = int(stage.rpartition(" ")[2])
-
-    def __call__(self, done: int, total: int, text: str = "") -> None:
-        if done >= self.step:
+    def last(run: TrainingRun) -> None:
+        step(run)
+        if run.iteration >= number:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    TrainingRun.step = last  # type: ignore[method-assign]
 
 
 def prepare() -> None:
