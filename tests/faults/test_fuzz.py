@@ -1,0 +1,36 @@
+"""Readers accept what they are given, or refuse it with an error of their own (``fuzzing.py``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .fuzz_targets import SHARES, prepare, target
+from .fuzzing import Outcome, corpus, fuzz
+
+EXECUTIONS = 20_000  # over all targets; `python -m faults.fuzzing` does a million
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fuzz")
+    prepare(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_a_reader_refuses_in_its_own_words(name: str, inputs: Path) -> None:
+    outcome: Outcome = fuzz(name, inputs, 1, EXECUTIONS * SHARES[name] // sum(SHARES.values()))
+    assert not outcome.faults, "\n".join(outcome.faults)
+    assert outcome.places, "nothing was refused"
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_the_corpus_is_refused_or_accepted(name: str, inputs: Path) -> None:
+    made = target(name, inputs)
+    for data in corpus(name):
+        try:
+            made.run(data)
+        except made.errors:
+            pass
