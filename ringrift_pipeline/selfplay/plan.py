@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ringrift_pipeline.selfplay.plan_form import check_form
+
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.training_config import TrainingConfig
     from ringrift_pipeline.store import Artefact, Store
@@ -87,26 +89,9 @@ class Plan:
                 f"this plan has format {raw.get('format')!r}, this version reads {PLAN_FORMAT}: "
                 "start a new generation, or use the version that wrote it"
             )
-        needed = [
-            "config",
-            "generation",
-            "settings",
-            "champion",
-            "parent",
-            "window",
-            "shards",
-            "seed",
-            "created",
-        ]
-        missing = [name for name in needed if name not in raw]
-        if missing:
-            raise PlanError(f"plan.json lacks {', '.join(missing)}")
-        for position, shard in enumerate(raw["shards"]):
-            if shard.get("index") != position or shard.get("games", 0) < 1:
-                raise PlanError(f"plan.json: shard {position} is {shard!r}, which is no shard")
-            met = shard.get("opponent")
-            if met is not None and not 0 < met.get("games", 0) <= shard["games"]:
-                raise PlanError(f"plan.json: shard {position} has no opponent in {met!r}")
+        wrong = check_form(raw)
+        if wrong is not None:
+            raise PlanError(f"plan.json: {wrong}")
         return cls(
             raw=raw,
             config=raw["config"],

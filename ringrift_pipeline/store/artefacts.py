@@ -31,6 +31,8 @@ from ringrift_pipeline.store.manifest import (
     make_manifest,
     normalize,
     open_seal,
+    relative_path,
+    require_fields,
     sealed_bytes,
 )
 
@@ -126,7 +128,11 @@ def read_pointer(path: Path) -> tuple[bytes, dict[str, Any]] | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    return data, open_seal(data)
+    content = open_seal(data)
+    require_fields(content, artefact=str, digest=str)
+    if len(relative_path(content["artefact"]).parts) != 1:
+        raise ManifestMismatch("it names no folder beside it")
+    return data, content
 
 
 def folders(kind_folder: Path) -> list[Path]:
@@ -265,7 +271,7 @@ def _drop_pointer(
                 fsync_path(pointer.parent)
             return None
         try:
-            open_seal(now)
+            read_pointer(pointer)
         except ManifestMismatch:
             target = _quarantine_name(layout, config, pointer.relative_to(layout.root).parts[2:])
             os.rename(pointer, target)

@@ -17,6 +17,8 @@ from ringrift_pipeline.store.manifest import (
     ManifestMismatch,
     normalize,
     open_seal,
+    relative_path,
+    require_fields,
     sealed,
     sealed_bytes,
     unsealed,
@@ -50,10 +52,28 @@ def _champion(layout: Layout, record: dict[str, Any]) -> Champion:
     return Champion(path=layout.root / record["path"], **fields)
 
 
+def _checked(record: dict[str, Any], config: str) -> dict[str, Any]:
+    """A record that names a champion of `config`. Raises ManifestMismatch."""
+    require_fields(
+        record,
+        config=str,
+        generation=int,
+        kind=str,
+        digest=str,
+        path=str,
+        promoted_at=str,
+        reason=dict,
+    )
+    relative_path(record["path"])
+    if record["config"] != config:
+        raise ManifestMismatch(f"it belongs to {record['config']!r}")
+    return record
+
+
 def _read(layout: Layout, config: str) -> dict[str, Any] | None:
     path = layout.champion(config)
     try:
-        return open_seal(path.read_bytes())
+        return _checked(open_seal(path.read_bytes()), config)
     except FileNotFoundError:
         return None
     except ManifestMismatch as error:
@@ -71,7 +91,7 @@ def _history(layout: Layout, config: str) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(read_jsonl(path), start=1):
         try:
-            record = unsealed(line)
+            record = _checked(unsealed(line), config)
             if record.get("promotion") != number:
                 raise ManifestMismatch(f"it is promotion {record.get('promotion')}")
         except ManifestMismatch as error:

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ringrift_pipeline.store.atomic import dump_json
@@ -135,6 +135,45 @@ def normalize(value: dict[str, Any], what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StoreError(f"{what} must be a dictionary, not a {type(value).__name__}")
     return json.loads(dump_json(value, what=what))
+
+
+def require_fields(value: dict[str, Any], **kinds: type | tuple[type, ...]) -> None:
+    """Check that `value` has fields of these types. Raises ManifestMismatch.
+
+    Whoever can write a file can seal it: a seal says that nothing was damaged, not that all is well.
+    """
+    for name, kind in kinds.items():
+        if name not in value:
+            raise ManifestMismatch(f"its field {name!r} is missing")
+        found = value[name]
+        if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
+            raise ManifestMismatch(f"its field {name!r} cannot be a {type(found).__name__}")
+
+
+def relative_path(text: str) -> PurePosixPath:
+    """A path that stays below the folder it is relative to. Raises ManifestMismatch."""
+    path = PurePosixPath(text)
+    if not text or "\0" in text or path.is_absolute() or ".." in path.parts:
+        raise ManifestMismatch(f"it names {text[:100]!r}, which leads elsewhere")
+    return path
+
+
+def _require_manifest(content: dict[str, Any]) -> None:
+    require_fields(
+        content,
+        config=str,
+        generation=int,
+        kind=str,
+        metadata=dict,
+        digest=str,
+        created=str,
+        files=dict,
+    )
+    for name, about in content["files"].items():
+        relative_path(name)
+        if not isinstance(about, dict):
+            raise ManifestMismatch(f"it does not describe its file {name!r}")
+        require_fields(about, size=int, sha256=str)
 
 
 # --- folders ------------------------------------------------------------------------------------
@@ -287,6 +326,7 @@ def load_folder(path: Path, *, verify: bool) -> Artefact:
             f"{path} has manifest format {content.get('format')!r}, this version reads {FORMAT}: "
             "install the version that wrote it"
         )
+    _require_manifest(content)
     artefact = as_artefact(path, content)
     if verify:
         _compare(path, artefact.files)

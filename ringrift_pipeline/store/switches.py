@@ -10,7 +10,12 @@ from ringrift_pipeline.store.atomic import ensure_folder, write_bytes_atomic
 from ringrift_pipeline.store.errors import CorruptArtefactError, InvalidNameError
 from ringrift_pipeline.store.layout import Layout
 from ringrift_pipeline.store.locks import folder_lock
-from ringrift_pipeline.store.manifest import ManifestMismatch, open_seal, sealed_bytes
+from ringrift_pipeline.store.manifest import (
+    ManifestMismatch,
+    open_seal,
+    require_fields,
+    sealed_bytes,
+)
 
 SWITCHES = ("loop", "nightly", "gauntlet")
 
@@ -42,6 +47,8 @@ def read_switches(layout: Layout, config: str) -> Switches:
     path = layout.switches(config)
     try:
         content = open_seal(path.read_bytes())
+        for name in content.keys() & SWITCHES:
+            require_fields(content, **{name: bool})
     except FileNotFoundError:
         return Switches()
     except ManifestMismatch as error:

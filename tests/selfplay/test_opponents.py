@@ -197,7 +197,7 @@ def test_a_plan_with_impossible_opponents_is_refused(store: Store) -> None:
     raw = prepared(store).raw
     for games in (0, raw["shards"][0]["games"] + 1):
         shard = {**raw["shards"][0], "opponent": {**raw["shards"][0]["opponent"], "games": games}}
-        with pytest.raises(PlanError, match="shard 0 has no opponent"):
+        with pytest.raises(PlanError, match=r"shards\.0"):
             Plan.from_dict({**raw, "shards": [shard, *raw["shards"][1:]]})
 
 

@@ -147,12 +147,19 @@ def test_bad_requests_are_refused(store: Store) -> None:
 
 def test_damaged_plans_are_refused(store: Store) -> None:
     raw = json.loads(json.dumps(plan_generation(store, CONFIG, 0, settings(), NOW).raw))
-    with pytest.raises(PlanError, match="lacks seed"):
+    with pytest.raises(PlanError, match="seed: Field required"):
         Plan.from_dict({k: v for k, v in raw.items() if k != "seed"})
     with pytest.raises(PlanError, match="format 99"):
         Plan.from_dict({**raw, "format": 99})
-    with pytest.raises(PlanError, match="is no shard"):
+    with pytest.raises(PlanError, match="shard 0 is numbered 1"):
         Plan.from_dict({**raw, "shards": [{"index": 1, "games": 2, "seed": 3}]})
+    with pytest.raises(PlanError, match=r"window: .*list"):
+        Plan.from_dict({**raw, "window": {}})
+    model = {"generation": 0, "digest": "0" * 64, "path": "../elsewhere"}
+    with pytest.raises(PlanError, match=r"champion\.path: .*out of the data root"):
+        Plan.from_dict({**raw, "champion": model})
+    with pytest.raises(PlanError, match="created"):
+        Plan.from_dict({**raw, "created": "2026-01-01T00:00:00"})  # of which zone?
 
 
 def test_a_plan_notes_the_arithmetic_that_it_is_played_with(
