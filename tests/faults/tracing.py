@@ -85,10 +85,10 @@ def tracer() -> Path:
 class Zygote:
     """Forks of a process that has everything loaded (``zygote.py``), to work below ``folder``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, works: str = "stages") -> None:
         self.log = folder / "stage.log"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "faults.zygote"],
+            [sys.executable, "-m", "faults.zygote", works],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

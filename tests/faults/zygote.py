@@ -1,6 +1,6 @@
 """A process that has everything loaded and forks one that does a stage, again and again.
 
-``python -m faults.zygote`` (from ``tests/``) reads a JSON line ``{"root", "stage", "generation",
+``python -m faults.zygote stages`` (or ``ticks``; from ``tests/``) reads a JSON line ``{"root", "stage", "generation",
 "stopped", "log"}``, answers with the process id of the fork, and with its exit status (negative: the
 signal that killed it) when it has ended. A fork that is to be ``stopped`` leads a process group of
 its own and stops before its work, so that a tracer can take it up.
@@ -13,26 +13,31 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
-from . import stages
+from . import stages, ticks
+
+Work = Callable[[Path, str, int], None]
 
 
 def main() -> None:
-    stages.prepare()
+    works: dict[str, Work] = {"stages": stages.work, "ticks": ticks.work}
+    {"stages": stages.prepare, "ticks": ticks.prepare}[sys.argv[1]]()
+    work = works[sys.argv[1]]
     print("ready", flush=True)
     for line in sys.stdin:
         wish = json.loads(line)
         child = os.fork()
         if child == 0:
-            os._exit(_work(wish))
+            os._exit(_work(work, wish))
         if wish["stopped"]:
             os.waitpid(child, os.WUNTRACED)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
-def _work(wish: dict[str, object]) -> int:
+def _work(work: Work, wish: dict[str, object]) -> int:
     os.setpgid(0, 0)
     log = os.open(str(wish["log"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -41,7 +46,7 @@ def _work(wish: dict[str, object]) -> int:
     if wish["stopped"]:
         os.kill(os.getpid(), signal.SIGSTOP)
     try:
-        stages.work(Path(str(wish["root"])), str(wish["stage"]), int(str(wish["generation"])))
+        work(Path(str(wish["root"])), str(wish["stage"]), int(str(wish["generation"])))
     except BaseException:
         traceback.print_exc()
         return 1

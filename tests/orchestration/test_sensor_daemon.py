@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dagster import DagsterInstance
-from dagster._core.remote_origin import InProcessCodeLocationOrigin
-from dagster._core.test_utils import (
-    InProcessTestWorkspaceLoadTarget,
-    create_test_daemon_workspace_context,
-)
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._daemon.sensor import execute_sensor_iteration
 
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
@@ -27,6 +15,7 @@ from ringrift_pipeline.orchestration.sensor import INTERVAL
 from ringrift_pipeline.store import Store
 
 from .landing import Land
+from .ticking import daemon, sensor_tick
 
 THREE = ("square8_2p", "hex8_3p", "hexagonal_4p")
 
@@ -36,37 +25,6 @@ def instance(data: Path) -> Iterator[DagsterInstance]:
     """The pipeline's own instance, whose queue keeps runs that no daemon launches."""
     with open_instance(data) as made:
         yield made
-
-
-@contextmanager
-def daemon(instance: DagsterInstance) -> Iterator[Any]:
-    """A daemon's view of the code location; leaving it is the daemon's end."""
-    origin = InProcessCodeLocationOrigin(
-        LoadableTargetOrigin(executable_path=sys.executable, module_name=names.MODULE),
-        container_image=None,
-        entry_point=None,
-        container_context=None,
-        location_name=names.MODULE,
-    )
-    target = InProcessTestWorkspaceLoadTarget(origin)
-    with create_test_daemon_workspace_context(target, instance) as workspace:
-        yield workspace
-
-
-def sensor_tick(workspace: Any) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        futures: dict[str, Any] = {}
-        list(
-            execute_sensor_iteration(
-                workspace,
-                logging.getLogger("test"),
-                threadpool_executor=pool,
-                submit_threadpool_executor=None,
-                sensor_tick_futures=futures,
-            )
-        )
-        for future in futures.values():
-            future.result()
 
 
 def queued(instance: DagsterInstance) -> list[tuple[str, str]]:

@@ -1,0 +1,136 @@
+"""The daemon is killed at any file event of a tick of ``evaluation_landed``.
+
+Started again it does what is left: each generation has been started once, each model promoted once.
+The bounded set kills at a few events; ``pytest -m faults`` goes on until a hundred kills have hit each
+stage of the tick.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import AssetKey, DagsterInstance
+
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.sensor import INTERVAL
+from ringrift_pipeline.store import Store
+
+from .ticks import TWO
+from .tracing import KILLED, Zygote, tracer
+
+ENOUGH = 100  # kills a stage
+MODES = ("before", "torn", "after")
+
+
+@pytest.fixture(scope="module")
+def ticker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    tracer()
+    made = Zygote(tmp_path_factory.mktemp("ticker"), "ticks")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def landed(ticker: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root in which two evaluations have landed that the sensor has not seen."""
+    root = tmp_path_factory.mktemp("landed") / "data"
+    assert ticker.run(root, "land", 0) == 0, ticker.log.read_text()
+    return root
+
+
+def runs(instance: DagsterInstance) -> list[tuple[str, str]]:
+    return sorted(
+        (run.job_name, run.tags[names.PARTITION_TAG])
+        for run in instance.get_runs()
+        if run.job_name.endswith("_generation")
+    )
+
+
+def stage_of(root: Path) -> str:
+    """How far the tick had come when it was killed."""
+    store = Store(root)
+    promoted = sum(store.champion(config) is not None for config in TWO)
+    decided = sum(read_decision(store, config, 0) is not None for config in TWO)
+    with sqlite3.connect(root / "dagster" / "history" / "runs.db") as database:
+        found = database.execute(
+            "select count(*) from runs where pipeline_name like '%_generation'"
+        ).fetchone()[0]
+    return f"{promoted} promoted, {decided} decided, {found} runs made"
+
+
+def kill(ticker: Zygote, landed: Path, place: Path, mode: str, number: int) -> str | None:
+    """One kill and the daemon's next life; the stage it hit, None if the tick ended before it."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(landed, place)
+    began = time.time()
+    run = ticker.traced(place, "tick", 0, mode, number)
+    if run.status == 0:
+        return None
+    assert run.status == KILLED, run.errors
+    stage = stage_of(place)
+    what = f"killed {mode} event {number} ({run.events[-1].name} {run.events[-1].path}): {stage}"
+    for _ in range(2):  # the second finds nothing to do
+        time.sleep(max(0.0, INTERVAL + 0.1 - (time.time() - began)))
+        began = time.time()
+        assert ticker.run(place, "tick", 0) == 0, f"{what}: {ticker.log.read_text()}"
+    check(place, what)
+    return stage
+
+
+def check(place: Path, what: str) -> None:
+    store = Store(place)
+    with open_instance(place) as instance:
+        wanted = sorted((names.job_name(config), "0001") for config in TWO)
+        assert runs(instance) == wanted, what
+        for config in TWO:
+            assert [one.generation for one in store.champions(config)] == [0], what
+            decision = read_decision(store, config, 0)
+            assert decision is not None and decision["next"] == 1, what
+            partitions = instance.get_dynamic_partitions(names.partitions_name(config))
+            assert partitions == ["0000", "0001"], what
+            key = AssetKey([config, "champion"])
+            events = instance.fetch_materializations(key, limit=10).records
+            assert len(events) == 1, what
+
+
+def test_a_daemon_killed_at_a_few_events_of_a_tick(
+    ticker: Zygote, landed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(landed, tmp_path / "whole")
+    events = ticker.traced(tmp_path / "whole", "tick", 0).events
+    check(tmp_path / "whole", "undisturbed")
+    stages = set()
+    for part, mode in ((0.25, "before"), (0.5, "torn"), (0.75, "after")):
+        stage = kill(ticker, landed, tmp_path / "data", mode, int(part * len(events)))
+        assert stage is not None
+        stages.add(stage)
+    assert len(stages) > 1
+
+
+@pytest.mark.faults
+def test_a_daemon_killed_at_every_stage_a_hundred_times(
+    ticker: Zygote, landed: Path, tmp_path: Path
+) -> None:
+    hits: Counter[str] = Counter()
+    rounds = 0
+    while not hits or min(hits.values()) < ENOUGH:
+        mode = MODES[rounds % len(MODES)]
+        number, first = 1, rounds == 0
+        while True:
+            stage = kill(ticker, landed, tmp_path / "data", mode, number)
+            if stage is None:
+                break
+            hits[stage] += 1
+            number += 1
+            if not first and hits[stage] > 3 * ENOUGH:
+                number += 4  # this one has been hit enough
+        rounds += 1
+    print(sum(hits.values()), "kills:", dict(hits))
