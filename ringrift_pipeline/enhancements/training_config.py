@@ -317,7 +317,7 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             raise ConfigError(f"config file {path} must end in .toml, .yaml, .yml or .json")
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config file {path} is not valid {suffix[1:]}: {error}") from error
     if data is None:
         return {}

@@ -110,6 +110,7 @@ def ablate(
         else:
             existing = reuse(store, plan, KIND, work.inputs)
             if existing is not None:
+                work.parts.clear()
                 return existing
             work.recall()
         work.finish(workers)

@@ -103,11 +103,12 @@ def evaluate(
     model = store.require(plan.config, plan.generation, "ema_model")
     field, artefacts = _field(store, plan, model)
     inputs = sealed_inputs(plan, artefacts)
+    parts = Parts(store, plan, PART, inputs)
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
+        parts.clear()  # of a run that was killed when all was done but that
         return existing
     seats = get_rules(plan.config).players
-    parts = Parts(store, plan, PART, inputs)
     on_cpu = str(resolve_device(plan.settings.device)) == "cpu"
     games = play_matches(
         plan.config,

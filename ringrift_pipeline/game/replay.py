@@ -155,7 +155,7 @@ def read_traces(path: Path | str) -> Iterator[Any]:
                 if line.strip():
                     try:
                         yield json.loads(line)
-                    except (json.JSONDecodeError, RecursionError) as error:
+                    except (ValueError, RecursionError) as error:
                         raise RecordError(f"{path.name} line {number}: {error}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise RecordError(f"{path.name} after line {number}: {error}") from None

@@ -105,7 +105,7 @@ def _read_sidecar(folder: Path) -> dict[str, Any]:
             f"{path} does not exist: not a model folder; give a folder that holds "
             f"{SIDECAR_FILE} and {WEIGHTS_FILE}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptModelError(f"{path} is not valid JSON ({error}); restore it") from error
     if not isinstance(sidecar, dict) or not all(
         isinstance(sidecar.get(key), kind)
@@ -164,6 +164,13 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRi
         weights = safetensors.torch.load(data)
     except SafetensorError as error:
         raise CorruptModelError(f"{path} is not a safetensors file ({error})") from error
+    least = (
+        2 * 18 * config.blocks * config.channels**2
+    )  # of the blocks' kernels alone, 16 bits each
+    if len(data) < least:
+        raise ModelMismatchError(
+            f"{path} has {len(data)} bytes, a network of {config} at least {least}"
+        )
     model = RingRiftNetwork(config)
     expected = model.state_dict()
     if set(weights) != set(expected):
@@ -175,6 +182,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRi
                 f"{path}: tensor {name} has shape {tuple(weights[name].shape)}, "
                 f"{config} needs {tuple(tensor.shape)}"
             )
+        if not weights[name].is_floating_point():
+            raise ModelMismatchError(f"{path}: tensor {name} holds {weights[name].dtype}")
     # assign keeps the saved dtype; requires_grad follows the module's parameters.
     model.load_state_dict(weights, assign=True)
     return model.to(target).eval()

@@ -68,10 +68,17 @@ class NetworkConfig:
     players: int = 2
 
     def __post_init__(self) -> None:
-        for name, least in (("blocks", 1), ("channels", 4), ("value_channels", 4)):
+        for name, least, most in (
+            ("blocks", 1, 64),
+            ("channels", 4, 1024),
+            ("value_channels", 4, 1024),
+        ):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"network {name} must be a whole number >= {least}, got {value!r}")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not (whole and least <= value <= most):
+                raise ValueError(
+                    f"network {name} must be a whole number from {least} to {most}, got {value!r}"
+                )
         if self.geometry not in ("square", "hex"):
             raise ValueError(f"network geometry must be 'square' or 'hex', got {self.geometry!r}")
         if self.players not in (2, 3, 4):

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -27,7 +26,8 @@ def _below(path: str) -> str:
 
 
 def _time(text: str) -> str:
-    TypeAdapter(AwareDatetime).validate_python(datetime.fromisoformat(text))
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("says no time zone")
     return text
 
 
@@ -84,7 +84,7 @@ class _Plan(_Form):
     champion: _Model | None
     parent: _Model | None
     window: list[_Entry]
-    shards: list[_Shard]
+    shards: Annotated[list[_Shard], Field(min_length=1)]
     settings: dict[str, Any]
     ensemble: _Model | None = None  # plans of earlier versions name none
     finetune: _Finetune | None = None

@@ -310,6 +310,8 @@ def open_shard(
                 full = reader.schema
         except pa.ArrowInvalid as error:
             raise ShardError(f"{path}: is no shard, or a truncated one ({error})") from error
+        except OSError as error:
+            raise ShardError(f"{path}: cannot be read ({error})") from error
         metadata = full.metadata or {}
         known = {str(number).encode(): number for number in _READ}
         found = known.get(metadata.get(b"format", b""))
@@ -318,18 +320,30 @@ def open_shard(
                 f"{path}: has shard format {metadata.get(b'format')!r}, this version reads "
                 f"{', '.join(map(str, _READ))}: play the generation again"
             )
-        expected = SHARD_SCHEMA(json.loads(metadata[b"config"]), found)
+        try:
+            expected = SHARD_SCHEMA(json.loads(metadata.get(b"config", b"null")), found)
+            {name.decode(): json.loads(value) for name, value in metadata.items()}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ShardError(f"{path}: what it says of itself is damaged ({error})") from error
         if not full.equals(expected, check_metadata=False):
             raise ShardError(
                 f"{path}: was written with another encoding of positions: play it again"
             )
-        yield reader
+        try:
+            yield reader
+        except pa.ArrowException as error:
+            raise ShardError(f"{path}: is damaged ({error})") from error
 
 
 def read_shard(path: Path) -> pa.Table:
     """A whole shard as a table; :class:`ShardError` as in :func:`open_shard`."""
     with open_shard(path) as reader:
-        return reader.read_all()
+        try:
+            table = reader.read_all()
+        except OSError as error:  # what a decompressor says of bad bytes
+            raise ShardError(f"{path}: is damaged ({error})") from error
+        table.validate(full=True)
+        return table
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from ringrift_pipeline.store.errors import (
     StoreError,
 )
 from ringrift_pipeline.store.layout import generation_key
-from ringrift_pipeline.store.manifest import Artefact, check_file
+from ringrift_pipeline.store.manifest import Artefact, check_file, check_folder
 from ringrift_pipeline.store.store import Store
 from ringrift_pipeline.store.switches import SWITCHES, Switches
 
@@ -50,6 +50,7 @@ __all__ = [
     "Switches",
     "append_jsonl",
     "check_file",
+    "check_folder",
     "generation_key",
     "read_jsonl",
     "write_bytes_atomic",

@@ -189,6 +189,17 @@ def remove_landed(path: Path) -> bool:
     return True
 
 
+def remove_kind(folder: Path) -> None:
+    """Delete a kind's folder with all that has landed there; it is gone in one step."""
+    doomed = temporary_name(folder.parent)
+    try:
+        os.rename(folder, doomed)
+    except FileNotFoundError:
+        return
+    fsync_path(folder.parent)
+    remove_tree(doomed)
+
+
 # --- reading ------------------------------------------------------------------------------------
 
 

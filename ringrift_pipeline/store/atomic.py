@@ -308,7 +308,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
             values.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise CorruptArtefactError(
                 path, f"line {number} is not JSON", f"repair or delete line {number} by hand"
             ) from None

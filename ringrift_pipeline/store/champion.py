@@ -112,8 +112,10 @@ def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
     Hold the config's folder lock. Raises CorruptArtefactError, also for lines that are missing.
     """
     champion = _read(layout, config)
-    if champion is not None and "promotion" not in champion:
-        champion = _migrated(layout, config, champion)
+    lines = read_jsonl(layout.champions(config))
+    older = any(not isinstance(line, dict) or "seal" not in line for line in lines)
+    if (champion is None and older) or (champion is not None and "promotion" not in champion):
+        champion = _migrated(layout, config, champion, lines)
     history = _history(layout, config)
     path = layout.champions(config)
     if champion is None or champion in history[-1:]:
@@ -133,17 +135,36 @@ def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
     return history
 
 
-def _migrated(layout: Layout, config: str, champion: dict[str, Any]) -> dict[str, Any]:
-    """The champion after seals and numbers were added to a history that was written without."""
-    lines = [dict(line) for line in read_jsonl(layout.champions(config))]
-    for line in lines:  # those of a migration that was killed have them
-        line.pop("seal", None)
-        line.pop("promotion", None)
-    if champion not in lines[-1:]:
-        lines.append(champion)
-    records = [{**line, "promotion": number} for number, line in enumerate(lines, start=1)]
+def _migrated(
+    layout: Layout, config: str, champion: dict[str, Any] | None, lines: list[Any]
+) -> dict[str, Any] | None:
+    """The champion after seals and numbers were added to a history that was written without.
+
+    Raises CorruptArtefactError for a line that is no promotion of this config.
+    """
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            if not isinstance(line, dict):
+                raise ManifestMismatch("it is no object")
+            # those of a migration that was killed have a seal
+            record = _checked(unsealed(line) if "seal" in line else line, config)
+            odd = record.keys() - Champion.__dataclass_fields__.keys() - {"promotion"}
+            if odd:
+                raise ManifestMismatch(f"it has an unknown field {min(odd)!r}")
+        except ManifestMismatch as error:
+            raise CorruptArtefactError(
+                layout.champions(config), f"line {number}: {error}", _ANEW
+            ) from None
+        record.pop("promotion", None)
+        records.append(record)
+    if champion is not None and champion not in records[-1:]:
+        records.append(champion)
+    records = [{**record, "promotion": number} for number, record in enumerate(records, start=1)]
     texts = [json.dumps(sealed(record, "champion"), allow_nan=False) for record in records]
     write_bytes_atomic(layout.champions(config), "".join(f"{t}\n" for t in texts).encode("ascii"))
+    if champion is None:
+        return None
     write_bytes_atomic(layout.champion(config), sealed_bytes(records[-1], "champion"))
     return records[-1]
 

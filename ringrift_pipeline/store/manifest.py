@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import stat
-import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefact
 from ringrift_pipeline.store.layout import MANIFEST
 
 FORMAT = 1
-_REMEMBERED = 8192  # files whose hash is kept in mind
+_REMEMBERED = 100_000  # files whose hash is kept in mind
+_SETTLED = 2.0  # seconds since it was written that a file's times tell whether it was touched
 
 
 class ManifestMismatch(Exception):
@@ -113,7 +115,7 @@ def open_seal(data: bytes) -> dict[str, Any]:
     """The dictionary inside `sealed_bytes`. Raises ManifestMismatch if a byte of it changed."""
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestMismatch(f"it is not JSON ({error})") from None
     if not isinstance(value, dict) or "seal" not in value:
         raise ManifestMismatch("it has no seal")
@@ -138,7 +140,8 @@ def normalize(value: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def require_fields(value: dict[str, Any], **kinds: type | tuple[type, ...]) -> None:
-    """Check that `value` has fields of these types. Raises ManifestMismatch.
+    """Check that `value` has fields of these types; numbers are not negative. Raises
+    ManifestMismatch.
 
     Whoever can write a file can seal it: a seal says that nothing was damaged, not that all is well.
     """
@@ -148,6 +151,8 @@ def require_fields(value: dict[str, Any], **kinds: type | tuple[type, ...]) -> N
         found = value[name]
         if not isinstance(found, kind) or (kind is int and isinstance(found, bool)):
             raise ManifestMismatch(f"its field {name!r} cannot be a {type(found).__name__}")
+        if isinstance(found, int) and found < 0:
+            raise ManifestMismatch(f"its field {name!r} cannot be {found}")
 
 
 def relative_path(text: str) -> PurePosixPath:
@@ -155,6 +160,8 @@ def relative_path(text: str) -> PurePosixPath:
     path = PurePosixPath(text)
     if not text or "\0" in text or path.is_absolute() or ".." in path.parts:
         raise ManifestMismatch(f"it names {text[:100]!r}, which leads elsewhere")
+    if not text.isprintable() or any(len(os.fsencode(part)) > 255 for part in path.parts):
+        raise ManifestMismatch(f"it names {text[:100]!r}, which can be no file")
     return path
 
 
@@ -200,30 +207,31 @@ def walk_files(folder: Path) -> Iterator[tuple[str, Path]]:
     yield from sorted(entries)
 
 
-class _Hashes:
-    """Hashes of files by inode, as long as nothing has touched them since (size, mtime, ctime)."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[tuple[int, int], tuple[tuple[int, int, int], str]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def find(self, about: os.stat_result) -> str | None:
-        with self._lock:
-            state, digest = self._known.get((about.st_dev, about.st_ino), (None, ""))
-        return digest if state == self._state(about) else None
-
-    def keep(self, about: os.stat_result, digest: str) -> None:
-        with self._lock:
-            self._known[about.st_dev, about.st_ino] = (self._state(about), digest)
-            while len(self._known) > _REMEMBERED:
-                self._known.popitem(last=False)
-
-    @staticmethod
-    def _state(about: os.stat_result) -> tuple[int, int, int]:
-        return about.st_size, about.st_mtime_ns, about.st_ctime_ns
+_State = tuple[int, int, int]
+_known: OrderedDict[tuple[int, int], tuple[_State, str]] = OrderedDict()  # by device and inode
 
 
-_hashes = _Hashes()
+def _state(about: os.stat_result) -> _State:
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns
+
+
+def _recall(about: os.stat_result) -> str | None:
+    """The hash of a file that nothing has touched since this process hashed it."""
+    found = _known.get((about.st_dev, about.st_ino))
+    if found is None or found[0] != _state(about):
+        return None
+    with contextlib.suppress(KeyError):  # another thread has just dropped it
+        _known.move_to_end((about.st_dev, about.st_ino))
+    return found[1]
+
+
+def _remember(about: os.stat_result, digest: str) -> None:
+    if time.time() - about.st_mtime < _SETTLED:
+        return  # another write within one tick of the file system's clock would leave no trace
+    _known[about.st_dev, about.st_ino] = (_state(about), digest)
+    while len(_known) > _REMEMBERED:
+        with contextlib.suppress(KeyError):
+            _known.popitem(last=False)
 
 
 def hash_file(path: Path, remembered: bool = False) -> dict[str, Any]:
@@ -233,12 +241,12 @@ def hash_file(path: Path, remembered: bool = False) -> dict[str, Any]:
     """
     with open(path, "rb") as file:
         about = os.fstat(file.fileno())
-        digest = _hashes.find(about) if remembered else None
+        digest = _recall(about) if remembered else None
         if digest is None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
-            if _Hashes._state(after) == _Hashes._state(about):  # nobody wrote meanwhile
-                _hashes.keep(after, digest)
+            if _state(after) == _state(about):  # nobody wrote meanwhile
+                _remember(after, digest)
         return {"size": os.fstat(file.fileno()).st_size, "sha256": digest}
 
 
@@ -250,9 +258,11 @@ def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
     """
     try:
         if expected is None:
-            if not (path.parent / MANIFEST).exists():
+            found = _manifest_of(path)
+            if found is None:
                 return
-            expected = load_folder(path.parent, verify=False).files.get(path.name)
+            folder, files = found
+            expected = files.get(path.relative_to(folder).as_posix())
             if expected is None:
                 raise ManifestMismatch("it is not in its manifest")
         if hash_file(path, remembered=True) != expected:
@@ -261,6 +271,35 @@ def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
         raise CorruptArtefactError(path, "it is not there", _AGAIN) from None
     except ManifestMismatch as error:
         raise CorruptArtefactError(path, str(error), _AGAIN) from None
+
+
+def check_folder(folder: Path) -> None:
+    """:func:`check_file` of every file that the manifest of a folder names, where it has one."""
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        files = load_folder(folder, verify=False).files
+    except ManifestMismatch as error:
+        raise CorruptArtefactError(folder / MANIFEST, str(error), _AGAIN) from None
+    for name, about in files.items():
+        check_file(folder / name, about)
+
+
+def _manifest_of(path: Path) -> tuple[Path, dict[str, dict[str, Any]]] | None:
+    """The folder with the manifest that names a file, and its entries; None if there is none.
+
+    It lies beside the file, or in the folder above if that is an artefact's: other programs have
+    files of that name as well.
+    """
+    if (path.parent / MANIFEST).exists():
+        return path.parent, load_folder(path.parent, verify=False).files
+    above = path.parent.parent
+    if not (above / MANIFEST).exists():
+        return None
+    try:
+        return above, load_folder(above, verify=False).files
+    except (ManifestMismatch, NewerFormatError):
+        return None
 
 
 _AGAIN = "open the artefact through a Store, which puts it aside and falls back, or make it anew"

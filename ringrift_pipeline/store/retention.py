@@ -330,7 +330,7 @@ class _Needs:
                     continue
                 try:
                     entries = ensemble.read_json(ENSEMBLE_MEMBERS)
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError, CorruptArtefactError) as error:
                     raise CorruptArtefactError(
                         ensemble.path,
                         f"its list of members cannot be read: {error}",

@@ -133,6 +133,18 @@ class Store:
                 found.append(load_folder(path, verify=False))
         return found
 
+    def remove(self, config: str, generation: int, kind: str, keep: Path | None = None) -> None:
+        """Delete what has landed of a kind, but for the folder `keep`: for what its maker alone
+        needs, and needs no longer. An interruption leaves whole artefacts and what a sweep removes.
+        """
+        folder = self._layout.kind(config, generation, kind)
+        if keep is None:
+            _artefacts.remove_kind(folder)
+            return
+        for path in _artefacts.folders(folder):
+            if path != keep:
+                _artefacts.remove_landed(path)
+
     def kinds(self, config: str, generation: int) -> list[str]:
         """Kinds that have a current artefact in a generation, sorted."""
         folder = self._layout.generation(config, generation)

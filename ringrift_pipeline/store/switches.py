@@ -49,6 +49,8 @@ def read_switches(layout: Layout, config: str) -> Switches:
         content = open_seal(path.read_bytes())
         for name in content.keys() & SWITCHES:
             require_fields(content, **{name: bool})
+        if "changed_at" in content:
+            require_fields(content, changed_at=(str, type(None)))
     except FileNotFoundError:
         return Switches()
     except ManifestMismatch as error:

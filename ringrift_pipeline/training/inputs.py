@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -70,6 +69,4 @@ class Parts:
         """Remove all of them, of whatever inputs: the whole has landed."""
         for kind in self._store.kinds(self._plan.config, self._plan.generation):
             if kind.startswith(self._prefix):
-                parts = self._store.artefacts(self._plan.config, self._plan.generation, kind)
-                for folder in {part.path.parent for part in parts}:
-                    shutil.rmtree(folder, ignore_errors=True)
+                self._store.remove(self._plan.config, self._plan.generation, kind)

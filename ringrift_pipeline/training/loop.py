@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +94,7 @@ def _train(
     if resume == "auto":
         existing = reuse(store, plan, KIND, inputs)
         if existing is not None:
+            _remove_states(store, plan, keep=_current_state(store, plan))
             return existing
     parent, parent_note = parent_model(plan, sources.get("parent"))
     with torch_threads(1), reproducible(plan.seed_for("torch")):
@@ -227,9 +227,7 @@ def _save(store: Store, plan: Plan, run: TrainingRun, inputs: dict[str, Any]) ->
 
 
 def _remove_states(store: Store, plan: Plan, keep: Path | None) -> None:
-    for artefact in store.artefacts(plan.config, plan.generation, STATE_KIND):
-        if artefact.path != keep:
-            shutil.rmtree(artefact.path, ignore_errors=True)
+    store.remove(plan.config, plan.generation, STATE_KIND, keep)
 
 
 def _metadata(

@@ -120,7 +120,7 @@ def _player(store: Store, shard: Artefact) -> str | None:
     from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, read_metadata
 
     try:
-        model: str | None = read_metadata(shard.file(SHARD_FILE))["model"]
+        model: str | None = read_metadata(shard.path / SHARD_FILE)["model"]
     except ShardError:
         store.open(shard.path, verify=True)  # says so, and moves it away, if its bytes changed
         raise

@@ -55,11 +55,18 @@ def load_state(folder: Path) -> dict[str, Any]:
             check_file(folder / name)
         content = json.loads((folder / TREE).read_text())
         tensors = load_file(folder / TENSORS)
-    except (OSError, ValueError, SafetensorError, CorruptArtefactError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError, CorruptArtefactError) as error:
         raise StateError(f"{folder} holds no training state that can be read: {error}") from error
-    if content.get("format") != _FORMAT:
-        raise StateError(f"{folder} has state format {content.get('format')!r}, not {_FORMAT!r}")
-    return _unpack(content["state"], tensors)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != _FORMAT:
+        raise StateError(f"{folder} has state format {found!r}, not {_FORMAT!r}")
+    try:
+        state = _unpack(content["state"], tensors)
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, RecursionError) as error:
+        raise StateError(f"{folder} holds a damaged training state: {error!r}") from error
+    if not isinstance(state, dict):
+        raise StateError(f"{folder} holds a {type(state).__name__} for a training state")
+    return state
 
 
 def _pack(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:

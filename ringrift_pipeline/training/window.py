@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.ragged import offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
-from ringrift_pipeline.store import CorruptArtefactError, check_file
+from ringrift_pipeline.store import CorruptArtefactError, check_folder
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 
 if TYPE_CHECKING:
@@ -209,22 +209,28 @@ def open_window(folder: Path) -> Window:
         if the folder holds no window of this format, or a damaged one.
     """
     try:
-        for path in sorted(folder.iterdir()):
-            check_file(path)
+        check_folder(folder)
         header = json.loads((folder / "window.json").read_text())
-    except (OSError, ValueError, CorruptArtefactError) as error:
+    except (OSError, ValueError, RecursionError, CorruptArtefactError) as error:
         raise WindowError(f"{folder} holds no training window: {error}") from error
-    if header.get("format") != WINDOW_FORMAT:
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != WINDOW_FORMAT:
         raise WindowError(
-            f"{folder} has window format {header.get('format')!r}, this version reads "
+            f"{folder} has window format {found!r}, this version reads "
             f"{WINDOW_FORMAT}: remove it, the next training builds it again"
         )
-    columns = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for name in header["columns"]
-    }
-    games = tuple((folder / "games.txt").read_text().split())
-    return Window(**columns, games=games, config=header["config"])
+    try:
+        unknown = set(header["columns"]) - set(Window.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"there is no column {min(unknown)!r}")
+        columns = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in header["columns"]
+        }
+        games = tuple((folder / "games.txt").read_text().split())
+        return Window(**columns, games=games, config=header["config"])
+    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise WindowError(f"{folder} holds a damaged training window: {error}") from error
 
 
 def _shape_of(path: Path) -> tuple[int, int]:

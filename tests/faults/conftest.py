@@ -14,6 +14,15 @@ from .tracing import Zygote, tracer
 BEFORE, NOW = 0, 1  # generations: the one that is whole, the one that is worked on
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long sets run only where they are asked for by name."""
+    if "faults" in (config.getoption("-m") or "").replace("not faults", ""):
+        return
+    for item in items:
+        if "faults" in item.keywords and item.get_closest_marker("faults"):
+            item.add_marker(pytest.mark.skip(reason="takes hours: pytest -m faults"))
+
+
 @pytest.fixture(scope="session")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     tracer()

@@ -77,7 +77,9 @@ def _analysis_line(folder: Path) -> Target:
     return Target(
         (
             _json({"id": "a", "config": "square8_2p", "moves": [move], "maxVisits": 8}),
-            _json({"id": "b", "moves": [move, move], "analyzeTurns": [0, 1], "includePolicy": True}),
+            _json(
+                {"id": "b", "moves": [move, move], "analyzeTurns": [0, 1], "includePolicy": True}
+            ),
             _json({"id": "c", "action": "terminate", "terminateId": "a", "turnNumbers": [0]}),
             _json({"id": "d", "initialState": {"cells": {}}, "priority": 3, "maxMoves": 2}),
         ),
@@ -238,7 +240,6 @@ def _manifest(folder: Path) -> Target:
         content = json.loads(place.read_bytes())
         del content["seal"]
         texts[place.name] = content
-    bytes_of = {place: place.read_bytes() for place in (path / "manifest.json", pointer)}
 
     def run(data: bytes) -> None:
         try:
@@ -258,7 +259,6 @@ def _manifest(folder: Path) -> Target:
             outside = [entry for entry in folder.iterdir() if entry.name == "stolen"]
             assert not outside and (root / stages.CONFIG).is_dir()
 
-    assert bytes_of
     return Target((_json(texts),), run, (StoreError,), text=True)
 
 
@@ -414,7 +414,7 @@ _TARGETS: dict[str, Callable[[Path], Target]] = {
         ),
     ),
     "settings toml": _settings(
-        "toml", (b'seed = 3\n[selfplay]\ngames = 4\n[optimizer]\nbetas = [0.9, 0.99]\n',)
+        "toml", (b"seed = 3\n[selfplay]\ngames = 4\n[optimizer]\nbetas = [0.9, 0.99]\n",)
     ),
     "settings yaml": _settings(
         "yaml",

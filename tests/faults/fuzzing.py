@@ -37,7 +37,9 @@ CORPUS = Path(__file__).parent / "corpus"
 LARGEST_KEPT = 4096  # bytes of an input that goes into the corpus
 MEMORY = 1 << 30  # bytes that a reader may take beyond what was there before
 SECONDS = 20  # that an execution may take
+START = 120  # that a worker may take to begin
 LARGEST = 1 << 22  # bytes of an input
+HEAD = 16  # bytes before the input in the shared memory
 
 Run = Callable[[bytes], Any]
 
@@ -153,7 +155,9 @@ def _changed(value: Any, rng: random.Random) -> Any:
         other, name = rng.choice(places)
         holder[key] = json.loads(json.dumps(other[name])) if other is not holder else None
     elif kind == 3 and isinstance(holder[key], int | float):
-        holder[key] = rng.choice((holder[key] + 1, -holder[key], holder[key] * 1000, str(holder[key])))
+        holder[key] = rng.choice(
+            (holder[key] + 1, -holder[key], holder[key] * 1000, str(holder[key]))
+        )
     else:
         holder[key] = rng.choice(VALUES)
     return value
@@ -184,14 +188,25 @@ def place_of(error: BaseException) -> str:
     return f"{type(error).__name__} {Path(frame.filename).name}:{frame.lineno}"
 
 
+class LateError(BaseException):
+    """No error that a reader could take for one of its own."""
+
+
 def _late(number: int, frame: Any) -> None:
-    raise TimeoutError(f"more than {SECONDS} s")
+    raise LateError(f"more than {SECONDS} s")
 
 
-def _worker(name: str, folder: Path, seed: int, budget: int, inbox: Any, memory: Any) -> None:
+def _shared(path: Path) -> mmap.mmap:
+    """What worker and parent see: executions so far, size of the input, the input."""
+    with path.open("r+b") as file:
+        return mmap.mmap(file.fileno(), LARGEST + HEAD)
+
+
+def _worker(name: str, folder: Path, seed: int, budget: int, inbox: Any, place: Path) -> None:
     """Execute up to ``budget`` inputs; send an :class:`Outcome`."""
     from . import fuzz_targets
 
+    memory = _shared(place)
     target = fuzz_targets.target(name, folder)
     rng = random.Random(f"{name} {seed}")
     pool = [*target.seeds, *corpus(name)]
@@ -204,12 +219,12 @@ def _worker(name: str, folder: Path, seed: int, budget: int, inbox: Any, memory:
     while outcome.executions < budget:
         origin = rng.choice(pool)
         if target.text and rng.random() < 0.6:
-            data = reworded(origin, rng)
+            data = reworded(origin, rng)[:LARGEST]
         else:
             data = damaged(origin, pool, rng)
-        memory[:8] = struct.pack("<q", len(data))
-        memory[8 : 8 + len(data)] = data
         outcome.executions += 1
+        memory[:HEAD] = struct.pack("<qq", outcome.executions, len(data))
+        memory[HEAD : HEAD + len(data)] = data
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             target.run(data)
@@ -236,23 +251,26 @@ def corpus(name: str) -> list[bytes]:
 def fuzz(name: str, folder: Path, seed: int, executions: int, batch: int = 20_000) -> Outcome:
     """Execute a target ``executions`` times in worker processes, one after the other."""
     whole = Outcome()
-    memory = mmap.mmap(-1, LARGEST + 8)
-    context = multiprocessing.get_context("fork")
+    place = folder / "shared"
+    place.write_bytes(bytes(LARGEST + HEAD))
+    memory = _shared(place)
+    context = processes()
     while whole.executions < executions:
         budget = min(batch, executions - whole.executions)
         inbox, outbox = context.Pipe(duplex=False)
         worker = context.Process(
-            target=_worker, args=(name, folder, seed + whole.executions, budget, outbox, memory)
+            target=_worker, args=(name, folder, seed + whole.executions, budget, outbox, place)
         )
+        memory[:HEAD] = bytes(HEAD)
         worker.start()
         outbox.close()
-        try:
-            part: Outcome = inbox.recv()
-        except EOFError:
+        part = _result(worker, inbox, memory)
+        if part is None:
             worker.join()
-            length = struct.unpack("<q", memory[:8])[0]
-            whole.faults[f"the interpreter died: {worker.exitcode}"] = memory[8 : 8 + length]
-            whole.executions += budget
+            executed, length = struct.unpack("<qq", memory[:HEAD])
+            what = f"the interpreter died: {worker.exitcode}"
+            whole.faults[what] = memory[HEAD : HEAD + length]
+            whole.executions += max(1, executed)
             continue
         worker.join()
         whole.executions += part.executions
@@ -261,6 +279,29 @@ def fuzz(name: str, folder: Path, seed: int, executions: int, batch: int = 20_00
         whole.faults = {**part.faults, **whole.faults}
         whole.kept = {**part.kept, **whole.kept}
     return whole
+
+
+def processes() -> Any:
+    """Processes forked from one that has the rooms loaded and has used none of their threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["faults.fuzz_targets", "faults.stages"])
+    return context
+
+
+def _result(worker: Any, inbox: Any, memory: mmap.mmap) -> Outcome | None:
+    """What a worker sends; None if it dies, or makes no execution for too long and is killed."""
+    seen, since = memory[:HEAD], time.monotonic()
+    while not inbox.poll(1.0):
+        if memory[:HEAD] != seen:
+            seen, since = memory[:HEAD], time.monotonic()
+        elif time.monotonic() - since > START + SECONDS:
+            worker.kill()
+            return None
+    try:
+        found: Outcome = inbox.recv()
+    except EOFError:
+        return None
+    return found
 
 
 def keep(name: str, outcome: Outcome) -> None:
@@ -287,7 +328,9 @@ def main() -> int:
     bad = 0
     folder = Path(tempfile.mkdtemp(prefix="ringrift-fuzz-"))
     try:
-        fuzz_targets.prepare(folder)
+        prepared = processes().Process(target=fuzz_targets.prepare, args=(folder,))
+        prepared.start()
+        prepared.join()
         for name in names:
             share = max(1, arguments.executions * fuzz_targets.SHARES[name] // total)
             began = time.monotonic()

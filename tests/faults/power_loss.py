@@ -109,8 +109,8 @@ class Disk:
                 whole = data[event.place : event.place + event.length]
                 self.files[inode].changes.append((0, whole))
             self._sync(inode)
-        elif name == "mmap":
-            pass  # stores into it are known when it is synced
+        elif name in ("mmap", "chmod", "utime"):
+            pass  # stores into a mapped file are known when it is synced
         else:
             raise AssertionError(f"the model of a disk knows no {name}: {event}")
 

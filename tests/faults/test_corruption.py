@@ -21,7 +21,13 @@ from ringrift_pipeline.search.errors import PlayerSpecError
 from ringrift_pipeline.selfplay import load_plan
 from ringrift_pipeline.selfplay.shards import ShardError, open_shard, read_metadata, read_shard
 from ringrift_pipeline.store import Artefact, CorruptArtefactError, Store, StoreError
-from ringrift_pipeline.training import TableError, open_window
+from ringrift_pipeline.training import (
+    HARD_EXAMPLES,
+    QUALITY_SCORES,
+    TableError,
+    open_window,
+    read_table,
+)
 from ringrift_pipeline.training.state import StateError, load_state
 from ringrift_pipeline.training.window import WindowError
 
@@ -30,6 +36,7 @@ from .conftest import NOW
 
 CONFIG = stages.CONFIG
 NOTICED = (StoreError, ModelError, ShardError, WindowError, TableError, StateError, PlayerSpecError)
+TABLES = {"quality_scores": QUALITY_SCORES, "hard_examples": HARD_EXAMPLES}
 Reader = Callable[[Path], Any]
 
 
@@ -64,12 +71,13 @@ CHANGES = (flipped, truncated, swapped, duplicated)
 
 def readers_of(kind: str, store: Store) -> dict[str, Reader]:
     """Public readers of an artefact's folder, by name; each is given the path of one changed file."""
+    landed = store.require(CONFIG, NOW, kind)
 
     def current(path: Path) -> Artefact:
         return store.require(CONFIG, NOW, kind)
 
     def opened(path: Path) -> Artefact:
-        return store.open(path.parent)
+        return store.open(landed.path)
 
     found: dict[str, Reader] = {"Store.current": current, "Store.open": opened}
     if kind.startswith("selfplay-shard-"):
@@ -82,6 +90,11 @@ def readers_of(kind: str, store: Store) -> dict[str, Reader]:
         found["load_model"] = lambda path: load_model(path.parent)
         found["load_player"] = lambda path: load_player(str(path.parent), CONFIG)
         found["read_model_metadata"] = lambda path: read_model_metadata(path.parent)
+    elif kind == "checkpoint":
+        found["load_model"] = lambda path: load_model(path.parent)
+        found["load_state"] = lambda path: load_state(path.parent)
+    elif kind in TABLES:
+        found["read_table"] = lambda path: read_table(path, TABLES[kind])
     elif kind == "training_state":
         found["load_state"] = lambda path: load_state(path.parent)
     return found
@@ -91,10 +104,12 @@ def applies(reader: str, path: Path) -> bool:
     """Does a reader look at this file at all?"""
     if reader == "load_state":
         return path.name.startswith("state.")
+    if reader == "read_table":
+        return path.suffix == ".parquet"
     if reader == "read_model_metadata":
         return path.name == "model.json"
     if reader in ("load_model", "load_player"):
-        return path.name in ("model.json", "model.safetensors", "manifest.json")
+        return path.name in ("model.json", "model.safetensors")
     if reader in ("read_shard", "read_metadata", "open_shard"):
         return path.name == "shard.arrow"
     return True
@@ -129,8 +144,9 @@ def test_every_reader_of_an_artefact_notices(finished: Path, amount: int) -> Non
                 if applies(name, path) and path.name != "manifest.json":
                     read(path)
         rng = random.Random(kind)
+        damageable = [path for path in files if path.stat().st_size]
         for case in range(amount):
-            path = rng.choice([path for path in files if path.stat().st_size])
+            path = rng.choice(damageable)
             change = CHANGES[case % len(CHANGES)]
             spoil(store, artefact, path, change(path.read_bytes(), rng), readers, change.__name__)
         assert store.require(CONFIG, NOW, kind).digest == artefact.digest

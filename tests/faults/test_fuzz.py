@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from .fuzz_targets import SHARES, prepare, target
-from .fuzzing import Outcome, corpus, fuzz
+from .fuzzing import Outcome, corpus, fuzz, processes
 
 EXECUTIONS = 20_000  # over all targets; `python -m faults.fuzzing` does a million
 
@@ -15,7 +15,10 @@ EXECUTIONS = 20_000  # over all targets; `python -m faults.fuzzing` does a milli
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
-    prepare(folder)
+    made = processes().Process(target=prepare, args=(folder,))
+    made.start()
+    made.join()
+    assert made.exitcode == 0
     return folder
 
 

@@ -137,12 +137,11 @@ def test_every_op_and_asset_names_an_io_manager_of_ours() -> None:
     repository = defs.get_repository_def()
     resources = set()
     for job in repository.get_all_jobs():
-        for name, resource in job.resource_defs.items():
-            if "io_manager" in name:
-                resources.add((job.name, name, resource))
         for node in job.all_node_defs:
             for output in node.output_defs:
                 assert output.io_manager_key in job.resource_defs, (job.name, node.name)
+                key = output.io_manager_key
+                resources.add((job.name, key, job.resource_defs[key]))
     assert resources
     ours = [
         value

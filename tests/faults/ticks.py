@@ -29,6 +29,16 @@ def work(root: Path, what: str, generation: int) -> None:
         else:
             with daemon(instance) as workspace:
                 sensor_tick(workspace)
+            _check_tick(instance)
+
+
+def _check_tick(instance: DagsterInstance) -> None:
+    """The daemon swallows what goes wrong in a tick."""
+    (state,) = [
+        one for one in instance.all_instigator_state() if one.instigator_name == names.SENSOR
+    ]
+    (tick,) = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
+    assert tick.status.value in ("SUCCESS", "SKIPPED"), tick
 
 
 def _land(instance: DagsterInstance, store: Store, config: str, generation: int) -> None:

@@ -14,7 +14,8 @@
  *   torn     a write writes half of its bytes, then the kill; another event: as `before`
  *   after    the kill comes when the event has happened
  *   fail     the event does not happen and returns -ERRNO
- *   failing  so do all later ones that would take space (open, write, mkdir, link, rename)
+ *   failing  so do all later ones that would take space (open, write, mkdir, link, rename); with
+ *            EROFS all that change anything
  *   short    a write writes half of its bytes and says so
  *
  * A line of TRACE: number, thread, name, result, device:inode, offset, length, place in DATA, path,
@@ -86,6 +87,13 @@ static const struct call CALLS[] = {
     {SYS_rmdir, "rmdir", BY_PATH, 0, NONE, 0, -1, 0},
     {SYS_mkdir, "mkdir", BY_PATH, 0, NONE, 0, -1, SPACE},
     {SYS_mkdirat, "mkdir", AT, 0, NONE, 0, -1, SPACE},
+    {SYS_chmod, "chmod", BY_PATH, 0, NONE, 0, -1, 0},
+    {SYS_fchmod, "chmod", BY_FD, 0, NONE, 0, -1, 0},
+    {SYS_fchmodat, "chmod", AT, 0, NONE, 0, -1, 0},
+    {SYS_utimensat, "utime", AT, 0, NONE, 0, -1, 0},
+    {SYS_mknod, "mknod", BY_PATH, 0, NONE, 0, -1, SPACE},
+    {SYS_mknodat, "mknod", AT, 0, NONE, 0, -1, SPACE},
+    {SYS_openat2, "openat2", AT, 0, NONE, 0, -1, SPACE},
     {SYS_mmap, "mmap", BY_FD, 4, NONE, 0, -1, 0},
     {SYS_io_uring_setup, "io_uring", BY_FD, 0, NONE, 0, -1, 0},
 };
@@ -99,12 +107,13 @@ static int going_on = PTRACE_CONT; /* how a thread goes on to its next event */
 static pid_t command;
 static FILE *trace, *data;
 
-/* What a thread is in the middle of. */
+/* A traced thread, and what it is in the middle of. */
 struct pending {
     pid_t thread;
     const struct call *call;
     long number, offset;
-    int kill_after;
+    int kill_after, halved; /* argument that was halved, or -1 */
+    unsigned long whole;    /* what it was */
     char path[PATH_MAX], path2[PATH_MAX];
     struct pending *next;
 };
@@ -127,6 +136,17 @@ static struct pending *pending_of(pid_t thread)
     p->thread = thread;
     p->next = pendings;
     return pendings = p;
+}
+
+static void forget(pid_t thread)
+{
+    for (struct pending **at = &pendings; *at; at = &(*at)->next)
+        if ((*at)->thread == thread) {
+            struct pending *gone = *at;
+            *at = gone->next;
+            free(gone);
+            return;
+        }
 }
 
 static const struct call *call_of(long number)
@@ -220,8 +240,15 @@ static long offset_of(pid_t thread, const struct call *call, const uint64_t *arg
 {
     char file[64], line[128];
     int descriptor = (int)arguments[call->argument];
-    if (call->number == SYS_pwrite64 || call->number == SYS_pwritev)
+    if (call->number == SYS_pwrite64 || call->number == SYS_pwritev ||
+        (call->number == SYS_pwritev2 && (long)arguments[3] != -1))
         return (long)arguments[3];
+    if ((call->number == SYS_copy_file_range || call->number == SYS_splice) && arguments[3]) {
+        long given = 0;
+        struct iovec to = {&given, sizeof given}, from = {(void *)arguments[3], sizeof given};
+        if (process_vm_readv(thread, &to, 1, &from, 1, 0) == sizeof given)
+            return given;
+    }
     long position = 0, flags = 0;
     snprintf(file, sizeof file, "/proc/%d/fdinfo/%d", thread, descriptor);
     FILE *info = fopen(file, "r");
@@ -367,6 +394,13 @@ static void set_registers(pid_t thread, int argument, unsigned long value, int s
         die("PTRACE_SETREGS");
 }
 
+static void halve(struct pending *p, int argument, unsigned long size)
+{
+    p->halved = argument;
+    p->whole = size;
+    set_registers(p->thread, argument, size / 2, 0, 0);
+}
+
 /* A thread stands before a system call. Returns how it goes on. */
 static int enter(pid_t thread, long number, const uint64_t *arguments)
 {
@@ -391,18 +425,21 @@ static int enter(pid_t thread, long number, const uint64_t *arguments)
     p->number = ++counted;
     p->offset = call->traits & WRITES ? offset_of(thread, call, arguments) : -1;
     p->kill_after = 0;
+    p->halved = -1;
     int chosen = p->number == wanted;
     unsigned long size = call->size >= 0 ? arguments[call->size] : 0;
     int halves = (call->traits & WRITES) && size > 1;
-    if (failing ? (call->traits & SPACE) != 0
+    int refused = call->traits & SPACE ||
+                  (error_number == EROFS && strcmp(call->name, "fsync") && strcmp(call->name, "mmap"));
+    if (failing ? refused
                 : chosen && (!strcmp(mode, "fail") || !strcmp(mode, "failing"))) {
         failing |= !strcmp(mode, "failing");
         set_registers(thread, -1, 0, 1, -error_number);
     } else if (chosen && !strcmp(mode, "short")) {
         if (halves)
-            set_registers(thread, call->size, size / 2, 0, 0);
+            halve(p, call->size, size);
     } else if (chosen && !strcmp(mode, "torn") && halves) {
-        set_registers(thread, call->size, size / 2, 0, 0);
+        halve(p, call->size, size);
         p->kill_after = 1;
     } else if (chosen && !strcmp(mode, "after")) {
         p->kill_after = 1;
@@ -428,6 +465,8 @@ static void leave(pid_t thread, long result)
     uint64_t arguments[] = {registers.rdi, registers.rsi, registers.rdx,
                          registers.r10, registers.r8,  registers.r9};
     write_down(p, arguments, result);
+    if (p->halved >= 0) /* code around the call may count on its registers */
+        set_registers(thread, p->halved, p->whole, 0, 0);
     p->call = NULL;
     if (p->kill_after)
         kill_all();
@@ -512,10 +551,12 @@ int main(int count, char **arguments)
         if (thread < 0)
             break; /* nobody is left */
         if (WIFEXITED(status) || WIFSIGNALED(status)) {
+            forget(thread);
             if (thread == command)
                 code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
             continue;
         }
+        pending_of(thread); /* known from its first stop on */
         int signal = WSTOPSIG(status), event = status >> 16, how = going_on, deliver = 0;
         if (doomed) {
             kill(thread, SIGKILL);

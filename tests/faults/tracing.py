@@ -16,14 +16,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
+import ringrift_pipeline
+
 SOURCE = Path(__file__).with_name("tracer.c")
 KILLED = 137
+PATIENCE = 600.0  # seconds that a stage, or the compiling of the kernels, may take
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,12 @@ class Zygote:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "POLARS_MAX_THREADS": "1",
+                "PYTHONPATH": str(Path(ringrift_pipeline.__file__).parents[1]),
+            },
         )
         while self._answer() != "ready":  # the kernels' compiling is told of first
             pass
@@ -111,15 +120,21 @@ class Zygote:
         """Do a stage as :func:`traced` runs a command."""
         self._ask(root, stage, generation, stopped=True)
         process = self._answer()
-        found = traced([f"@{process}"], root, mode, number, error, data)
-        self._answer()
+        try:
+            found = traced([f"@{process}"], root, mode, number, error, data)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process), signal.SIGKILL)
+            raise
+        finally:
+            self._answer()
         return replace(found, errors=self.log.read_text())
 
     def killed_after(self, root: Path, stage: str, generation: int, seconds: float) -> int:
         """Do a stage and kill it, and all it has started, after some seconds; its status."""
         self._ask(root, stage, generation, stopped=False)
         process = int(self._answer())
-        select.select([self.process.stdout], [], [], seconds)
+        time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process, signal.SIGKILL)
         return int(self._answer())
@@ -142,6 +157,8 @@ class Zygote:
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        assert ready, f"the zygote does not answer for {PATIENCE:.0f} s: {self.log}"
         line = self.process.stdout.readline()
         assert line, "the zygote has died"
         return line.strip()

@@ -8,6 +8,8 @@ its own and stops before its work, so that a tracer can take it up.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -17,6 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import stages, ticks
+
+PR_SET_PTRACER = 0x59616D61
+PR_SET_PTRACER_ANY = 2**64 - 1
 
 Work = Callable[[Path, str, int], None]
 
@@ -31,6 +36,8 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             os._exit(_work(work, wish))
+        with contextlib.suppress(OSError):  # it has done so itself
+            os.setpgid(child, child)
         if wish["stopped"]:
             os.waitpid(child, os.WUNTRACED)
         print(child, flush=True)
@@ -39,6 +46,7 @@ def main() -> None:
 
 def _work(work: Work, wish: dict[str, object]) -> int:
     os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(PR_SET_PTRACER_ANY), 0, 0, 0)
     log = os.open(str(wish["log"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)

@@ -190,13 +190,13 @@ def test_a_lost_history_line_is_restored(store: Store) -> None:
 
 def test_every_change_of_the_history_is_noticed(store: Store) -> None:
     for generation in range(3):
-        store.promote(CONFIG, generation, put(store, generation), {"bound": 0.93})
+        store.promote(CONFIG, generation, put(store, generation), {"bound": "as it was"})
     path = store.root / CONFIG / "champions.jsonl"
     whole = path.read_bytes()
     lines = whole.splitlines(keepends=True)
     damaged = {
-        "line 2: its content does not match": whole.replace(b"0.93", b"0.94", 2).replace(
-            b"0.94", b"0.93", 1
+        "line 2: its content does not match": whole.replace(b"as it was", b"as it is.", 2).replace(
+            b"as it is.", b"as it was", 1
         ),
         "line 2: it has no seal": lines[0] + lines[1].replace(b'"seal"', b'"sezl"') + lines[2],
         "line 2: it is promotion 3": lines[0] + lines[2],
