@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,12 +90,13 @@ class Zygote:
 
     def __init__(self, folder: Path, works: str = "stages") -> None:
         self.log = folder / "stage.log"
+        self._said = b""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "faults.zygote", works],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
@@ -134,7 +134,7 @@ class Zygote:
         """Do a stage and kill it, and all it has started, after some seconds; its status."""
         self._ask(root, stage, generation, stopped=False)
         process = int(self._answer())
-        time.sleep(seconds)
+        self._hears(seconds)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process, signal.SIGKILL)
         return int(self._answer())
@@ -152,16 +152,25 @@ class Zygote:
             "log": str(self.log),
         }
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(wish) + "\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(json.dumps(wish).encode() + b"\n")
 
     def _answer(self) -> str:
+        while b"\n" not in self._said:
+            assert self._hears(PATIENCE), f"the zygote does not answer for {PATIENCE:.0f} s"
+        line, _, self._said = self._said.partition(b"\n")
+        return line.decode().strip()
+
+    def _hears(self, seconds: float) -> bool:
+        """Whether the zygote says something within some seconds, or has said it already."""
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        assert ready, f"the zygote does not answer for {PATIENCE:.0f} s: {self.log}"
-        line = self.process.stdout.readline()
-        assert line, "the zygote has died"
-        return line.strip()
+        if b"\n" in self._said:
+            return True
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            return False
+        said = os.read(self.process.stdout.fileno(), 4096)
+        assert said, "the zygote has died"
+        self._said += said
+        return True
 
 
 def traced(
