@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -229,7 +230,7 @@ def open_window(folder: Path) -> Window:
         }
         games = tuple((folder / "games.txt").read_text().split())
         return Window(**columns, games=games, config=header["config"])
-    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, SyntaxError, TokenError) as error:
         raise WindowError(f"{folder} holds a damaged training window: {error}") from error
 
 

@@ -109,7 +109,7 @@ def _play_request(folder: Path) -> Target:
 
     return Target(
         (
-            _json({"config": "square8_2p", "moves": codes, "swap_rule": True}),
+            _json({"config": "square8_2p", "moves": codes, "swap_rule": False}),
             _json({"config": "hex8_3p", "moves": []}),
         ),
         run,
@@ -410,7 +410,7 @@ _TARGETS: dict[str, Callable[[Path], Target]] = {
         "json",
         (
             _json({"selfplay": {"games": 4}, "optimizer.betas": [0.9, 0.99], "seed": 3}),
-            _json({"search.simulations": 8, "device": "cpu", "quality": {"enabled": True}}),
+            _json({"search.simulations": 80, "device": "cpu", "quality": {"enabled": True}}),
         ),
     ),
     "settings toml": _settings(

@@ -270,7 +270,9 @@ def fuzz(name: str, folder: Path, seed: int, executions: int, batch: int = 20_00
             executed, length = struct.unpack("<qq", memory[:HEAD])
             what = f"the interpreter died: {worker.exitcode}"
             whole.faults[what] = memory[HEAD : HEAD + length]
-            whole.executions += max(1, executed)
+            whole.executions += executed
+            if not executed:  # it does not even accept what is good
+                break
             continue
         worker.join()
         whole.executions += part.executions
