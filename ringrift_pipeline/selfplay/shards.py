@@ -308,7 +308,7 @@ def open_shard(
                 full, reader = reader.schema, pa.ipc.open_file(source, options=options)
             else:
                 full = reader.schema
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise ShardError(f"{path}: is no shard, or a truncated one ({error})") from error
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error})") from error

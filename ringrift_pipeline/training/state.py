@@ -62,7 +62,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise StateError(f"{folder} has state format {found!r}, not {_FORMAT!r}")
     try:
         state = _unpack(content["state"], tensors)
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, SyntaxError) as error:
         raise StateError(f"{folder} holds a damaged training state: {error!r}") from error
     if not isinstance(state, dict):
         raise StateError(f"{folder} holds a {type(state).__name__} for a training state")
