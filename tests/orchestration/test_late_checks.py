@@ -47,14 +47,16 @@ def known(instance: DagsterInstance, run_id: str) -> DagsterRun:
     return run
 
 
-def working(instance: DagsterInstance, **tags: str) -> DagsterRun:
+def working(instance: DagsterInstance, retry_of: str | None = None) -> DagsterRun:
     """A run of the generation that is under way."""
     where = {names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0000"}
     return create_run_for_test(
         instance,
         job_name=names.job_name(CONFIG),
         status=DagsterRunStatus.STARTED,
-        tags={**where, **tags},
+        parent_run_id=retry_of,
+        root_run_id=retry_of,
+        tags=where if retry_of is None else {**where, **re_executing(retry_of)},
     )
 
 
@@ -93,7 +95,7 @@ def test_a_retry_that_brings_no_result_either_ends_the_waiting(
 ) -> None:
     lost = land(CONFIG, 0, passed=None).run_id
     fail(instance, lost)
-    retry = working(instance, **re_executing(lost))
+    retry = working(instance, lost)
     instance.add_run_tags(lost, {AUTO_RETRY_RUN_ID_TAG: retry.run_id})
     first = tick(instance)
     assert decision(store) is None
@@ -109,7 +111,7 @@ def test_a_chain_of_re_executions_is_followed_to_its_end(
     run_id = land(CONFIG, 0, passed=None).run_id
     cursor = None
     for _ in range(2):
-        again = working(instance, **re_executing(run_id))
+        again = working(instance, run_id)
         cursor = tick(instance, cursor).cursor
         assert decision(store) is None
         instance.report_run_canceled(again)
