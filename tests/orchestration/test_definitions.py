@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,19 @@ def test_every_asset_has_a_check_and_promotion_a_blocking_one() -> None:
     assert blocking_checks("evaluation") and blocking_checks("checkpoint")
     for check in CHECKS:
         assert check.judge.__doc__, check.name
+
+
+def test_what_to_do_can_work() -> None:
+    """Settings change with the next generation only: a plan freezes its own."""
+    from ringrift_pipeline.enhancements import TrainingConfig
+
+    settings = {field.name for field in TrainingConfig.fields()}
+    for check in CHECKS:
+        named = re.findall(r"\b[a-z]+\.[a-z_]+", check.todo)
+        assert set(named) <= settings, check.name
+        assert not named or "Launch the next generation with" in check.todo, check.name
+        assert "resume" not in check.todo, check.name
+        assert "Materialize" not in check.todo or "remove" in check.todo, check.name
 
 
 def test_jobs_sensor_and_schedules() -> None:
