@@ -46,23 +46,21 @@ class Example:
 
 def draw_gallery(folder: Path, examples: list[Example]) -> None:
     """Draw the examples, one below the other: ``gallery.svg`` the first few, as many as are small
-    enough for the event log (where not even one is, its first board), ``gallery.full.svg`` all.
+    enough for the event log (where not even one is, the search's board of the first that is),
+    ``gallery.full.svg`` all.
     """
     from ringrift_pipeline.drawing.charts import FULL, MOST_BYTES
 
     whole = _stacked([_row(example) for example in examples])
     (folder / f"{GALLERY}{FULL}").write_text(whole, encoding="utf-8")
     rows = [_row(example, compact=True) for example in examples]
-    for some in [*(rows[:count] for count in range(len(rows), 0, -1)), _first_board(examples)]:
-        small = _stacked(some)
-        if some and len(small.encode()) <= MOST_BYTES:
+    choices = [rows[:count] for count in range(len(rows), 0, -1)]
+    choices += [[_row(replace(example, network=None), compact=True)] for example in examples]
+    for choice in choices:
+        small = _stacked(choice)
+        if len(small.encode()) <= MOST_BYTES:
             (folder / f"{GALLERY}.svg").write_text(small, encoding="utf-8")
             return
-
-
-def _first_board(examples: list[Example]) -> list[tuple[str, float, int]]:
-    """The hardest example with the search's opinion alone."""
-    return [_row(replace(example, network=None), compact=True) for example in examples[:1]]
 
 
 def _row(example: Example, compact: bool = False) -> tuple[str, float, int]:
