@@ -22,11 +22,15 @@ def last_reported(instance: DagsterInstance, config: str) -> str | None:
     return str(value.value) if value is not None else None
 
 
-def _rating(champion: Champion) -> dict[str, Any]:
-    """Its rating with interval, Elo, where the promotion noted it."""
+def _plotted(champion: Champion) -> dict[str, Any]:
+    """Its rating with interval, Elo, and the log likelihood ratio that it was promoted by, where
+    the promotion noted them.
+    """
     rating = champion.reason.get("rating") or {}
+    test = champion.reason.get("gate", {}).get("sprt") or {}
     names = {"elo": "rating", "elo_low": "low", "elo_high": "high"}
-    return {name: rating[key] for name, key in names.items() if key in rating}
+    shown = {name: rating[key] for name, key in names.items() if key in rating}
+    return shown | ({"sprt_llr": test["llr"]} if "llr" in test else {})
 
 
 def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMaterialization | None:
@@ -39,12 +43,12 @@ def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMateri
         description=f"{champion.config}: generation {generation_key(champion.generation)} "
         "is champion",
         metadata={
-            "generation": champion.generation,
+            "generation": generation_key(champion.generation),  # a number would be plotted
             "digest": champion.digest,
             "path": MetadataValue.path(champion.path),
             "promoted_at": champion.promoted_at,
             "why": "; ".join(map(str, gate.get("reasons", []))) or "see the store's history",
-            **numbers({"eval": {**_rating(champion), **gate}}),
+            **numbers({"eval": _plotted(champion)}),
         },
         tags={DATA_VERSION_TAG: champion.digest[:16]},
     )
