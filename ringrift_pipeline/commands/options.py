@@ -39,9 +39,12 @@ def _preset(value: str | None) -> str | None:
 
 
 def _resume(value: str) -> str:
-    if value not in ("auto", "never") and not Path(value).is_dir():
-        raise typer.BadParameter(f"{value!r} is neither auto nor never nor a folder")
-    return value
+    from ringrift_pipeline.training.inputs import check_resume
+
+    try:
+        return check_resume(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 SETTINGS = "Settings"

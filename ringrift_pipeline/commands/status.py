@@ -38,9 +38,11 @@ def lines(found: Status) -> Iterator[str]:
     now = time.time()
     yield f"{found.data}: {size(found.bytes)} used, {size(found.free_bytes)} free"
     up = {service.kind: service for service in found.services}
-    daemon, web = up.get("daemon"), up.get("webserver")
+    daemon, web, play = (up.get(kind) for kind in ("daemon", "webserver", "play"))
     yield "daemon: " + (f"up, process {daemon.pid}" if daemon else "down")
     yield "web server: " + (f"up at http://{web.host}:{web.port}" if web else "down")
+    if play:
+        yield f"recorded games: up at http://{play.host}:{play.port}"
     for run in found.running:
         yield f"runs: {described(run)}, {run.status} for {clock(max(0.0, now - run.since))}"
         for step in run.steps:

@@ -9,13 +9,22 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ringrift_pipeline.commands.console import print_json, say
 from ringrift_pipeline.commands.options import Common, InputError
-from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.places import (
+    HERE,
+    PLAY_VARIABLE,
+    data_folder,
+    own_play_port,
+    play_address,
+)
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.orchestration.services import Service
 
 PORT = 3000
 
@@ -46,10 +55,18 @@ def _from_here(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def url(config: str, port: int, host: str = "127.0.0.1") -> str:
-    """The page of a config's own lineage (groups are collapsed on the page of all)."""
+def url(config: str, port: int, host: str = HERE) -> str:
+    """The page of a config's own lineage (groups are collapsed on the page of all); a server that
+    listens on every address is named by this machine's name.
+    """
     location = "__repository__@ringrift_pipeline.definitions"
-    return f"http://{host}:{port}/locations/{location}/asset-groups/{config}/lineage"
+    name = socket.gethostname() if host == "0.0.0.0" else host
+    return f"http://{name}:{port}/locations/{location}/asset-groups/{config}/lineage"
+
+
+def is_local(host: str) -> bool:
+    """Whether a host to listen on is this machine's loopback."""
+    return host == "localhost" or host.startswith("127.")
 
 
 def check_port(host: str, port: int) -> None:
@@ -72,12 +89,55 @@ def _without_daemon(holder: dict[str, Any]) -> str:
     )
 
 
+def _start_page(data: Path) -> tuple[Service | None, str]:
+    """The page that the assets link to recorded games on, if it is this machine's to serve, and a
+    line that says where it is or why there is none.
+    """
+    from ringrift_pipeline.orchestration.services import start_play
+
+    port = own_play_port()
+    if port is None:
+        return None, f"Links to recorded games lead to {play_address()}, as {PLAY_VARIABLE} says."
+    try:
+        return start_play(data, port), f"Recorded games, and a board to play on: {play_address()}"
+    except OSError as error:
+        return None, (
+            f"Links to recorded games lead to whoever serves port {port} on {HERE}, which is not "
+            f"to be had ({error.strerror})."
+        )
+
+
+def _watch(services: list[Any], page: Service | None, asked: list[int]) -> None:
+    """Until it is asked to stop. Raises ServiceError if a service has ended; that the page has is
+    only told, for nothing else needs it.
+    """
+    from ringrift_pipeline.orchestration.services import ServiceError
+
+    while not asked:
+        for service in services:
+            service.check()
+        try:
+            if page is not None:
+                page.check()
+        except ServiceError as error:
+            say(str(error))
+            page = None
+        time.sleep(0.5)
+
+
 def ui(
     common: Common,
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="Port to listen on.")
     ] = PORT,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            help="Address to listen on. Dagster asks for no password: beyond this machine whoever "
+            "reaches it can launch runs.",
+        ),
+    ] = HERE,
     daemon: Annotated[
         bool,
         typer.Option(
@@ -86,19 +146,30 @@ def ui(
             "schedules run. Where a ringrift loop has one running already, there is no second.",
         ),
     ] = True,
+    play: Annotated[
+        bool,
+        typer.Option(
+            "--play/--no-play",
+            help="Serve the page of ringrift play as well, for this machine alone: the assets link "
+            "to recorded games on it.",
+        ),
+    ] = True,
 ) -> None:
     """Open the Dagster UI on everything under --data, until Ctrl-C.
 
-    Starts the web server and the daemon. Ctrl-C cancels what runs and stops both; what is finished
-    stays. Where another process runs this history's daemon, its runs are left alone.
+    Starts the web server, the daemon and the page of recorded games. Ctrl-C cancels what runs and
+    stops them all; what is finished stays. Where another process runs this history's daemon, its
+    runs are left alone.
     """
     from contextlib import ExitStack, suppress
 
     from ringrift_pipeline.orchestration.instance import own_instance, prepare_home
+    from ringrift_pipeline.orchestration.pools import limits
     from ringrift_pipeline.orchestration.services import Backend, start_webserver
     from ringrift_pipeline.store import LockedError
 
     check_port(host, port)
+    limits()  # what the environment says of pools is refused here, not in a server's log
     asked: list[int] = []  # to stop; an Event set by a handler could wait for its own lock
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(1))
@@ -124,16 +195,24 @@ def ui(
             web = start_webserver(common.root, host, port, stopping=stopping)
         stack.callback(web.stop)
         services.append(web)
+        page, games = _start_page(common.root) if play else (None, "")
+        if page is not None:
+            stack.callback(page.stop)
         address = url(common.config, port, host)
         if common.as_json:
-            print_json({"url": address, "data": str(common.root), "daemon": daemon})
+            served = play_address() if page is not None else None
+            told = {"url": address, "data": str(common.root), "daemon": daemon, "play": served}
+            print_json(told)
         else:
             say(f"Dagster UI of {common.root}: {address}")
             if not daemon:
                 say(note)
+            if games:
+                say(games)
             say("Ctrl-C stops it.")
-        while not asked:
-            for service in services:
-                service.check()
-            time.sleep(0.5)
+        if not is_local(host):
+            say(
+                "Warning: Dagster asks for no password: whoever reaches this address can launch runs."
+            )
+        _watch(services, page, asked)
         say("stopping …")

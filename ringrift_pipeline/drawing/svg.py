@@ -31,6 +31,7 @@ def board_svg(
     last_move: dict[str, Any] | None = None,
     highlighted: Iterable[str] = (),
     shares: Sequence[tuple[dict[str, Any], float]] = (),
+    compact: bool = False,
 ) -> str:
     """The board of a state's record as an SVG document, without scripts, styles or links.
 
@@ -48,6 +49,8 @@ def board_svg(
     highlighted: names of cells that are outlined.
     shares: move records with their shares (0 to 1), drawn as arrows or rings that are stronger
         the larger the share, with the share in percent; pass the few best moves.
+    compact: for a picture that must be small: empty cells are one path and have no names, cells are
+        dots of their size, rings have no class.
 
     Raises
     ------
@@ -66,7 +69,7 @@ def board_svg(
     x, y = left - edge - MARGIN, top - edge - MARGIN * (rules.geometry == "square")
     height = bottom + edge + MARGIN * (rules.geometry == "hex") - y
     box = f"{_n(x)} {_n(y)} {_n(right + edge - x)} {_n(height)}"
-    picture = _Picture(rules, record, centres)
+    picture = _Picture(rules, record, centres, compact)
     arrows, labels = picture.arrows(shares)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img" class="board" '
@@ -102,6 +105,16 @@ def _n(number: float) -> str:
     return f"{number:.1f}".removesuffix(".0")
 
 
+def _dots(points: Sequence[Point]) -> str:
+    """A path of lines of no length at the points: each is what its ends are drawn as."""
+    x, y = points[0]
+    parts: list[str] = []
+    for a, b in points:
+        parts.append(f"m{_n(a - x)} {_n(b - y)}h0" if parts else f"M{_n(a)} {_n(b)}h0")
+        x, y = a, b
+    return "".join(parts)
+
+
 def _shape(seat: int, at: Point, size: float) -> str:
     """The path of a seat's shape around a point; all four cover about the same area."""
     x, y = at
@@ -121,10 +134,13 @@ def _shape(seat: int, at: Point, size: float) -> str:
 class _Picture:
     """The parts of one picture, each a group of elements."""
 
-    def __init__(self, rules: Rules, record: dict[str, Any], centres: dict[str, Point]) -> None:
+    def __init__(
+        self, rules: Rules, record: dict[str, Any], centres: dict[str, Point], compact: bool
+    ) -> None:
         self.rules = rules
         self.record = record
         self.centres = centres
+        self.compact = compact
 
     def at(self, cell: str) -> Point:
         try:
@@ -162,12 +178,29 @@ class _Picture:
         collapsed = self.record["collapsed"]
         for cell in collapsed:
             self.at(cell)
+        if self.compact:
+            return self.merged_cells(collapsed)
         paths = []
         for cell in self.centres:
             seat = collapsed.get(cell)
             tint = f' class="s{seat}" fill="{FILLS[seat - 1]}" fill-opacity=".42"' if seat else ""
             paths.append(f'<path data-cell="{cell}"{tint} d="{self.outline(cell)}"/>')
         return f'<g class="cells" fill="{CELL}">{"".join(paths)}</g>'
+
+    def merged_cells(self, collapsed: dict[str, int]) -> str:
+        """The empty cells as one path and each seat's space as one: dots at their centres."""
+        owned: dict[int, list[str]] = {}
+        for cell in self.centres:
+            owned.setdefault(collapsed.get(cell, 0), []).append(cell)
+        paths = []
+        for seat, cells in sorted(owned.items()):
+            look = f' class="s{seat}" stroke="{FILLS[seat - 1]}" opacity=".42"' if seat else ""
+            paths.append(f'<path{look} d="{_dots([self.centres[cell] for cell in cells])}"/>')
+        cap = "square" if self.rules.geometry == "square" else "round"
+        return (
+            f'<g class="cells" stroke="{CELL}" stroke-width="37" stroke-linecap="{cap}">'
+            f"{''.join(paths)}</g>"
+        )
 
     def outlines(self, name: str, cells: Iterable[str], stroke: str, more: str = "") -> str:
         path = "".join(self.outline(cell) for cell in dict.fromkeys(cells))
@@ -193,27 +226,32 @@ class _Picture:
             if marked:
                 path = "".join(_shape(seat, self.at(cell), 6.5) for cell in marked)
                 parts.append(f'<path class="s{seat}" d="{path}" fill="{fill}"/>')
-        stacks = "".join(self.stack(cell, rings) for cell, rings in self.record["stacks"].items())
+        standing: dict[str, str] = self.record["stacks"]
+        stacks = "".join(self.rings(cell, on) for cell, on in standing.items())
+        holes = "".join(_shape(int(on[-1]), self.at(cell), 7.2) for cell, on in standing.items())
+        heights = "".join(
+            f'<text x="{_n(x)}" y="{_n(y + 4)}">{len(on)}</text>'
+            for (x, y), on in ((self.at(cell), on) for cell, on in standing.items())
+            if len(on) > 1
+        )
+        if standing:
+            stacks += f'<path class="hole" d="{holes}" fill="{GROUND}"/>'
         return (
             f'<g class="pieces" stroke-width="1">{"".join(parts)}'
-            f'<g class="stacks" stroke="{GROUND}" font-size="11" font-weight="600">{stacks}</g></g>'
+            f'<g class="stacks" stroke="{GROUND}" font-size="11" font-weight="600">{stacks}'
+            f'<g fill="{INK}" stroke="none">{heights}</g></g></g>'
         )
 
-    def stack(self, cell: str, rings: str) -> str:
+    def rings(self, cell: str, rings: str) -> str:
         x, middle = self.at(cell)
         lean = min(LEAN, TALLEST / max(1, len(rings) - 1))
         parts = []
         for i, digit in enumerate(rings):
             y = middle + lean * ((len(rings) - 1) / 2 - i)
+            seat = "" if self.compact else f' class="s{digit}"'
             parts.append(
-                f'<circle class="s{digit}" cx="{_n(x)}" cy="{_n(y)}" r="{_n(RING)}" '
+                f'<circle{seat} cx="{_n(x)}" cy="{_n(y)}" r="{_n(RING)}" '
                 f'fill="{FILLS[int(digit) - 1]}"/>'
-            )
-        top = int(rings[-1])
-        parts.append(f'<path class="hole" d="{_shape(top, (x, y), 7.2)}" fill="{GROUND}"/>')
-        if len(rings) > 1:
-            parts.append(
-                f'<text x="{_n(x)}" y="{_n(y + 4)}" fill="{INK}" stroke="none">{len(rings)}</text>'
             )
         return "".join(parts)
 

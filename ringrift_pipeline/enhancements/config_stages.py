@@ -6,9 +6,10 @@ settings of the training modules are in ``config_groups``.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ringrift_pipeline.enhancements.config_base import ConfigGroup
 
@@ -203,6 +204,9 @@ class TrainingLoopConfig(ConfigGroup):
         return self
 
 
+_OPPONENT = re.compile(r"random|heuristic|rollout|champion|generation:[0-9]{1,9}")
+
+
 class EvaluationConfig(ConfigGroup):
     """Matches, ratings and the promotion gate."""
 
@@ -244,8 +248,22 @@ class EvaluationConfig(ConfigGroup):
         default=("random", "heuristic", "champion"),
         strict=False,
         min_length=1,
-        description="Players met: random, heuristic, rollout, champion, generation:NNNN.",
+        description="Players met: random, heuristic, rollout, champion, generation:NNNN; one of "
+        "random and heuristic at least.",
     )
+
+    @field_validator("opponents")
+    @classmethod
+    def _can_be_met(cls, opponents: tuple[str, ...]) -> tuple[str, ...]:
+        for name in opponents:
+            if not _OPPONENT.fullmatch(name):
+                raise ValueError(
+                    f"has {name!r}: opponents are random, heuristic, rollout, champion and "
+                    "generation:NNNN"
+                )
+        if not {"random", "heuristic"} & set(opponents):
+            raise ValueError("has neither heuristic nor random: ratings need one as anchor")
+        return opponents
 
     @model_validator(mode="after")
     def _ordered(self) -> EvaluationConfig:

@@ -145,7 +145,7 @@ class _Work:
         plan = material.plan
         self.material, self.seeds, self.reporter = material, seeds, reporter
         self.device = str(resolve_device(plan.settings.device))
-        run_inputs = sealed_inputs(plan, material.artefacts) | {
+        run_inputs = sealed_inputs(plan, KIND, material.artefacts) | {
             "format": FORMAT,
             "steps": material.steps,
             "fresh": material.parent is None,

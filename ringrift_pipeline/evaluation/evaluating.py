@@ -90,7 +90,7 @@ def evaluate(
 
     Raises:
         MissingArtefactError: if there is no EMA model.
-        EvaluationError: for opponents that cannot be met or rated.
+        EvaluationError: for an opponent that is not earlier than the candidate.
         Interrupted: if asked to stop.
     """
     from ringrift_pipeline.evaluation.tables import RATINGS as RATING_COLUMNS
@@ -102,7 +102,7 @@ def evaluate(
     settings = plan.settings.evaluation
     model = store.require(plan.config, plan.generation, "ema_model")
     field, artefacts = _field(store, plan, model)
-    inputs = sealed_inputs(plan, artefacts)
+    inputs = sealed_inputs(plan, KIND, artefacts)
     parts = Parts(store, plan, PART, inputs)
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
@@ -204,8 +204,8 @@ def _field(store: Store, plan: Plan, model: Artefact) -> tuple[_Field, list[Arte
                 champion = entrant(_name(found.generation), str(found.path))
                 record = _record(store, plan, found)
                 artefacts += [found] + ([record] if record else [])
-        elif spec.startswith("generation:") and spec[11:].isdecimal():
-            generation = int(spec[11:])
+        else:
+            generation = int(spec.removeprefix("generation:"))
             if generation >= plan.generation:
                 raise EvaluationError(
                     f"evaluation.opponents names {spec}, which is not earlier than the "
@@ -214,17 +214,8 @@ def _field(store: Store, plan: Plan, model: Artefact) -> tuple[_Field, list[Arte
             found = store.require(plan.config, generation, "ema_model")
             others[_name(generation)] = entrant(_name(generation), str(found.path))
             artefacts.append(found)
-        else:
-            raise EvaluationError(
-                f"evaluation.opponents names {spec!r}: opponents are {', '.join(BASELINES)}, "
-                "champion and generation:NNNN"
-            )
     if champion is not None:
         others.pop(champion.name, None)
-    if not {"heuristic", "random"} & set(others):
-        raise EvaluationError(
-            "evaluation.opponents has neither heuristic nor random: ratings need one as anchor"
-        )
     return _Field(candidate, champion, tuple(others.values()), record), artefacts
 
 

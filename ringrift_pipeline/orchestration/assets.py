@@ -24,6 +24,7 @@ from ringrift_pipeline.orchestration.selfplay_asset import selfplay_shards
 from ringrift_pipeline.orchestration.settings import settings_of
 from ringrift_pipeline.orchestration.step import Step, running_step
 from ringrift_pipeline.store import Artefact
+from ringrift_pipeline.store.kinds import CODE_VERSIONS
 from ringrift_pipeline.training.tables import (
     CALIBRATION_BINS,
     HARD_EXAMPLES,
@@ -47,7 +48,6 @@ class Recipe:
     columns: tuple[Column, ...] = ()  # of its Parquet table, if it has one
     read_as_table: bool = False  # whoever depends on it gets the table
     beside: Callable[[Step], Artefact] | None = None  # shown with it, and no asset of its own
-    code_version: str = "1"
 
 
 def _score(step: Step, _: str) -> Artefact:
@@ -110,7 +110,8 @@ RECIPES: tuple[Recipe, ...] = (
         ("selfplay_shards",),
         _score,
         "A score in [0, 1] for every game of the generation: length, balance, diversity, "
-        "decisiveness, freshness, search surprise. Training draws games by it.",
+        "decisiveness, freshness, search surprise. Training draws games by it where "
+        "`quality.enabled` says so.",
         frozenset({"polars", "parquet"}),
         QUALITY_SCORES,
         read_as_table=True,
@@ -120,7 +121,8 @@ RECIPES: tuple[Recipe, ...] = (
         ("selfplay_shards", "quality_scores"),
         _mine,
         "Positions that the parent model judges worst, or that the last ensemble's members judge "
-        "least alike, with the reason; the next training starts its miner from them.",
+        "least alike, with the reason. Where `mining.enabled` says so all decisions are scored and "
+        "the training starts its miner from them; elsewhere 4096 of them are, to look at.",
         frozenset({"polars", "parquet"}),
         HARD_EXAMPLES,
         read_as_table=True,
@@ -197,7 +199,7 @@ def recipe(config: str, made: Recipe) -> AssetsDefinition:
         description=made.description,
         owners=OWNERS,
         kinds=set(made.kinds),
-        code_version=made.code_version,
+        code_version=CODE_VERSIONS[made.name],
         metadata=metadata,
         required_resource_keys={"store", "settings"},
         io_manager_key="tables" if made.read_as_table else None,

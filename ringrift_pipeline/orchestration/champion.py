@@ -7,15 +7,10 @@ from typing import Any
 from dagster import AssetMaterialization, DagsterInstance, MetadataValue
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
+from ringrift_pipeline.orchestration.launchable import add_partitions
 from ringrift_pipeline.orchestration.metadata import numbers
-from ringrift_pipeline.orchestration.names import (
-    CHAMPION,
-    CONFIGS,
-    asset_key,
-    generation_key,
-    partitions_name,
-)
-from ringrift_pipeline.store import Champion, CorruptArtefactError, Store
+from ringrift_pipeline.orchestration.names import CHAMPION, CONFIGS, asset_key, generation_key
+from ringrift_pipeline.store import Champion, Store
 
 
 def last_reported(instance: DagsterInstance, config: str) -> str | None:
@@ -27,11 +22,15 @@ def last_reported(instance: DagsterInstance, config: str) -> str | None:
     return str(value.value) if value is not None else None
 
 
-def _rating(champion: Champion) -> dict[str, Any]:
-    """Its rating with interval, Elo, where the promotion noted it."""
+def _plotted(champion: Champion) -> dict[str, Any]:
+    """Its rating with interval, Elo, and the log likelihood ratio that it was promoted by, where
+    the promotion noted them.
+    """
     rating = champion.reason.get("rating") or {}
+    test = champion.reason.get("gate", {}).get("sprt") or {}
     names = {"elo": "rating", "elo_low": "low", "elo_high": "high"}
-    return {name: rating[key] for name, key in names.items() if key in rating}
+    shown = {name: rating[key] for name, key in names.items() if key in rating}
+    return shown | ({"sprt_llr": test["llr"]} if "llr" in test else {})
 
 
 def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMaterialization | None:
@@ -44,49 +43,28 @@ def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMateri
         description=f"{champion.config}: generation {generation_key(champion.generation)} "
         "is champion",
         metadata={
-            "generation": champion.generation,
+            "generation": generation_key(champion.generation),  # a number would be plotted
             "digest": champion.digest,
             "path": MetadataValue.path(champion.path),
             "promoted_at": champion.promoted_at,
             "why": "; ".join(map(str, gate.get("reasons", []))) or "see the store's history",
-            **numbers({"eval": {**_rating(champion), **gate}}),
+            **numbers({"eval": _plotted(champion)}),
         },
         tags={DATA_VERSION_TAG: champion.digest[:16]},
     )
 
 
-def _next(store: Store, config: str) -> list[int]:
-    """The generation after the newest, once that has been evaluated; the first where there is none."""
-    generations = store.generations(config)
-    if not generations:
-        return [0]
-    newest = generations[-1]
-    try:
-        evaluated = store.current(config, newest, "evaluation", verify=False) is not None
-    except CorruptArtefactError:
-        evaluated = False
-    return [newest + 1] if evaluated else []
-
-
 def reconcile(instance: DagsterInstance, store: Store) -> list[str]:
     """Bring the instance up to what the store holds, after a crash or work done without Dagster.
 
-    Adds the partitions of generations that have a plan, and of the one that would come next, so
-    that it can be launched from the browser (ascending: they are plotted in the order in which
-    they are made). Reports champions that have no event. Returns what was done.
+    Adds the partitions that are missing, and reports champions that have no event. Returns what
+    was done.
     """
     done = []
     for config in CONFIGS:
-        name = partitions_name(config)
-        known = set(instance.get_dynamic_partitions(name))
-        missing = [
-            generation_key(generation)
-            for generation in [*store.generations(config), *_next(store, config)]
-            if generation_key(generation) not in known
-        ]
-        if missing:
-            instance.add_dynamic_partitions(name, missing)
-            done.append(f"{config}: partitions {', '.join(missing)} added")
+        added = add_partitions(instance, store, config)
+        if added:
+            done.append(f"{config}: partitions {', '.join(added)} added")
         champion = store.champion(config)
         if champion is None:
             continue

@@ -22,6 +22,7 @@ from dagster import (
 
 from ringrift_pipeline.orchestration import integrity, judgements, regressions
 from ringrift_pipeline.orchestration.judgements import Judgement
+from ringrift_pipeline.orchestration.launchable import next_generation
 from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, asset_key, partitions
 from ringrift_pipeline.orchestration.step import running_step
 
@@ -44,19 +45,29 @@ class CheckRecipe:
         return self.judge.__name__
 
 
-AGAIN = "Materialize {} again: what is damaged is made anew from its inputs."
-_SHARDS = AGAIN.format("selfplay_shards") + " Shards that verify are kept, the others are replayed."
+# What can help at all: a plan freezes its generation's settings and seeds, and what verifies is
+# handed back, however often it is materialized.
+AGAIN = (
+    "Materialize {} again: what is damaged, missing or made from other inputs is made anew, the "
+    "rest is kept. If that does not help, remove the folder that the asset's `path` names before."
+)
+_THIS = AGAIN.format("this asset")
+_SHARDS = (
+    "Materialize selfplay_shards again: shards that are damaged or missing are played again, those "
+    "that verify are kept. One that verifies and is named here: remove its folder before."
+)
+_NEXT = "Launch the next generation with {}: the plan of this one keeps its settings."
 _WEIGHTS = (
-    "Launch the generation again with `resume` set to `never`; if it comes back, lower "
-    "optimizer.learning_rate or set training.precision to float32. The champion plays on."
+    _NEXT.format("a lower optimizer.learning_rate, or training.precision set to float32")
+    + " The champion plays on."
 )
 
 CHECKS: tuple[CheckRecipe, ...] = (
     CheckRecipe(
         CHAMPION,
         judgements.champion_verifies,
-        "Restore the named folder from a backup, or promote another generation; nothing is played "
-        "with a model that is not the one promoted.",
+        "Restore the named folder from a backup, or promote another generation (ringrift evaluate "
+        "--promote); nothing is played with a model that is not the one promoted.",
         blocking=True,
     ),
     CheckRecipe("selfplay_shards", judgements.shards_complete, _SHARDS, blocking=True),
@@ -64,8 +75,7 @@ CHECKS: tuple[CheckRecipe, ...] = (
     CheckRecipe(
         "selfplay_shards",
         judgements.games_differ,
-        "Raise selfplay.temperature or selfplay.temperature_plies, or look whether two shards have "
-        "one seed in plan.json.",
+        _NEXT.format("a higher selfplay.temperature or selfplay.temperature_plies"),
     ),
     CheckRecipe(
         "selfplay_shards",
@@ -76,27 +86,22 @@ CHECKS: tuple[CheckRecipe, ...] = (
     CheckRecipe(
         "selfplay_shards",
         regressions.play_steady,
-        "Look at the figure's plot and at some games; if the change is unwelcome, go back to an "
-        "earlier champion or raise exploration (selfplay.temperature, search.gumbel_scale).",
+        "Look at the figure's plot and at some games. If the change is unwelcome: "
+        + _NEXT.format("more exploration (selfplay.temperature, search.gumbel_scale)"),
     ),
-    CheckRecipe(
-        "quality_scores", integrity.scores_schema, AGAIN.format("this asset"), blocking=True
-    ),
+    CheckRecipe("quality_scores", integrity.scores_schema, _THIS, blocking=True),
     CheckRecipe(
         "quality_scores",
         judgements.scores_sound,
-        AGAIN.format("this asset")
-        + " Equal scores for all games: look at the weights under quality.",
+        f"{_THIS} Equal scores for all games: " + _NEXT.format("other weights under quality"),
         blocking=True,
         table=True,
     ),
-    CheckRecipe(
-        "hard_examples", integrity.examples_schema, AGAIN.format("this asset"), blocking=True
-    ),
+    CheckRecipe("hard_examples", integrity.examples_schema, _THIS, blocking=True),
     CheckRecipe(
         "hard_examples",
         judgements.examples_sound,
-        AGAIN.format("this asset") + " None mined: raise mining.buffer_size or selfplay.games.",
+        f"{_THIS} None mined: " + _NEXT.format("a higher mining.buffer_size or selfplay.games"),
         blocking=True,
         table=True,
     ),
@@ -104,58 +109,67 @@ CHECKS: tuple[CheckRecipe, ...] = (
     CheckRecipe(
         "checkpoint",
         judgements.training_learned,
-        "Look at the loss curves. Lower optimizer.learning_rate or training.sample_reuse if the "
-        "held-out loss rises while that of training falls; raise training.holdout_fraction if no "
-        "held-out game had a full search. Then launch the generation again with `resume` set to "
-        "`never`.",
+        "Look at the loss curves. "
+        + _NEXT.format(
+            "a lower optimizer.learning_rate or training.sample_reuse (if the held-out loss rises "
+            "while that of training falls), or with a higher training.holdout_fraction (if no "
+            "held-out game had a full search)"
+        ),
         blocking=True,
     ),
     CheckRecipe(
         "checkpoint",
         integrity.no_leakage,
-        "Do not believe this generation's held-out figures. Remove its window folder and "
-        "materialize hard_examples and checkpoint again with `resume` set to `never`; copies among "
-        "the games: raise selfplay.temperature.",
+        "Do not believe this generation's held-out figures. Remove its folders window, "
+        "hard_examples and checkpoint, and materialize hard_examples and all after it again. "
+        "Copies among the games: " + _NEXT.format("a higher selfplay.temperature"),
         blocking=True,
     ),
-    CheckRecipe("ema_model", judgements.average_fits, _WEIGHTS, blocking=True),
+    CheckRecipe(
+        "ema_model",
+        judgements.average_fits,
+        f"Remove this generation's folder ema_model, or the next one starts from it. {_WEIGHTS}",
+        blocking=True,
+    ),
     CheckRecipe(
         "ensemble",
         judgements.members_verify,
-        AGAIN.format("this asset") + " It is left out of play until then.",
+        f"{_THIS} It is left out of play until then.",
     ),
-    CheckRecipe(
-        "calibration_report", integrity.bins_schema, AGAIN.format("this asset"), blocking=True
-    ),
+    CheckRecipe("calibration_report", integrity.bins_schema, _THIS, blocking=True),
     CheckRecipe(
         "calibration_report",
         judgements.calibration_sound,
-        "Look at the reliability diagram. Raise training.holdout_fraction if few games were held "
-        "out, training.search_value_share if the value head is too sure; or allow more with "
-        "calibration.max_error.",
+        "Look at the reliability diagram. "
+        + _NEXT.format(
+            "a higher training.holdout_fraction (if few games were held out) or "
+            "training.search_value_share (if the value head is too sure), or a higher "
+            "calibration.max_error (if that much is tolerable)"
+        ),
         blocking=True,
     ),
-    CheckRecipe("evaluation", integrity.games_schema, AGAIN.format("this asset"), blocking=True),
-    CheckRecipe(
-        "evaluation", judgements.evaluation_sound, AGAIN.format("this asset"), blocking=True
-    ),
+    CheckRecipe("evaluation", integrity.games_schema, _THIS, blocking=True),
+    CheckRecipe("evaluation", judgements.evaluation_sound, _THIS, blocking=True),
     CheckRecipe(
         "evaluation",
         integrity.gate_sound,
-        AGAIN.format("this asset")
-        + " Nothing is promoted on a verdict that its games do not bear out.",
+        f"{_THIS} Nothing is promoted on a verdict that its games do not bear out.",
         blocking=True,
     ),
     CheckRecipe(
         "evaluation",
         judgements.beats_random,
-        "Train more: raise selfplay.games or training.sample_reuse, and look at the loss curves.",
+        "Look at the loss curves, and train more. "
+        + _NEXT.format("a higher selfplay.games or training.sample_reuse"),
     ),
     CheckRecipe(
         "evaluation",
         regressions.gate_passed,
         "Nothing, if it happens now and then: the champion plays the next generation. Many times in "
-        "a row: raise selfplay.games, or evaluation.max_games if the test stays undecided.",
+        "a row: "
+        + _NEXT.format(
+            "a higher selfplay.games, or evaluation.max_games (if the test stays undecided)"
+        ),
     ),
 )
 
@@ -186,7 +200,11 @@ def _define(config: str, asset: str) -> AssetChecksDefinition:
 
     def judged(context: AssetCheckExecutionContext, *tables: Any) -> Iterator[AssetCheckResult]:
         wanted = {selected.name for selected in context.selected_asset_check_keys}
-        with running_step(context, config) as step:
+        op = context.op_execution_context
+        generation = None
+        if asset == CHAMPION and not op.has_partition_key:  # alone, from the Checks tab
+            generation = next_generation(op.resources.store.open(), config)
+        with running_step(context, config, generation) as step:
             for check in recipes:
                 if check.name in wanted:
                     more = tables if check.table else ()
@@ -200,7 +218,8 @@ def _define(config: str, asset: str) -> AssetChecksDefinition:
                 asset=key,
                 blocking=check.blocking,
                 description=(check.judge.__doc__ or "").strip(),
-                # The champion is one pointer, not a generation's; its check still runs in one.
+                # The champion is one pointer, not a generation's. Its check runs with every
+                # generation, and alone for the one that would come next.
                 partitions_def=None if asset == CHAMPION else partitions(config),
             )
             for check in recipes

@@ -2,8 +2,9 @@
 
 A decision is kept beside the evaluation: an artefact ``decision``. Its metadata: ``promoted``,
 ``reasons``, ``next`` (the generation that was started, else None), ``end`` (why none was, one of the
-names below, else None), ``feedback``, and of which evaluation (``run``, ``storage_id``). The command
-line waits for it, the schedules and the watch over stalled configs read it.
+names below, else None), ``last_generation`` (the limit that held, else None), ``feedback``, and of
+which evaluation (``run``, ``storage_id``). The command line waits for it, the schedules and the watch
+over stalled configs read it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dagster import EventLogRecord
 from ringrift_pipeline.orchestration.names import generation_key
 from ringrift_pipeline.store import (
     Artefact,
-    Champion,
     CorruptArtefactError,
     MissingArtefactError,
     Store,
+    StoreError,
 )
 
 KIND = "decision"
@@ -51,8 +52,8 @@ def _evaluation(store: Store, config: str, generation: int, record: EventLogReco
 
 def promote(
     store: Store, config: str, generation: int, record: EventLogRecord
-) -> tuple[Champion | None, list[str]]:
-    """Ask the gate's report; promote if it says so. The champion that was made, and the reasons.
+) -> tuple[bool, list[str]]:
+    """Ask the gate's report; promote if it says so. Is or was the generation champion, and why.
 
     Raises:
         StoreError: a file that this rests on is not there, or damaged.
@@ -61,11 +62,12 @@ def promote(
     report = evaluation.read_json("report.json")
     gate = report["gate"]
     reasons = [str(reason) for reason in gate["reasons"]]
+    before = was_promoted(store, config, generation)
     if not gate["promote"]:
-        return None, reasons
+        return before, [*reasons, "but it was made champion before"] if before else reasons
     model = store.require(config, generation, "ema_model")
     if report["candidate"]["digest"] != model.digest:
-        return None, [*reasons, "but the model was made anew since: materialize evaluation again"]
+        return before, [*reasons, "but the model was made anew since: materialize evaluation again"]
     rating = report.get("ratings", {}).get(report["candidate"].get("name"))
     reason = {
         "gate": gate,
@@ -76,8 +78,36 @@ def promote(
     champion = store.promote(config, generation, model, reason)
     if (champion.generation, champion.digest) != (generation, model.digest):
         # A repeat of an old event: somebody newer has been promoted since.
-        return None, [*reasons, f"generation {champion.generation:04d} is champion since"]
-    return champion, reasons
+        return before, [*reasons, f"generation {champion.generation:04d} is champion since"]
+    return True, reasons
+
+
+def was_promoted(store: Store, config: str, generation: int) -> bool:
+    """Has the generation's model ever been made champion? Where that cannot be read, no."""
+    try:
+        model = store.current(config, generation, "ema_model", verify=False)
+        history = store.champions(config)
+    except StoreError:
+        return False
+    known = {(champion.generation, champion.digest) for champion in history}
+    return model is not None and (generation, model.digest) in known
+
+
+def is_about(decision: dict[str, Any] | None, record: EventLogRecord) -> bool:
+    """Is it a decision on the very evaluation that the record tells of?"""
+    of = (record.run_id, record.storage_id)
+    return decision is not None and (decision["run"], decision.get("storage_id")) == of
+
+
+def limit_before(store: Store, config: str, generation: int) -> int | None:
+    """The last generation asked for, as it was noted earlier: in the generation's own decision,
+    else in the one that started it. None where there is none.
+    """
+    known = read_decision(store, config, generation)
+    if known is None and generation > 0:
+        before = read_decision(store, config, generation - 1)
+        known = before if before is not None and before["next"] == generation else None
+    return known.get("last_generation") if known is not None else None
 
 
 def keep_decision(
@@ -90,18 +120,22 @@ def keep_decision(
     reasons: list[str],
     following: int | None = None,
     end: str | None = None,
+    last: int | None = None,
     feedback: dict[str, Any] | None = None,
 ) -> None:
-    """Write it. Raises what `Store.create` raises."""
+    """Write it, unless the newest says just that. Raises what `Store.create` raises."""
     decision = {
         "promoted": promoted,
         "reasons": reasons,
         "next": following,
         "end": end,
+        "last_generation": last,
         "feedback": feedback,
         "run": record.run_id,
         "storage_id": record.storage_id,
     }
+    if read_decision(store, config, generation) == decision:
+        return
     with store.create(config, generation, KIND, decision):
         pass
 

@@ -23,18 +23,23 @@ from dagster import (
     sensor,
 )
 
-from ringrift_pipeline.orchestration.names import CONFIG_TAG, FAILURE_SENSOR, PARTITION_TAG
+from ringrift_pipeline.orchestration.launchable import add_partitions
+from ringrift_pipeline.orchestration.names import (
+    CONFIG_TAG,
+    CONFIGS,
+    FAILURE_SENSOR,
+    PARTITION_TAG,
+)
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, retry_noted
 from ringrift_pipeline.store import Store
 
 INTERVAL = 15  # seconds between two looks at the event log
 FAILURES = 50  # looked at in one tick
 LOOK_BACK = 24 * 3600.0  # seconds back that a sensor without a cursor begins
-TAG_PATIENCE = 10.0  # seconds that Dagster may take to note whether it retries a run
-RETRY_TAG = "dagster/will_retry"
-LONGEST = 2000  # characters of an error that are passed on
+LONGEST = 2000  # characters of an error, or of what a check says, that are passed on
 
 
 def failure_sensor() -> SensorDefinition:
@@ -51,15 +56,18 @@ def failure_sensor() -> SensorDefinition:
     def run_failed(
         context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
     ) -> SkipReason:
-        outbox = Outbox(Store(data_folder()))
+        store = Store(data_folder())
+        outbox = Outbox(store)
         after = read_cursor(context.cursor)
         found = 0
         for record in _failures(context.instance, after):
             run = context.instance.get_run_by_id(record.run_id)
             if run is not None:  # deleted from the history: there is nothing to look at
-                if not _settled(context.instance, run, record):
+                if not retry_noted(context.instance, run, record.timestamp):
                     break
                 found += outbox.put(failure_alert(context.instance, run, record))
+                if run.tags.get(CONFIG_TAG) in CONFIGS and not _is_retried(run):
+                    add_partitions(context.instance, store, run.tags[CONFIG_TAG])
             after = record.storage_id
         if after is not None:
             context.update_cursor(str(after))
@@ -85,23 +93,18 @@ def _failures(instance: DagsterInstance, after: int | None) -> list[EventLogReco
     return list(result.records)
 
 
-def _settled(instance: DagsterInstance, run: DagsterRun, record: EventLogRecord) -> bool:
-    """Has Dagster noted whether it retries the run? It does so a moment after the failure."""
-    return (
-        RETRY_TAG in run.tags
-        or not instance.run_retries_enabled
-        or time.time() - record.timestamp > TAG_PATIENCE
-    )
+def _is_retried(run: DagsterRun) -> bool:
+    return run.tags.get(RETRY_TAG) == "true"
 
 
 def failure_alert(instance: DagsterInstance, run: DagsterRun, record: EventLogRecord) -> Alert:
-    """What people are told of a failed run."""
+    """What people are told of a failed run; of failed checks, what these say is to be done."""
     config, generation = run.tags.get(CONFIG_TAG), run.tags.get(PARTITION_TAG)
     where = f"{config} generation {generation}" if config and generation else run.job_name
     step, why = first_failure(instance, run.run_id)
-    if len(why) > LONGEST:
-        why = f"{why[:LONGEST]} …"
-    retried = run.tags.get(RETRY_TAG) == "true"
+    why = _shortened(why)
+    checks = {name: _shortened(said) for name, said in failed_checks(instance, run.run_id).items()}
+    retried = _is_retried(run)
     todo = (
         "Dagster retries it by itself."
         if retried
@@ -112,7 +115,13 @@ def failure_alert(instance: DagsterInstance, run: DagsterRun, record: EventLogRe
         kind="run_failed",
         key=run.run_id,
         title=f"{where} failed",
-        text=f"{f'step {step}: ' if step else ''}{why}\n{todo}",
+        text="\n".join(
+            [
+                f"{f'step {step}: ' if step else ''}{why}",
+                *(f"{name}: {said}" for name, said in checks.items()),
+                todo,
+            ]
+        ),
         config=config,
         generation=generation,
         run_id=run.run_id,
@@ -120,11 +129,30 @@ def failure_alert(instance: DagsterInstance, run: DagsterRun, record: EventLogRe
             "job": run.job_name,
             "step": step,
             "error": why,
+            "checks": checks,
             "will_retry": retried,
             "retry_of": run.parent_run_id,
             "failed_at": record.timestamp,
         },
     )
+
+
+def _shortened(text: str) -> str:
+    return f"{text[:LONGEST]} …" if len(text) > LONGEST else text
+
+
+def failed_checks(instance: DagsterInstance, run_id: str) -> dict[str, str]:
+    """What the blocking checks that failed in a run said, by name (``evaluation/gate_sound``)."""
+    found: dict[str, str] = {}
+    for event in instance.all_logs(run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION):
+        judged = event.asset_check_evaluation
+        if judged is None or not judged.blocking:
+            continue
+        name = f"{judged.asset_key.path[-1]}/{judged.check_name}"
+        found.pop(name, None)  # a step that is tried again judges again
+        if not judged.passed:
+            found[name] = judged.description or "it gave no reason"
+    return found
 
 
 def first_failure(instance: DagsterInstance, run_id: str) -> tuple[str | None, str]:

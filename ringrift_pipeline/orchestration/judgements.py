@@ -51,7 +51,9 @@ def champion_verifies(step: Step) -> Judgement:
     if artefact.digest != champion.digest:
         return Judgement(False, f"{champion.path} is not the model that was promoted")
     return Judgement(
-        True, "every file has the hash it was promoted with", {"generation": champion.generation}
+        True,
+        "every file has the hash it was promoted with",
+        {"generation": f"{champion.generation:04d}"},
     )
 
 

@@ -104,7 +104,7 @@ def first_generation(store: Store, config: str, resume: str) -> int:
 
 
 def is_decided(store: Store, config: str, generation: int) -> bool:
-    """Has the sensor decided on this generation's current evaluation?"""
+    """Has the sensor decided on this generation? On whichever evaluation of it, and however."""
     return read_decision(store, config, generation) is not None
 
 

@@ -124,13 +124,14 @@ def games_of(artefact: Artefact) -> dict[str, Any]:
 
 def for_people(artefact: Artefact) -> dict[str, Any]:
     """An artefact's pictures and Markdown files, by their names without the ending; where there is
-    a whole picture beside a small one, its path.
+    a whole picture beside a small one, its path, which a browser cannot open.
     """
     shown: dict[str, Any] = {}
     for name in artefact.files:
         path = artefact.file(name)
         if path.suffix in IMAGES and path.stem.endswith(FULL):
-            shown[f"{path.stem.removesuffix(FULL)}_file"] = MetadataValue.path(path)
+            small = path.stem.removesuffix(FULL)
+            shown[f"{small}, whole (file on the server)"] = MetadataValue.path(path)
         elif path.suffix in IMAGES:
             shown[path.stem] = picture(path)
         elif name.endswith(".md"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dagster import AssetKey, DynamicPartitionsDefinition
 
 from ringrift_pipeline.orchestration.configs import CONFIGS as CONFIGS
+from ringrift_pipeline.store.layout import parse_generation
 
 # What a generation makes, in the order in which it is made.
 ASSETS = (
@@ -37,6 +38,10 @@ TREND_TAG = "ringrift/trend"  # what the evaluation feedback saw: rising, platea
 FACTORS_TAG = "ringrift/factors"  # what it has come to: rate x0.9, exploration x1.1, …
 
 
+class GenerationKeyError(ValueError):
+    """A partition key that names no generation; the message says what one looks like."""
+
+
 def asset_key(config: str, name: str) -> AssetKey:
     """``[config, name]``."""
     return AssetKey([config, name])
@@ -65,3 +70,19 @@ def job_name(config: str) -> str:
 def generation_key(generation: int) -> str:
     """7 -> ``0007``."""
     return f"{generation:04d}"
+
+
+def generation_of(key: str, config: str) -> int:
+    """``0007`` -> 7.
+
+    Raises:
+        GenerationKeyError: anything else; ``7`` would be generation 7 under a second key.
+    """
+    generation = parse_generation(key)
+    if generation is None:
+        raise GenerationKeyError(
+            f"{key!r} is no generation of {config}: a generation's key is its number in four "
+            f"digits (or more, from 10000 on), {generation_key(3)} for generation 3; delete the "
+            f"partition {key!r} of {partitions_name(config)} in the UI, and launch under such a key"
+        )
+    return generation

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 DATA_VARIABLE = "RINGRIFT_DATA"
 HOME_VARIABLE = "DAGSTER_HOME"
@@ -43,16 +44,32 @@ def progress_folder(data: Path, run_id: str | None = None) -> Path:
     return root / run_id if run_id else root
 
 
+HERE = "127.0.0.1"
 PLAY_PORT = 3001  # of the page of `ringrift play`, beside the Dagster UI's 3000
+PLAY_VARIABLE = "RINGRIFT_PLAY_URL"
+
+
+def play_address() -> str:
+    """Where the page of ``ringrift play`` is expected: ``RINGRIFT_PLAY_URL``, else on this machine
+    at `PLAY_PORT`.
+    """
+    return (os.environ.get(PLAY_VARIABLE) or f"http://{HERE}:{PLAY_PORT}").rstrip("/")
+
+
+def own_play_port() -> int | None:
+    """The port of `play_address`, if that is an address of this machine alone."""
+    try:
+        parts = urlsplit(play_address())
+        local = parts.scheme == "http" and parts.hostname in (HERE, "localhost")
+        return parts.port if local and not parts.path else None
+    except ValueError:  # no number, or too large a one
+        return None
 
 
 def game_address(game: str) -> str:
-    """Where the page of ``ringrift play`` shows a recorded game.
-
-    The page is expected at ``RINGRIFT_PLAY_URL``, by default on this machine at `PLAY_PORT`.
+    """Where that page shows a recorded game.
 
     Args:
         game: its id, ``<config>-<generation>-<shard>-<game>``, and ``?ply=12`` for that ply.
     """
-    page = os.environ.get("RINGRIFT_PLAY_URL") or f"http://127.0.0.1:{PLAY_PORT}"
-    return f"{page.rstrip('/')}/games/{game.replace('-', '/')}"
+    return f"{play_address()}/games/{game.replace('-', '/')}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.orchestration.judgements import Judgement
+from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS
 from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.store import CorruptArtefactError
 
@@ -26,7 +27,8 @@ def play_steady(step: Step) -> Judgement:
     """Game length, draws, seat advantage and policy entropy stay in the last generations' range.
 
     Student's t of each figure against those of earlier generations that the same kind of player
-    played (see `evaluation.drift`); a warning, for a reason may be welcome.
+    played (see `evaluation.drift`); a warning, for a reason may be welcome. Every figure's chance
+    is shown, then as many of their ranges as fit.
     """
     from ringrift_pipeline.evaluation.drift import LEAST_EARLIER, measure_drift
 
@@ -39,6 +41,7 @@ def play_steady(step: Step) -> Judgement:
     seats = sum(name.startswith("seat_") for name in figures)
     left: list[str] = []
     numbers: dict[str, float | int | str] = {"drift/earlier": len(earlier)}
+    ranges: list[dict[str, float]] = []
     for name, figure in figures.items():
         past = [one[name] for one in earlier if name in one]
         # the seats' shares sum to 1: together they are one thing that is measured
@@ -49,10 +52,11 @@ def play_steady(step: Step) -> Judgement:
         if drift is None:
             continue
         numbers[f"drift/{name}_chance"] = drift.chance
-        numbers[f"drift/{name}_low"] = drift.low
-        numbers[f"drift/{name}_high"] = drift.high
+        ranges.append({f"drift/{name}_low": drift.low, f"drift/{name}_high": drift.high})
         if drift.drifted:
             left.append(_told(name, drift))
+    for both in ranges[: (MOST_NUMBERS - len(numbers)) // 2]:
+        numbers |= both
     if left:
         return Judgement(False, "; ".join(left), numbers)
     if len(numbers) == 1:

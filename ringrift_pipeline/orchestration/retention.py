@@ -46,6 +46,7 @@ from ringrift_pipeline.orchestration.names import CONFIGS, OWNERS, PARTITION_TAG
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.settings import refusing
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.kinds import CODE_VERSIONS
 from ringrift_pipeline.store.retention import Stored, delete, survey, used_bytes
 
 JOB = "disk_retention"
@@ -280,16 +281,26 @@ def shown(cleared: Cleared) -> dict[str, Any]:
         for (config, why), (count, size) in sorted(kept.items())[:ROWS]
     ]
     litter = ", ".join(f"{name}: {size} bytes" for name, size in cleared.litter.items())
+    gone = sum(item.bytes for item in cleared.deleted) + sum(cleared.litter.values())
+    told: dict[str, Any] = {
+        "disk/bytes_after": cleared.after,
+        "disk/bytes_deleted": gone,
+        "disk/artefacts_deleted": len(cleared.deleted),
+        "deleted": MetadataValue.table(deleted, schema=_DELETED),
+    }
+    if cleared.dry_run:  # what did not happen is not plotted
+        told = {
+            "disk/bytes_after": cleared.before,
+            "would delete": f"{len(cleared.deleted)} artefacts, {gone} bytes; {cleared.after} bytes "
+            "would remain",
+            "would be deleted": MetadataValue.table(deleted, schema=_DELETED),
+        }
     return {
         "disk/bytes_before": cleared.before,
-        "disk/bytes_after": cleared.after,
         "disk/bytes_budget": cleared.budget,
-        "disk/bytes_deleted": sum(item.bytes for item in cleared.deleted)
-        + sum(cleared.litter.values()),
         "disk/bytes_protected": sum(item.bytes for item in cleared.protected),
-        "disk/artefacts_deleted": len(cleared.deleted),
+        **told,
         "dry_run": cleared.dry_run,
-        "deleted": MetadataValue.table(deleted, schema=_DELETED),
         "protected": MetadataValue.table(protected, schema=_PROTECTED),
         "what Dagster left": litter or "nothing old",
     }
@@ -325,26 +336,33 @@ def retention_asset() -> AssetsDefinition:
         },
     )
     return made.map_asset_specs(
-        lambda spec: spec.replace_attributes(owners=OWNERS, kinds={"python"})
+        lambda spec: spec.replace_attributes(
+            owners=OWNERS, kinds={"python"}, code_version=CODE_VERSIONS[OP]
+        )
     )
 
 
 @asset_check(asset=KEY, name="within_budget", description="The data root keeps to its budget.")
 def within_budget(context: AssetCheckExecutionContext) -> AssetCheckResult:
-    """Of the newest materialization."""
+    """Of the newest materialization: what it left, which of a dry run is all that was there."""
     event = context.instance.get_latest_materialization_event(KEY)
-    numbers = event.asset_materialization.metadata if event and event.asset_materialization else {}
-    after, budget = (numbers.get(f"disk/bytes_{name}") for name in ("after", "budget"))
+    told = event.asset_materialization.metadata if event and event.asset_materialization else {}
+    after, budget = (told.get(f"disk/bytes_{name}") for name in ("after", "budget"))
     if after is None or budget is None:
         return AssetCheckResult(passed=False, description="materialize the asset first")
     over = int(str(after.value)) - int(str(budget.value))
+    what = (
+        "nothing was deleted: launch it with dry_run turned off, or turn nightly_retention on"
+        if "dry_run" in told and told["dry_run"].value
+        else "all the rest must stay: raise budget_gb, or lower keep_generations or "
+        "training.window_games"
+    )
     return AssetCheckResult(
         passed=over <= 0,
         severity=AssetCheckSeverity.WARN,
         description="within the budget"
         if over <= 0
-        else f"{over / GB:.3f} GB above the budget, and all the rest must stay: raise budget_gb, or "
-        "lower keep_generations or training.window_games",
+        else f"{over / GB:.3f} GB above the budget, and {what}",
     )
 
 

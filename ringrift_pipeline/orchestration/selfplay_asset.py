@@ -12,11 +12,16 @@ from dagster import (
     DynamicOutput,
     In,
     Jitter,
+    MetadataValue,
     Nothing,
     OpExecutionContext,
     Out,
     Output,
     RetryPolicy,
+    TableColumn,
+    TableColumnConstraints,
+    TableSchema,
+    TableSchemaMetadataValue,
     graph_asset,
     op,
 )
@@ -26,13 +31,31 @@ from ringrift_pipeline.orchestration.names import CHAMPION, OWNERS, asset_key, p
 from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.settings import settings_of
 from ringrift_pipeline.orchestration.step import running_step
-
-CODE_VERSION = "1"
+from ringrift_pipeline.store.kinds import CODE_VERSIONS
 
 # A shard may meet a full disk or a killed process; what it had played to the end is kept.
 SHARD_RETRIES = RetryPolicy(
     max_retries=2, delay=1.0, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS
 )
+
+
+def columns_of_a_shard(config: str) -> TableSchemaMetadataValue:
+    """The columns of the shards' tables, for the UI: what a shard file must have."""
+    from ringrift_pipeline.selfplay.shards import MEANINGS, SHARD_SCHEMA
+
+    return MetadataValue.table_schema(
+        TableSchema(
+            columns=[
+                TableColumn(
+                    field.name,
+                    str(field.type).replace("item: ", "").replace(" not null", ""),
+                    MEANINGS[field.name],
+                    TableColumnConstraints(nullable=field.nullable),
+                )
+                for field in SHARD_SCHEMA(config)
+            ]
+        )
+    )
 
 
 def selfplay_shards(config: str) -> AssetsDefinition:
@@ -95,7 +118,10 @@ def selfplay_shards(config: str) -> AssetsDefinition:
             context.log.info(f"{step.key}: {len(shards)} shards collected")
             return Output(
                 {"path": str(artefact.path), "digest": artefact.digest},
-                metadata=of_artefact(artefact),
+                metadata={
+                    **of_artefact(artefact),
+                    "dagster/column_schema": columns_of_a_shard(config),
+                },
                 data_version=DataVersion(artefact.digest[:16]),
             )
 
@@ -111,7 +137,7 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         "file a shard, with search policies and outcomes.",
         owners=OWNERS,
         kinds={"numba", "arrow"},
-        code_version=CODE_VERSION,
+        code_version=CODE_VERSIONS["selfplay_shards"],
     )
     def shards(champion: Any) -> Any:
         # `champion` orders nothing at run time: the plan reads the store's pointer.

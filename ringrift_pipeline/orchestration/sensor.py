@@ -1,22 +1,22 @@
 """``evaluation_landed``: promotes what the gate lets through and starts the next generation.
 
 A plain cursor sensor over all configs, because an asset sensor loses events when several land in
-one tick. The cursor is JSON: for each config the storage id of the last evaluation handled. The
-run key is ``config/generation``, so that a repeated event or a restarted daemon starts a
-generation once and only once.
+one tick; what it remembers is in `cursor`. The run key is ``config/generation``, so that a repeated
+event or a restarted daemon starts a generation once and only once.
+
+An evaluation that failed its checks is decided, and looked at again once something was run for its
+generation since: a retry, a re-execution, or the checks alone.
 
 What goes wrong with one config stays with it: the error is logged and reported, its cursor stays
 where it was, and the others go on.
 """
 
-import json
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dagster import (
-    AddDynamicPartitionsRequest,
     AssetMaterialization,
     AssetRecordsFilter,
     DagsterInstance,
@@ -32,34 +32,36 @@ from dagster import (
     sensor,
 )
 
-from ringrift_pipeline.enhancements.training_config import TrainingConfig
-from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
 from ringrift_pipeline.orchestration.champion import champion_event
+from ringrift_pipeline.orchestration.cursor import Cursor, Stopped, read_cursor
 from ringrift_pipeline.orchestration.decisions import (
     CHECKS,
-    LIMIT,
+    FAULTS,
     PLAN,
-    STARTED,
+    is_about,
     keep_decision,
+    limit_before,
     promote,
+    read_decision,
+    was_promoted,
 )
+from ringrift_pipeline.orchestration.following import following_run
+from ringrift_pipeline.orchestration.launchable import add_partitions
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
     CONFIG_TAG,
     CONFIGS,
-    FACTORS_TAG,
     PARTITION_TAG,
     SENSOR,
-    TREND_TAG,
+    GenerationKeyError,
     asset_key,
     generation_key,
-    job_name,
-    partitions_name,
+    generation_of,
 )
 from ringrift_pipeline.orchestration.notify import Alert
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder
-from ringrift_pipeline.orchestration.settings import carried_on, run_values
+from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.orchestration.switches import is_on
 from ringrift_pipeline.orchestration.verdicts import (
     State,
@@ -70,66 +72,16 @@ from ringrift_pipeline.store import Store, StoreError
 
 INTERVAL = 2  # seconds between two looks at the event log
 RECORDS = 25  # evaluations of one config looked at in one tick
-HELD = "held"  # the cursor's entry of evaluations that wait for their config to be resumed
 
 
 @dataclass
 class Outcome:
-    """What one tick has decided.
+    """What one tick has decided; ``cursor`` is that of the next tick."""
 
-    ``held``: by config the storage id of the evaluation that waits for the config to be resumed;
-    it has been promoted already, if the gate said so.
-    """
-
-    cursor: dict[str, int]
-    held: dict[str, int] = field(default_factory=dict)
+    cursor: Cursor
     requests: list[RunRequest] = field(default_factory=list)
-    partitions: list[Any] = field(default_factory=list)
     events: list[AssetMaterialization] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """The cursor of the next tick."""
-        held = {HELD: self.held} if self.held else {}
-        return json.dumps({**self.cursor, **held}, sort_keys=True)
-
-
-@dataclass(frozen=True)
-class Following:
-    """The next generation: its run, or why there is none (``end``, as in `decisions`)."""
-
-    generation: int
-    note: str
-    feedback: dict[str, Any] | None
-    request: RunRequest | None = None
-    end: str | None = None
-
-
-def read_cursor(text: str | None) -> dict[str, int]:
-    """The cursor's JSON; unknown configs are dropped, nonsense starts over (run keys protect)."""
-    return _storage_ids(_loaded(text))
-
-
-def _loaded(text: str | None) -> Any:
-    try:
-        return json.loads(text) if text else {}
-    except ValueError:
-        return {}
-
-
-def _storage_ids(loaded: Any) -> dict[str, int]:
-    """What may be storage ids, by config."""
-    if not isinstance(loaded, dict):
-        return {}
-    found = {config: loaded[config] for config in CONFIGS if config in loaded}
-    return {config: value for config, value in found.items() if type(value) is int and value >= 0}
-
-
-def _begin(text: str | None) -> Outcome:
-    loaded = _loaded(text)
-    held = loaded.get(HELD) if isinstance(loaded, dict) else None
-    return Outcome(cursor=_storage_ids(loaded), held=_storage_ids(held))
 
 
 def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
@@ -142,12 +94,13 @@ def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
         default_status=DefaultSensorStatus.RUNNING,
         description="An evaluation landed and every blocking check of its generation has spoken: "
         "promote the candidate if the gate says so, then start the next generation, up to the "
-        "run's last_generation. Turn it off to stop the loop after the running generation, or "
+        "run's last_generation. Where a check failed the loop waits, and goes on by itself once what "
+        "was run since has passed it. Turn it off to stop the loop after the running generation, or "
         "pause one config with the job set_switches (ringrift pause).",
     )
     def evaluation_landed(context: SensorEvaluationContext) -> SensorResult | SkipReason:
         opened = Store(data_folder())
-        outcome = _begin(context.cursor)
+        outcome = Outcome(read_cursor(context.cursor))
         for config in CONFIGS:
             try:
                 _look(context.instance, opened, config, outcome)
@@ -157,13 +110,12 @@ def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
         for note in outcome.notes:
             context.log.info(note)
         if not (outcome.requests or outcome.events):
-            context.update_cursor(outcome.text)
+            context.update_cursor(outcome.cursor.text)
             return SkipReason("; ".join(outcome.notes) or "no new evaluation")
         return SensorResult(
             run_requests=outcome.requests,
-            dynamic_partitions_requests=outcome.partitions,
             asset_events=outcome.events,
-            cursor=outcome.text,
+            cursor=outcome.cursor.text,
         )
 
     return evaluation_landed
@@ -175,7 +127,7 @@ def _report(store: Store, config: str, outcome: Outcome, error: Exception) -> No
     outcome.notes.append(f"{config}: {what}; its loop waits until that is put right")
     alert = Alert(
         kind="sensor_failed",
-        key=f"{config}/{outcome.cursor.get(config, 0)}/{what}",
+        key=f"{config}/{outcome.cursor.handled.get(config, 0)}/{what}",
         title=f"{config}: an evaluation cannot be handled, its loop waits",
         text=f"{what}. The sensor {SENSOR} looks again every {INTERVAL} s and goes on by itself "
         "once that is put right; the whole trace is in its tick's log.",
@@ -188,18 +140,52 @@ def _report(store: Store, config: str, outcome: Outcome, error: Exception) -> No
 
 
 def _look(instance: DagsterInstance, store: Store, config: str, outcome: Outcome) -> None:
-    """Handle the new evaluations of one config, in order, up to the first that is pending."""
-    after = outcome.cursor.get(config)
+    """Handle the new evaluations of one config, in order, up to the first that is pending; then,
+    once more, the one that has failed its checks.
+    """
+    cursor = outcome.cursor
     records = instance.fetch_materializations(
-        AssetRecordsFilter(asset_key=asset_key(config, "evaluation"), after_storage_id=after),
+        AssetRecordsFilter(
+            asset_key=asset_key(config, "evaluation"), after_storage_id=cursor.handled.get(config)
+        ),
         limit=RECORDS,
         ascending=True,
     ).records
     for record in records:
         if not _handle(instance, store, config, record, outcome):
             return
-        outcome.cursor[config] = record.storage_id
-        outcome.held.pop(config, None)
+        cursor.handled[config] = record.storage_id
+        cursor.held.pop(config, None)
+    _look_again(instance, store, config, outcome)
+
+
+def _look_again(instance: DagsterInstance, store: Store, config: str, outcome: Outcome) -> None:
+    """Handle an evaluation that failed its checks once more, if a run of its generation is over
+    that was not when it was last handled.
+    """
+    cursor = outcome.cursor
+    stopped = cursor.failed.get(config)
+    if stopped is None:
+        return
+    waits = cursor.held.get(config) == stopped.storage_id
+    if not waits and _newest_over(instance, config, stopped.generation) in (None, stopped.run):
+        return
+    wanted = AssetRecordsFilter(asset_key(config, "evaluation"), storage_ids=[stopped.storage_id])
+    for record in instance.fetch_materializations(wanted, limit=1).records:
+        if not _handle(instance, store, config, record, outcome):
+            return
+    cursor.held.pop(config, None)
+    if cursor.failed.get(config) is stopped:  # it has not failed again
+        del cursor.failed[config]
+
+
+def _newest_over(instance: DagsterInstance, config: str, generation: int) -> str | None:
+    """Id of the newest run of a generation, whatever it makes or checks; None while it works."""
+    tags = {CONFIG_TAG: config, PARTITION_TAG: generation_key(generation)}
+    for run in instance.get_runs(RunsFilter(tags=tags), limit=1):
+        if run.is_finished:
+            return run.run_id
+    return None
 
 
 def _handle(
@@ -209,39 +195,52 @@ def _handle(
 
     What is to be requested is added to the outcome last, once nothing can fail any more.
     """
-    if record.partition_key is None or not record.partition_key.isdigit():
+    try:
+        generation = generation_of(record.partition_key or "", config)
+    except GenerationKeyError:
         outcome.notes.append(f"{config}: an evaluation without a generation was passed over")
         return True
-    generation = int(record.partition_key)
     where = f"{config} generation {generation_key(generation)}"
     run = _run_of(instance, record)
-    if run is not None and BACKFILL_TAG in run.tags:
-        outcome.notes.append(f"{where}: evaluated by a backfill, which starts nothing")
-        return True
-    if _replaced(instance, config, record):
-        outcome.notes.append(f"{where}: evaluated again since, the newer evaluation decides")
+    passed_over = _passed_over(instance, config, record, run)
+    if passed_over is not None:
+        outcome.notes.append(f"{where}: {passed_over}")
         return True
     paused = not is_on(instance, store, config, "loop")
-    if paused and outcome.held.get(config) == record.storage_id:
+    if paused and outcome.cursor.held.get(config) == record.storage_id:
         outcome.notes.append(f"{where}: decided once the loop of {config} is resumed")
         return False
-    checked = generation_verdict(instance, config, record)
-    if checked.state is State.PENDING:
-        outcome.notes.append(f"{where}: {', '.join(checked.reasons)}")
-        return False
-    if checked.state is State.FAILED:
-        return _stop(store, config, generation, record, checked.reasons, outcome)
-    try:
-        promoted, reasons = promote(store, config, generation, record)
-    except StoreError as error:
-        return _stop(store, config, generation, record, (str(error),), outcome)
-    event = champion_event(instance, promoted) if promoted is not None else None
-    following = _following(instance, store, config, generation, run)
-    request = following.request
+    values = run_values(run.run_config) if run is not None else {}
+    last = values.get("last_generation")
+    if last is None:
+        last = limit_before(store, config, generation)
+    known = read_decision(store, config, generation)
+    if known is not None and (not is_about(known, record) or known.get("end") in FAULTS):
+        known = None  # what was decided on this very evaluation, and for good, stands
+    if known is None:
+        over = _newest_over(instance, config, generation)  # before the checks are looked at
+        checked = generation_verdict(instance, config, record)
+        if checked.state is State.PENDING:
+            outcome.notes.append(f"{where}: {', '.join(checked.reasons)}")
+            return False
+        stopped = Stopped(record.storage_id, generation, over)
+        if checked.state is State.FAILED:
+            return _stop(instance, store, config, record, stopped, checked.reasons, last, outcome)
+        try:
+            promoted, reasons = promote(store, config, generation, record)
+        except StoreError as error:
+            return _stop(instance, store, config, record, stopped, (str(error),), last, outcome)
+    event = _champion_event(instance, store, config, generation)
+    request = None
+    if known is None or known["next"] is not None:
+        following = following_run(instance, store, config, generation, values, last)
+        request = following.request
     waits = request is not None and paused
     if waits:
-        outcome.held[config] = record.storage_id
+        outcome.cursor.held[config] = record.storage_id
         outcome.notes.append(f"{where}: the loop of {config} is paused, the next waits")
+    elif known is not None:
+        outcome.notes.append(f"{where}: decided before, which stands")
     else:
         said = [*reasons, following.note] if following.end == PLAN else reasons
         keep_decision(
@@ -249,124 +248,101 @@ def _handle(
             config,
             generation,
             record,
-            promoted=promoted is not None,
+            promoted=promoted,
             reasons=said,
             following=following.generation if request is not None else None,
             end=following.end,
+            last=last,
             feedback=following.feedback,
         )
         outcome.notes.append(following.note)
         outcome.notes.append(
             f"{where}: {'promoted' if promoted else 'not promoted'} ({'; '.join(said)})"
         )
-        if request is not None:
-            _request(instance, config, request, outcome)
+    add_partitions(instance, store, config)
     if event is not None:
         outcome.events.append(event)
-    return not waits
+    if waits:
+        return False
+    outcome.cursor.go_on(config, generation)
+    # Once a tick: the generation before may have been evaluated twice.
+    if request is not None and request.run_key not in {one.run_key for one in outcome.requests}:
+        outcome.requests.append(request)
+    return True
 
 
 def _run_of(instance: DagsterInstance, record: EventLogRecord) -> DagsterRun | None:
     return instance.get_run_by_id(record.run_id) if record.run_id else None
 
 
-def _replaced(instance: DagsterInstance, config: str, record: EventLogRecord) -> bool:
-    """Has the generation been evaluated again, by a run that may decide?"""
+def _passed_over(
+    instance: DagsterInstance, config: str, record: EventLogRecord, run: DagsterRun | None
+) -> str | None:
+    """Why an evaluation decides nothing, None where it may decide."""
+    if run is not None and BACKFILL_TAG in run.tags:
+        return "evaluated by a backfill, which starts nothing"
     key = asset_key(config, "evaluation")
     newest = newest_materialization(instance, key, record.partition_key)
     if newest is None or newest.storage_id == record.storage_id:
-        return False
-    run = _run_of(instance, newest)
-    return run is None or BACKFILL_TAG not in run.tags
+        return None
+    by = _run_of(instance, newest)
+    if by is not None and BACKFILL_TAG in by.tags:
+        return None
+    return "evaluated again since, the newer evaluation decides"
+
+
+def _champion_event(
+    instance: DagsterInstance, store: Store, config: str, generation: int
+) -> AssetMaterialization | None:
+    """The event that the generation is champion, where it is and no event says so."""
+    champion = store.champion(config)
+    if champion is None or champion.generation != generation:
+        return None
+    return champion_event(instance, champion)
 
 
 def _stop(
+    instance: DagsterInstance,
     store: Store,
     config: str,
-    generation: int,
     record: EventLogRecord,
+    stopped: Stopped,
     reasons: Sequence[str],
+    last: int | None,
     outcome: Outcome,
 ) -> bool:
-    """Decide that nothing is promoted and nothing started."""
-    keep_decision(
-        store, config, generation, record, promoted=False, reasons=list(reasons), end=CHECKS
-    )
+    """Decide that nothing is promoted and nothing started, tell people, and remember to look again.
+
+    They are told first: after a crash in between an alert is not put twice.
+    """
+    generation = stopped.generation
     where = f"{config} generation {generation_key(generation)}"
+    if not is_about(read_decision(store, config, generation), record):
+        alert = Alert(
+            kind="checks_failed",
+            key=f"{config}/{record.storage_id}",
+            title=f"{where} cannot be promoted, the loop of {config} waits",
+            text="\n".join(reasons)
+            + "\nOnce the failed steps have been re-executed, or the checks "
+            f"executed, the sensor {SENSOR} looks again by itself and goes on if they pass; to go on "
+            f"without that, launch generation {generation_key(generation + 1)}.",
+            config=config,
+            generation=generation_key(generation),
+            run_id=record.run_id,
+            details={"reasons": list(reasons)},
+        )
+        Outbox(store).put(alert)
+    keep_decision(
+        store,
+        config,
+        generation,
+        record,
+        promoted=was_promoted(store, config, generation),
+        reasons=list(reasons),
+        end=CHECKS,
+        last=last,
+    )
+    add_partitions(instance, store, config)
+    outcome.cursor.stop(config, stopped)
     outcome.notes.append(f"{where}: not promoted, {', '.join(reasons)}; the loop stops")
     return True
-
-
-def _following(
-    instance: DagsterInstance, store: Store, config: str, generation: int, run: DagsterRun | None
-) -> Following:
-    """The next generation, unless the loop ends here.
-
-    Its settings are this generation's, changed as the trend of the ratings asks for.
-    """
-    values = run_values(run.run_config) if run is not None else {}
-    last = values.get("last_generation")
-    following = generation + 1
-    key = generation_key(following)
-    try:
-        planned = TrainingConfig.from_dict(store.read_plan(config, generation)["settings"])
-        changed = next_settings(store, config, following, carried_on(planned, values, config))
-    except (StoreError, ValueError) as error:  # its plan cannot be used
-        return Following(following, f"no next generation: {error}", None, end=PLAN)
-    feedback = _feedback(changed)
-    if last is not None and following > last:
-        note = f"{config}: generation {generation_key(last)} was the last asked for"
-        return Following(following, note, feedback, end=LIMIT)
-    if _has_run(instance, config, key):
-        note = f"{config}: generation {key} has been started already"
-        return Following(following, note, feedback, end=STARTED)
-    carried = {name: values[name] for name in ("last_generation",) if values.get(name) is not None}
-    config_of_run = {**changed.settings.to_dict(), **carried}
-    request = RunRequest(
-        run_key=f"{config}/{key}",
-        job_name=job_name(config),
-        partition_key=key,
-        run_config={"resources": {"settings": {"config": config_of_run}}},
-        tags={
-            CONFIG_TAG: config,
-            PARTITION_TAG: key,
-            TREND_TAG: feedback["trend"],
-            FACTORS_TAG: feedback["factors"],
-        },
-    )
-    note = f"{config} generation {key}: {changed.note}; {feedback['factors']}"
-    return Following(following, note, feedback, request)
-
-
-def _request(instance: DagsterInstance, config: str, request: RunRequest, outcome: Outcome) -> None:
-    """Ask for the run, and for its partition where there is none; once a tick."""
-    if any(asked.run_key == request.run_key for asked in outcome.requests):
-        return  # the generation before was evaluated twice
-    name, key = partitions_name(config), request.partition_key
-    assert key is not None
-    if not instance.has_dynamic_partition(name, key):
-        outcome.partitions.append(AddDynamicPartitionsRequest(name, [key]))
-    outcome.requests.append(request)
-
-
-def _feedback(changed: NextSettings) -> dict[str, Any]:
-    """What the feedback saw and came to, for the decision artefact and the run's tags."""
-    factors = changed.settings.feedback
-    decision = changed.decision.to_dict() if changed.decision is not None else {}
-    return {
-        **decision,
-        "trend": decision.get("trend", "undecided"),
-        "reason": changed.note,
-        "factors": f"rate x{factors.rate_factor:.3g}, "
-        f"exploration x{factors.exploration_factor:.3g}, "
-        f"selfplay x{factors.selfplay_factor:.3g}",
-        "learning_rate": changed.settings.effective_learning_rate,
-        "temperature": changed.settings.effective_temperature,
-        "games": changed.settings.effective_games,
-    }
-
-
-def _has_run(instance: DagsterInstance, config: str, key: str) -> bool:
-    """Has the generation job of this partition been run, by whomever?"""
-    filters = RunsFilter(job_name=job_name(config), tags={PARTITION_TAG: key})
-    return bool(instance.get_run_records(filters, limit=1))

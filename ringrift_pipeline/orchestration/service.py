@@ -1,4 +1,5 @@
-"""Entry point of the processes that the command line starts: daemon, code server, web server.
+"""Entry point of the processes that the command line starts: daemon, code server, web server, and
+the page of recorded games.
 
 ``python -m ringrift_pipeline.orchestration.service daemon run -m MODULE`` is ``dagster-daemon run
 -m MODULE`` that ends, with all it started, when the process that started it is gone.
@@ -7,11 +8,14 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 import time
 
+from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.orchestration.presence import announce
 
 LOOK = 1.0  # seconds between two looks at the parent
@@ -28,12 +32,28 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
+def _play(host: str, port: int, descriptor: int) -> None:
+    """The page to look at recorded games and to play on, on a socket that listens already.
+
+    Until the first visitor comes nothing is loaded, so that it costs next to nothing to have it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # nobody waits for a search that still runs
+        signal.signal(number, lambda *_: os._exit(0))
+    with socket.socket(fileno=descriptor) as listening:
+        select.select([listening], [], [])
+        from ringrift_pipeline.web import Access, create_app, serve
+
+        serve(create_app(data_folder(), Access(host, port)), listening)
+
+
 def main() -> None:
-    """Run ``daemon``, ``code-server`` or ``webserver`` with the rest of the command line."""
+    """Run ``daemon``, ``code-server``, ``webserver`` or ``play`` with the rest of the line."""
     kind = sys.argv[1]
     watcher = threading.Thread(target=_watch, args=(os.getppid(),), daemon=True)
     watcher.start()
     announce(kind, sys.argv[2:])
+    if kind == "play":  # play --host HOST --port PORT --socket DESCRIPTOR
+        return _play(sys.argv[3], int(sys.argv[5]), int(sys.argv[7]))
     sys.argv = [f"dagster-{kind}", *sys.argv[2:]]
     if kind == "daemon":
         from dagster._daemon.cli import main as run

@@ -1,4 +1,6 @@
-"""Starting and stopping the daemon and the web server, whatever state they are in."""
+"""Starting and stopping the daemon, the web server and the page of recorded games, whatever state
+they are in.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +26,7 @@ from ringrift_pipeline.orchestration.instance import (
     report_cancelled,
 )
 from ringrift_pipeline.orchestration.names import MODULE
-from ringrift_pipeline.orchestration.places import services_folder
+from ringrift_pipeline.orchestration.places import HERE, services_folder
 
 _SERVICE = "ringrift_pipeline.orchestration.service"
 
@@ -36,7 +39,7 @@ Stopping = Callable[[], bool]
 
 
 class ServiceError(RuntimeError):
-    """The daemon or the web server ended by itself; the message has its last lines."""
+    """A service ended by itself, or does not answer; the message has its last lines."""
 
 
 def _never() -> bool:
@@ -44,10 +47,20 @@ def _never() -> bool:
 
 
 class Service:
-    """One process (and all it starts) in a session of its own, its output in a log file."""
+    """One process (and all it starts) in a session of its own, its output in a log file.
+
+    Args:
+        more: variables added to its environment.
+        inherits: file descriptors that it takes over.
+    """
 
     def __init__(
-        self, data: Path, kind: str, *arguments: str, more: Mapping[str, str] | None = None
+        self,
+        data: Path,
+        kind: str,
+        *arguments: str,
+        more: Mapping[str, str] | None = None,
+        inherits: tuple[int, ...] = (),
     ) -> None:
         self.kind = kind
         self.log = services_folder(data) / f"{kind}.log"
@@ -60,6 +73,7 @@ class Service:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=inherits,
             )
 
     @property
@@ -72,7 +86,7 @@ class Service:
         code = self._process.poll()
         if code is not None:
             raise ServiceError(
-                f"the Dagster {self.kind} ended with code {code}; the end of {self.log}:\n"
+                f"the service {self.kind} ended with code {code}; the end of {self.log}:\n"
                 + "\n".join(self.last_lines())
             )
 
@@ -92,7 +106,7 @@ class Service:
                 answers()
                 return
             time.sleep(0.1)
-        raise ServiceError(f"the Dagster {self.kind} did not answer for {START_PATIENCE:.0f} s")
+        raise ServiceError(f"the service {self.kind} did not answer for {START_PATIENCE:.0f} s")
 
     def last_lines(self, count: int = 12) -> list[str]:
         """The end of the log."""
@@ -195,10 +209,19 @@ def start_webserver(
     there already. Raises as `Service.wait_for` does.
     """
     service = Service(data, "webserver", *workspace, "--host", host, "--port", str(port))
-    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/server_info"
+    url = f"http://{HERE if host == '0.0.0.0' else host}:{port}/server_info"
     try:
         service.wait_for(lambda: urllib.request.urlopen(url, timeout=5.0).close(), stopping)
     except BaseException:
         service.stop()
         raise
     return service
+
+
+def start_play(data: Path, port: int) -> Service:
+    """The page of ``ringrift play`` on this data root, for this machine alone. Raises OSError if
+    the port cannot be had.
+    """
+    with socket.create_server((HERE, port)) as listening:  # from here on visitors can come
+        place = ("--host", HERE, "--port", str(port), "--socket", str(listening.fileno()))
+        return Service(data, "play", *place, inherits=(listening.fileno(),))

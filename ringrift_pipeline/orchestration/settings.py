@@ -9,6 +9,7 @@ which refuses bad values with its own message. A job-level config mapping does t
 from __future__ import annotations
 
 import functools
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from ringrift_pipeline.enhancements.training_config import (
     TrainingConfig,
 )
 from ringrift_pipeline.orchestration.configs import CONFIGS
+from ringrift_pipeline.training.inputs import check_resume
 
 
 class LaunchRefusedError(DagsterError):
@@ -226,18 +228,28 @@ def settings_of(config: str | None = None) -> SettingsResource:
     """
 
     def check(values: Mapping[str, Any]) -> dict[str, Any]:
+        resume = values.get("resume") or "auto"
         with _refused():
             resolve(values, config)
+            if multiprocessing.parent_process() is None:  # a launch; a run's own processes also
+                _check_resume(resume)  # come here, when the state gone on from may be used up
         return {
             "values": {"preset": _plain(values.get("preset")), **given(values)},
             "last_generation": values.get("last_generation"),
-            "resume": values.get("resume") or "auto",
+            "resume": resume,
         }
 
     made = _resolved.configured(check, config_schema=_SCHEMA)
     return SettingsResource(
         resource_fn=made.resource_fn, config_schema=made.config_schema, description=made.description
     )
+
+
+def _check_resume(resume: str) -> None:
+    try:
+        check_resume(resume)
+    except ValueError as error:
+        raise ConfigError(f"resume: {error}") from None
 
 
 settings_resource = settings_of()

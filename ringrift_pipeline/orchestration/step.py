@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import OpExecutionContext
 from dagster._core.events import EngineEventData
 
-from ringrift_pipeline.orchestration.names import generation_key
+from ringrift_pipeline.orchestration.names import generation_key, generation_of
 from ringrift_pipeline.orchestration.progress import Progress, ProgressFile
 from ringrift_pipeline.orchestration.watchdog import Watchdog
 from ringrift_pipeline.store import Store
@@ -60,10 +60,15 @@ def running_step(context: Any, config: str, generation: int | None = None) -> It
 
     Progress goes to a file for the command line, and to the run's log for the UI. The step needs
     the resource ``store``.
+
+    Raises:
+        GenerationKeyError: the partition, which anybody may add in the UI, is no generation's.
     """
     op: OpExecutionContext = getattr(context, "op_execution_context", context)
     opened = op.resources.store.open()
-    key = op.partition_key if generation is None else generation_key(generation)
+    if generation is None:
+        generation = generation_of(op.partition_key, config)
+    key = generation_key(generation)
     step_key = op.get_step_execution_context().step.key
     progress = ProgressFile(opened.root, op.run_id, step_key, config, key, op.log.info)
 
@@ -75,7 +80,7 @@ def running_step(context: Any, config: str, generation: int | None = None) -> It
 
     began = time.time()
     with progress, Watchdog.of_run(op.instance, op.run_id, leave) as dog:
-        yield Step(config, int(key), opened, progress, dog.stopping)
+        yield Step(config, generation, opened, progress, dog.stopping)
     seconds = time.time() - began
     op.instance.report_engine_event(
         f"The step's own work took {seconds:.1f} s.",

@@ -14,13 +14,13 @@ from dagster import (
     AssetKey,
     AssetRecordsFilter,
     DagsterInstance,
-    DagsterRun,
     EventLogRecord,
 )
 from dagster._core.event_api import PartitionKeyFilter
 
 from ringrift_pipeline.orchestration.checks import blocking_checks
 from ringrift_pipeline.orchestration.names import ASSETS, asset_key, job_name
+from ringrift_pipeline.orchestration.reexecution import run_end
 
 HISTORY = 100  # newest executions of a check on one partition that are looked through
 
@@ -49,9 +49,11 @@ def generation_verdict(
     The evaluation's own checks must have judged that record; those of every other asset the
     asset's newest materialization of the generation. One failure fails all. An asset that was
     never materialized has been judged by nobody, which counts as failed: its files may come from
-    the command line, whose verbs check nothing.
+    the command line, whose verbs check nothing. A check without a result is waited for as long as
+    the run that made its asset, or a retry or re-execution of that, may still bring it.
     """
     found = []
+    ends: dict[str, str | None] = {}
     for name in ASSETS:
         checks = blocking_checks(name)
         if not checks:
@@ -69,10 +71,11 @@ def generation_verdict(
                 found.append(Verdict(State.FAILED, (reason,)))
                 continue
             record = newest
-        # The run is read before the history: the other way round a check landing between the two
+        # The runs are read before the history: the other way round a check landing between the two
         # would be taken for missing.
-        run = instance.get_run_by_id(record.run_id) if record.run_id else None
-        found.append(verdict(instance, record, checks, run))
+        if record.run_id not in ends:
+            ends[record.run_id] = run_end(instance, record.run_id)
+        found.append(verdict(instance, record, checks, ends[record.run_id]))
     for state in (State.FAILED, State.PENDING):
         reasons = [reason for one in found if one.state is state for reason in one.reasons]
         if reasons:
@@ -84,12 +87,12 @@ def verdict(
     instance: DagsterInstance,
     record: EventLogRecord,
     checks: Sequence[str],
-    run: DagsterRun | None,
+    ended: str | None,
 ) -> Verdict:
     """The verdict of the checks named ``checks`` on the materialization ``record``.
 
     Args:
-        run: the run that made it, **read before this call**.
+        ended: `run_end` of the run that made it, **read before this call**.
     """
     key = record.asset_key
     assert key is not None, "a materialization has an asset key"
@@ -106,9 +109,8 @@ def verdict(
         return Verdict(State.FAILED, tuple(failed))
     if not pending:
         return Verdict(State.PASSED)
-    if run is not None and not run.is_finished:
+    if ended is None:
         return Verdict(State.PENDING, tuple(f"waiting for check {name}" for name in pending))
-    ended = "is unknown" if run is None else f"ended ({run.status.value})"
     reasons = (
         f"check {name} of {key.path[-1]} has no result and its run {ended}" for name in pending
     )

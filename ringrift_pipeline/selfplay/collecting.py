@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ringrift_pipeline.selfplay.plan import Plan
+from ringrift_pipeline.selfplay.playing import up_to_date
 from ringrift_pipeline.selfplay.ragged import offsets_of
+from ringrift_pipeline.store.kinds import made_by
 
 if TYPE_CHECKING:
     import polars as pl
@@ -64,10 +66,10 @@ def collect(store: Store, plan: Plan) -> Artefact:
         existing = store.current(plan.config, plan.generation, KIND)
     except CorruptArtefactError:
         existing = None
-    if existing is not None and existing.metadata.get("shards") == digests:
+    if existing is not None and existing.metadata.get("shards") == digests and up_to_date(existing):
         return existing
     summary, searches = _summary(plan, shards)
-    metadata = {"plan": plan.digest, "shards": digests}
+    metadata: dict[str, Any] = {"plan": plan.digest, "shards": digests, **made_by(KIND)}
     metadata |= {f"selfplay/{name}": value for name, value in summary.items()}
     metadata["measures"] = metadata.pop("selfplay/measures")
     metadata["replay"] = metadata.pop("selfplay/replay")
@@ -168,16 +170,19 @@ def _summary(
         },
         "measures": measure_play(joined["plies"][alone], outcome[alone], joined["entropy"][alone]),
         **_opponents(plan, against),
-        "replay": _shown_games(plan, joined),
+        "replay": _shown_games(joined),
     }
     ply, entropy, legal_moves = np.concatenate(searches, axis=1)
     return summary, (ply.astype(np.int64), entropy, legal_moves.astype(np.int64))
 
 
-def _shown_games(plan: Plan, games: dict[str, np.ndarray]) -> dict[str, str]:
-    """Ids of the games that a person would look at first."""
+def _shown_games(games: dict[str, np.ndarray]) -> dict[str, str]:
+    """Ids of the games that a person would look at first; of the longest, whole ones before those
+    that were cut short.
+    """
+    plies, whole = games["plies"], games["reason"] >= 0
     chosen = {
-        "longest": int(games["plies"].argmax()),
+        "longest": max(range(len(plies)), key=lambda game: (whole[game], plies[game])),
         "most surprising": int(games["surprise_a_decision"].argmax()),
     }
     ids: list[str] = games["id"].tolist()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.selfplay.plan import Plan, open_model
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
+from ringrift_pipeline.store.kinds import made_by
 
 if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact, Store
@@ -43,7 +44,9 @@ def play_shard(
 
 
 def finished_shard(store: Store, plan: Plan, index: int) -> Artefact | None:
-    """The verified shard of this plan, or None; a corrupt one goes to the store's quarantine."""
+    """The verified shard of this plan and this version, or None; a corrupt one goes to the
+    store's quarantine.
+    """
     from ringrift_pipeline.selfplay.shards import shard_kind
     from ringrift_pipeline.store import CorruptArtefactError
 
@@ -53,7 +56,12 @@ def finished_shard(store: Store, plan: Plan, index: int) -> Artefact | None:
         return None
     if artefact is None or artefact.metadata.get("plan") != plan.digest:
         return None
-    return artefact
+    return artefact if up_to_date(artefact) else None
+
+
+def up_to_date(artefact: Artefact) -> bool:
+    """Whether a shard, or the index of shards, was made by this version of selfplay."""
+    return artefact.metadata.get("code_version") == made_by("selfplay_shards").get("code_version")
 
 
 def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artefact:
@@ -88,6 +96,7 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
                 "opponent": metadata.get("opponent"),
                 "started": began,
                 "seconds": time.time() - began,
+                **made_by("selfplay_shards"),
             }
         )
     _give_memory_back()

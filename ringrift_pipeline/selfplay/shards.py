@@ -44,45 +44,40 @@ def game_id(config: str, generation: int, shard: int, game: int) -> str:
     return f"{config}-{generation:04d}-{shard:04d}-{game:04d}"
 
 
+MEANINGS = {
+    "game_id": "Id of the game: <config>-<generation>-<shard>-<game>.",
+    "game": "Index of the game within the shard.",
+    "ply": "Moves made before, forced ones included.",
+    "decision": "Decisions made before in this game.",
+    "player": "Seat to move, from 0.",
+    "state": "Compact state row before the move: header, then every padded cell.",
+    "moves": "Packed legal moves in canonical order, two at least.",
+    "policy": "Search policy over the moves; sums to 1.",
+    "full_search": "Whether the policy may be trained on.",
+    "selected": "The packed move that was played.",
+    "outcome": "Share of the win of each absolute seat.",
+    "root_value": "Value before search, by absolute seat.",
+    "search_value": "Value after search, by absolute seat.",
+    "surprise": "KL(search policy || prior), nats.",
+    "game_plies": "Length of the whole game, forced plies included.",
+    "reason": "How the game ended (layout.REASON), -1 if it was cut short.",
+    "planes": "Encoded planes, mover first.",
+    "globals": "Encoded globals, mover first.",
+    "move_kind": "Kind of each legal move.",
+    "move_cells": "Its cells as plane indices, -1 where it has none.",
+    "move_rank": "Its rank among moves alike.",
+    "opponent": "Whether an earlier model moved, which the player met (from format 2).",
+    "owners": "Who owns each plane cell when the game ends: seat from 0, -1 nobody (from format 3).",
+    "eliminated": "Rings credited to each absolute seat when the game ends (from format 3).",
+}
+"""What each column of a shard holds. Only decisions with more than one legal move have a row."""
+
+
 @functools.lru_cache(maxsize=16)
 def SHARD_SCHEMA(  # noqa: N802 - a constant of each config
     config: str, version: int = SHARD_FORMAT
 ) -> pa.Schema:
-    """Arrow schema of a config's shards of a format, without file metadata.
-
-    ========================  ====================  ==========================================
-    column                    type                  meaning
-    ========================  ====================  ==========================================
-    game_id                   string                ``<config>-<generation>-<shard>-<game>``
-    game                      int32                 index of the game within the shard
-    ply                       int32                 moves made before, forced ones included
-    decision                  int32                 decisions made before in this game
-    player                    int8                  seat to move, from 0
-    state                     int64[HEADER+P]       compact state row before the move
-    moves                     list<int64>           packed legal moves, canonical order, >= 2
-    policy                    list<float32>         search policy over ``moves``, sums to 1
-    full_search               bool                  the policy may be trained on
-    selected                  int64                 the packed move that was played
-    outcome                   float32[players]      share of the win per absolute seat
-    root_value                float32[players]      value before search, absolute seats
-    search_value              float32[players]      value after search, absolute seats
-    surprise                  float32               KL(policy || prior), nats
-    game_plies                int32                 length of the whole game, forced plies too
-    reason                    int8                  ``layout.REASON`` at the end, -1 if cut short
-    planes                    uint8[C*N*N]          encoded planes, mover first
-    globals                   float32[F]            encoded globals, mover first
-    move_kind                 list<uint8>           kind of each legal move
-    move_cells                list<int16[3]>        its cells as plane indices, -1 = none
-    move_rank                 list<int16>           its rank among moves alike
-    opponent                  bool                  from format 2: an opponent moved
-    owners                    int8[N*N]             from format 3: who owns each plane cell when
-                                                    the game ends, seat from 0, -1 = nobody
-    eliminated                int16[players]        from format 3: rings credited to each absolute
-                                                    seat when the game ends
-    ========================  ====================  ==========================================
-
-    Only decisions with more than one legal move have a row.
-    """
+    """Arrow schema of a config's shards of a format, without file metadata; see `MEANINGS`."""
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import NUM_GLOBALS, NUM_PLANES
 

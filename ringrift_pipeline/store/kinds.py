@@ -1,4 +1,5 @@
-"""Artefacts that are read by a room before the one that makes them: their kinds and files.
+"""Artefacts that are read by a room before the one that makes them: their kinds and files; and the
+versions of the code that makes them.
 
 A room imports only from the rooms before it, yet the loop is a circle: players report by the
 calibration of their model, and selfplay meets the members of the last ensemble. What both ends
@@ -28,6 +29,29 @@ CHECKPOINT = "checkpoint"
 TRAINING_STATE = "training_state"
 PART_PREFIXES = ("evaluation-part-", "ablation-run-")
 """Finished parts of a work that was interrupted; removed when the whole has landed."""
+
+CODE_VERSIONS = {
+    "selfplay_shards": "1",  # and of each shard
+    "quality_scores": "1",
+    "hard_examples": "1",
+    CHECKPOINT: "1",
+    EMA_MODEL: "1",
+    ENSEMBLE: "1",
+    CALIBRATION: "1",
+    EVALUATION: "1",
+    "retention": "1",
+}
+"""By asset the version of the code that makes it. Raise one where the same inputs come to another
+result: what was made before is then out of date, and made anew when it is asked for.
+"""
+
+
+def made_by(kind: str) -> dict[str, str]:
+    """What an artefact of this kind says of the code that made it: nothing of version 1, nor where
+    the kind has no version.
+    """
+    version = CODE_VERSIONS.get(kind, "1")
+    return {} if version == "1" else {"code_version": version}
 
 
 def shard_kind(index: int) -> str:

@@ -38,7 +38,7 @@ def average(
     from ringrift_pipeline.training.loop import BEST
 
     checkpoint = store.require(plan.config, plan.generation, "checkpoint")
-    inputs = sealed_inputs(plan, [checkpoint])
+    inputs = sealed_inputs(plan, KIND, [checkpoint])
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
         return existing

@@ -63,7 +63,7 @@ def calibrate(
 
     candidate = store.require(plan.config, plan.generation, "ema_model")
     source = build_window(store, plan, should_stop=should_stop)
-    inputs = sealed_inputs(plan, [candidate, source])
+    inputs = sealed_inputs(plan, KIND, [candidate, source])
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
         return existing

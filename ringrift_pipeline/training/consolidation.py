@@ -65,7 +65,7 @@ def measure_fisher(
     source = open_model(store, entry["source"])
     theirs = load_plan(store, source.config, source.generation)
     window = build_window(store, theirs, should_stop=should_stop)
-    inputs = sealed_inputs(first, [source, window])
+    inputs = sealed_inputs(first, KIND, [source, window])
     existing = reuse(store, first, KIND, inputs)
     if existing is not None:
         return existing

@@ -52,7 +52,7 @@ def build_ensemble(
 
     members = _members(store, plan)
     source = build_window(store, plan, should_stop=should_stop)
-    inputs = sealed_inputs(plan, [*members.values(), source])
+    inputs = sealed_inputs(plan, KIND, [*members.values(), source])
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
         return existing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -46,20 +46,24 @@ class Example:
 
 def draw_gallery(folder: Path, examples: list[Example]) -> None:
     """Draw the examples, one below the other: ``gallery.svg`` the first few, as many as are small
-    enough for the event log (none on the largest boards), ``gallery.full.svg`` all.
+    enough for the event log (where not even one is, the search's board of the first that is),
+    ``gallery.full.svg`` all.
     """
     from ringrift_pipeline.drawing.charts import FULL, MOST_BYTES
 
-    rows = [_row(example) for example in examples]
-    (folder / f"{GALLERY}{FULL}").write_text(_stacked(rows), encoding="utf-8")
-    for count in range(len(rows), 0, -1):
-        small = _stacked(rows[:count])
+    whole = _stacked([_row(example) for example in examples])
+    (folder / f"{GALLERY}{FULL}").write_text(whole, encoding="utf-8")
+    rows = [_row(example, compact=True) for example in examples]
+    choices = [rows[:count] for count in range(len(rows), 0, -1)]
+    choices += [[_row(replace(example, network=None), compact=True)] for example in examples]
+    for choice in choices:
+        small = _stacked(choice)
         if len(small.encode()) <= MOST_BYTES:
             (folder / f"{GALLERY}.svg").write_text(small, encoding="utf-8")
             return
 
 
-def _row(example: Example) -> tuple[str, float, int]:
+def _row(example: Example, compact: bool = False) -> tuple[str, float, int]:
     """An example's elements at the origin, their height, and how many boards they hold."""
     panels = [("search", example.search, example.search_value)]
     if example.network is not None:
@@ -72,7 +76,7 @@ def _row(example: Example) -> tuple[str, float, int]:
     height = 0.0
     for place, (who, policy, value) in enumerate(panels):
         said = who if value is None else f"{who}: the mover wins {value:.0%}"
-        board, tall = _board(example.state, policy, place * WIDTH, top)
+        board, tall = _board(example.state, policy, (place * WIDTH, top), compact)
         x = place * WIDTH + 4
         text += f'<text x="{x}" y="{top - LINE - 5}" font-weight="600">{said}</text>'
         best = escape(_best(example.state, policy))
@@ -91,18 +95,20 @@ def _best(state: State, policy: NDArray[np.float64]) -> str:
     return f"{policy[best]:.0%} {shown}"
 
 
-def _board(state: State, policy: NDArray[np.float64], x: float, y: float) -> tuple[str, float]:
+def _board(
+    state: State, policy: NDArray[np.float64], at: tuple[float, float], compact: bool
+) -> tuple[str, float]:
     """The board with the best moves of a policy, placed in a larger picture; its height there."""
     from ringrift_pipeline.drawing import board_svg
 
     moves = state.legal_moves()
     best = np.argsort(-policy, kind="stable")[:BEST]
     shares = [(moves[i].to_record(), float(policy[i])) for i in best if policy[i] >= 0.005]
-    drawn = board_svg(state.config, state.to_record(), shares=shares)
+    drawn = board_svg(state.config, state.to_record(), shares=shares, compact=compact)
     box = drawn.split('viewBox="', 1)[1].split('"', 1)[0]
     wide, tall = (float(size) for size in box.split()[2:])
     height = WIDTH * tall / wide
-    placed = f'<svg x="{x:g}" y="{y:g}" width="{WIDTH}" height="{height:.0f}"'
+    placed = f'<svg x="{at[0]:g}" y="{at[1]:g}" width="{WIDTH}" height="{height:.0f}"'
     return placed + drawn.removeprefix("<svg"), height
 
 

@@ -69,7 +69,7 @@ def mine_hard_examples(
     if plan.parent is not None:
         sources.append(open_model(store, plan.parent))
     artefacts, members = panel(store, plan)
-    inputs = sealed_inputs(plan, [*sources, *artefacts])
+    inputs = sealed_inputs(plan, KIND, [*sources, *artefacts])
     inputs["columns"] = [column.name for column in tables.HARD_EXAMPLES]
     in_full = plan.settings.mining.enabled if in_full is None else in_full
     inputs["in_full"] = in_full

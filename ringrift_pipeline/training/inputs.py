@@ -1,23 +1,38 @@
-"""What an artefact was made from, so that the same inputs are not worked through twice."""
+"""What an artefact was made from, so that the same inputs are not worked through twice, and what
+``resume`` may say of work that was not finished.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ringrift_pipeline.store.kinds import made_by
 
 if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.plan import Plan
     from ringrift_pipeline.store import Artefact, Draft, Store
 
 
-def sealed_inputs(plan: Plan, artefacts: Iterable[Artefact]) -> dict[str, Any]:
-    """The plan's digest and the digests of the artefacts read, as metadata that JSON can hold."""
+def check_resume(resume: str) -> str:
+    """``resume``, if it is ``auto``, ``never`` or a folder that is there. Raises ValueError."""
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        raise ValueError(f"{resume!r} is neither auto nor never nor a folder")
+    return resume
+
+
+def sealed_inputs(plan: Plan, kind: str, artefacts: Iterable[Artefact]) -> dict[str, Any]:
+    """What an artefact of this kind is made from, as metadata that JSON can hold: the plan's
+    digest, the digests of the artefacts read, the version of the code unless it is the first.
+    """
     return {
         "plan": plan.digest,
         "artefacts": [
             [artefact.generation, artefact.kind, artefact.digest] for artefact in artefacts
         ],
+        **made_by(kind),
     }
 
 

@@ -90,7 +90,7 @@ def _train(
 
     reporter = Reporter(progress, should_stop)
     sources = _sources(store, plan, progress, should_stop)
-    inputs = sealed_inputs(plan, sources.values())
+    inputs = sealed_inputs(plan, KIND, sources.values())
     if resume == "auto":
         existing = reuse(store, plan, KIND, inputs)
         if existing is not None:

@@ -57,7 +57,7 @@ def score_games(
     from ringrift_pipeline.training.pictures import draw_scores
 
     shards = list(iter_shards(store, plan))
-    inputs = sealed_inputs(plan, shards)
+    inputs = sealed_inputs(plan, KIND, shards)
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
         return existing

@@ -183,7 +183,7 @@ def build_window(
     from ringrift_pipeline.selfplay.shards import iter_shards
 
     shards = list(iter_shards(store, plan))
-    inputs = sealed_inputs(plan, shards) | {"format": WINDOW_FORMAT}
+    inputs = sealed_inputs(plan, KIND, shards) | {"format": WINDOW_FORMAT}
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:
         return existing

@@ -104,7 +104,9 @@ class RecordedGames:
         return found
 
     def games(self, config: str, generation: str, shard: str) -> list[dict[str, Any]]:
-        """A shard's games: number, ``plies``, ``decisions``, ``winners`` (seats), ``reason``."""
+        """A shard's games: number, ``plies``, ``decisions``, ``reason``, ``winners`` (seats; none
+        where the game was cut short).
+        """
         found = self._find_shard(config, generation, shard)
         return [self._summary(found, game) for game in found.starts]
 
@@ -235,7 +237,7 @@ class RecordedGames:
             "game": f"{game:04d}",
             "plies": int(column(rows, "game_plies")[0]),
             "decisions": len(rows),
-            "winners": (np.flatnonzero(outcome == outcome.max()) + 1).tolist(),
+            "winners": _winners(outcome) if reason >= 0 else [],
             "reason": layout.REASON_NAMES[reason] if reason >= 0 else "cut short",
             "surprise": float(column(rows, "surprise").mean()),
             "player": about["player"],
@@ -243,22 +245,23 @@ class RecordedGames:
         }
 
     def _replay(self, path: Path, number: int) -> _Recorded:
-        """Play a recorded game again; what is not recorded was forced."""
+        """Play a recorded game again, as far as it went; what is not recorded was forced."""
         shard = self._shard(path)
         rows = shard.rows(number)
         plies, selected = column(rows, "ply"), column(rows, "selected")
+        length = int(column(rows, "game_plies")[0])
         game = Game(new_game(shard.about["config"]))
         counts, moves = ragged_column(rows, "moves")
         legal = np.split(moves, np.cumsum(counts)[:-1])
         row_of = {}
         try:
             for row, (ply, code) in enumerate(zip(plies.tolist(), selected.tolist(), strict=True)):
-                game.play_forced()
+                game.play_forced(length)
                 if len(game.plies) != ply or game.state.legal_codes() != legal[row].tolist():
                     raise ValueError(f"decision {row}, at ply {ply}, is not the one recorded")
                 row_of[ply] = row
                 game.play(code)
-            game.play_forced()
+            game.play_forced(length)
         except (IllegalMoveError, ValueError) as error:
             raise RequestError(
                 f"{path}: game {number} is not one that these rules play ({error}); it was "
@@ -274,3 +277,8 @@ def _policy(rows: pa.Table, row: int) -> list[tuple[int, float]]:
     _, policy = ragged_column(rows.slice(row, 1), "policy")
     order: NDArray[np.int64] = np.argsort(-policy, kind="stable")
     return [(int(i), float(policy[i])) for i in order]
+
+
+def _winners(outcome: NDArray[np.float32]) -> list[int]:
+    """The seats (from 1) with the largest share of the win."""
+    return [int(seat) + 1 for seat in np.flatnonzero(outcome == outcome.max())]

@@ -51,9 +51,9 @@ class Game:
         self.state = before.apply_code(code)
         self.plies.append(Played(before, code, len(before.legal_codes()) == 1))
 
-    def play_forced(self) -> None:
-        """Play on while there is one legal move only."""
-        while len(codes := self.state.legal_codes()) == 1:
+    def play_forced(self, most: int = MOST_MOVES) -> None:
+        """Play on while there is one legal move only, until the game has ``most`` plies."""
+        while len(self.plies) < most and len(codes := self.state.legal_codes()) == 1:
             self.play(codes[0])
 
 

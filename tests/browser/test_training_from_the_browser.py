@@ -5,6 +5,7 @@ asset, play a move against what was trained.
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.request
 from collections.abc import Callable
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
+from ringrift_pipeline.orchestration.champion import reconcile
+from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, job_name
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Artefact, Store
 
 from .conftest import Program
 
@@ -43,6 +46,26 @@ PICTURES = {
     "ensemble": "disagreement",
     "calibration_report": "reliability",
     "evaluation": "rating_curve",
+}
+NUMBERS = {
+    "selfplay_shards": "selfplay/positions",
+    "quality_scores": "selfplay/quality_mean",
+    "hard_examples": "train/hardness_mean",
+    "checkpoint": "val/loss",
+    "ema_model": "val/loss",
+    "ensemble": "val/ensemble_loss",
+    "calibration_report": "val/log_loss_before",
+    "evaluation": "eval/elo",
+}
+PASSED = {
+    "selfplay_shards": "shards_complete",
+    "quality_scores": "scores_sound",
+    "hard_examples": "examples_sound",
+    "checkpoint": "losses_finite",
+    "ema_model": "average_fits",
+    "ensemble": "members_verify",
+    "calibration_report": "bins_schema",
+    "evaluation": "evaluation_sound",
 }
 RUNS = """{ runsOrError { ... on Runs { results { status tags { key value } } } } }"""
 
@@ -92,8 +115,10 @@ def test_a_generation_from_the_launchpad_the_next_by_the_sensor_and_a_move_again
     program: Callable[..., Program],
     shot: Callable[[Any, str], None],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data = tmp_path / "data"
+    monkeypatch.setenv("RINGRIFT_PLAY_URL", f"http://127.0.0.1:{free_port()}")
     address = program(
         "ui", "--data", str(data), "--config", CONFIG, "--port", str(free_port())
     ).address()
@@ -127,9 +152,9 @@ def test_a_generation_from_the_launchpad_the_next_by_the_sensor_and_a_move_again
     page.wait_for_timeout(3000)
     shot(page, "lineage")
     for name in ASSETS:
-        look_at(page, shot, f"{address}/assets/{CONFIG}/{name}", name)
-    page.goto(f"{address}/assets/{CONFIG}/{CHAMPION}")
-    page.get_by_text("champion").first.wait_for()
+        look_at(page, shot, f"{address}/assets/{CONFIG}/{name}", store.require(CONFIG, 1, name))
+    look_at_the_champion(page, address, data)
+    follow_a_replay_link(page, address)
 
     # what was trained is played against
     play = program("play", "--data", str(data), "--port", "0", "--no-browser", "--config", CONFIG)
@@ -154,10 +179,13 @@ def write_config(page: Any, settings: dict[str, Any]) -> None:
     page.wait_for_timeout(1500)  # it is checked while one writes
 
 
-def look_at(page: Any, shot: Callable[[Any, str], None], address: str, name: str) -> None:
-    """An asset's page has its numbers, its checks, and the picture opens."""
+def look_at(page: Any, shot: Callable[[Any, str], None], address: str, made: Artefact) -> None:
+    """An asset's page has its numbers, a check that passed, and the picture opens."""
+    name = made.kind
     page.goto(f"{address}?view=overview")
     page.get_by_text("Metadata", exact=True).first.wait_for()
+    shown = page.locator("tr", has=page.get_by_text(NUMBERS[name], exact=True)).first.inner_text()
+    assert number_in(shown) == pytest.approx(made.metadata[NUMBERS[name]], rel=1e-4), name
     picture = PICTURES.get(name)
     if picture is not None:
         row = page.locator("tr", has=page.get_by_text(picture, exact=True)).first
@@ -169,6 +197,48 @@ def look_at(page: Any, shot: Callable[[Any, str], None], address: str, name: str
         page.keyboard.press("Escape")
     else:
         shot(page, name)
+    see_it_passed(page, address, name)
+
+
+def see_it_passed(page: Any, address: str, name: str) -> None:
+    """One of an asset's checks, which the newest run has passed."""
+    page.goto(f"{address}?view=checks&checkDetail={PASSED[name]}")
+    page.get_by_text(PASSED[name], exact=True).first.wait_for()
+    page.get_by_text("Passed", exact=True).first.wait_for()
+
+
+def number_in(row: str) -> float:
+    """The number of a row of metadata: the last of its cells that is one."""
+    return float(re.findall(r"-?[\d,]+(?:\.\d+)?(?:e-?\d+)?", row)[-1].replace(",", ""))
+
+
+def look_at_the_champion(page: Any, address: str, data: Path) -> None:
+    """Its page says which generation it is and what it is rated."""
+    store = Store(data)
+    if store.champion(CONFIG) is None:  # hardly trained, it may not have passed the gate
+        report = store.require(CONFIG, 0, "evaluation").read_json("report.json")
+        rating = report["ratings"]["generation:0000"]
+        model = store.require(CONFIG, 0, "ema_model")
+        store.promote(CONFIG, 0, model, {"gate": report["gate"], "rating": rating})
+    with open_instance(data) as instance:
+        reconcile(instance, store)
+    champion = store.champion(CONFIG)
+    assert champion is not None
+    page.goto(f"{address}/assets/{CONFIG}/{CHAMPION}?view=overview")
+    row = page.locator("tr", has=page.get_by_text("generation", exact=True)).first
+    assert f"{champion.generation:04d}" in row.inner_text()
+    row = page.locator("tr", has=page.get_by_text("eval/elo", exact=True)).first
+    rating = champion.reason["rating"]["rating"]
+    assert number_in(row.inner_text()) == pytest.approx(rating, rel=1e-4)
+
+
+def follow_a_replay_link(page: Any, address: str) -> None:
+    """An asset's link to a recorded game opens it."""
+    page.goto(f"{address}/assets/{CONFIG}/selfplay_shards?view=overview")
+    row = page.locator("tr", has=page.get_by_text("replay: longest", exact=True)).first
+    page.goto(str(row.locator("a").first.get_attribute("href")))
+    page.locator("#game-title", has_text=f"{CONFIG}-0001-").wait_for()
+    page.locator("svg.board").first.wait_for()
 
 
 def play_a_move(page: Any, opponent: str) -> None:

@@ -59,6 +59,14 @@ def processes_of(data: Path) -> list[str]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def page(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The port of the page of recorded games, free."""
+    port = free_port()
+    monkeypatch.setenv("RINGRIFT_PLAY_URL", f"http://127.0.0.1:{port}")
+    return port
+
+
 @pytest.fixture
 def ui(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """``ui(port)`` starts ``ringrift ui`` on one data root; whatever is left is killed."""
@@ -120,26 +128,31 @@ def launch(port: int, data: Path) -> str:
 
 @pytest.mark.slow
 def test_starts_everything_and_leaves_nothing(
-    tmp_path: Path, ui: Callable[..., subprocess.Popen[str]]
+    tmp_path: Path, ui: Callable[..., subprocess.Popen[str]], page: int
 ) -> None:
     data, port = tmp_path / "data", free_port()
     first = ui(port, "--json")
     assert first.stdout and answers_at_once(first.stdout.readline() + read_object(first.stdout))
-    shown = status_of(data)
-    assert {one.kind for one in shown.services} == {"daemon", "webserver", "code-server"}
-    assert {one.port for one in shown.services if one.kind == "webserver"} == {port}
+    up = wait_for(lambda: services(data, 4), 60, "all four are up")
+    assert set(up) == {"daemon", "webserver", "code-server", "play"}
+    assert up["webserver"].port == port and up["play"].port == page
 
-    # a second one has the pages alone, and leaves the first as it is
+    # the page that the assets link to has loaded nothing before somebody comes, and then answers
+    assert resident(up["play"].pid) < 60e6
+    assert game_page(page) == {"items": []}
+
+    # a second one has the web pages alone, and leaves the first as it is
     other = free_port()
     second = ui(other)
     assert second.stderr
     told = [second.stderr.readline() for _ in range(3)]
     assert str(other) in told[0] and answers(other)
     assert f"Process {first.pid} " in told[1] and "its pages alone" in told[1]
+    assert f"lead to whoever serves port {page} on 127.0.0.1" in told[2]
     second.send_signal(signal.SIGINT)
     assert second.wait(timeout=120) == 0
     assert not answers(other) and is_free(other)
-    assert first.poll() is None and answers(port)
+    assert first.poll() is None and answers(port) and game_page(page) == {"items": []}
 
     # stopped while a run is at work
     run_id = launch(port, data)
@@ -153,8 +166,56 @@ def test_starts_everything_and_leaves_nothing(
         # it was asked to stop, not only found dead
         assert instance.all_logs(run_id, of_type=DagsterEventType.RUN_CANCELING)
     assert processes_of(data) == []
-    assert is_free(port) and present(data) == []
+    assert is_free(port) and is_free(page) and present(data) == []
     assert [*data.rglob(".ringrift-tmp-*")] == []
+
+
+@pytest.mark.slow
+def test_beyond_this_machine_it_warns_and_gives_its_name(
+    ui: Callable[..., subprocess.Popen[str]], page: int
+) -> None:
+    port = free_port()
+    process = ui(port, "--host", "0.0.0.0", "--no-daemon", "--no-play")
+    assert process.stderr
+    told = [process.stderr.readline() for _ in range(4)]
+    assert f"http://{socket.gethostname()}:{port}/locations/" in told[0] and answers(port)
+    assert told[-1].startswith("Warning: ") and "can launch runs" in told[-1]
+    assert "recorded games" not in "".join(told) and is_free(page)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 0
+
+
+@pytest.mark.parametrize("verb", ["status", "ui", "loop"])
+def test_a_pool_that_means_nothing_is_one_line(verb: str, tmp_path: Path) -> None:
+    """Whether it is asked for while modules load or after."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ringrift_pipeline", verb, "--data", str(tmp_path)],
+        env={**os.environ, "RINGRIFT_POOL": "tpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "RINGRIFT_POOL is 'tpu': set it to cpu or gpu" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def services(data: Path, count: int) -> dict[str, Any]:
+    """The services that are up, by kind, once there are so many."""
+    up = {one.kind: one for one in status_of(data).services}
+    return up if len(up) == count else {}
+
+
+def resident(pid: int) -> float:
+    """Bytes of memory that a process has."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return 1024.0 * int(line.split()[1])
+
+
+def game_page(port: int) -> Any:
+    """The games that the page lists."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/games", timeout=60) as answer:
+        return json.load(answer)
 
 
 def read_object(stream: Any) -> str:
@@ -168,7 +229,7 @@ def read_object(stream: Any) -> str:
 def answers_at_once(printed: str) -> bool:
     """Does the address that was printed answer, without any waiting?"""
     said = json.loads(printed)
-    assert said["daemon"] is True
+    assert said["daemon"] is True and said["play"] == os.environ["RINGRIFT_PLAY_URL"]
     with urllib.request.urlopen(said["url"], timeout=60) as page:
         return b"Dagster" in page.read()
 

@@ -79,6 +79,38 @@ def test_every_ring_marker_and_collapsed_cell_is_there(config: str) -> None:
         assert shapes == sum(owner == seat for owner in record["markers"].values())
 
 
+@pytest.mark.parametrize("config", ["square8_4p", "hex8_3p"])
+def test_a_compact_picture_shows_the_same(config: str) -> None:
+    record = busy(config)
+    plain, small = board_svg(config, record), board_svg(config, record, compact=True)
+    assert "data-cell" not in small and len(small) < 0.6 * len(plain)
+    root = parsed(small)
+    cells = by_class(root, "cells")[0]
+    drawn = {path.get("class"): path.get("d", "").count("h0") for path in cells}
+    every = len(all_cells(new_game(config).rules))
+    assert drawn.pop(None) == every - len(record["collapsed"])
+    assert drawn == {f"s{seat}": n for seat, n in Counter(record["collapsed"].values()).items()}
+    for name in ("circle", "text"):
+        assert len([*root.iter(f"{XML}{name}")]) == len([*parsed(plain).iter(f"{XML}{name}")])
+
+
+@pytest.mark.parametrize("config", ["square19_2p", "hexagonal_2p"])
+def test_the_empty_cells_of_a_compact_picture_are_one_path_through_all(config: str) -> None:
+    state = new_game(config)
+    (path,) = by_class(parsed(board_svg(config, state.to_record(), compact=True)), "cells")[0]
+    x = y = 0.0
+    found = set()
+    for kind, a, b in re.findall(r"([Mm])(-?[\d.]+) (-?[\d.]+)h0", path.get("d", "")):
+        x, y = (float(a), float(b)) if kind == "M" else (x + float(a), y + float(b))
+        found.add((x, y))
+    plain = parsed(board_svg(config, state.to_record()))
+    outlines = [item.get("d", "") for item in plain.iter() if item.get("data-cell")]
+    starts = [re.match(r"M(-?[\d.]+) (-?[\d.]+)", outline) for outline in outlines]
+    dx, dy = (18.5, 18.5) if config.startswith("square") else (0.0, 21.0)
+    assert found == {(float(at[1]) + dx, float(at[2]) + dy) for at in starts if at}
+    assert len(found) == len(all_cells(state.rules))
+
+
 def test_seats_differ_in_shape() -> None:
     record = new_game("square8_4p").to_record()
     shapes = set()

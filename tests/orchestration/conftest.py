@@ -2,16 +2,18 @@
 
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import DagsterInstance, materialize
+from dagster import AssetCheckKey, DagsterInstance, materialize
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
-from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration import judgements, names
+from ringrift_pipeline.orchestration.checks import blocking_checks
 from ringrift_pipeline.orchestration.settings import run_config, settings_resource
 from ringrift_pipeline.store import Store
 
@@ -78,6 +80,46 @@ def land(instance: DagsterInstance, store: Store) -> Land:
         )
 
     return landed
+
+
+@pytest.fixture
+def judge_again(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``judge_again(config, generation)``: a run of the blocking checks of ``asset`` and no more.
+
+    ``passed`` is what they say, ``retry_of`` the id of the run that it re-executes.
+    """
+    from ringrift_pipeline.definitions import defs
+
+    def judged(
+        config: str,
+        generation: int,
+        *,
+        asset: str = "evaluation",
+        passed: bool = True,
+        retry_of: str | None = None,
+    ) -> Any:
+        key = names.asset_key(config, asset)
+        checks = {AssetCheckKey(key, name) for name in blocking_checks(asset)}
+        job = defs.get_repository_def().get_job(names.job_name(config))
+        tags = {names.CONFIG_TAG: config}
+        with monkeypatch.context() as patch:
+            said = judgements.Judgement(passed, "looked at again")
+            patch.setattr(judgements, "judge", lambda *_: said)
+            return job.get_subset(
+                asset_selection=set(), asset_check_selection=checks
+            ).execute_in_process(
+                partition_key=names.generation_key(generation),
+                instance=instance,
+                tags=tags if retry_of is None else {**tags, **re_executing(retry_of)},
+                raise_on_error=False,
+            )
+
+    return judged
+
+
+def re_executing(run_id: str) -> dict[str, str]:
+    """The tags of a run that re-executes the run ``run_id``."""
+    return {PARENT_RUN_ID_TAG: run_id, ROOT_RUN_ID_TAG: run_id}
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context, job
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.definitions import defs
-from ringrift_pipeline.orchestration import decisions, failure_sensor, names
+from ringrift_pipeline.orchestration import decisions, failure_sensor, names, reexecution
 from ringrift_pipeline.orchestration.instance import open_instance, sweep_lost_runs
 from ringrift_pipeline.orchestration.notify import URL_VARIABLE, Alert, NotifyError
 from ringrift_pipeline.orchestration.stalled_sensor import find_stall
 from ringrift_pipeline.store import Store
 
-from .landing import PLAN
+from .landing import PLAN, Land
 from .test_notify import Hook
 from .test_sensor_daemon import daemon, sensor_tick
 
@@ -152,11 +152,37 @@ def test_it_says_which_step_failed_and_why_and_what_to_do(
     assert alert.details["will_retry"] is False and alert.details["step"] == "train"
 
 
+def test_of_a_failed_check_it_says_what_that_says(
+    instance: DagsterInstance, told: Told, land: Land
+) -> None:
+    """Dagster's own error names the check and no more; what to do is in its description."""
+    checks = {"losses_finite": False, "average_fits": True}
+    result = land(CONFIG, 7, checks=checks)
+    assert not result.success
+    tick(names.FAILURE_SENSOR, instance, told)
+    (alert,) = told.alerts
+    assert "\ncheckpoint/losses_finite: as asked\n" in alert.text
+    assert alert.details["checks"] == {"checkpoint/losses_finite": "as asked"}
+
+
+def test_after_a_failure_the_next_generation_can_be_launched(
+    instance: DagsterInstance, store: Store, told: Told
+) -> None:
+    partitions = names.partitions_name(CONFIG)
+    store.write_plan(CONFIG, 3, PLAN)
+    failed_run(instance)  # Dagster retries it
+    cursor = tick(names.FAILURE_SENSOR, instance, told).cursor
+    assert instance.get_dynamic_partitions(partitions) == []
+    failed_run(instance, **{"dagster/max_retries": "0"})
+    tick(names.FAILURE_SENSOR, instance, told, cursor)
+    assert instance.get_dynamic_partitions(partitions) == ["0003", "0004"]
+
+
 def test_it_tells_of_a_retry(instance: DagsterInstance, told: Told) -> None:
     create_run_for_test(instance, job_name="lost", status=DagsterRunStatus.STARTED)
     sweep_lost_runs(instance)
     (run,) = instance.get_runs()
-    assert run.tags[failure_sensor.RETRY_TAG] == "true"  # a lost worker is retried
+    assert run.tags[reexecution.RETRY_TAG] == "true"  # a lost worker is retried
     tick(names.FAILURE_SENSOR, instance, told)
     assert told.alerts[0].details["will_retry"] is True
     assert "retries it by itself" in told.alerts[0].text
@@ -167,10 +193,10 @@ def test_it_waits_for_dagster_to_note_whether_it_retries(
 ) -> None:
     run = failed_run(instance)
     with monkeypatch.context() as patch:
-        patch.setattr(failure_sensor, "RETRY_TAG", "not/there/yet")
+        patch.setattr(reexecution, "RETRY_TAG", "not/there/yet")
         tick(names.FAILURE_SENSOR, instance, told)
         assert told.alerts == []
-        patch.setattr(failure_sensor, "TAG_PATIENCE", -1.0)
+        patch.setattr(reexecution, "TAG_PATIENCE", -1.0)
         tick(names.FAILURE_SENSOR, instance, told)
     assert told.keys == [run]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.checks import CHECKS, blocking_checks
 from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, numbers
 from ringrift_pipeline.orchestration.settings import LaunchRefusedError
+from ringrift_pipeline.store.kinds import CODE_VERSIONS
 
 NINE = (*names.ASSETS, "champion")
 RETENTION = AssetKey(["retention"])  # the one asset that is nobody's generation
@@ -41,9 +44,10 @@ def test_nine_assets_a_config_in_a_group_of_its_own() -> None:
             assert node.is_external and node.partitions_def is None
         else:
             assert node.partitions_def == names.partitions(config)
-            assert node.code_version
+            assert node.code_version == CODE_VERSIONS[name]
     disk = graph.get(RETENTION)
     assert disk.group_name == "disk" and disk.description and disk.owners and disk.kinds
+    assert disk.code_version == CODE_VERSIONS["retention"]
 
 
 def test_each_config_has_partitions_of_its_own() -> None:
@@ -74,6 +78,19 @@ def test_every_asset_has_a_check_and_promotion_a_blocking_one() -> None:
     assert blocking_checks("evaluation") and blocking_checks("checkpoint")
     for check in CHECKS:
         assert check.judge.__doc__, check.name
+
+
+def test_what_to_do_can_work() -> None:
+    """Settings change with the next generation only: a plan freezes its own."""
+    from ringrift_pipeline.enhancements import TrainingConfig
+
+    settings = {field.name for field in TrainingConfig.fields()}
+    for check in CHECKS:
+        named = re.findall(r"\b[a-z]+\.[a-z_]+", check.todo)
+        assert set(named) <= settings, check.name
+        assert not named or "Launch the next generation with" in check.todo, check.name
+        assert "resume" not in check.todo, check.name
+        assert "Materialize" not in check.todo or "remove" in check.todo, check.name
 
 
 def test_jobs_sensor_and_schedules() -> None:
@@ -151,6 +168,20 @@ def test_a_launch_refuses_unknown_names(values: dict[str, Any]) -> None:
         launch("hex8_2p", values)
 
 
+def test_what_resume_names_is_looked_for_at_launch_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on from a state uses it up, and the steps after it read the same."""
+    values = {"resume": str(tmp_path / "state")}
+    with pytest.raises(LaunchRefusedError, match="resume: .*nor a folder"):
+        launch("hex8_2p", values)
+    (tmp_path / "state").mkdir()
+    assert launch("hex8_2p", values)
+    (tmp_path / "state").rmdir()
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())  # as in a step
+    assert launch("hex8_2p", values)
+
+
 def test_the_launchpad_has_the_settings_and_no_others() -> None:
     """The same names, descriptions, defaults and bounds as on the command line."""
     from ringrift_pipeline.enhancements import TrainingConfig
@@ -179,3 +210,15 @@ def test_at_most_fifteen_numbers_are_shown() -> None:
     assert len(shown) == MOST_NUMBERS and next(iter(shown)) == "val/loss"
     assert "steps" not in shown
     assert numbers({"train/x": float("nan"), "train/ok": True, "train/y": 1}) == {"train/y": 1}
+
+
+def test_descriptions_say_what_the_defaults_leave_off() -> None:
+    from ringrift_pipeline.training.hard_examples import GLANCE
+
+    graph = defs.get_repository_def().asset_graph
+    scores, examples = (
+        str(graph.get(AssetKey(["hex8_2p", name])).description)
+        for name in ("quality_scores", "hard_examples")
+    )
+    assert "where `quality.enabled` says so" in scores
+    assert "Where `mining.enabled` says so" in examples and f"{GLANCE} of them" in examples

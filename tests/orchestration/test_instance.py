@@ -114,7 +114,7 @@ def test_the_owner_begins_by_tidying_up(data: Path) -> None:
         run = instance.get_run_by_id(lost)
         assert run is not None and run.status == DagsterRunStatus.FAILURE
         assert not half.exists() and not progress_folder(data).exists()
-        assert instance.get_dynamic_partitions("hex8_2p_generation") == ["0000"]
+        assert instance.get_dynamic_partitions("hex8_2p_generation") == ["0000", "0001"]
 
 
 def test_where_the_data_root_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

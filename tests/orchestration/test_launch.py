@@ -106,6 +106,8 @@ def test_the_launchpad_refuses_by_field_and_bound(launchpad: Launchpad) -> None:
         (generation, settings(training={"batch_size": -4}), "training.batch_size", "equal to 1 "),
         (generation, settings(watch={"stalled_hours": 0.0}), "watch.stalled_hours", "than 0 "),
         (generation, settings(last_generation=-1), "last_generation", "from 0"),
+        (generation, settings(resume="nevr"), "resume", "neither auto nor never nor a folder"),
+        (generation, settings(evaluation={"opponents": ["bob"]}), "evaluation.opponents", "bob"),
         ("champion_gauntlet", op("gauntlet", config="square8_2p", games=-1), "games", "equal to 2"),
         ("champion_gauntlet", op("gauntlet", config="square8_9p"), "config", "square8_9p"),
         (

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from ringrift_pipeline.orchestration.metadata import MOST_PICTURE, of_artefact, picture
+from ringrift_pipeline.orchestration.places import game_address, own_play_port
 from ringrift_pipeline.store import Store
+
+WHOLE = "loss, whole (file on the server)"  # a path, which a browser cannot open
 
 
 @pytest.mark.parametrize(
@@ -42,8 +45,30 @@ def test_an_artefact_shows_its_picture_and_where_the_whole_one_is(store: Store) 
         (draft.path / "metrics.jsonl").write_text(json.dumps({}))
     shown = of_artefact(draft.artefact)
     assert set(shown) == {
-        "train/loss", "loss", "loss_file", "list", "digest", "path", "parent_generation",
+        "train/loss", "loss", WHOLE, "list", "digest", "path", "parent_generation",
     }  # fmt: skip
-    assert shown["loss_file"].value == str(draft.artefact.path / "loss.full.svg")
+    assert shown[WHOLE].value == str(draft.artefact.path / "loss.full.svg")
     assert shown["list"].value == "# list"
     assert shown["parent_generation"] == "3"  # a number would be plotted
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "port"),
+    [
+        (None, "http://127.0.0.1:3001", 3001),
+        ("http://localhost:4000/", "http://localhost:4000", 4000),
+        ("http://trainer:3001", "http://trainer:3001", None),
+        ("https://127.0.0.1:3001", "https://127.0.0.1:3001", None),
+        ("http://127.0.0.1:3001/play", "http://127.0.0.1:3001/play", None),
+        ("http://127.0.0.1:many", "http://127.0.0.1:many", None),
+    ],
+)
+def test_links_lead_to_the_page_of_recorded_games(
+    url: str | None, address: str, port: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RINGRIFT_PLAY_URL", raising=False)
+    if url is not None:
+        monkeypatch.setenv("RINGRIFT_PLAY_URL", url)
+    link = game_address("square8_2p-0001-0000-0002?ply=7")
+    assert link == f"{address}/games/square8_2p/0001/0000/0002?ply=7"
+    assert own_play_port() == port

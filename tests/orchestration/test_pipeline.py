@@ -5,13 +5,22 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from dagster import AssetKey, AssetMaterialization, build_sensor_context
+from dagster import (
+    AssetKey,
+    AssetMaterialization,
+    DagsterInstance,
+    FloatMetadataValue,
+    IntMetadataValue,
+    build_sensor_context,
+)
 
 from ringrift_pipeline.cli import run
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.champion import champion_event
 from ringrift_pipeline.orchestration.checks import CHECKS
 from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS
 from ringrift_pipeline.orchestration.summary import summarize
@@ -83,8 +92,59 @@ def test_pictures_are_small_and_the_whole_ones_are_beside_them(played: Played) -
         for picture in pictures:
             text = str(metadata[picture].value)
             assert text.startswith(f"![{picture}](data:image/") and len(text) < 50_100, name
-            whole = Path(str(metadata[f"{picture}_file"].value))
+            whole = Path(str(metadata[f"{picture}, whole (file on the server)"].value))
             assert whole.is_file() and ".full." in whole.name
+
+
+def test_every_asset_with_a_table_shows_its_columns(played: Played) -> None:
+    from ringrift_pipeline.selfplay.shards import SHARD_SCHEMA
+
+    graph = defs.get_repository_def().asset_graph
+    store = Store(played.data)
+    shown: dict[str, list[str]] = {}
+    for name in names.ASSETS:
+        kind = "selfplay-shard-0000" if name == "selfplay_shards" else name
+        files = store.require(played.config, 0, kind).files
+        if any(Path(file).suffix in (".parquet", ".arrow") for file in files):
+            defined = graph.get(AssetKey([played.config, name])).metadata
+            metadata = {**defined, **materialization(played, name).metadata}
+            found = metadata["dagster/column_schema"]
+            schema = getattr(found, "value", found)
+            assert all(column.description and column.type for column in schema.columns), name
+            shown[name] = [column.name for column in schema.columns]
+    assert set(shown) == {
+        "selfplay_shards", "quality_scores", "hard_examples", "calibration_report", "evaluation",
+    }  # fmt: skip
+    assert shown["selfplay_shards"] == SHARD_SCHEMA(played.config).names
+
+
+def plotted(metadata: Any) -> list[str]:
+    """The names that the UI draws over generations."""
+    return [
+        name
+        for name, value in metadata.items()
+        if isinstance(value, IntMetadataValue | FloatMetadataValue)
+    ]
+
+
+def test_nothing_plots_more_than_fifteen_numbers(copied: Store, played: Played) -> None:
+    for name in names.ASSETS:
+        assert len(plotted(materialization(played, name).metadata)) <= MOST_NUMBERS, name
+    checks = played.result.get_asset_check_evaluations()
+    assert len(checks) == len(CHECKS)
+    for check in checks:
+        assert len(plotted(check.metadata)) <= MOST_NUMBERS, check.check_name
+    gate = copied.require(played.config, 0, "evaluation").read_json("report.json")["gate"]
+    gate["sprt"] = {"llr": 3.1, "alpha": 0.05, "beta": 0.05, "elo0": 0.0, "elo1": 35.0}
+    rating = {"rating": 1250.0, "low": 1200.0, "high": 1300.0}
+    model = copied.require(played.config, 0, "ema_model")
+    copied.promote(played.config, 0, model, {"gate": gate, "rating": rating})
+    champion = copied.champion(played.config)
+    assert champion is not None
+    with DagsterInstance.ephemeral() as instance:
+        event = champion_event(instance, champion)
+    assert event is not None and event.metadata["generation"].value == "0000"
+    assert plotted(event.metadata) == ["eval/elo", "eval/elo_low", "eval/elo_high", "eval/sprt_llr"]
 
 
 def test_data_versions_are_the_digests(played: Played) -> None:

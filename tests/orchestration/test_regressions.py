@@ -220,6 +220,23 @@ def test_three_generations_of_the_same_player_are_needed(store: Store) -> None:
     assert not run_check("selfplay_shards", "play_steady", "0004").passed
 
 
+def test_four_seats_plot_every_chance_and_no_more_than_fifteen_numbers(store: Store) -> None:
+    from ringrift_pipeline.orchestration.judgements import Judgement
+    from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS
+    from ringrift_pipeline.orchestration.regressions import play_steady
+    from ringrift_pipeline.orchestration.step import Step
+
+    seats = {f"seat_{seat}_share": 0.25 for seat in range(1, 5)}
+    for generation in range(5):
+        land_play(store, generation, **seats)
+    step = Step(CONFIG, 4, store, lambda *_: None, lambda: False)
+    judged: Judgement = play_steady(step)
+    assert judged.passed and len(judged.numbers) <= MOST_NUMBERS
+    assert len([name for name in judged.numbers if name.endswith("_chance")]) == 7
+    ranges = [name for name in judged.numbers if name.endswith(("_low", "_high"))]
+    assert len(ranges) == 6 and "drift/plies_low" in ranges
+
+
 def test_real_games_are_measured(copied: Store) -> None:
     """From the shards' own rows, by the definitions."""
     from ringrift_pipeline.selfplay.shards import SHARD_FILE, read_shard

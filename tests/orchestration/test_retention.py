@@ -76,12 +76,25 @@ def rows(table: Any) -> list[dict[str, Any]]:
 
 def test_by_itself_it_only_tells(history: Store, instance: DagsterInstance) -> None:
     before = sorted(path for path in history.root.rglob("*") if path.is_file())
-    told, _ = run_job(instance, budget_gb=1e-6, keep_generations=1)
+    told, check = run_job(instance, budget_gb=1e-6, keep_generations=1)
     assert sorted(path for path in history.root.rglob("*") if path.is_file()) == before
     assert told["dry_run"] is True
-    assert told["disk/artefacts_deleted"] == len(rows(told["deleted"])) == 5
-    assert told["disk/bytes_before"] == used_bytes(history.root)
-    assert told["disk/bytes_after"] == told["disk/bytes_before"] - 50_000
+    assert len(rows(told["would be deleted"])) == 5 and "deleted" not in told
+    left = used_bytes(history.root) - 50_000
+    assert told["would delete"] == f"5 artefacts, 50000 bytes; {left} bytes would remain"
+    # nothing is plotted that did not happen
+    assert told["disk/bytes_before"] == told["disk/bytes_after"] == used_bytes(history.root)
+    assert not {"disk/bytes_deleted", "disk/artefacts_deleted"} & set(told)
+    assert not check.passed and "nothing was deleted: launch it with dry_run" in check.description
+
+
+def test_a_dry_run_is_judged_by_what_is_there(history: Store, instance: DagsterInstance) -> None:
+    """What it would delete is enough to keep the budget, and is still there."""
+    budget = (used_bytes(history.root) - 25_000) / GB
+    _, check = run_job(instance, budget_gb=budget, keep_generations=1)
+    assert not check.passed and "0.000 GB above the budget" in check.description
+    _, check = run_job(instance, budget_gb=1.0, keep_generations=1)
+    assert check.passed
 
 
 def test_it_comes_under_the_budget_and_tells_what_it_did(

@@ -11,12 +11,12 @@ import pytest
 from dagster import DagsterInstance, DagsterRun, build_sensor_context
 
 from ringrift_pipeline.definitions import defs
-from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration import following, names
 from ringrift_pipeline.orchestration.champion import last_reported, reconcile
 from ringrift_pipeline.orchestration.checks import CHECKS
+from ringrift_pipeline.orchestration.cursor import Stopped, read_cursor
 from ringrift_pipeline.orchestration.notify import Alert
 from ringrift_pipeline.orchestration.outbox import Outbox
-from ringrift_pipeline.orchestration.sensor import read_cursor
 from ringrift_pipeline.store import Store
 
 from . import conftest
@@ -27,16 +27,19 @@ THREE = ("square8_2p", "hex8_3p", "hexagonal_4p")
 
 def tick(instance: DagsterInstance, cursor: str | None = None) -> Any:
     """One evaluation of the sensor; what it asks for is done as the daemon does it."""
+    result = crashing_tick(instance, cursor)
+    for event in result.asset_events:
+        instance.report_runless_asset_event(event)
+    return result
+
+
+def crashing_tick(instance: DagsterInstance, cursor: str | None = None) -> Any:
+    """One evaluation of the sensor by a daemon that dies before it does what was asked for."""
     sensor = defs.get_repository_def().get_sensor_def(names.SENSOR)
     with build_sensor_context(
         instance=instance, cursor=cursor, repository_def=defs.get_repository_def()
     ) as context:
-        result = sensor.evaluate_tick(context)
-    for request in result.dynamic_partitions_requests or []:
-        instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
-    for event in result.asset_events:
-        instance.report_runless_asset_event(event)
-    return result
+        return sensor.evaluate_tick(context)
 
 
 def keys(result: Any) -> list[str]:
@@ -76,7 +79,7 @@ def test_a_restart_with_its_cursor_asks_for_nothing_again(
     first = tick(instance)
     again = tick(instance, first.cursor)
     assert keys(again) == [] and again.asset_events == []
-    assert read_cursor(again.cursor) == read_cursor(first.cursor)
+    assert again.cursor == first.cursor
     land("hex8_3p", 1)
     assert keys(tick(instance, again.cursor)) == ["hex8_3p/0002"]
 
@@ -101,14 +104,26 @@ def test_a_lost_cursor_gives_the_same_run_keys_and_no_second_champion_event(
         '{"square8_2p": 0, "other": 3}',
         '{"square8_2p": "seven", "hex8_3p": null, "hexagonal_4p": {}, "held": 4}',
         '{"square8_2p": -1, "hex8_3p": 2.5, "hexagonal_4p": true, "held": {"hex8_3p": "x"}}',
+        '{"failed": 4}',
+        '{"failed": {"hex8_3p": 7, "hex8_2p": {"storage_id": 1}, "other": {}}}',
+        '{"failed": {"hex8_3p": {"storage_id": 7, "generation": true, "run": null}}}',
     ],
 )
 def test_an_odd_cursor_starts_over(
     cursor: str, instance: DagsterInstance, store: Store, land: Land
 ) -> None:
-    assert set(read_cursor(cursor)) <= {"square8_2p"}
+    read = read_cursor(cursor)
+    assert set(read.handled) <= {"square8_2p"} and not read.held and not read.failed
     land("hex8_3p", 0)
     assert keys(tick(instance, cursor)) == ["hex8_3p/0001"]
+
+
+def test_the_cursor_reads_back_and_those_of_earlier_versions_too() -> None:
+    cursor = read_cursor('{"hex8_3p": 7, "held": {"hex8_3p": 9}}')
+    assert cursor.handled == {"hex8_3p": 7} and cursor.held == {"hex8_3p": 9}
+    for run in ("some", None):
+        cursor.stop("square8_2p", Stopped(12, 3, run))
+        assert read_cursor(cursor.text) == cursor
 
 
 def test_a_generation_that_has_a_run_is_not_started_again(
@@ -171,7 +186,7 @@ def test_a_failed_check_promotes_nothing_and_stops_the_loop(
     assert store.champion("square8_2p") is None
     reasons = store.require("square8_2p", 0, "decision").metadata["reasons"]
     assert reasons == ["check evaluation_sound of evaluation failed: as asked"]
-    assert "square8_2p" in read_cursor(result.cursor)
+    assert "square8_2p" in read_cursor(result.cursor).handled
 
 
 def test_a_check_that_never_ran_counts_as_failed_once_its_run_is_over(
@@ -194,7 +209,7 @@ def test_a_pending_check_holds_its_own_config_only(
     )
     result = tick(instance)
     assert keys(result) == ["hex8_2p/0001"]
-    assert set(read_cursor(result.cursor)) == {"hex8_2p"}
+    assert set(read_cursor(result.cursor).handled) == {"hex8_2p"}
     assert store.current("square8_2p", 0, "decision") is None
     monkeypatch.undo()
 
@@ -261,22 +276,20 @@ def test_a_damaged_model_is_not_promoted(
 def test_a_plan_whose_settings_cannot_be_used_stops_its_own_loop_only(
     instance: DagsterInstance, store: Store, land: Land, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ringrift_pipeline.orchestration import sensor
-
     def refuse(store: Store, config: str, *rest: Any) -> Any:
         if config == "hex8_3p":
             raise ValueError("min_evaluations must be at most the window")
         return next_settings(store, config, *rest)
 
-    next_settings = sensor.next_settings
-    monkeypatch.setattr(sensor, "next_settings", refuse)
+    next_settings = following.next_settings
+    monkeypatch.setattr(following, "next_settings", refuse)
     for config in THREE:
         land(config, 0)
     result = tick(instance)
     assert sorted(keys(result)) == ["hexagonal_4p/0001", "square8_2p/0001"]
     reasons = store.require("hex8_3p", 0, "decision").metadata["reasons"]
     assert reasons[-1].startswith("no next generation: min_evaluations")
-    assert "hex8_3p" in read_cursor(result.cursor)
+    assert "hex8_3p" in read_cursor(result.cursor).handled
 
 
 def test_start_up_brings_partitions_and_champions_up_to_the_store(
@@ -288,7 +301,8 @@ def test_start_up_brings_partitions_and_champions_up_to_the_store(
     rating = {"rating": 1250.0, "low": 1200.0, "high": 1300.0}
     store.promote("square8_2p", 1, model, {"gate": {"reasons": ["by hand"]}, "rating": rating})
     reconcile(instance, store)
-    assert instance.get_dynamic_partitions("square8_2p_generation") == ["0000", "0001", "0002"]
+    offered = ["0000", "0001", "0002", "0003"]  # also what comes next: it can be launched then
+    assert instance.get_dynamic_partitions("square8_2p_generation") == offered
     assert last_reported(instance, "square8_2p") == model.digest
     event = instance.get_latest_materialization_event(names.asset_key("square8_2p", "champion"))
     assert event is not None and event.asset_materialization is not None
@@ -298,16 +312,6 @@ def test_start_up_brings_partitions_and_champions_up_to_the_store(
     assert made.tags is not None
     assert made.tags["dagster/data_version"] == model.digest[:16]
     assert reconcile(instance, store) == []
-
-
-def test_start_up_offers_the_generation_that_comes_next(
-    instance: DagsterInstance, store: Store
-) -> None:
-    """A partition that does not exist cannot be launched from the browser."""
-    fake_evaluation(store, "hex8_2p", 0, True, None)
-    reconcile(instance, store)
-    assert instance.get_dynamic_partitions("hex8_2p_generation") == ["0000", "0001"]
-    assert instance.get_dynamic_partitions("square8_2p_generation") == ["0000"]
 
 
 def test_the_cursor_is_json_by_config(instance: DagsterInstance, land: Land) -> None:
@@ -394,7 +398,7 @@ def test_a_pending_check_before_the_evaluation_is_waited_for(
         patch.setattr(DagsterRun, "is_finished", property(lambda run: run.run_id != running))
         result = tick(instance)
     assert keys(result) == ["hex8_2p/0001"]
-    assert set(read_cursor(result.cursor)) == {"hex8_2p"}
+    assert set(read_cursor(result.cursor).handled) == {"hex8_2p"}
     assert store.current("square8_2p", 0, "decision") is None
     assert keys(tick(instance, result.cursor)) == []  # its run ended without a word
     assert store.require("square8_2p", 0, "decision").metadata["end"] == "checks"
@@ -468,7 +472,7 @@ def test_an_unforeseen_error_stays_with_its_config_and_is_reported_once(
         land("hex8_3p", 0)
     result = tick(instance)
     assert sorted(keys(result)) == ["hexagonal_4p/0001", "square8_2p/0001"]
-    assert set(read_cursor(result.cursor)) == {"square8_2p", "hexagonal_4p"}
+    assert set(read_cursor(result.cursor).handled) == {"square8_2p", "hexagonal_4p"}
     assert store.current("hex8_3p", 0, "decision") is None
     again = tick(instance, result.cursor)
     assert "hex8_3p: KeyError" in again.skip_message
@@ -508,7 +512,7 @@ def test_a_paused_config_is_promoted_once_and_goes_on_when_it_is_resumed(
     assert store.champion("hex8_3p").generation == 0  # type: ignore[union-attr]
     assert last_reported(instance, "hex8_3p") is not None
     assert store.current("hex8_3p", 0, "decision") is None
-    assert "hex8_3p" not in read_cursor(first.cursor)
+    assert "hex8_3p" not in read_cursor(first.cursor).handled
 
     with monkeypatch.context() as patch:  # nothing is looked at again while it waits
         patch.setattr(Store, "promote", lambda *_, **__: pytest.fail("promoted again"))

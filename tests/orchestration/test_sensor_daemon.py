@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance
 
-from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration import following, names
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.sensor import INTERVAL
 from ringrift_pipeline.store import Store
@@ -59,9 +59,7 @@ def test_restarted_daemons_start_each_generation_once(
     # Started again after a crash that lost the cursor, and blind for the runs that exist: the run
     # keys alone keep it from starting a generation twice.
     forget_cursor(instance)
-    from ringrift_pipeline.orchestration import sensor
-
-    monkeypatch.setattr(sensor, "_has_run", lambda *_: False)
+    monkeypatch.setattr(following, "_has_run", lambda *_: False)
     with daemon(instance) as workspace:
         sensor_tick(workspace)
     assert queued(instance) == wanted

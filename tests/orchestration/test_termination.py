@@ -16,13 +16,13 @@ from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.atomic import TEMPORARY
 
 from . import light
-from .served import Served, is_gone, served, wait_for
+from .served import PATIENCE, Served, is_gone, served, wait_for
 
 MADE = ("selfplay_shards", "checkpoint", "ema_model", "evaluation")
 SETTINGS = {
     "preset": "smoke",
     "device": "cpu",
-    "selfplay": {"games": 600, "games_per_shard": 300, "parallel_games": 4, "workers": 1},
+    "selfplay": {"games": 600, "games_per_shard": 300, "parallel_games": 4, "workers": 2},
     "network": {"blocks": 1, "channels": 8, "value_channels": 4},
     "training": {"max_steps": 500, "batch_size": 32, "holdout_fraction": 0.05, "threads": 1},
     "quality": {"enabled": False},
@@ -30,7 +30,6 @@ SETTINGS = {
     "evaluation": {"games": 96, "max_games": 96, "simulations": 4, "anchor_games": 0},
     "last_generation": 0,
 }
-SOON = 60.0  # seconds; a machine with other work makes few of them many
 
 
 @pytest.mark.slow
@@ -52,14 +51,26 @@ def stop_three_times(ui: Served) -> None:
         [[light.CONFIG, name] for name in MADE],
     )
     done: list[str] = []
-    for step in ("selfplay_shards.play[0000]", "checkpoint", "evaluation"):
-        working = at_work(ui, run_id, names.node_name(light.CONFIG, step))
+    for asset, kind, at_once in (
+        ("selfplay_shards.play[0000]", "selfplay-shard-0000", 0),
+        ("checkpoint", "checkpoint", 0),
+        ("evaluation", "evaluation", 2),
+    ):
+        step = names.node_name(light.CONFIG, asset)
+        working = at_work(ui, run_id, step)
+        workers = workers_of(working.pid)
+        assert len(workers) == at_once
         ui.terminate(run_id)
-        wait_for(lambda working=working: is_gone(working.pid), SOON, f"{step} stops")  # type: ignore[misc]
-        assert ui.finished(run_id, SOON) == DagsterRunStatus.CANCELED
+        assert ui.finished(run_id) == DagsterRunStatus.CANCELED
+        for pid in [working.pid, *workers]:
+            wait_for(lambda pid=pid: is_gone(pid), PATIENCE, f"{asset} stops")  # type: ignore[misc]
+        # it ended because it was asked to, in the middle of what it did
+        assert ui.steps(run_id, DagsterEventType.RUN_CANCELING)
+        assert step not in ui.steps(run_id, DagsterEventType.STEP_SUCCESS)
+        assert store.current(light.CONFIG, 0, kind) is None
         assert half_written(ui.data) == []
-        for kind in store.kinds(light.CONFIG, 0):
-            store.require(light.CONFIG, 0, kind)
+        for made in store.kinds(light.CONFIG, 0):
+            store.require(light.CONFIG, 0, made)
         done += ui.steps(run_id, DagsterEventType.STEP_SUCCESS)
         run_id = ui.again(run_id)
     assert ui.finished(run_id) == DagsterRunStatus.SUCCESS, ui.errors(run_id)
@@ -85,3 +96,16 @@ def at_work(ui: Served, run_id: str, step: str) -> StepProgress:
 def half_written(data: Path) -> list[Path]:
     """Temporary files and folders of the store."""
     return [*data.rglob(f"{TEMPORARY}*")]
+
+
+def workers_of(pid: int) -> list[int]:
+    """Process ids of a process's own workers, as `multiprocessing` spawns them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            if parent == pid and "spawn_main" in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:  # it has ended meanwhile
+            continue
+    return found

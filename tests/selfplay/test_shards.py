@@ -173,6 +173,20 @@ def test_shards_of_earlier_formats_are_read(
         read_shard(tmp_path / "cut.arrow")
 
 
+def test_of_the_longest_games_a_whole_one_is_shown() -> None:
+    from ringrift_pipeline.selfplay.collecting import _shown_games
+
+    games = {
+        "id": np.array(["a", "b", "c", "d"], dtype=object),
+        "plies": np.array([90, 70, 80, 90]),
+        "reason": np.array([-1, 2, 0, -1]),
+        "surprise_a_decision": np.array([0.1, 0.2, 0.3, 0.4]),
+    }
+    assert _shown_games(games) == {"longest": "c", "most surprising": "d"}
+    games["reason"][:] = -1
+    assert _shown_games(games)["longest"] == "a"
+
+
 def test_collect_counts_what_the_shards_hold(either: Played) -> None:
     store, plan = either
     artefact = collect(store, plan)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 from ringrift_pipeline.drawing import charts
+from ringrift_pipeline.game import State, new_game
 from ringrift_pipeline.network import load_model
 from ringrift_pipeline.selfplay import Plan, iter_shards
 from ringrift_pipeline.selfplay.plan import open_model
@@ -22,7 +26,13 @@ from ringrift_pipeline.training import (
     open_window,
     score_games,
 )
-from ringrift_pipeline.training.gallery import SHOWN, draw_gallery, find_examples, judged_by
+from ringrift_pipeline.training.gallery import (
+    SHOWN,
+    Example,
+    draw_gallery,
+    find_examples,
+    judged_by,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -105,3 +115,47 @@ def test_boards_too_large_for_the_event_log_are_in_the_file_alone(
     folder.mkdir()
     draw_gallery(folder, find_examples(store, second, hardest(mined), {}))
     assert [path.name for path in folder.iterdir()] == ["gallery.full.svg"]
+
+
+def fullest(config: str) -> State:
+    """The position of a random game in which most stands on the board."""
+    rng = random.Random(5)
+    state = best = new_game(config)
+    most = -1
+    for ply in range(10_000):
+        codes = state.legal_codes()
+        if not len(codes):
+            break
+        if ply % 10 == 0:
+            record = state.to_record()
+            rings = sum(map(len, record["stacks"].values()))
+            there = rings + len(record["markers"]) + len(record["collapsed"])
+            if there > most and len(codes) > 1:
+                most, best = there, state
+        state = state.apply_code(int(rng.choice(codes)))
+    return best
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["square8_4p", "square19_2p", "square19_4p", "hex8_2p", "hexagonal_2p", "hexagonal_4p"],
+)
+def test_every_board_has_a_picture_in_the_event_log(config: str, tmp_path: Path) -> None:
+    state = fullest(config)
+    even = np.full(len(state.legal_codes()), 1.0 / len(state.legal_codes()))
+    draw_gallery(tmp_path, [Example(state, ("a game", "hard"), even, even, 0.5, 0.4)] * SHOWN)
+    assert (tmp_path / "gallery.svg").stat().st_size <= charts.MOST_BYTES
+    assert len(boards(tmp_path / "gallery.svg")) >= 1
+    assert len(boards(tmp_path / "gallery.full.svg")) == 2 * SHOWN
+
+
+def test_where_two_boards_do_not_fit_one_is_shown(
+    store: Store, second: Plan, mined: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = find_examples(store, second, hardest(mined)[:1], {})
+    both = [replace(one, network=one.search, network_value=0.5) for one in drawn]
+    draw_gallery(tmp_path, both)
+    monkeypatch.setattr(charts, "MOST_BYTES", (tmp_path / "gallery.svg").stat().st_size - 1)
+    draw_gallery(tmp_path, both)
+    assert len(boards(tmp_path / "gallery.svg")) == 1
+    assert "search" in (tmp_path / "gallery.svg").read_text()

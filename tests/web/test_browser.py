@@ -207,6 +207,22 @@ def test_a_recorded_game_step_by_step(opened: Callable[..., Page], client: Clien
     )
 
 
+def test_a_game_that_was_cut_short_has_no_winner(opened: Callable[..., Page]) -> None:
+    place = f"{CONFIG}/0001/0000/0001"
+    page = opened(f"/games/{place}")
+
+    def cut(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "winners": [], "reason": "cut short"})
+
+    page.route(f"**/api/games/{place}", cut)
+    page.reload()
+    page.locator("#summary", has_text="cut short, no winner").wait_for()
+    page.locator("#last").click()
+    page.locator("#ply", has_text="cut short here, without a winner").wait_for()
+    assert "The game is over" not in page.locator("#ply").inner_text()
+
+
 def test_games_are_found_by_links(opened: Callable[..., Page]) -> None:
     page = opened("/games")
     for name in (CONFIG, "0001", "0000", "0001"):

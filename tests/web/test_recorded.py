@@ -11,11 +11,12 @@ from urllib.parse import quote
 import pytest
 
 from ringrift_pipeline.drawing import describe
+from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.game import new_game
-from ringrift_pipeline.selfplay import read_shard, shard_kind
+from ringrift_pipeline.selfplay import plan_generation, play_shards, read_shard, shard_kind
 from ringrift_pipeline.store import Store
 
-from .conftest import CONFIG, Client, running
+from .conftest import CONFIG, NOW, TINY, Client, running
 
 
 def rows_of(data: Path, generation: int, shard: int) -> list[dict[str, Any]]:
@@ -66,6 +67,47 @@ def test_every_ply_is_what_was_recorded(client: Client, data: Path, generation: 
     end = client.get(f"{place}?ply={game['plies']}").json
     assert state.is_terminal and end["played"] is None and end["decision"] is None
     assert end["position"]["winner"] == state.winner
+
+
+@pytest.fixture()
+def cut(data: Path, tmp_path: Path) -> Iterator[tuple[Client, str, int]]:
+    """The heuristic's games again, cut short where one of them has forced plies ahead of it: a
+    client, that game's place, and its length.
+    """
+    for shard, game, ply in forced_plies(data):
+        store = Store(tmp_path / "cut")
+        settings = TrainingConfig().with_overrides({**TINY, "selfplay.max_plies": ply})
+        play_shards(store, plan_generation(store, CONFIG, 0, settings, NOW), workers=1)
+        for client in running(store.root):
+            yield client, f"{CONFIG}/0000/{shard:04d}/{game:04d}", ply
+        return
+    raise AssertionError("no ply of these games was forced")
+
+
+def forced_plies(data: Path) -> Iterator[tuple[int, int, int]]:
+    """(shard, game, ply) of generation 0: the first forced ply of each game."""
+    for shard in (0, 1):
+        rows = rows_of(data, 0, shard)
+        for game in {row["game"] for row in rows}:
+            own = [row for row in rows if row["game"] == game]
+            plies = {row["ply"] for row in own}
+            for ply in range(8, own[0]["game_plies"]):
+                if ply not in plies:
+                    yield shard, game, ply
+                    break
+
+
+def test_a_game_that_was_cut_short_ends_where_it_did(cut: tuple[Client, str, int]) -> None:
+    client, place, length = cut
+    game = client.get(f"/api/games/{place}").json
+    assert game["plies"] == len(game["moves"]) == length
+    assert game["reason"] == "cut short" and game["winners"] == []
+    end = client.get(f"/api/games/{place}?ply={length}").json
+    assert end["played"] is None and end["position"]["winner"] is None
+    assert len(end["position"]["svg"]) and end["position"]["ranking"] is None
+    assert client.get(f"/api/games/{place}?ply={length + 1}").status == 404
+    listed = client.get(f"/api/games/{place.rsplit('/', 1)[0]}").json["items"]
+    assert next(one for one in listed if one["game"] == place[-4:])["winners"] == []
 
 
 def check(decision: dict[str, Any], row: dict[str, Any], played: str) -> None:

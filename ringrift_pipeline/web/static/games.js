@@ -39,7 +39,7 @@ function list(names, items) {
   const cell = (item, name) => {
     const value = item[name];
     if (name === level) return el("th", { scope: "row" }, el("a", { href: `/games/${[...names, value].join("/")}` }, value));
-    if (name === "winners") return el("td", {}, ...value.flatMap((seat) => [token(seat), ` seat ${seat} `]));
+    if (name === "winners") return el("td", {}, ...(value.length ? value.flatMap((seat) => [token(seat), ` seat ${seat} `]) : ["no winner"]));
     return el("td", { class: typeof value === "number" ? "number" : null }, name === "surprise" ? value.toFixed(3) : name === "reason" ? words(value) : value);
   };
   return fill(
@@ -55,6 +55,8 @@ function list(names, items) {
 
 // --- one game -----------------------------------------------------------------------------------
 
+const cut = () => !game.winners.length;
+
 async function view(place, found) {
   game = { ...found, place };
   $("listing").hidden = true;
@@ -64,7 +66,7 @@ async function view(place, found) {
   const who = game.player === "heuristic" ? "the heuristic, which records no values or surprise" : `the model of generation ${game.model_generation}`;
   $("summary").textContent =
     `Played by ${who}; ${game.plies} plies, ${game.decisions} of them decisions; ` +
-    `won by seat ${game.winners.join(" and ")}: ${words(game.reason)}.`;
+    (cut() ? "cut short, no winner." : `won by seat ${game.winners.join(" and ")}: ${words(game.reason)}.`);
   $("slider").max = game.plies;
   $("slider").oninput = () => go(Number($("slider").value));
   $("first").onclick = () => go(0);
@@ -102,14 +104,15 @@ async function go(ply) {
 function render({ ply, position, played, decision }) {
   board.show(position);
   showSeats($("game-seats"), position);
-  const kind = !played ? "the end" : !decision ? "forced" : decision.full_search ? "full search" : "cheap search";
-  const text = played ? `Ply ${ply} of ${game.plies}, seat ${played.seat}: ${words(played.text)} (${kind})` : `Ply ${ply} of ${game.plies}: the end`;
+  const end = cut() ? "cut short" : "the end";
+  const kind = !decision ? "forced" : decision.full_search ? "full search" : "cheap search";
+  const text = played ? `Ply ${ply} of ${game.plies}, seat ${played.seat}: ${words(played.text)} (${kind})` : `Ply ${ply} of ${game.plies}: ${end}`;
   fill($("ply-status"), played ? token(played.seat) : null, text);
   say(text);
   $("slider").setAttribute("aria-valuetext", text);
   for (const id of ["first", "previous"]) $(id).disabled = ply === 0;
   for (const id of ["next", "last"]) $(id).disabled = ply === game.plies;
-  fill($("ply"), ...(decision ? recorded(played, decision) : [el("p", { class: "quiet" }, played ? "There was one legal move; nothing is recorded." : "The game is over.")]));
+  fill($("ply"), ...(decision ? recorded(played, decision) : [el("p", { class: "quiet" }, played ? "There was one legal move; nothing is recorded." : cut() ? "The game was cut short here, without a winner." : "The game is over.")]));
   timeline();
 }
 

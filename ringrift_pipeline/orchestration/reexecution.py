@@ -1,0 +1,39 @@
+"""Is a run over for good, or will Dagster or somebody in the UI go on with its work?"""
+
+from __future__ import annotations
+
+import time
+
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, RunsFilter
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG
+
+RETRY_TAG = "dagster/will_retry"
+TAG_PATIENCE = 10.0  # seconds that Dagster may take to note whether it retries a run
+
+
+def retry_noted(instance: DagsterInstance, run: DagsterRun, failed_at: float) -> bool:
+    """Has Dagster noted whether it retries a failed run? It does so a moment after the failure."""
+    return (
+        RETRY_TAG in run.tags
+        or not instance.run_retries_enabled
+        or time.time() - failed_at > TAG_PATIENCE
+    )
+
+
+def run_end(instance: DagsterInstance, run_id: str | None) -> str | None:
+    """How a run ended, in words; None while it, or a run that re-executes it, may still do more."""
+    record = instance.get_run_record_by_id(run_id) if run_id else None
+    if record is None:
+        return "is unknown"
+    return None if _goes_on(instance, record) else f"ended ({record.dagster_run.status.value})"
+
+
+def _goes_on(instance: DagsterInstance, record: RunRecord) -> bool:
+    run = record.dagster_run
+    if not run.is_finished or run.is_complete_and_waiting_to_retry:
+        return True
+    failed = run.status == DagsterRunStatus.FAILURE
+    if failed and not retry_noted(instance, run, record.end_time or 0.0):
+        return True
+    again = instance.get_run_records(RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}))
+    return any(_goes_on(instance, child) for child in again)
