@@ -14,13 +14,20 @@ from .tracing import Zygote, tracer
 BEFORE, NOW = 0, 1  # generations: the one that is whole, the one that is worked on
 
 
+QUICK = ("test_nothing_runs_code.py::test_no_", "test_nothing_runs_code.py::test_the_walk")
+QUICK += ("test_nothing_runs_code.py::test_every_op", "test_the_model_of_a_disk")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The long sets run only where they are asked for by name."""
-    if "faults" in (config.getoption("-m") or "").replace("not faults", ""):
-        return
+    """All but the quickest run only where they are asked for: ``pytest -m faults tests/faults``."""
+    asked = "faults" in (config.getoption("-m") or "").replace("not faults", "")
+    here = Path(__file__).parent
     for item in items:
-        if "faults" in item.keywords and item.get_closest_marker("faults"):
-            item.add_marker(pytest.mark.skip(reason="takes hours: pytest -m faults"))
+        if here in item.path.parents and not any(name in item.nodeid for name in QUICK):
+            item.add_marker(pytest.mark.faults)
+            if not asked:
+                item.add_marker(pytest.mark.skip(reason="takes minutes to hours: pytest -m faults"))
 
 
 @pytest.fixture(scope="session")

@@ -214,7 +214,8 @@ def _worker(name: str, folder: Path, seed: int, budget: int, inbox: Any, place: 
     for data in target.seeds:
         target.run(data)  # good ones are accepted
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
     signal.signal(signal.SIGALRM, _late)
     while outcome.executions < budget:
         origin = rng.choice(pool)
@@ -240,6 +241,7 @@ def _worker(name: str, folder: Path, seed: int, budget: int, inbox: Any, place: 
             outcome.faults.setdefault(f"{place_of(error)}: {str(error)[:200]}", data)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+    resource.setrlimit(resource.RLIMIT_AS, before)
     inbox.send(outcome)
 
 
