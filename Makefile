@@ -46,7 +46,9 @@ test: lint
 # Chromium comes with the system (Debian: apt install chromium); RINGRIFT_CHROMIUM names another.
 browser: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
+	@# Each has a browser of its own, and one process cannot drive two.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web/test_browser.py
 
 bench: setup
 	@for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
