@@ -95,9 +95,9 @@ def save_model(
 def _read_sidecar(folder: Path) -> dict[str, Any]:
     path = folder / SIDECAR_FILE
     try:
-        if path.is_file():
-            check_file(path)
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        check_file(path)
+        sidecar = json.loads(data.decode("utf-8"))
     except CorruptArtefactError as error:
         raise CorruptModelError(str(error)) from error
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -164,9 +164,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRi
         weights = safetensors.torch.load(data)
     except SafetensorError as error:
         raise CorruptModelError(f"{path} is not a safetensors file ({error})") from error
-    least = (
-        2 * 18 * config.blocks * config.channels**2
-    )  # of the blocks' kernels alone, 16 bits each
+    kernels = 2 * config.blocks * 9 * config.channels**2  # numbers in those of the blocks
+    least = 2 * kernels  # bytes, with 16 bits each
     if len(data) < least:
         raise ModelMismatchError(
             f"{path} has {len(data)} bytes, a network of {config} at least {least}"

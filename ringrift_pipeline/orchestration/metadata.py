@@ -128,14 +128,14 @@ def for_people(artefact: Artefact) -> dict[str, Any]:
     """
     shown: dict[str, Any] = {}
     for name in artefact.files:
-        path = artefact.file(name)
+        path = artefact.path / name
         if path.suffix in IMAGES and path.stem.endswith(FULL):
             small = path.stem.removesuffix(FULL)
             shown[f"{small}, whole (file on the server)"] = MetadataValue.path(path)
         elif path.suffix in IMAGES:
-            shown[path.stem] = picture(path)
+            shown[path.stem] = picture(artefact.file(name))
         elif name.endswith(".md"):
-            shown[path.stem] = MetadataValue.md(path.read_text(encoding="utf-8"))
+            shown[path.stem] = MetadataValue.md(artefact.file(name).read_text(encoding="utf-8"))
     return shown
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from functools import cache
-from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,15 +11,18 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
+from ringrift_pipeline.store.manifest import ManifestMismatch, relative_path
+
 
 def _below(path: str) -> str:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\0" in path:
-        raise ValueError("leads out of the data root")
+    try:
+        relative_path(path)
+    except ManifestMismatch as error:
+        raise ValueError(f"leads out of the data root: {error}") from None
     return path
 
 
@@ -98,15 +99,10 @@ class _Plan(_Form):
         return self
 
 
-@cache
-def _adapter() -> TypeAdapter[_Plan]:
-    return TypeAdapter(_Plan)
-
-
 def check_form(raw: Mapping[str, Any]) -> str | None:
     """The first thing that is wrong with a plan's content, in words; None if nothing is."""
     try:
-        _adapter().validate_python(dict(raw))
+        _Plan.model_validate(dict(raw))
     except ValidationError as errors:
         fault = errors.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in fault["loc"])

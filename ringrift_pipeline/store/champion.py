@@ -85,11 +85,10 @@ def _read(layout: Layout, config: str) -> dict[str, Any] | None:
         ) from None
 
 
-def _history(layout: Layout, config: str) -> list[dict[str, Any]]:
-    """The lines of the history, each sealed and numbered. Raises CorruptArtefactError."""
-    path = layout.champions(config)
+def _history(path: Path, config: str, lines: list[Any]) -> list[dict[str, Any]]:
+    """The history in the lines of a file, each sealed and numbered. Raises CorruptArtefactError."""
     records = []
-    for number, line in enumerate(read_jsonl(path), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             record = _checked(unsealed(line), config)
             if record.get("promotion") != number:
@@ -112,12 +111,13 @@ def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
     Hold the config's folder lock. Raises CorruptArtefactError, also for lines that are missing.
     """
     champion = _read(layout, config)
-    lines = read_jsonl(layout.champions(config))
+    path = layout.champions(config)
+    lines = read_jsonl(path)
     older = any(not isinstance(line, dict) or "seal" not in line for line in lines)
     if (champion is None and older) or (champion is not None and "promotion" not in champion):
         champion = _migrated(layout, config, champion, lines)
-    history = _history(layout, config)
-    path = layout.champions(config)
+        lines = read_jsonl(path)
+    history = _history(path, config, lines)
     if champion is None or champion in history[-1:]:
         return history
     if not path.exists():  # moved away on purpose, or never written

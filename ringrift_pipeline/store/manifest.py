@@ -244,10 +244,10 @@ def hash_file(path: Path, remembered: bool = False) -> dict[str, Any]:
         digest = _recall(about) if remembered else None
         if digest is None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            after = os.fstat(file.fileno())
-            if _state(after) == _state(about):  # nobody wrote meanwhile
-                _remember(after, digest)
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": digest}
+            before, about = about, os.fstat(file.fileno())
+            if _state(about) == _state(before):  # nobody wrote meanwhile
+                _remember(about, digest)
+        return {"size": about.st_size, "sha256": digest}
 
 
 def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
