@@ -109,9 +109,9 @@ class Clock:
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, timed by this clock."""
 
-        def timed(*arguments: Any) -> Any:
+        def timed(*arguments: Any, **named: Any) -> Any:
             started = time.process_time()
-            result = function(*arguments)
+            result = function(*arguments, **named)
             self.seconds += time.process_time() - started
             return result
 

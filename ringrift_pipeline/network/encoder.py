@@ -70,11 +70,13 @@ class Encoder:
         moves: npt.NDArray[np.int64],
         counts: npt.NDArray[np.int32],
         rows: int = 0,
+        padded: bool = True,
     ) -> dict[str, npt.NDArray[Any]]:
         """As :func:`encode_states`, but the arrays are overwritten by the next call.
 
         ``planes`` is a view with the planes last in memory. ``planes`` and ``globals`` have at
-        least ``rows`` rows, zero beyond the batch.
+        least ``rows`` rows, zero beyond the batch. Unless ``padded``, there is no ``legal_mask`` and
+        what stands behind the moves of a row means nothing.
         """
         states = np.ascontiguousarray(states, dtype=np.int64)
         moves = np.ascontiguousarray(moves, dtype=np.int64)
@@ -109,19 +111,20 @@ class Encoder:
             cells,
             ranks,
             legal,
+            padded,
         )
         if wrong >= 0:
             if states[wrong, layout.PLAYER] < 0:
                 raise ValueError(f"state {wrong} of the batch is over: it has no player to move")
             raise ValueError(f"counts must lie in 0..{width}, the width of moves")
-        return {
+        features = {
             "planes": planes.reshape(rows, size, size, NUM_PLANES).transpose(0, 3, 1, 2),
             "globals": globals_,
             "move_kind": kinds,
             "move_cells": cells,
             "move_rank": ranks,
-            "legal_mask": legal,
         }
+        return features | {"legal_mask": legal} if padded else features
 
     def _check(
         self,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ringrift_pipeline.game import layout
 from ringrift_pipeline.game.compile import kernel
 from ringrift_pipeline.game.layout import cap_height, height, rings_of
-from ringrift_pipeline.network.moves import CELLS_PER_MOVE, describe_moves
+from ringrift_pipeline.network.moves import CELLS_PER_MOVE, describe_listed
 
 #: Raised whenever planes, globals or move descriptions change meaning; stored beside weights.
 ENCODING_VERSION = 1
@@ -146,7 +146,8 @@ def _encode_row(  # type: ignore[no-untyped-def]
     players = b[layout.B_PLAYERS]
     num_cells = b[layout.B_NUM_CELLS]
     rings = np.float32(b[layout.B_RINGS])
-    globals_[:] = 0.0
+    for i in range(globals_.size):
+        globals_[i] = 0.0
     base = G_SEATS
     stacks = 0
     for i in range(cell_list.shape[0]):
@@ -243,11 +244,13 @@ def encode_batch(  # type: ignore[no-untyped-def]
     cells,
     ranks,
     legal,
+    padded,
 ):
     """Encode a batch, whatever the outputs held before; the kernel behind ``Encoder``.
 
     ``states`` (B, >= HEADER+P) int64, ``moves`` (B, L) int64, ``counts`` (B,) int32; ``planes``
-    (B, N*N*C) uint8, cell by cell, and ``board`` (N*N*C,) uint8, those of an empty board.
+    (B, N*N*C) uint8, cell by cell, and ``board`` (N*N*C,) uint8, those of an empty board. Unless
+    ``padded``, ``legal`` and what lies behind the moves of a row are left as they are.
     Returns -1; or, having stopped there, the first row whose game is over or whose count is not
     in 0..L.
     """
@@ -257,7 +260,7 @@ def encode_batch(  # type: ignore[no-untyped-def]
         count = np.int64(counts[row])
         if count < 0 or count > moves.shape[1] or states[row, layout.PLAYER] < 0:
             return row
-        describe_moves(
+        describe_listed(
             states[row],
             moves[row],
             count,
@@ -271,8 +274,14 @@ def encode_batch(  # type: ignore[no-untyped-def]
             seen,
             queue,
         )
-        legal[row, :count] = True
-        legal[row, count:] = False
+        if padded:
+            for i in range(moves.shape[1]):
+                legal[row, i] = i < count
+            for i in range(count, moves.shape[1]):
+                kinds[row, i] = 0
+                ranks[row, i] = 0
+                for k in range(CELLS_PER_MOVE):
+                    cells[row, i, k] = -1
         for i in range(board.size):  # a loop is compiled to vectors, an assignment is not
             planes[row, i] = board[i]
         _encode_row(

@@ -8,10 +8,17 @@ import numpy as np
 
 from ringrift_pipeline.game import kernels, layout
 from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.search.noise import mix
 
 # What `advance` returns when there is nothing to decide; more than one is a number of moves.
 OVER = 0
 CUT = -1
+
+# What a decision's seed is turned into for each draw beside its search, which takes its noise from
+# the seed itself: a coin that shared a number with the noise would choose the noise of the searches
+# it calls full.
+_FOR_SAMPLE = np.uint64(0x6A09E667F3BCC908)
+_FOR_BUDGET = np.uint64(0xBB67AE8584CAA73B)
 
 
 @kernel
@@ -95,15 +102,6 @@ def best_index(policy, count):
 
 
 @kernel
-def mix(seed, counter):
-    """SplitMix64 of a seed and a counter: a uint64 stream without state."""
-    z = seed + np.uint64(0x9E3779B97F4A7C15) * (np.uint64(counter) + np.uint64(1))
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@kernel
 def unit(bits):
     """A float64 in [0, 1) from the high 53 bits of a uint64."""
     return float(bits >> np.uint64(11)) * (1.0 / 9007199254740992.0)
@@ -126,7 +124,7 @@ def choose_moves(policy, counts, seeds, decisions, temperature, sampled, out):
         top = policy[game, best_index(policy[game], count)]
         for index in range(count):
             weights[index] = (policy[game, index] / top) ** (1.0 / temperature)
-        out[game] = sample_index(weights, count, unit(mix(seeds[game], 0)))
+        out[game] = sample_index(weights, count, unit(mix(seeds[game] ^ _FOR_SAMPLE, 0)))
 
 
 @kernel
@@ -140,4 +138,4 @@ def decision_seeds(seeds, decisions, out):
 def full_searches(seeds, fraction, out):
     """Whether each decision is searched in full, with probability ``fraction``: ``out`` (G,)."""
     for game in range(seeds.shape[0]):
-        out[game] = unit(mix(seeds[game], 1)) < fraction
+        out[game] = unit(mix(seeds[game] ^ _FOR_BUDGET, 0)) < fraction

@@ -31,7 +31,7 @@ PART_PREFIXES = ("evaluation-part-", "ablation-run-")
 """Finished parts of a work that was interrupted; removed when the whole has landed."""
 
 CODE_VERSIONS = {
-    "selfplay_shards": "1",  # and of each shard
+    "selfplay_shards": "2",  # and of each shard
     "quality_scores": "1",
     "hard_examples": "1",
     CHECKPOINT: "1",

@@ -47,7 +47,7 @@ def test_a_raised_version_makes_it_anew(
     shard = copied.require(CONFIG, 0, "selfplay-shard-0001").path
     before = copied.require(CONFIG, 0, kind).path
     assert MAKERS[kind](copied, plan).path == before
-    monkeypatch.setitem(CODE_VERSIONS, kind, "2")
+    monkeypatch.setitem(CODE_VERSIONS, kind, f"{int(CODE_VERSIONS[kind]) + 1}")
     anew = MAKERS[kind](copied, plan)
     assert anew.path != before
     assert MAKERS[kind](copied, plan).path == anew.path

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringrift_pipeline.game import get_rules, kernels, layout
+from ringrift_pipeline.search.noise import gumbel
 from ringrift_pipeline.selfplay import stepping
 from ringrift_pipeline.selfplay.ragged import flat_positions, offsets_of, pad, unpad
 from ringrift_pipeline.selfplay.records import Recorder
@@ -95,6 +96,22 @@ def test_streams_are_uniform_and_distinct() -> None:
     full = np.empty(drawn.size, np.bool_)
     stepping.full_searches(drawn.reshape(-1), 0.25, full)
     assert abs(full.mean() - 0.25) < 0.02
+
+
+def test_a_searchs_noise_says_nothing_of_its_budget_or_of_the_draw() -> None:
+    seeds = np.empty(20_000, np.uint64)
+    stepping.decision_seeds(np.arange(20_000, dtype=np.uint64), np.zeros(20_000, int), seeds)
+    full = np.empty(20_000, np.bool_)
+    stepping.full_searches(seeds, 0.25, full)
+    drawn = np.empty(20_000, np.int64)
+    policy, counts = np.full((20_000, 4), 0.25, np.float32), np.full(20_000, 4)
+    stepping.choose_moves(policy, counts, seeds, np.zeros(20_000), 1.0, 5, drawn)
+    for action in range(8):
+        noise = np.array([gumbel(seed, action) for seed in seeds])
+        # The standard deviation of a mean of 5,000 is 1.28 / 71.
+        assert abs(noise[full].mean() - 0.5772) < 0.08
+        for chosen in range(4):
+            assert abs(noise[drawn == chosen].mean() - 0.5772) < 0.08
 
 
 @settings(deadline=None)
