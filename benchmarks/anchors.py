@@ -6,7 +6,8 @@
 
 Without ``--data`` a loop is run in an empty folder first: ten generations of the ``smoke`` preset
 through the real daemon (``--quick``: two tiny ones). Then each generation's model plays random, the
-heuristic, rollout search with a fixed number of playouts, and generation 0, from the same openings
+heuristic, rollout search with a fixed number of playouts, generation 0 and, of five and more, the
+one in the middle, from the same openings
 with the same seeds; one maximum-likelihood fit rates them all, the heuristic at 1200. The list is
 printed with intervals, the gate's verdicts and every fall beyond its interval: a model that is
 weaker than an earlier one of its list (candidates, champions) at 95%, all comparisons together.
@@ -98,8 +99,7 @@ def text(rated: AnchoredRatings) -> str:
     """The list as Markdown."""
     fit = rated.fit
     others = [anchor for anchor in rated.anchors if anchor not in {m.name for m in rated.models}]
-    first = rated.models[0].name
-    columns = [*others, first]
+    columns = rated.anchors
     lines = [
         "| player | rating (95%) | " + " | ".join(f"against {c}" for c in columns) + " | gate |",
         "|---|---|" + "---:|" * len(columns) + "---|",
@@ -154,7 +154,9 @@ def draw(
         for at, model in enumerate(rated.models):
             face = "C0" if model.champion else "white"
             axes.plot(x[at], y[at], "o", markerfacecolor=face, markeredgecolor="C0")
-        for number, anchor in enumerate(rated.anchors[:-1], start=1):
+        models = {model.name for model in rated.models}
+        anchors = [anchor for anchor in rated.anchors if anchor not in models]
+        for number, anchor in enumerate(anchors, start=1):
             axes.axhline(fit[anchor], color=f"C{number}", linestyle="--", linewidth=1, label=anchor)
         axes.set(xlabel=unit)
         axes.set_xlim(left=0)

@@ -11,8 +11,10 @@ model of both plays the heuristic and random play from the same openings with th
 
 The claims: rating of each generation and games played for it; and games to a given strength. That
 strength is the best of the loop from scratch; the figure is the fewest games after which the
-fine-tuned loop had it, the reference those of the loop from scratch. A picture of both curves,
-``finetuning.png``, goes to ``--out``. ``--quick`` makes a tiny source and two tiny generations.
+fine-tuned loop had it beyond doubt (the lower end of the 95% interval of the difference is above
+0), the reference those of the loop from scratch: fewer games are a ratio above 1. A picture of
+both curves, ``finetuning.png``, goes to ``--out``. ``--quick`` makes a tiny source and two tiny
+generations.
 """
 
 from __future__ import annotations
@@ -130,7 +132,11 @@ def claims(
         }
     scratch = {name: games for name, (arm, games) in about.items() if arm == ARMS[1]}
     best = max(scratch, key=lambda name: fit[name])
-    reached = [g for name, (arm, g) in about.items() if arm == ARMS[0] and fit[name] >= fit[best]]
+    reached = [
+        games
+        for name, (arm, games) in about.items()
+        if arm == ARMS[0] and fit.difference(name, best)[1] > 0.0
+    ]
     yield {
         "claim": f"{title}: games to {fit[best]:.0f} Elo, the best from scratch",
         "value": min(reached, default=None),
@@ -199,7 +205,7 @@ def main() -> None:
         missed = 0
         for made in claims(options, fit, about):
             print(json.dumps(made), flush=True)
-            missed += made["target"] is not None and made["ratio"] < made["target"]
+            missed += made["target"] is not None and made["ratio"] <= made["target"]
     raise SystemExit(1 if missed else 0)
 
 

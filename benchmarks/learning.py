@@ -10,7 +10,8 @@ two small generations are played first. As in an ablation, every run starts from
 parent (``--fresh``: from fresh weights) and reads its window less some games that judge, by the
 search's policy and by the games' outcomes. A run with a choice is compared with that of the same
 seed without; the interval (95%) is that of the mean difference, over games and over seeds
-(``evaluation/paired_differences.py``). Everything that is not under test is off.
+(``evaluation/paired_differences.py``). A verdict is beyond doubt among all differences of the call
+(Holm). Everything that is not under test is off.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.evaluation.ablation_runs import split_window
-from ringrift_pipeline.evaluation.paired_differences import difference_of_means
+from ringrift_pipeline.evaluation.paired_differences import difference_of_means, holm
 from ringrift_pipeline.evaluation.processes import work_through
 from ringrift_pipeline.game import CONFIGS
 from ringrift_pipeline.network import load_model
@@ -104,6 +105,7 @@ CHOICES: dict[str, Choice] = {
     "half the steps": Choice(steps=0.5),
     "twice the steps": Choice(steps=2.0),
     "symmetries and twice the steps": Choice(TURNED, steps=2.0),
+    "policy weighs four times": Choice({"training.policy_weight": 4.0}),
     "policy half by surprise": Choice({"training.surprise_share": 0.5}),
     "value 1/2 by search": Choice({"training.search_value_share": 0.5}),
     "territory head, 0.5": Choice({"training.territory_weight": 0.5}),
@@ -238,22 +240,25 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
         return float(np.mean([results[job].rows_per_s for job in jobs if job.name == name]))
 
     base = losses(NOTHING)  # (2, seeds, games)
+    found: list[dict[str, Any]] = []
     for name in wanted:
-        yield from compared(name, losses(name), base, speed(name) / speed(NOTHING))
+        found += compared(name, losses(name), base, speed(name) / speed(NOTHING))
     if symmetric:
         turned = [results[job].turned for job in jobs if job.name == NOTHING]
-        yield from compared(SYMMETRIC, np.stack([t for t in turned if t is not None], 1), base)
+        found += compared(SYMMETRIC, np.stack([t for t in turned if t is not None], 1), base)
+    for claim, p in zip(found, holm([claim["p"] for claim in found]), strict=True):
+        better = "better" if claim["difference"] < 0 else "worse"
+        yield claim | {"p_corrected": p, "verdict": better if p < 0.05 else "undecided"}
 
 
 def compared(
     name: str, ours: NDArray[np.float64], base: NDArray[np.float64], speed: float | None = None
 ) -> Iterator[dict[str, Any]]:
-    """A claim for each measure; arrays are (2, seeds, games)."""
+    """A claim for each measure, yet without a verdict; arrays are (2, seeds, games)."""
     for number, measure in enumerate(MEASURES):
         difference = difference_of_means(ours[number], base[number])
         low, high = difference.interval()
         reference, value = float(np.nanmean(base[number])), float(np.nanmean(ours[number]))
-        verdict = "better" if high < 0 else "worse" if low > 0 else "undecided"
         made = {
             "claim": f"{name}: held-out {measure}",
             "value": round(value, 4),
@@ -263,7 +268,7 @@ def compared(
             "target": 1.0,
             "difference": round(difference.mean, 4),
             "interval": [round(low, 4), round(high, 4)],
-            "verdict": verdict,
+            "p": difference.p,
         }
         yield made if speed is None else made | {"speed": round(speed, 2)}
 

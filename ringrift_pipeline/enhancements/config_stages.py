@@ -106,7 +106,7 @@ class NetworkSettings(ConfigGroup):
     blocks: int = Field(default=6, ge=1, le=64, description="Residual blocks.")
     channels: int = Field(default=64, ge=4, le=1024, description="Channels of the trunk.")
     value_channels: int = Field(
-        default=32, ge=1, le=1024, description="Channels of the value head."
+        default=32, ge=4, le=1024, description="Channels of the value head."
     )
 
 
@@ -170,8 +170,8 @@ class TrainingLoopConfig(ConfigGroup):
         default=True,
         description="Turn each row of a batch by a symmetry of the board drawn at random.",
     )
-    sample_reuse_limit: float = Field(
-        default=8.0, gt=0.0, description="Most visits of a row within one training run."
+    sample_reuse_limit: int = Field(
+        default=8, ge=1, description="Most visits of a row within one training run."
     )
     checkpoint_every: int = Field(
         default=200, ge=1, description="Optimizer steps between checkpoints."

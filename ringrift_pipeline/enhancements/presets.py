@@ -8,9 +8,8 @@ from typing import Any
 # A test that accepts one model in twenty 20 Elo weaker and nine in ten 70 Elo stronger; the default
 # of 600 games does with less luck (benchmarks/gate.py).
 _SHORT_GATE = {"evaluation.elo1": 50.0, "evaluation.alpha": 0.1, "evaluation.max_games": 400}
-
-# Mining helped on square8_2p and was undecided on hex8_2p (README, "Does each enhancement help?").
-_SQUARE8_2P = {"mining.enabled": True}
+# Where a game takes long, a smoke test's few games prove big steps only.
+_BIG_STEPS = {"evaluation.elo1": 150.0}
 
 # Each preset is what differs from the defaults.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -70,7 +69,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 # of hexagonal 8 times the plies on 7 times the cells.
 BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
-        "square8_2p": _SQUARE8_2P,
         "square19_*": {
             "selfplay.games": 32,
             "selfplay.games_per_shard": 8,
@@ -81,6 +79,7 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
             "evaluation.games": 24,
             "evaluation.simulations": 16,
             "evaluation.max_games": 48,
+            **_BIG_STEPS,
         },
         "hexagonal_*": {
             "selfplay.games": 16,
@@ -92,10 +91,10 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
             "evaluation.games": 12,
             "evaluation.simulations": 16,
             "evaluation.max_games": 24,
+            **_BIG_STEPS,
         },
     },
     "hour": {
-        "square8_2p": _SQUARE8_2P,
         "square19_*": {
             "selfplay.games": 64,
             "selfplay.games_per_shard": 8,
@@ -105,7 +104,6 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
             "search.cheap_simulations": 6,
             "evaluation.games": 24,
             "evaluation.simulations": 24,
-            "evaluation.max_games": 130,
             "training.window_games": 256,
         },
         "hexagonal_*": {
@@ -117,12 +115,10 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
             "search.cheap_simulations": 6,
             "evaluation.games": 12,
             "evaluation.simulations": 24,
-            "evaluation.max_games": 130,
             "training.window_games": 128,
         },
     },
     "day": {
-        "square8_2p": _SQUARE8_2P,
         "square19_*": {
             "selfplay.games": 256,
             "selfplay.games_per_shard": 16,
@@ -132,7 +128,6 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
             "search.cheap_simulations": 8,
             "evaluation.games": 96,
             "evaluation.simulations": 48,
-            "evaluation.max_games": 400,
             "training.window_games": 512,
         },
         "hexagonal_*": {
@@ -144,7 +139,6 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
             "search.cheap_simulations": 8,
             "evaluation.games": 48,
             "evaluation.simulations": 48,
-            "evaluation.max_games": 400,
             "training.window_games": 256,
         },
     },

@@ -35,8 +35,8 @@ __all__ = ["KIND", "AblationError", "AblationFailed", "ablate"]
 
 KIND = "ablation"
 PART = "ablation-run-"
-FORMAT = 1
-"""Of what a run is and keeps; runs of another one are made anew."""
+FORMAT = 2
+"""Of what a run is and keeps, and of what the report says; those of another one are made anew."""
 FIGURES = "figures.npz"
 REPORT, TABLE, FRAME, PICTURE = "report.json", "table.md", "table.parquet", "ablation.png"
 

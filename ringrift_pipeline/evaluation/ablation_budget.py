@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 SEEDS = 8
-"""Paired seeds. Corrected for twelve comparisons, a difference must be six times its standard error
-to be beyond doubt with five of them, four times with eight."""
+"""Paired seeds. Corrected for 36 comparisons, a difference must be eight times its standard error
+to be beyond doubt with five of them, five times with eight."""
 
 STEPS = 800
 """Optimizer steps of a run."""

@@ -49,7 +49,7 @@ OFF_IN_TURN, ON_ALONE = "off in turn", "on alone"
 RULE = (
     "An enhancement helps if some measure is better with it beyond doubt, in either setting, and "
     "none is worse; it hurts if the reverse holds; else it is undecided. Beyond doubt: the p-value "
-    "of the paired difference, corrected by Holm's method for all comparisons of its measure, is "
+    "of the paired difference, corrected by Holm's method for all comparisons by all measures, is "
     "below one less the confidence."
 )
 
@@ -98,41 +98,43 @@ def compare(
         ValueError: too few seeds or games.
     """
     every = comparisons(ensemble)
-    rows = []
+    found = []
     for measure in MEASURES:
-        family = []
         for item in every:
             on, off = (
                 [results[variant, seed].models[model] for seed in range(seeds)]
                 for variant, model in (item.on, item.off)
             )
-            family.append((item, *_difference(measure, on, off)))
-        corrected = holm([difference.p for _, difference, _, _ in family])
-        for (item, difference, with_it, without_it), chance in zip(family, corrected, strict=True):
-            low, high = difference.interval(confidence)
-            low_all, high_all = difference.interval(confidence, len(family))
-            verdict = "undecided"
-            if chance < 1.0 - confidence:
-                verdict = "better" if difference.mean < 0.0 else "worse"
-            rows.append(
-                {
-                    "enhancement": item.enhancement,
-                    "setting": item.setting,
-                    "measure": measure,
-                    "with_it": with_it,
-                    "without_it": without_it,
-                    "difference": difference.mean,
-                    "seeds_error": difference.seeds_error,
-                    "games_error": difference.games_error,
-                    "low": low,
-                    "high": high,
-                    "low_all": low_all,
-                    "high_all": high_all,
-                    "p": difference.p,
-                    "p_corrected": chance,
-                    "verdict": verdict,
-                }
-            )
+            found.append((measure, item, *_difference(measure, on, off)))
+    rows = []
+    corrected = holm([difference.p for _, _, difference, _, _ in found])
+    for (measure, item, difference, with_it, without_it), chance in zip(
+        found, corrected, strict=True
+    ):
+        low, high = difference.interval(confidence)
+        low_all, high_all = difference.interval(confidence, len(found))
+        verdict = "undecided"
+        if chance < 1.0 - confidence:
+            verdict = "better" if difference.mean < 0.0 else "worse"
+        rows.append(
+            {
+                "enhancement": item.enhancement,
+                "setting": item.setting,
+                "measure": measure,
+                "with_it": with_it,
+                "without_it": without_it,
+                "difference": difference.mean,
+                "seeds_error": difference.seeds_error,
+                "games_error": difference.games_error,
+                "low": low,
+                "high": high,
+                "low_all": low_all,
+                "high_all": high_all,
+                "p": difference.p,
+                "p_corrected": chance,
+                "verdict": verdict,
+            }
+        )
     order = {name: number for number, name in enumerate(ENHANCEMENTS)}
     return sorted(rows, key=lambda row: (order[row["enhancement"]], row["setting"] == ON_ALONE))
 
@@ -167,7 +169,7 @@ def write_table(path: Path, report: Mapping[str, Any]) -> None:
     lines = [
         f"Differences with less without, below 0 is better; in brackets the {confidence:.0%} "
         f"interval. {seeds} paired seeds, {report['steps']} steps each, {report['start']}, judged "
-        f"by {report['games']} games held out. Bold: beyond doubt among all of its column.",
+        f"by {report['games']} games held out. Bold: beyond doubt among all of the table.",
         "",
         f"| enhancement | setting | {' | '.join(MEASURES.values())} | verdict |",
         f"|---|---|{'---:|' * len(MEASURES)}---|",
@@ -199,7 +201,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 def draw_differences(path: Path, frame: pl.DataFrame, config: str, confidence: float) -> None:
     """Draw all differences with their intervals as a PNG, a panel a measure.
 
-    Thick lines are intervals of one difference, thin ones of all of a panel together. The same
+    Thick lines are intervals of one difference, thin ones of all of them together. The same
     table gives the same bytes.
 
     Args:
@@ -238,8 +240,8 @@ def draw_differences(path: Path, frame: pl.DataFrame, config: str, confidence: f
     )
     panels[0].invert_yaxis()
     figure.suptitle(
-        f"{config}: with an enhancement less without it ({confidence:.0%} intervals; thin: of a "
-        "panel together)",
+        f"{config}: with an enhancement less without it ({confidence:.0%} intervals; thin: of "
+        "all together)",
         fontsize=9,
     )
     buffer = io.BytesIO()

@@ -2,7 +2,8 @@
 
 The loop rates a generation against the champion of its day, so a slow fall could hide in a chain of
 such links. Here every model meets the same players that never change, from the same openings:
-random play, the heuristic, rollout search with a fixed number of playouts, and generation 0.
+random play, the heuristic, rollout search with a fixed number of playouts, generation 0 and, of five
+generations and more, the one in the middle, which still wins games where the others do not.
 """
 
 from __future__ import annotations
@@ -145,14 +146,16 @@ def rate_against_anchors(
         )
         for generation, model in found.items()
     ]
-    first = _name(min(found))
-    anchors = ("random", ANCHOR, rollout, first)
+    numbers = sorted(found)
+    fixed = [numbers[0], numbers[len(numbers) // 2]] if len(numbers) >= 5 else numbers[:1]
+    anchors = ("random", ANCHOR, rollout, *map(_name, fixed))
     pairs = [(rollout, ANCHOR), (ANCHOR, "random")]
     pairs += [
         (_name(generation), anchor)
         for generation in found
         for anchor in anchors
-        if anchor != _name(generation)
+        # Of two generations that are anchors, the later one meets the earlier one, once.
+        if anchor != _name(generation) and (generation != numbers[0] or anchor != _name(fixed[-1]))
     ]
     table = play_matches(
         config,

@@ -319,7 +319,15 @@ def decide(
         elif test.verdict == "reject":
             bad.insert(0, f"not {elo1:g} Elo better than the champion: {numbers}")
         else:
-            bad.insert(0, f"not proven better than the champion: {numbers}; more games would tell")
+            line = f"not proven better than the champion: {numbers}; more games would tell"
+            best = sprt(np.ones(test.sets), elo0, elo1, alpha, beta, players)
+            if test.sets and best.verdict != "accept":  # so many games prove nothing, whoever wins them
+                line = (
+                    f"not proven better than the champion: {numbers}; not even "
+                    f"{test.sets * players} wins could (they make {best.llr:.2f}): raise "
+                    "evaluation.max_games, or evaluation.elo1 to look for bigger steps only"
+                )
+            bad.insert(0, line)
     else:
         line = "no champion yet: the baseline floor decides"
         (bad if bad else good).insert(0, line)

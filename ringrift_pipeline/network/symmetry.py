@@ -5,7 +5,9 @@ that its border rule respects (it collapses along the axial offsets (1, 1) and (
 
 Positions and moves follow the symmetry exactly, but for two kinds of packed moves that name a set
 of cells by some of them: a turned region, and the window of a recovery that pays nothing, keep
-their cells, though not always those by which the rules name them on the turned board.
+their cells, though not always those by which the rules name them on the turned board. And one rule
+knows a direction: a recovery slide that forms two lines of one length collapses the one of the
+first axis (RR-CANON-R112), so what it leaves is not always the turn of what it leaves elsewhere.
 """
 
 from __future__ import annotations

@@ -99,6 +99,19 @@ def test_every_model_meets_the_same_anchors(tmp_path: Path) -> None:
     assert again.games.equals(found.games) and again.fit.players == found.fit.players
 
 
+def test_of_five_generations_the_middle_one_is_an_anchor_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for number in range(5):
+        generation(store, number)
+    found = rate_against_anchors(store, CONFIG, games=2, simulations=2, playouts=2, workers=1)
+    assert found.anchors[3:] == ("generation:0000", "generation:0002")
+    baselines = {"random", "heuristic", "rollout@2"}
+    shares = [set(model.shares) - baselines for model in found.models]
+    both = set(found.anchors[3:])
+    assert shares == [set(), both, {"generation:0000"}, both, both]
+    assert found.games.height == 2 * (2 + 3 + 5 + 4 + 5 + 5)
+
+
 def test_nothing_to_rate(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model of square8_2p"):
         rate_against_anchors(Store(tmp_path), CONFIG)

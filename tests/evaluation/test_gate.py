@@ -174,6 +174,10 @@ def test_promotion_over_a_champion_needs_the_test() -> None:
     assert decide(scores, STRONG).promote
     undecided = decide(scores, [0.5, 1.0] * 6)
     assert not undecided.promote and "not proven better" in undecided.reasons[0]
+    assert "not even 24 wins could" in undecided.reasons[0]
+    assert "raise evaluation.max_games" in undecided.reasons[0]
+    longer = decide(scores, [0.0, 1.0] * 38 + [1.0] * 4)
+    assert "more games would tell" in longer.reasons[0]
     worse = decide(scores, [0.5] * 2000)
     assert not worse.promote and "not 35 Elo better" in worse.reasons[0]
     missing = decide(scores, has_champion=True)

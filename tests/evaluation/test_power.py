@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -11,29 +13,47 @@ from ringrift_pipeline.enhancements.training_config import PRESETS
 from ringrift_pipeline.evaluation import gate
 from ringrift_pipeline.evaluation.power import Scenario, simulate_gate, simulate_sets
 from ringrift_pipeline.evaluation.tournament import job_edges
+from ringrift_pipeline.game import CONFIGS
 
 RUNS, FEW = 200, 100
 # What they may show of a rate of 5% (few), and of one of 90%, in one case of a thousand (binomial).
 MOST, LEAST = 0.13, 0.83
 
 
-def evaluation(preset: str | None) -> EvaluationConfig:
-    return TrainingConfig.load(preset=preset, environ={}).evaluation
+def evaluation(preset: str | None, config: str | None = None) -> EvaluationConfig:
+    return TrainingConfig.load(preset=preset, config=config, environ={}).evaluation
 
 
-@pytest.mark.parametrize("players", [2, 3, 4])
-@pytest.mark.parametrize("preset", [None, *PRESETS])
-def test_a_weaker_model_is_seldom_accepted(preset: str | None, players: int) -> None:
+def gates(*presets: str) -> list[tuple[EvaluationConfig, int]]:
+    """The different gates of the defaults and of the presets of all configs, and their seats."""
+    found = [(evaluation(None), players) for players in (2, 3, 4)]
+    for preset, config in itertools.product(presets, CONFIGS):
+        gate = evaluation(preset, config), int(config[-2])
+        if gate not in found:
+            found.append(gate)
+    return found
+
+
+@pytest.mark.parametrize(("settings", "players"), gates(*PRESETS))
+def test_a_weaker_model_is_seldom_accepted(settings: EvaluationConfig, players: int) -> None:
     scenario = Scenario(players, draws=0.1, opening=0.2)
-    power = simulate_gate(evaluation(preset), -20.0, scenario, runs=FEW, seed=1)
+    power = simulate_gate(settings, -20.0, scenario, runs=FEW, seed=1)
     assert power.rate <= MOST and power.low < 0.05
 
 
-@pytest.mark.parametrize("players", [2, 3, 4])
-@pytest.mark.parametrize("preset", [None, *PRESETS])
-def test_a_stronger_model_is_nearly_always_accepted(preset: str | None, players: int) -> None:
-    power = simulate_gate(evaluation(preset), 70.0, Scenario(players), runs=RUNS, seed=2)
+@pytest.mark.parametrize(("settings", "players"), gates("hour", "day"))
+def test_a_stronger_model_is_nearly_always_accepted(
+    settings: EvaluationConfig, players: int
+) -> None:
+    power = simulate_gate(settings, 70.0, Scenario(players), runs=RUNS, seed=2)
     assert power.rate >= LEAST and power.high > 0.90
+
+
+@pytest.mark.parametrize(("settings", "players"), gates(*PRESETS))
+def test_much_stronger_is_enough_everywhere(settings: EvaluationConfig, players: int) -> None:
+    """A smoke test of a large board may take few games, but not so few that none can win."""
+    power = simulate_gate(settings, 400.0, Scenario(players), runs=50, seed=3)
+    assert power.rate > 0.5
 
 
 def by_the_mean(scores: object, *_: object, **__: object) -> gate.SprtResult:

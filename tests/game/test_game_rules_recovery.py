@@ -298,3 +298,27 @@ def test_r111_no_slide_onto_markers_or_collapsed_cells() -> None:
     state = recovery("square8_2p", {"5,5": "12"}, {"0,0": 1, "1,0": 2}, walls)
     assert moves(state) == [{"type": "skip_recovery"}]
     assert targets(state, "recovery_slide") == []
+
+
+def test_point_17_of_two_equal_lines_the_axis_decides_so_a_turned_board_is_no_turned_game() -> None:
+    """The only rule that knows a direction: what symmetric training takes for the same is not."""
+    row, column = ["0,3", "1,3", "2,3"], ["3,4", "3,5", "3,6"]
+
+    def after(turn: bool) -> set[str]:
+        def turned(cell: str) -> str:
+            return cell[::-1] if turn else cell
+
+        markers = {turned(cell): 1 for cell in [*row, *column, "4,3"]}
+        state = recovery("square8_2p", {turned("7,6"): "12"}, markers)
+        end = play(
+            state,
+            "recovery_slide",
+            source=turned("4,3"),
+            to="3,3",
+            mode="line",
+            extract=turned("7,6"),
+        )
+        return set(board(end)[2])
+
+    assert after(False) == {*row, "3,3"}
+    assert after(True) == {"3,3", *(cell[::-1] for cell in column)}
