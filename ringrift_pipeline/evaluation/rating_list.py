@@ -4,6 +4,11 @@ A generation's own evaluation rates it by its own games. The list takes the game
 evaluations and gauntlets that were played alike, and of rollout search against the heuristic, into
 one maximum-likelihood fit (`ratings.fit_ratings`), so that every chain of games counts and all
 intervals are on one scale.
+
+A match with the champion ends when the gate's test decides, which is sooner where the candidate was
+lucky: a promoted model's rating is a little too high by it, a refused one's too low, and the list
+leans on these matches wherever the baselines are beaten every time. `anchors.rate_against_anchors`
+and gauntlets play fixed numbers of games.
 """
 
 from __future__ import annotations

@@ -165,7 +165,9 @@ RECIPES: tuple[Recipe, ...] = (
         _evaluate,
         "Seat-rotated matches of the candidate against random, heuristic and champion, ratings "
         "with intervals, and what the promotion gate says of them. With it the list and the curve "
-        "of all ratings so far: random, heuristic, rollouts and every generation in one fit.",
+        "of all ratings so far: random, heuristic, rollouts and every generation in one fit. "
+        "The match with the champion ends when the gate has decided, which flatters those it "
+        "promotes; the weekly gauntlet does not.",
         frozenset({"numba", "torch", "parquet", "matplotlib"}),
         RATINGS,
         beside=_rate,
