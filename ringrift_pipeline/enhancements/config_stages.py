@@ -170,8 +170,10 @@ class TrainingLoopConfig(ConfigGroup):
         default=True,
         description="Turn each row of a batch by a symmetry of the board drawn at random.",
     )
-    sample_reuse_limit: int = Field(
-        default=8, ge=1, description="Most visits of a row within one training run."
+    sample_reuse_limit: float = Field(
+        default=8.0,
+        ge=1.0,
+        description="Most visits of a row within one training run; a fraction does not count.",
     )
     checkpoint_every: int = Field(
         default=200, ge=1, description="Optimizer steps between checkpoints."

@@ -46,7 +46,7 @@ def planned_steps(plan: Plan, rows: int, new_rows: int) -> int:
     training = plan.settings.training
     batch = plan.settings.effective_batch_size
     steps = math.ceil(training.sample_reuse * new_rows / batch)
-    steps = min(steps, training.sample_reuse_limit * rows // batch)
+    steps = min(steps, int(training.sample_reuse_limit) * rows // batch)
     if training.max_steps:
         steps = min(steps, training.max_steps)
     return max(1, steps)

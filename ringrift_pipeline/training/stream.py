@@ -40,14 +40,14 @@ class BatchStream:
         rows: NDArray[np.int64],
         scores: NDArray[np.float64] | None,
         temperature: float,
-        reuse_limit: int,
+        reuse_limit: float,
         seed: int,
         miner: HardExampleMiner | None = None,
     ) -> None:
         if len(rows) == 0:
             raise ValueError("there are no rows to train on")
         self._rows = np.array(rows, np.int64)
-        self._limit = reuse_limit
+        self._limit = int(reuse_limit)
         uniform = np.ones(len(rows))
         self._sampler = (
             QualityWeightedSampler(None, weights=uniform, seed=seed)
