@@ -29,7 +29,9 @@ from ringrift_pipeline.enhancements.loss_parts import (
     compute_loss_parts,
 )
 from ringrift_pipeline.enhancements.model_views import nonfinite_tensor
+from ringrift_pipeline.enhancements.non_finite import NonFiniteStepError
 from ringrift_pipeline.enhancements.sample_weights import SampleWeights
+from ringrift_pipeline.enhancements.step_faults import Fault, gradient_fault, loss_fault
 from ringrift_pipeline.enhancements.training_batch import (
     REQUIRED,
     TrainingBatch,
@@ -148,9 +150,12 @@ class TrainingStep:
 
         Returns:
             The step's report. A loss or gradient out of bounds is not an error: the step is left
-            out or, when the model has diverged, undone, and the report says so.
+            out or, when the model has diverged, undone, and the report says so. Where it is not
+            finite, the report names the samples and parameters that this comes from.
 
         Raises:
+            NonFiniteStepError: a loss or gradient that is not finite, with ``on_non_finite``
+                "halt"; weights and optimizer are as they were.
             ValueError: a batch that does not fit, named, or losses of another form; nothing has
                 changed then, the random state included (but for what the model's own forward pass
                 keeps, as batch norm does). Or gradients that are sparse or complex: the batches
@@ -211,6 +216,64 @@ class TrainingStep:
             self.scheduler.check_groups()
         losses = join_losses([losses for losses, _ in self._pending])
         return self._step(losses, losses.shape[1])
+
+    def refuse_batch(self, what: str, rows: tuple[int, ...] = ()) -> TrainStepStats:
+        """Leave out the step of a batch that cannot be trained on, for its data.
+
+        The batches accumulated for it are dropped. It counts as a bad step: after
+        ``divergence_patience`` in a row training goes back to the last good state.
+
+        Args:
+            what: what is wrong with the batch, for the report.
+            rows: its data-set rows where the fault lies, for the report.
+
+        Raises:
+            NonFiniteStepError: ``on_non_finite`` is "halt"; nothing else has changed then.
+        """
+        self._discard_pending()
+        if self.config.on_non_finite == "halt":
+            raise NonFiniteStepError(f"training halted before step {self.steps + 1}: {what}", rows)
+        self.progress.add_skip()
+        anomaly, message = "bad_data", f"step left out: {what}"
+        if self.monitor is not None:
+            if not self._recovery.ready:
+                self._recovery.keep(self.progress.steps, self._unaveraged)
+            if self.monitor.note_bad("non_finite") == "divergence":
+                anomaly, message = "divergence", self._roll_back(f"batches cannot be used: {what}")
+        logger.warning("%s", message)
+        return TrainStepStats(
+            None,
+            step=self.progress.steps,
+            samples=0,
+            lr=self._rate.value,
+            stop_reason=self.progress.stop_reason,
+            anomaly=anomaly,
+            message=message,
+            rows=rows,
+        )
+
+    def roll_back(self, what: str, rows: tuple[int, ...] = ()) -> str:
+        """Go back to the last good state for what was found outside of a step; says so.
+
+        Args:
+            what: what is not as it should be, such as "held-out loss is nan"; for the message.
+            rows: data-set rows that it comes from.
+
+        Raises:
+            NonFiniteStepError: ``on_non_finite`` is "halt", or there is no state to go back to.
+        """
+        self._discard_pending()
+        if self.config.on_non_finite == "halt":
+            raise NonFiniteStepError(f"training halted after step {self.steps}: the {what}", rows)
+        if not self._recovery.ready:
+            raise NonFiniteStepError(
+                f"the {what} after step {self.steps}, and there is no good state to go back to "
+                "(anomaly detection is off, or no step was made)",
+                rows,
+            )
+        message = self._roll_back(what)
+        logger.warning("%s", message)
+        return message
 
     def update_average(self) -> None:
         """Take the steps since the last multiple of ``averaging_interval`` into the average.
@@ -306,17 +369,28 @@ class TrainingStep:
         stepped = not self.accumulator.last_step_skipped
         anomaly: str | None = guard.verdict
         message = ""
+        fault = Fault()
         if stepped:
             self._after_step(pending, host)
         else:
             self.progress.add_skip()
+            judged = guard.verdict is not None or not math.isfinite(loss)
             if anomaly is None and not self._scale_overflowed():
                 anomaly = "non_finite"
                 if self.monitor is not None:
                     anomaly = self.monitor.note_bad("non_finite")
-            message = self._report_skip(
-                anomaly, loss, norm, guard.verdict is not None or not math.isfinite(loss)
-            )
+            if not math.isfinite(loss):
+                fault = loss_fault(pending, host)
+            elif anomaly is not None and not judged:
+                fault = self._gradient_fault(pending, guard.bad_parameters)
+            halts = anomaly is not None and not (judged and math.isfinite(loss))
+            if halts and self.config.on_non_finite == "halt":
+                what = f"loss is {loss:.4g}" if judged else f"gradient norm is {norm}"
+                raise NonFiniteStepError(
+                    f"training halted before step {self.steps + 1}: the {what}{fault.text}",
+                    fault.rows,
+                )
+            message = self._report_skip(anomaly, loss, norm, judged, fault)
         return TrainStepStats(
             losses,
             step=self.progress.steps,
@@ -328,7 +402,25 @@ class TrainingStep:
             anomaly=anomaly,
             message=message,
             penalty=0.0 if guard.penalty is None else float(guard.penalty),
+            rows=fault.rows,
         )
+
+    def _gradient_fault(self, pending: list[tuple[Tensor, TrainingBatch]], bad: list[int]) -> Fault:
+        """Where a gradient comes from that is not finite, at the weights as they are."""
+
+        def loss_of(batch: TrainingBatch) -> Tensor:
+            total = self._losses(batch).total.sum()
+            return total if self.scaler is None else self.scaler.scale(total)
+
+        random = random_state(self.device)
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
+        try:
+            return gradient_fault(self.model, self._parameters(), bad, pending, loss_of)
+        finally:
+            set_random_state(self.device, *random)
+            with torch.no_grad():
+                for buffer, saved in buffers:
+                    buffer.copy_(saved)
 
     def _after_step(self, pending: list[tuple[Tensor, TrainingBatch]], host: np.ndarray) -> None:
         self.progress.add_step(host)
@@ -374,7 +466,9 @@ class TrainingStep:
         """Whether a loss scale above 1 may be why a gradient is not finite; it is lowered by now."""
         return self.scaler is not None and self.scaler.get_scale() >= 1.0
 
-    def _report_skip(self, anomaly: str | None, loss: float, norm: float, judged: bool) -> str:
+    def _report_skip(
+        self, anomaly: str | None, loss: float, norm: float, judged: bool, fault: Fault
+    ) -> str:
         if anomaly is None:  # a loss scale that was too high, lowered now
             return "step left out: the gradient overflowed its loss scale, which is now lower"
         what = f"loss is {loss:.4g}" if judged else f"gradient norm is {norm}"
@@ -385,9 +479,9 @@ class TrainingStep:
                 f"{self.monitor.median:.4g}"
             )
         elif anomaly == "non_finite":
-            message = f"step left out: the {what}"
+            message = f"step left out: the {what}{fault.text}"
         else:
-            message = self._roll_back(what)
+            message = self._roll_back(what) + fault.text
         logger.warning("%s", message)
         return message
 

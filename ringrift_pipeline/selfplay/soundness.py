@@ -52,39 +52,29 @@ def odd_planes(planes: NDArray[np.uint8]) -> NDArray[np.bool_]:
 def odd_rows(table: pa.RecordBatch | pa.Table) -> dict[str, NDArray[np.bool_]]:
     """What is wrong with a shard's rows, each with (R,) bool in which of them.
 
-    ``globals`` and ``planes`` are judged where the table has them; it must have the other columns.
+    Judged is what can be by the columns that the table has.
     """
-    from ringrift_pipeline.selfplay.shards import column, ragged_column
+    from ringrift_pipeline.selfplay.shards import column
 
+    names = set(table.schema.names)
     if not table.num_rows:
         return {}
-    counts, policy = ragged_column(table, "policy")
-    widths, moves = ragged_column(table, "moves")
-    starts = offsets_of(counts)[:-1]
-    found = {
-        "policy and moves differ in number": counts != widths,
-        "fewer than two moves": counts < 2,
-    }
-    if any(bad.any() for bad in found.values()):
-        return found
-    played = moves == np.repeat(column(table, "selected"), widths)
-    found |= {
-        BAD_POLICY: no_policy(policy, starts),
-        "a move that was not legal": ~np.logical_or.reduceat(played, starts),
-    }
+    found = _odd_choices(table, names)
     for name, words in (
         ("outcome", "shares of the win"),
         ("root_value", "values before search"),
         ("search_value", "values after search"),
     ):
-        found[f"{words} that are no distribution"] = no_distribution(column(table, name))
-    found["a surprise that is not finite"] = odd_surprise(column(table, "surprise"))
-    game, ply = column(table, "game"), column(table, "ply")
-    back = np.zeros(len(ply), np.bool_)
-    back[1:] = (game[1:] == game[:-1]) & (ply[1:] <= ply[:-1])
-    found["a ply that is not after the one before"] = back
-    found["a ply beyond the game's end"] = ply >= column(table, "game_plies")
-    names = table.schema.names
+        if name in names:
+            found[f"{words} that are no distribution"] = no_distribution(column(table, name))
+    if "surprise" in names:
+        found["a surprise that is not finite"] = odd_surprise(column(table, "surprise"))
+    if {"game", "ply", "game_plies"} <= names:
+        game, ply = column(table, "game"), column(table, "ply")
+        back = np.zeros(len(ply), np.bool_)
+        back[1:] = (game[1:] == game[:-1]) & (ply[1:] <= ply[:-1])
+        found["a ply that is not after the one before"] = back
+        found["a ply beyond the game's end"] = ply >= column(table, "game_plies")
     if "globals" in names:
         found["globals that are not finite"] = ~np.isfinite(column(table, "globals")).all(axis=1)
     if "planes" in names:
@@ -95,14 +85,37 @@ def odd_rows(table: pa.RecordBatch | pa.Table) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
-def first_fault(table: pa.RecordBatch | pa.Table) -> str | None:
-    """What is wrong with the rows of a shard, in how many, and the first; None if nothing is."""
-    from ringrift_pipeline.selfplay.shards import column
+def _odd_choices(table: pa.RecordBatch | pa.Table, names: set[str]) -> dict[str, NDArray[np.bool_]]:
+    """`odd_rows` by policy, legal moves and the move that was played."""
+    from ringrift_pipeline.selfplay.shards import column, ragged_column
 
+    if "policy" not in names:
+        return {}
+    counts, policy = ragged_column(table, "policy")
+    found = {"fewer than two moves": counts < 2}
+    if "moves" in names:
+        widths, moves = ragged_column(table, "moves")
+        found["policy and moves differ in number"] = counts != widths
+    if any(bad.any() for bad in found.values()):
+        return found
+    starts = offsets_of(counts)[:-1]
+    found[BAD_POLICY] = no_policy(policy, starts)
+    if {"moves", "selected"} <= names:
+        played = moves == np.repeat(column(table, "selected"), counts)
+        found["a move that was not legal"] = ~np.logical_or.reduceat(played, starts)
+    return found
+
+
+def first_fault(table: pa.RecordBatch | pa.Table) -> str | None:
+    """What is wrong with the rows of a shard, in how many, and the first; None if nothing is.
+
+    The table has ``game_id`` and ``ply``; of the other columns, those to be judged.
+    """
     for what, bad in odd_rows(table).items():
         if bad.any():
             row = int(bad.argmax())
-            game, ply = column(table, "game_id")[row], column(table, "ply")[row]
+            game = table.column("game_id")[row]
+            ply = table.column("ply")[row]
             return f"{what} in {int(bad.sum())} of {len(bad)} rows, first in game {game}, ply {ply}"
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,15 @@ def train(
     MissingArtefactError
         if scores, hard examples or a shard have not been made.
     ResumeError
-        if ``resume`` names a state of another plan or window.
+        if ``resume`` names a state of another plan or window, or the state has a tensor that is
+        not finite.
     FinetuneError
         if the penalty cannot be had: the network's shape is no longer the source's.
+    NonFiniteStepError
+        with ``stability.on_non_finite`` "halt", for the first row, loss or gradient that is not
+        finite, naming the rows; the last state saved stays.
+    NonFiniteModelError
+        if the parent, or what is to be saved, has a weight that is not finite.
     Interrupted
         if ``should_stop`` says so, after the state was saved.
     LockedError
@@ -197,6 +204,7 @@ def _restore(
     store: Store, plan: Plan, run: TrainingRun, resume: str | Path, inputs: dict[str, Any]
 ) -> int:
     """Load the state to go on from, if there is one; returns the step it was taken at."""
+    from ringrift_pipeline.network import ModelError
     from ringrift_pipeline.training.state import load_state
 
     if resume == "never":
@@ -212,7 +220,12 @@ def _restore(
                 f"{resume} is the state of another plan, window or parent than those of "
                 f"{plan.config} generation {plan.generation:04d}: use --resume auto or never"
             )
-    run.load_state_dict(load_state(artefact.path))
+    try:
+        run.load_state_dict(load_state(artefact.path))
+    except (ValueError, ModelError) as error:
+        raise ResumeError(
+            f"the training state {artefact.path} cannot be gone on from: {error}; use --resume never"
+        ) from error
     return run.iteration
 
 
@@ -239,11 +252,14 @@ def _metadata(
 ) -> dict[str, Any]:
     from ringrift_pipeline.network import load_model
     from ringrift_pipeline.training.improvement import gain
+    from ringrift_pipeline.training.row_checks import check_outputs_of_rows
 
     losses = run.held_out(run.best_model().to(run.device))
     gained: dict[str, float] = {}
     if started_from_parent:
         before = run.held_out(load_model(sources["parent"].path, run.device))
+        name = f"the parent ({sources['parent'].path})"
+        check_outputs_of_rows(name, run.dataset.window, run.holdout, before.by_row)
         games = run.dataset.window.game[run.holdout]
         gained = {"val/parent_loss": before.loss, **gain(before.by_row, losses.by_row, games)}
     last: dict[str, Any] = {}
@@ -279,11 +295,18 @@ def _metadata(
             if name in last
         },
         "train/learning_rate": plan.settings.effective_learning_rate,
-        "train/rollbacks": last.get("train/rollbacks"),
+        "train/rollbacks": run.facade.progress.rollbacks,
+        "train/steps_left_out": run.facade.progress.skipped,
+        "on_non_finite": plan.settings.stability.on_non_finite,
+        "anomalies": run.anomalies,
         **({"train/penalty": last["train/penalty"]} if "train/penalty" in last else {}),
         **losses.metrics(),
         **gained,
-        **run.held_out(run.model).metrics("val/last_"),
+        # The last weights are not what is played with: where they say nothing, training stands.
+        **{
+            name: value if math.isfinite(value) else None
+            for name, value in run.held_out(run.model).metrics("val/last_").items()
+        },
     }
 
 
