@@ -117,7 +117,7 @@ def _train(
         began, first = time.monotonic(), run.samples
         while not run.finished:
             if should_stop is not None and should_stop():
-                _save(store, plan, run, inputs)
+                save_training(store, plan, run, inputs)
                 raise Interrupted(
                     f"training: stopped at step {run.iteration} of {run.total}; run again to go on"
                 )
@@ -131,7 +131,7 @@ def _train(
                 + f"{rate:.0f} rows/s",
             )
             if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
-                _save(store, plan, run, inputs)
+                save_training(store, plan, run, inputs)
         seconds = time.monotonic() - began
         metadata = _metadata(plan, run, inputs, sources, parent is not None)
         if "fisher" in sources:
@@ -229,7 +229,7 @@ def _restore(
     return run.iteration
 
 
-def _save(store: Store, plan: Plan, run: TrainingRun, inputs: dict[str, Any]) -> None:
+def save_training(store: Store, plan: Plan, run: TrainingRun, inputs: dict[str, Any]) -> None:
     """Land the run's state and remove the states before it."""
     from ringrift_pipeline.training.state import save_state
 
