@@ -198,7 +198,7 @@ def play_search_games(
         try:
             ended = [_ended(pool, table.size // ENDED_SHARE) for pool in pools]
         except NonFiniteOutputError as error:
-            raise NonFiniteOutputError(f"{table.named(error)}: {error}", error.rows) from error
+            raise NonFiniteOutputError(f"{table.named(error)}: {error}", error.rows) from None
         arrived = np.concatenate(
             [
                 table.finish(pool, slots, opponent=pool is not pools[0])

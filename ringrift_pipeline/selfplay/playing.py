@@ -92,7 +92,7 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
             decisions, games = play_search_games(*arguments, search, reporter, opponent)
         except NonFiniteOutputError as error:
             where = f"{plan.config} generation {plan.generation:04d} shard {index:04d}"
-            raise NonFiniteOutputError(f"{where}, {error}", error.rows) from error
+            raise NonFiniteOutputError(f"{where}, {error}", error.rows) from None
     with store.create(plan.config, plan.generation, shard_kind(index)) as draft:
         write_shard(draft.path / SHARD_FILE, decisions, games, metadata)
         draft.metadata.update(

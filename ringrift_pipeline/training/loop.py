@@ -47,8 +47,9 @@ def train(
     shape is not the one the settings ask for. With ``finetune.ewc_weight``, leaving what the model
     of another config needs, from which this one began, is penalised (a ``fisher`` artefact tells,
     measured here the first time). Every ``checkpoint_every`` steps the whole state
-    is saved as a ``training_state``, so that a killed run loses no more than that; resumed, it
-    ends in the same checkpoint bit for bit (on the CPU).
+    is saved as a ``training_state``, beside the training (:class:`StateSaver`), so that a killed
+    run loses no more than that and what was about to land; resumed, it ends in the same checkpoint
+    bit for bit (on the CPU).
 
     Files of the checkpoint: ``model.safetensors`` and ``model.json`` (the last weights),
     ``best/`` (the averaged model at its lowest held-out loss, and its auxiliary heads if it has
@@ -93,6 +94,7 @@ def _train(
     should_stop: ShouldStop | None,
 ) -> Artefact:
     from ringrift_pipeline.training.run import TrainingRun
+    from ringrift_pipeline.training.saving import StateSaver
     from ringrift_pipeline.training.threads import reproducible, torch_threads
 
     reporter = Reporter(progress, should_stop)
@@ -104,7 +106,11 @@ def _train(
             _remove_states(store, plan, keep=_current_state(store, plan))
             return existing
     parent, parent_note = parent_model(plan, sources.get("parent"))
-    with torch_threads(1), reproducible(plan.seed_for("torch")):
+    with (
+        torch_threads(1),
+        reproducible(plan.seed_for("torch")),
+        StateSaver(store, plan, inputs) as saver,
+    ):
         run = TrainingRun(
             plan,
             open_window(sources["window"].path),
@@ -117,7 +123,8 @@ def _train(
         began, first = time.monotonic(), run.samples
         while not run.finished:
             if should_stop is not None and should_stop():
-                save_training(store, plan, run, inputs)
+                saver.save(run)
+                saver.wait()
                 raise Interrupted(
                     f"training: stopped at step {run.iteration} of {run.total}; run again to go on"
                 )
@@ -131,7 +138,8 @@ def _train(
                 + f"{rate:.0f} rows/s",
             )
             if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
-                save_training(store, plan, run, inputs)
+                saver.save(run)
+        saver.wait()
         seconds = time.monotonic() - began
         metadata = _metadata(plan, run, inputs, sources, parent is not None)
         if "fisher" in sources:
@@ -227,16 +235,6 @@ def _restore(
             f"the training state {artefact.path} cannot be gone on from: {error}; use --resume never"
         ) from error
     return run.iteration
-
-
-def save_training(store: Store, plan: Plan, run: TrainingRun, inputs: dict[str, Any]) -> None:
-    """Land the run's state and remove the states before it."""
-    from ringrift_pipeline.training.state import save_state
-
-    metadata = {"inputs": inputs, "step": run.iteration, "steps": run.total}
-    with store.create(plan.config, plan.generation, STATE_KIND, metadata=metadata) as draft:
-        save_state(draft.path, run.state_dict())
-    _remove_states(store, plan, keep=draft.artefact.path)
 
 
 def _remove_states(store: Store, plan: Plan, keep: Path | None) -> None:

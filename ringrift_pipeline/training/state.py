@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,16 @@ class StateError(ValueError):
     """A state cannot be saved or restored; the message names the entry or the file."""
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state.safetensors`` and ``state.json`` into a draft's folder.
+@dataclass(frozen=True)
+class PackedState:
+    """A copy of a state, as its two files hold it."""
+
+    tensors: dict[str, torch.Tensor]
+    tree: str
+
+
+def pack_state(state: dict[str, Any]) -> PackedState:
+    """A copy of a state that shares nothing with it.
 
     Raises
     ------
@@ -40,9 +49,19 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _pack(state, "state", tensors)
-    save_file(tensors, folder / TENSORS, metadata={"format": _FORMAT})
     text = json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False, sort_keys=True)
-    (folder / TREE).write_text(text)
+    return PackedState(tensors, text)
+
+
+def write_state(folder: Path, packed: PackedState) -> None:
+    """Write ``state.safetensors`` and ``state.json`` into a draft's folder."""
+    save_file(packed.tensors, folder / TENSORS, metadata={"format": _FORMAT})
+    (folder / TREE).write_text(packed.tree)
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """:func:`pack_state` and :func:`write_state`; StateError as there."""
+    write_state(folder, pack_state(state))
 
 
 def load_state(folder: Path) -> dict[str, Any]:

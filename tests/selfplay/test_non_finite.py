@@ -59,7 +59,7 @@ def test_no_shard_is_made_with_a_network_that_overflows(store: Store) -> None:
 
 def test_workers_say_the_same(store: Store) -> None:
     plan = overflowing(store)
-    with pytest.raises(SelfplayError, match=r"shard 0000, game 0 at decision 0.*not finite"):
+    with pytest.raises(SelfplayError, match=r"shard 000\d, game 0 at decision 0.*not finite"):
         play_shards(store, plan, workers=2)
     assert not any(store.artefacts(CONFIG, 1, f"selfplay-shard-{i:04d}") for i in range(3))
 
