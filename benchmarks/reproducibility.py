@@ -28,6 +28,7 @@ import json
 import random
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -89,6 +90,11 @@ LONG_TRAINING = {
 FOLDER = re.compile(rb"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
 # How long something took, and what is reckoned from it.
 CLOCK = re.compile(r"seconds|_per_s$|^started$|^created")
+
+
+def told(text: str) -> None:
+    """Say how far it is, beside the claims."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def planned(store: Store, generation: int, **changes: Any) -> Plan:
@@ -163,7 +169,7 @@ def resume(root: Path, stops: int) -> Iterator[dict[str, Any]]:
     size = sum(entry["size"] for entry in whole.files.values())
     chosen = random.Random(1).sample(range(1, steps), min(stops, steps - 1))
     differing, wrong = 0, []
-    for stop in chosen:
+    for number, stop in enumerate(chosen, start=1):
         with contextlib.suppress(Interrupted):
             training.train(store, plan, resume="never", should_stop=after(stop))
         state = store.require(CONFIG, 0, "training_state")
@@ -175,6 +181,7 @@ def resume(root: Path, stops: int) -> Iterator[dict[str, Any]]:
         count = differing_bytes(whole, resumed)
         differing += count
         wrong += [stop] if count else []
+        told(f"{number} of {len(chosen)} stops, {differing} bytes differ")
     yield claim(
         f"bytes that differ after training of {steps} steps resumed from {len(chosen)} random "
         f"steps ({size:,} bytes each: weights, averages, optimizer, sampler, miner)",
@@ -214,6 +221,12 @@ def hashes(root: Path) -> dict[str, tuple[str, str, str]]:
     return found  # type: ignore[return-value]
 
 
+def unlike(made: list[dict[str, tuple[str, str, str]]]) -> int:
+    """Loops whose files, times left out, are not those of the first."""
+    timeless = [{name: forms[2] for name, forms in one.items()} for one in made]
+    return sum(one != timeless[0] for one in timeless)
+
+
 def loops(root: Path, count: int) -> Iterator[dict[str, Any]]:
     made = []
     for number in range(count):
@@ -223,6 +236,7 @@ def loops(root: Path, count: int) -> Iterator[dict[str, Any]]:
             work(store, planned(store, generation))
         made.append(hashes(folder))
         shutil.rmtree(folder)
+        told(f"{number + 1} of {count} loops, {unlike(made)} unlike the first")
     names = sorted(set().union(*made))
     differ: list[list[str]] = [[], [], []]
     for name in names:
@@ -270,13 +284,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="5 stops, 2 loops, 2 workers")
     parser.add_argument("--json", action="store_true", help="only the JSON lines")
+    parser.add_argument("--stops", type=int, help="stops of the resumed training (default: 100)")
+    parser.add_argument("--loops", type=int, help="whole loops (default: 10)")
     parser.add_argument("--only", choices=("resume", "loops", "workers"), help="one of the three")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     quick = arguments.quick
     parts: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-        "resume": lambda root: resume(root, 5 if quick else 100),
-        "loops": lambda root: loops(root, 2 if quick else 10),
+        "resume": lambda root: resume(root, arguments.stops or (5 if quick else 100)),
+        "loops": lambda root: loops(root, arguments.loops or (2 if quick else 10)),
         "workers": lambda root: workers(root, (1, 2) if quick else (1, 2, 3)),
     }
     missed = 0
