@@ -100,6 +100,11 @@ def _failed(error: BaseException) -> bool:
         "ringrift_pipeline.orchestration.services": ("ServiceError",),
         "ringrift_pipeline.evaluation.ablation": ("AblationFailed",),
         "ringrift_pipeline.evaluation.tournament": ("TournamentError",),
+        "ringrift_pipeline.enhancements.non_finite": ("NonFiniteStepError",),
+        "ringrift_pipeline.network.checkpoint": ("NonFiniteModelError",),
+        "ringrift_pipeline.network.errors": ("NonFiniteOutputError",),
+        "ringrift_pipeline.training.window": ("WindowError",),
+        "ringrift_pipeline.selfplay.shards": ("ShardError",),
         "ringrift_pipeline.selfplay.workers": ("SelfplayError",),
         "ringrift_pipeline.selfplay.stopping": ("Interrupted",),
     }

@@ -415,3 +415,12 @@ class StabilityConfig(ConfigGroup):
     snapshot_every: int = Field(
         default=50, ge=1, description="Good steps between snapshots of the last good state."
     )
+    on_non_finite: Literal["skip", "halt"] = Field(
+        default="skip",
+        description=(
+            "What a training row, loss, gradient or held-out loss that is not finite does. skip: "
+            "the step is left out and its rows are named; divergence_patience bad steps in a row, "
+            "or a bad held-out loss, roll back, at most max_rollbacks times. halt: training ends "
+            "with an error that names the rows."
+        ),
+    )

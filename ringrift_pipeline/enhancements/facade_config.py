@@ -15,6 +15,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
 )
 from ringrift_pipeline.enhancements.config_groups import ScheduleConfig
 from ringrift_pipeline.enhancements.hard_example_mining import MAX_WEIGHT
+from ringrift_pipeline.enhancements.non_finite import OnNonFinite
 from ringrift_pipeline.enhancements.per_sample_loss import MAX_HISTORY
 from ringrift_pipeline.enhancements.sample_slots import MAX_INDEX
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
@@ -96,6 +97,7 @@ class FacadeConfig:
     lr_backoff: float = 0.5  # factor of the rate after a divergence
     max_rollbacks: int = 3
     snapshot_every: int = 50  # good steps
+    on_non_finite: OnNonFinite = "skip"  # halt: an error at the first step that is not finite
 
     # stopping
     early_stopping_patience: int = 0  # validations without a better loss; 0: never
@@ -198,6 +200,7 @@ class FacadeConfig:
             lr_backoff=config.stability.lr_backoff,
             max_rollbacks=config.stability.max_rollbacks,
             snapshot_every=config.stability.snapshot_every,
+            on_non_finite=config.stability.on_non_finite,
             early_stopping_patience=training.early_stopping_patience,
             early_stopping_min_delta=training.early_stopping_min_delta,
             precision=training.precision,
@@ -209,6 +212,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": get_args(Precision),
     "value_kind": get_args(ValueForm),
     "clip_mode": get_args(ClippingMode),
+    "on_non_finite": get_args(OnNonFinite),
 }
 
 # name: least, greatest, whether the least itself is excluded

@@ -288,6 +288,7 @@ class StepGuard:
         verdict: the monitor's, where it was not ``ok``.
         norm: total gradient norm before clipping; NaN when the loss was refused.
         penalty: what ``add_penalty`` returned, a scalar.
+        bad_parameters: places of the parameters whose gradient is not finite.
     """
 
     def __init__(
@@ -308,6 +309,7 @@ class StepGuard:
         self.penalty: Tensor | None = None
         self.verdict: Verdict | None = None
         self.norm = math.nan
+        self.bad_parameters: list[int] = []
 
     def update_and_clip(self, parameters: list[Tensor]) -> float:
         """Total norm before clipping; infinite to have the step left out."""
@@ -330,6 +332,14 @@ class StepGuard:
             if self.monitor is not None:
                 self.monitor.accept(self.loss)
             self.before_change()
+        elif self.clipper is not None:
+            self.bad_parameters = list(self.clipper.last_nonfinite)
+        else:
+            self.bad_parameters = [
+                i
+                for i, p in enumerate(parameters)
+                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+            ]
         return self.norm
 
 

@@ -37,7 +37,9 @@ class TrainStepStats:
         penalty: of the regularizer, not part of ``loss``; 0 without one or when no step was due.
         stepped: whether the optimizer stepped.
         should_stop: whether to end training, and ``stop_reason`` why ("" otherwise).
-        anomaly: ``spike``, ``non_finite``, ``divergence`` or None; ``message`` says it in words.
+        anomaly: ``spike``, ``non_finite``, ``bad_data``, ``divergence`` or None; ``message`` says
+            it in words.
+        rows: data-set rows that what is not finite comes from, as far as they are known.
     """
 
     __slots__ = (
@@ -48,6 +50,7 @@ class TrainStepStats:
         "lr",
         "message",
         "penalty",
+        "rows",
         "samples",
         "step",
         "stepped",
@@ -67,6 +70,7 @@ class TrainStepStats:
         anomaly: str | None = None,
         message: str = "",
         penalty: float = 0.0,
+        rows: tuple[int, ...] = (),
     ) -> None:
         self._losses = losses
         self._means: tuple[float, ...] | None = None
@@ -79,6 +83,7 @@ class TrainStepStats:
         self.anomaly = anomaly
         self.message = message
         self.penalty = penalty
+        self.rows = rows
 
     @property
     def should_stop(self) -> bool:

@@ -277,6 +277,14 @@ def _check(results: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
     flat = results["players"].explode()
     if flat.null_count():
         raise RatingError("a seat has no player's name")
+    places = results["ranks"].explode().cast(pl.Float64, strict=False)
+    whole = (places.is_finite() & (places == places.floor())).fill_null(False)
+    if not whole.all():
+        seat = int((~whole).arg_max() or 0)
+        game = int(np.searchsorted(np.cumsum(lengths.to_numpy()), seat, side="right"))
+        raise RatingError(
+            f"game {game} has ranks {results['ranks'][game].to_list()}: ranks are whole numbers"
+        )
     names = sorted(flat.unique().to_list())
     number = {name: i for i, name in enumerate(names)}
     seats = np.full((results.height, 4), -1, dtype=np.int64)
@@ -330,11 +338,14 @@ def fit_ratings(
         confidence: of the intervals, in (0, 1).
 
     Raises:
-        RatingError: for games that cannot be rated: bad columns, an anchor that did not play,
+        RatingError: for games that cannot be rated: bad columns, ranks that are no whole numbers,
+            a number out of its range, an anchor that did not play,
             players that nothing connects with it.
     """
     if not prior_draws > 0 or not math.isfinite(prior_draws):
         raise RatingError(f"prior_draws must be > 0, got {prior_draws}")
+    if not math.isfinite(anchor_rating):
+        raise RatingError(f"anchor_rating must be finite, got {anchor_rating}")
     if not 0 < confidence < 1:
         raise RatingError(f"confidence must lie in (0, 1), got {confidence}")
     if depth is not None and depth < 1:

@@ -48,6 +48,33 @@ class ModelMismatchError(ModelError):
     """The files are sound but of another format, encoding or shape."""
 
 
+class NonFiniteModelError(ModelError):
+    """A weight is NaN or infinite; the message names the tensor."""
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse weights unless all their numbers are finite.
+
+    Args:
+        weights: tensors by name; whole numbers always pass.
+        where: what they are of, which begins the message.
+
+    Raises:
+        NonFiniteModelError: naming the first tensor, in how many of its numbers, and where.
+    """
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            continue
+        bad = ~torch.isfinite(tensor)
+        if bool(bad.any()):
+            first = bad.nonzero()[0].tolist()
+            raise NonFiniteModelError(
+                f"{where}: {int(bad.sum())} of {tensor.numel()} numbers of the tensor {name} are "
+                f"not finite, the first ({float(tensor[tuple(first)])}) at {first}: use an "
+                "earlier model or train anew"
+            )
+
+
 def _encoding_signature() -> dict[str, int]:
     return {
         "version": ENCODING_VERSION,
@@ -65,14 +92,18 @@ def save_model(
     ``metadata`` is anything JSON holds, kept verbatim. Weights keep their bits and dtype. The
     sidecar is written last and names the hash of the weights, so a write cut short between the
     two is found out at loading.
+
+    Raises:
+        NonFiniteModelError: a weight is NaN or infinite; nothing is written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
         if not name.startswith(AUXILIARY)
     }
+    check_finite(weights, f"the model for {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save(weights, metadata={"format": _FORMAT})
     sidecar = {
         "format": _FORMAT,
@@ -135,6 +166,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRi
         MissingModelError: a file is not there.
         CorruptModelError: a file is damaged (hash or syntax).
         ModelMismatchError: another format or encoding, or tensors that do not fit the shape.
+        NonFiniteModelError: a weight is NaN or infinite.
         ValueError: the device is unknown or absent.
     """
     folder = Path(folder)
@@ -183,6 +215,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRi
             )
         if not weights[name].is_floating_point():
             raise ModelMismatchError(f"{path}: tensor {name} holds {weights[name].dtype}")
+    check_finite(weights, str(path))
     # assign keeps the saved dtype; requires_grad follows the module's parameters.
     model.load_state_dict(weights, assign=True)
     return model.to(target).eval()

@@ -54,6 +54,10 @@ PLANE_NAMES: tuple[str, ...] = (
 )
 assert len(PLANE_NAMES) == NUM_PLANES
 
+COUNT_PLANES = (HEIGHT, CAP, *range(BURIED_OF, BURIED_OF + MAX_PLAYERS))
+FLAG_PLANES = np.setdiff1d(np.arange(NUM_PLANES), COUNT_PLANES)
+"""Planes that are 0 or 1, (F,) int64; the others count rings."""
+
 PLANE_SCALES = np.ones(NUM_PLANES, dtype=np.float32)
 PLANE_SCALES[HEIGHT] = PLANE_SCALES[CAP] = 0.25
 PLANE_SCALES[BURIED_OF : BURIED_OF + MAX_PLAYERS] = 0.5

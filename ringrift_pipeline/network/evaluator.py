@@ -17,6 +17,7 @@ from ringrift_pipeline.game import layout
 from ringrift_pipeline.network.board_network import BoardNetwork
 from ringrift_pipeline.network.device_network import DeviceNetwork
 from ringrift_pipeline.network.encoder import Encoder
+from ringrift_pipeline.network.errors import NonFiniteOutputError, check_outputs
 from ringrift_pipeline.network.model import RingRiftNetwork
 from ringrift_pipeline.network.move_logits import MASKED_LOGIT, move_logits, seat_chances
 
@@ -126,6 +127,7 @@ class Evaluator:
         max_batch: longer batches are evaluated in pieces of this size.
         threads: torch threads used during evaluation on the CPU, restored afterwards; None leaves
             torch's setting alone.
+        name: of the model, in errors.
 
     Raises:
         ValueError: geometry mismatch, unknown device, or an argument out of bounds.
@@ -149,6 +151,7 @@ class Evaluator:
         value_temperature: float = 1.0,
         max_batch: int = 512,
         threads: int | None = 1,
+        name: str = "the network",
     ) -> None:
         if model.config.geometry != rules.geometry:
             raise ValueError(
@@ -162,6 +165,7 @@ class Evaluator:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1 or None, got {threads!r}")
         self.rules = rules
+        self.name = name
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.value_temperature = float(value_temperature)
@@ -198,6 +202,8 @@ class Evaluator:
 
         Raises:
             ValueError: as ``encode_states``.
+            NonFiniteOutputError: the network gives a policy or value that is not finite; the
+                message names the model and the position.
         """
         batch, width = moves.shape
         logits = np.empty((batch, width), dtype=np.float32)
@@ -205,9 +211,13 @@ class Evaluator:
         with torch.inference_mode(), _torch_threads(self.threads):
             for start in range(0, batch, self.max_batch):
                 piece = slice(start, min(start + self.max_batch, batch))
-                self._evaluate_piece(
-                    states[piece], moves[piece], counts[piece], logits[piece], values[piece]
-                )
+                try:
+                    self._evaluate_piece(
+                        states[piece], moves[piece], counts[piece], logits[piece], values[piece]
+                    )
+                except NonFiniteOutputError as error:
+                    rows = [start + row for row in error.rows]
+                    raise NonFiniteOutputError(str(error), rows) from None
         return logits, values
 
     def _evaluate_piece(
@@ -234,6 +244,9 @@ class Evaluator:
             logits[:, :widest][features["legal_mask"]], value = self._there.evaluate(
                 features, counts
             )
+        # By the logits: one of -inf would become an innocent chance of 0.
+        chosen = value[:, : values.shape[1]]
+        check_outputs(self.name, self.rules, states, counts, logits, chosen)
         seat_chances(value, movers, self.value_temperature, values)
 
     def _looked_up_here(

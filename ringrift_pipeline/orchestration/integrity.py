@@ -5,18 +5,14 @@ to ``judgements`` see there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ringrift_pipeline.orchestration.judgements import MOST_COPIES, Judgement
 from ringrift_pipeline.orchestration.step import Step
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ringrift_pipeline.training.tables import Column
 
-NEAR_ONE = 1e-3  # how far the sum of a distribution in float32 may be from 1
 # Columns of a shard whose rows are judged; the encoded planes are most of a shard and not among them.
 JUDGED = (
     "game_id",
@@ -87,6 +83,7 @@ def shards_sound(step: Step) -> Judgement:
     a game and end before it does.
     """
     from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, open_shard
+    from ringrift_pipeline.selfplay.soundness import first_fault
 
     rows = 0
     for shard in step.plan().shards:
@@ -97,60 +94,11 @@ def shards_sound(step: Step) -> Judgement:
                 table = reader.read_all()
         except ShardError as error:
             return Judgement(False, str(error))
-        for what, bad in _odd_rows(table).items():
-            if bad.any():
-                game, ply = (table.column(name)[int(bad.argmax())] for name in ("game_id", "ply"))
-                return Judgement(
-                    False,
-                    f"{kind}: {what} in {int(bad.sum())} of {len(bad)} rows, first in game {game}, "
-                    f"ply {ply}",
-                    {"rows": rows},
-                )
+        fault = first_fault(table)
+        if fault is not None:
+            return Judgement(False, f"{kind}: {fault}", {"rows": rows})
         rows += table.num_rows
     return Judgement(True, f"{rows} rows are what play can have made", {"selfplay/rows": rows})
-
-
-def _odd_rows(table: Any) -> dict[str, NDArray[np.bool_]]:
-    """What is wrong -> (R,) in which rows."""
-    import numpy as np
-
-    from ringrift_pipeline.selfplay.ragged import offsets_of
-    from ringrift_pipeline.selfplay.shards import column, ragged_column
-
-    counts, policy = ragged_column(table, "policy")
-    widths, moves = ragged_column(table, "moves")
-    starts = offsets_of(counts)[:-1]
-    bad_share = ~((policy >= 0.0) & (policy <= 1.0 + NEAR_ONE))  # NaN is not between either
-    played = moves == np.repeat(column(table, "selected"), widths)
-    found = {
-        "policy and moves differ in number": counts != widths,
-        "fewer than two moves": counts < 2,
-    }
-    if any(bad.any() for bad in found.values()):
-        return found
-    sums = np.add.reduceat(policy.astype(np.float64), starts)
-    found |= {
-        "a policy that is no distribution": np.logical_or.reduceat(bad_share, starts)
-        | ~(np.abs(sums - 1.0) <= NEAR_ONE),
-        "a move that was not legal": ~np.logical_or.reduceat(played, starts),
-    }
-    for name, words in (
-        ("outcome", "shares of the win"),
-        ("root_value", "values before search"),
-        ("search_value", "values after search"),
-    ):
-        shares = column(table, name).astype(np.float64)
-        inside = ((shares >= -NEAR_ONE) & (shares <= 1.0 + NEAR_ONE)).all(axis=1)
-        whole = np.abs(shares.sum(axis=1) - 1.0) <= NEAR_ONE
-        found[f"{words} that are no distribution"] = ~(inside & whole)
-    surprise = column(table, "surprise")
-    found["a surprise that is not finite"] = ~(np.isfinite(surprise) & (surprise >= -NEAR_ONE))
-    game, ply = column(table, "game"), column(table, "ply")
-    back = np.zeros(len(ply), np.bool_)
-    back[1:] = (game[1:] == game[:-1]) & (ply[1:] <= ply[:-1])
-    found["a ply that is not after the one before"] = back
-    found["a ply beyond the game's end"] = ply >= column(table, "game_plies")
-    return found
 
 
 def no_leakage(step: Step) -> Judgement:

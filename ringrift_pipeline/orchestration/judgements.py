@@ -157,7 +157,11 @@ def losses_finite(step: Step) -> Judgement:
     broken = _non_finite(artefact)
     if broken:
         return Judgement(False, f"weights {', '.join(broken[:3])} are not finite")
-    return Judgement(True, "losses and weights are finite", dict(list(losses.items())[:8]))
+    why = "losses and weights are finite"
+    left_out = artefact.metadata.get("train/steps_left_out")
+    if left_out:
+        why += f"; {left_out} steps were left out, {artefact.metadata['train/rollbacks']} rollbacks"
+    return Judgement(True, why, dict(list(losses.items())[:8]))
 
 
 def training_learned(step: Step) -> Judgement:

@@ -106,6 +106,9 @@ def of_artefact(artefact: Artefact) -> dict[str, Any]:
     """Dagster metadata of an artefact: pictures, games, numbers, digest, path."""
     shown = for_people(artefact) | games_of(artefact)
     shown |= numbers(artefact.metadata, FIRST.get(artefact.kind, ()))
+    if artefact.metadata.get("anomalies"):  # of a training: steps left out and undone
+        lines = "\n".join(f"- {line}" for line in artefact.metadata["anomalies"])
+        shown["anomalies"] = MetadataValue.md(lines)
     shown["digest"] = artefact.digest
     shown["path"] = MetadataValue.path(artefact.path)
     for name in ("parent_config", "parent_generation", "parent_digest"):

@@ -9,7 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ringrift_pipeline.search.errors import EvaluationError, PlayerSpecError, SearchError
+    from ringrift_pipeline.search.errors import (
+        EvaluationError,
+        NonFiniteOutputError,
+        PlayerSpecError,
+        SearchError,
+    )
     from ringrift_pipeline.search.evaluators import Evaluator, RolloutEvaluator, UniformEvaluator
     from ringrift_pipeline.search.gumbel import GumbelSearch
     from ringrift_pipeline.search.heuristic import (
@@ -38,6 +43,7 @@ _MODULE_OF = {
     "GumbelSearch": "gumbel",
     "HeuristicPlayer": "players",
     "NetworkPlayer": "players",
+    "NonFiniteOutputError": "errors",
     "Opinion": "players",
     "Player": "players",
     "PlayerSpecError": "errors",
@@ -66,6 +72,7 @@ __all__ = [
     "GumbelSearch",
     "HeuristicPlayer",
     "NetworkPlayer",
+    "NonFiniteOutputError",
     "Opinion",
     "Player",
     "PlayerSpecError",

@@ -94,7 +94,7 @@ def load_player(
             f"({rules.geometry})"
         )
     precision = getattr(settings, "precision", "auto")
-    evaluator = Evaluator(model, rules, device, precision=precision)
+    evaluator = Evaluator(model, rules, device, precision=precision, name=f"{text} ({folder})")
     return NetworkPlayer(
         config,
         SymmetricEvaluator(evaluator, symmetries) if symmetries > 1 else evaluator,

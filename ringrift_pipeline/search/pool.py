@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ringrift_pipeline.game import layout
+from ringrift_pipeline.network.errors import check_outputs
 from ringrift_pipeline.search import rounds
 from ringrift_pipeline.search import slots as fields
 from ringrift_pipeline.search.cache import EvaluationCache
-from ringrift_pipeline.search.errors import EvaluationError, SearchError
+from ringrift_pipeline.search.errors import EvaluationError, NonFiniteOutputError, SearchError
 from ringrift_pipeline.search.readout import Readout, read_trees
 from ringrift_pipeline.search.tree import Tree
 
@@ -175,8 +176,9 @@ class SearchPool:
     def step(self) -> np.ndarray:
         """Evaluate one batch; the slots whose searches ended with it, (N,) int64 in no order.
 
-        Raises :class:`EvaluationError` when the evaluator returns a wrong shape or a value that
-        is not finite; the searches of the pool are then of no use.
+        Raises :class:`EvaluationError` when the evaluator returns a wrong shape or (then a
+        :class:`NonFiniteOutputError`, whose ``slots`` are those of the searches) a number that is
+        not finite; the searches of the pool are then of no use.
         """
         t, marks, settings, cache = self._tree, self._marks, self.settings, self._cache
         remembered = (cache.table, cache.ring, cache.head)
@@ -195,14 +197,20 @@ class SearchPool:
             counts = self._row_count[:rows]
             widest = int(marks[rounds.WIDEST])
             moves = self._batch_moves[: rows * widest].reshape(rows, widest)
-            logits, values = self._evaluate(self._row_states[:rows], moves, counts)
-            if not rounds.absorb(
-                self._row_node, self._row_slot, counts, self._row_key, moves, logits, values,
-                self._seeds, settings.gumbel_scale, *remembered, self._slots,
-                self._logits, self._noise, t.nodes, t.values, t.edges, t.priors,
-                self._keys, self._order, self._task_leaf, self._finished, marks,
-            ):  # fmt: skip
-                raise EvaluationError("the evaluator returned a logit or value that is not finite")
+            states = self._row_states[:rows]
+            try:
+                logits, values = self._evaluate(states, moves, counts)
+                if not rounds.absorb(
+                    self._row_node, self._row_slot, counts, self._row_key, moves, logits, values,
+                    self._seeds, settings.gumbel_scale, *remembered, self._slots,
+                    self._logits, self._noise, t.nodes, t.values, t.edges, t.priors,
+                    self._keys, self._order, self._task_leaf, self._finished, marks,
+                ):  # fmt: skip
+                    name = getattr(self.evaluator, "name", type(self.evaluator).__name__)
+                    check_outputs(name, self.rules, states, counts, logits, values)
+            except NonFiniteOutputError as error:
+                error.slots = tuple(self._row_slot[list(error.rows)].tolist())
+                raise
         return self._finished[: marks[rounds.FINISHED]].copy()
 
     def drop(self, which: np.ndarray) -> None:
@@ -261,9 +269,12 @@ class SearchPool:
         for start in range(0, len(states), self.max_batch):
             part = slice(start, start + self.max_batch)
             wide = int(counts[part].max())
-            logits[part, :wide], values[part] = self._ask(
-                states[part], np.ascontiguousarray(moves[part, :wide]), counts[part]
-            )
+            piece = states[part], np.ascontiguousarray(moves[part, :wide]), counts[part]
+            try:
+                logits[part, :wide], values[part] = self._ask(*piece)
+            except NonFiniteOutputError as error:
+                rows = [start + row for row in error.rows]
+                raise NonFiniteOutputError(str(error), rows) from None
         return logits, values
 
     def _ask(

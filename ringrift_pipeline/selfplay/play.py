@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringrift_pipeline.game import get_rules, kernels, layout
+from ringrift_pipeline.network.errors import NonFiniteOutputError
 from ringrift_pipeline.selfplay import stepping
 from ringrift_pipeline.selfplay.records import Decisions, Games, Recorder, owners_of
 from ringrift_pipeline.selfplay.shards import compact_size
@@ -177,6 +178,8 @@ def play_search_games(
     ------
     Interrupted
         if the reporter's ``should_stop`` says so; nothing is kept.
+    NonFiniteOutputError
+        if a network gives a policy or value that is not finite; names the game and the position.
     """
     shard = _Shard(config, games, seed, reporter)
     table = _Table(shard, settings, min(settings.selfplay.parallel_games, games))
@@ -192,7 +195,10 @@ def play_search_games(
         shard.report()
         if not table.live.any():
             return shard.result()
-        ended = [_ended(pool, table.size // ENDED_SHARE) for pool in pools]
+        try:
+            ended = [_ended(pool, table.size // ENDED_SHARE) for pool in pools]
+        except NonFiniteOutputError as error:
+            raise NonFiniteOutputError(f"{table.named(error)}: {error}", error.rows) from None
         arrived = np.concatenate(
             [
                 table.finish(pool, slots, opponent=pool is not pools[0])
@@ -262,6 +268,11 @@ class _Table:
             return np.zeros(len(slots), np.bool_)
         seats = self.states[slots, layout.PLAYER]
         return opponent.moves_in(self._game[slots], seats, self.shard.rules.players)
+
+    def named(self, error: NonFiniteOutputError) -> str:
+        """The games, and their decisions, whose searches met what is not finite."""
+        found = sorted({(int(self._game[i]), int(self._decisions[i])) for i in error.slots})
+        return " and ".join(f"game {game} at decision {number}" for game, number in found[:5])
 
     def begin(self, pool: SearchPool, slots: NDArray[np.int64], opponent: bool) -> None:
         """Begin the searches of the next decisions in ``slots`` (N,)."""

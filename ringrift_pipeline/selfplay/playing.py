@@ -33,6 +33,9 @@ def play_shard(
     ------
     PlanError
         if the plan has no such shard, or its champion's or opponent's files are not those it names.
+    NonFiniteOutputError
+        if a model gives a policy or value that is not finite, naming model, game and position;
+        nothing of the shard is kept.
     Interrupted
         if ``should_stop`` says so; nothing of the shard is kept.
     """
@@ -66,6 +69,7 @@ def up_to_date(artefact: Artefact) -> bool:
 
 def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artefact:
     """Play and land a shard, whatever is there already."""
+    from ringrift_pipeline.network import NonFiniteOutputError
     from ringrift_pipeline.selfplay.play import Opponent, play_heuristic_games, play_search_games
     from ringrift_pipeline.selfplay.shards import (
         SHARD_FILE,
@@ -84,7 +88,11 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
         search = _search(store, plan, plan.champion)
         met = shard.get("opponent")
         opponent = met and Opponent(_search(store, plan, met), met["games"], met["first_seat"])
-        decisions, games = play_search_games(*arguments, search, reporter, opponent)
+        try:
+            decisions, games = play_search_games(*arguments, search, reporter, opponent)
+        except NonFiniteOutputError as error:
+            where = f"{plan.config} generation {plan.generation:04d} shard {index:04d}"
+            raise NonFiniteOutputError(f"{where}, {error}", error.rows) from None
     with store.create(plan.config, plan.generation, shard_kind(index)) as draft:
         write_shard(draft.path / SHARD_FILE, decisions, games, metadata)
         draft.metadata.update(
@@ -117,8 +125,10 @@ def _search(store: Store, plan: Plan, reference: dict[str, Any]) -> Any:
     from ringrift_pipeline.search import GumbelSearch
 
     rules = get_rules(plan.config)
-    model = load_model(open_model(store, reference).path)
+    artefact = open_model(store, reference)
+    model = load_model(artefact.path)
     # One thread a worker: sums round alike however many workers share the machine.
     device, precision = plan.settings.device, plan.precision
-    evaluator = Evaluator(model, rules, device, precision=precision, threads=1)
+    name = f"the model of generation {artefact.generation:04d} ({artefact.path})"
+    evaluator = Evaluator(model, rules, device, precision=precision, threads=1, name=name)
     return GumbelSearch(rules, evaluator, plan.settings.search)

@@ -175,10 +175,16 @@ def write_shard(path: Path, decisions: Decisions, games: Games, metadata: dict[s
     Raises
     ------
     ShardError
-        if a policy is no distribution over its row's moves or an outcome does not sum to 1.
+        naming the game and ply of a row that play cannot have made (`soundness.odd_rows`): a
+        number that is not finite, a policy or value that is no distribution.
     """
+    from ringrift_pipeline.selfplay.soundness import first_fault, no_distribution
+
     config = metadata["config"]
-    _check(path, decisions, games)
+    cut = no_distribution(games.outcome)
+    if cut.any():
+        game = game_id(config, metadata["generation"], metadata["shard"], int(cut.argmax()))
+        raise ShardError(f"{path.name}: the shares of the win of game {game} do not sum to 1")
     counts = {"rows": len(decisions), "moves": int(decisions.offsets[-1])}
     schema = SHARD_SCHEMA(config).with_metadata(
         {**{name: json.dumps(value) for name, value in metadata.items()}}
@@ -188,20 +194,11 @@ def write_shard(path: Path, decisions: Decisions, games: Games, metadata: dict[s
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, options=options) as out:
         for start in range(0, len(decisions), ROWS_PER_BATCH):
             rows = slice(start, min(start + ROWS_PER_BATCH, len(decisions)))
-            out.write_batch(_record_batch(schema, decisions, games, metadata, rows))
-
-
-def _check(path: Path, decisions: Decisions, games: Games) -> None:
-    if len(decisions):
-        sums = np.add.reduceat(decisions.policy.astype(np.float64), decisions.offsets[:-1])
-        worst = float(np.abs(sums - 1.0).max())
-        if not worst < 1e-3 or not (decisions.policy >= 0).all():
-            raise ShardError(f"{path.name}: a search policy is no distribution (off by {worst})")
-        if int(decisions.counts.min()) < 2:
-            raise ShardError(f"{path.name}: a forced ply was recorded as a decision")
-    totals = games.outcome.astype(np.float64).sum(axis=1)
-    if not np.abs(totals - 1.0).max() < 1e-5:
-        raise ShardError(f"{path.name}: the shares of a game's outcome do not sum to 1")
+            batch = _record_batch(schema, decisions, games, metadata, rows)
+            fault = first_fault(batch)
+            if fault is not None:
+                raise ShardError(f"{path.name}: {fault}; nothing of the shard is kept")
+            out.write_batch(batch)
 
 
 def _record_batch(

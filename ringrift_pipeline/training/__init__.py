@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ringrift_pipeline.training.hard_examples import mine_hard_examples
     from ringrift_pipeline.training.loop import ResumeError, train
     from ringrift_pipeline.training.quality import score_games
+    from ringrift_pipeline.training.row_checks import BadRowsError
     from ringrift_pipeline.training.staleness import (
         Freshness,
         StaleWindowError,
@@ -44,6 +45,7 @@ _MODULES = {
     "hard_examples": ("mine_hard_examples",),
     "loop": ("ResumeError", "train"),
     "quality": ("score_games",),
+    "row_checks": ("BadRowsError",),
     "staleness": ("Freshness", "StaleWindowError", "judge_window", "require_fresh"),
     "tables": (
         "CALIBRATION_BINS",
@@ -61,6 +63,7 @@ __all__ = [
     "CALIBRATION_BINS",
     "HARD_EXAMPLES",
     "QUALITY_SCORES",
+    "BadRowsError",
     "Column",
     "FinetuneError",
     "Freshness",

@@ -29,20 +29,29 @@ def without_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_heads(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """Write the auxiliary heads of a network's state dict into a draft's folder, if it has any."""
+    """Write the auxiliary heads of a network's state dict into a draft's folder, if it has any.
+
+    Raises NonFiniteModelError for a weight that is NaN or infinite.
+    """
     from safetensors.torch import save_file
+
+    from ringrift_pipeline.network.checkpoint import check_finite
 
     heads = {name: weight.detach().cpu().contiguous() for name, weight in heads_of(state).items()}
     if heads:
+        check_finite(heads, f"the auxiliary heads for {folder}")
         save_file(heads, folder / FILE)
 
 
 def load_heads(folder: Path, model: RingRiftNetwork) -> bool:
     """Attach auxiliary heads to ``model``: those in ``folder``, untrained ones where none fit.
 
-    Returns whether there were some. Raises CorruptArtefactError for a damaged file.
+    Returns whether there were some. Raises CorruptArtefactError for a damaged file,
+    NonFiniteModelError for a weight that is NaN or infinite.
     """
     from safetensors.torch import load_file
+
+    from ringrift_pipeline.network.checkpoint import check_finite
 
     attached = model.attach_auxiliary()
     if not (folder / FILE).is_file():
@@ -52,5 +61,6 @@ def load_heads(folder: Path, model: RingRiftNetwork) -> bool:
     wanted = {f"{AUXILIARY}{name}": weight for name, weight in attached.state_dict().items()}
     if {n: w.shape for n, w in saved.items()} != {n: w.shape for n, w in wanted.items()}:
         return False
+    check_finite(saved, str(folder / FILE))
     attached.load_state_dict({name.removeprefix(AUXILIARY): w for name, w in saved.items()})
     return True

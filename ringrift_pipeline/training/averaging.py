@@ -32,6 +32,8 @@ def average(
     ------
     MissingArtefactError
         if there is no checkpoint.
+    NonFiniteModelError
+        if a weight of it is not finite.
     """
     from ringrift_pipeline.network import load_model, save_model
     from ringrift_pipeline.training.auxiliary import FILE
@@ -56,9 +58,8 @@ def average(
     metadata |= {
         name: value for name, value in checkpoint.metadata.items() if name.startswith("val/")
     }
-    metadata["val/loss_gain"] = (
-        checkpoint.metadata["val/last_loss"] - checkpoint.metadata["val/loss"]
-    )
+    last = checkpoint.metadata["val/last_loss"]
+    metadata["val/loss_gain"] = None if last is None else last - checkpoint.metadata["val/loss"]
     about = {
         "config": plan.config,
         "generation": plan.generation,

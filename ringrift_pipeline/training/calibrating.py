@@ -49,6 +49,8 @@ def calibrate(
     ------
     MissingArtefactError
         if there is no EMA model.
+    NonFiniteOutputError
+        if the model gives a value that is not finite, naming the rows.
     Interrupted
         if ``should_stop`` says so.
     """
@@ -59,6 +61,7 @@ def calibrate(
     from ringrift_pipeline.training import tables
     from ringrift_pipeline.training.dataset import WindowDataset
     from ringrift_pipeline.training.forward import value_logits
+    from ringrift_pipeline.training.row_checks import check_outputs_of_rows
     from ringrift_pipeline.training.threads import torch_threads
 
     candidate = store.require(plan.config, plan.generation, "ema_model")
@@ -74,6 +77,8 @@ def calibrate(
     model, dataset = load_model(candidate.path, device), WindowDataset(window, device)
     with torch_threads(1):
         logits = value_logits(model, dataset, rows, reporter, plan.settings.training.threads)
+    name = f"the ema_model of generation {plan.generation:04d} ({candidate.path})"
+    check_outputs_of_rows(name, window, rows, logits)
     report = _report(plan, window, rows, logits)
     stages = {stage: report[stage] for stage in ("held_out", "before", "after")}
     metadata: dict[str, Any] = {"inputs": inputs, "model": candidate.digest}

@@ -131,6 +131,7 @@ def source_losses(store: Store, plan: Plan, model: RingRiftNetwork) -> dict[str,
     from ringrift_pipeline.network import load_model
     from ringrift_pipeline.training.dataset import WindowDataset
     from ringrift_pipeline.training.forward import held_out_losses
+    from ringrift_pipeline.training.row_checks import check_outputs_of_rows
 
     entry = plan.finetune
     if entry is None:
@@ -140,11 +141,13 @@ def source_losses(store: Store, plan: Plan, model: RingRiftNetwork) -> dict[str,
     dataset = WindowDataset(open_window(window.path))
     rows = dataset.window.holdout_rows[: entry["samples"]]
     training = plan.settings.training
-    before, after = (
-        held_out_losses(one, dataset, rows, training.policy_weight, training.value_weight).loss
-        for one in (load_model(source.path), model)
-    )
-    return {"finetune/source_loss_before": before, "finetune/source_loss_after": after}
+    found = {}
+    for when, one in (("before", load_model(source.path)), ("after", model)):
+        losses = held_out_losses(one, dataset, rows, training.policy_weight, training.value_weight)
+        name = f"the model {when} fine-tuning"
+        check_outputs_of_rows(name, dataset.window, rows, losses.by_row)
+        found[f"finetune/source_loss_{when}"] = losses.loss
+    return found
 
 
 __all__ = ["FILE", "KIND", "FinetuneError", "measure_fisher", "open_regularizer", "source_losses"]

@@ -14,6 +14,7 @@ from ringrift_pipeline.game import get_rules
 from ringrift_pipeline.network import BoardSymmetries
 from ringrift_pipeline.selfplay.ragged import flat_positions
 from ringrift_pipeline.training.game_ends import GameEnds
+from ringrift_pipeline.training.row_checks import check_rows, check_surprise
 from ringrift_pipeline.training.window import Window, WindowError
 
 MAX_SEATS = 4
@@ -96,6 +97,8 @@ class WindowDataset:
         ------
         WindowError
             if there are none, or one lies outside the window.
+        BadRowsError
+            if a number of theirs is not finite or out of its range; it names the rows.
         ValueError
             if the symmetries do not fit the rows.
         """
@@ -115,9 +118,11 @@ class WindowDataset:
             padded[legal] = column
             return padded
 
-        policy = spread(self.window.policy[inner], 0.0)
+        shares = self.window.policy[inner]
+        planes, globals_ = self.window.planes[rows], self.window.globals[rows]
+        check_rows(self.window, rows, planes, globals_, shares)
+        policy = spread(shares, 0.0)
         policy[~self._full_search[rows]] = 0.0
-        planes = self.window.planes[rows]
         kinds = self.window.move_kind[inner]
         cells = self.window.move_cells[inner]
         if symmetries is not None:
@@ -125,7 +130,7 @@ class WindowDataset:
             cells = self._symmetries.cells(cells, kinds, np.repeat(symmetries, counts))
         features: dict[str, NDArray] = {
             "planes": planes,
-            "globals": self.window.globals[rows],
+            "globals": globals_,
             "move_kind": spread(kinds, 0),
             "move_cells": spread(cells, -1),
             "move_rank": spread(self.window.move_rank[inner], 0),
@@ -166,8 +171,10 @@ def surprise_weights(window: Window, share: float) -> NDArray[np.float32]:
     """Weight of each row's policy loss (R,), mean 1 over each generation's full searches.
 
     ``1 - share + share * surprise / mean``; 1 in a generation that knows no surprise (the
-    heuristic has no prior), 0 for cheap searches. Held-out rows count in no mean.
+    heuristic has no prior), 0 for cheap searches. Held-out rows count in no mean. Raises
+    BadRowsError for a surprise that is not finite.
     """
+    check_surprise(window)
     surprise = np.maximum(np.asarray(window.surprise, np.float64), 0.0)
     full = np.asarray(window.full_search)
     counted = full & ~np.asarray(window.holdout)

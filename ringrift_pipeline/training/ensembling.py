@@ -40,6 +40,8 @@ def build_ensemble(
     ------
     MissingArtefactError
         if there is no EMA model or checkpoint.
+    NonFiniteOutputError
+        if a member gives what is not finite, naming it and the rows.
     Interrupted
         if ``should_stop`` says so.
     """
@@ -48,6 +50,7 @@ def build_ensemble(
     from ringrift_pipeline.training.dataset import WindowDataset
     from ringrift_pipeline.training.forward import held_out_losses
     from ringrift_pipeline.training.pictures import draw_disagreement
+    from ringrift_pipeline.training.row_checks import check_outputs_of_rows
     from ringrift_pipeline.training.threads import torch_threads
 
     members = _members(store, plan)
@@ -67,6 +70,12 @@ def build_ensemble(
         for number, (name, model) in enumerate(models.items()):
             losses[name] = held_out_losses(
                 model, dataset, dataset.window.holdout_rows, *weights, reporter, training.threads
+            )
+            check_outputs_of_rows(
+                f"the member {name} ({members[name].path})",
+                dataset.window,
+                dataset.window.holdout_rows,
+                losses[name].by_row,
             )
             reporter.report(number + 1, len(models) + 1, f"{name} measured")
         together, apart = _together(models, dataset, device, reporter, training.threads)

@@ -51,6 +51,8 @@ def mine_hard_examples(
     ------
     MissingArtefactError, PlanError
         if a shard, the parent model or the ensemble is not there as the plan names it.
+    NonFiniteOutputError
+        if the parent gives what is not finite, naming it and the rows.
     Interrupted
         if ``should_stop`` says so.
     """
@@ -196,6 +198,7 @@ def _divergences(
     from ringrift_pipeline.network import load_model, resolve_device
     from ringrift_pipeline.training.dataset import WindowDataset
     from ringrift_pipeline.training.forward import scored, scoring_precision
+    from ringrift_pipeline.training.row_checks import check_outputs_of_rows
     from ringrift_pipeline.training.threads import torch_threads
 
     device = resolve_device(plan.settings.device)
@@ -225,6 +228,8 @@ def _divergences(
             stopped=STOPPED,
         ):
             policy[some], value[some] = policies, values
+            name = f"the parent ({parent.path})"
+            check_outputs_of_rows(name, window, rows[some], policies, values)
             done += len(some)
             reporter.report(done, total, f"{done}/{total} decisions scored")
     return policy, value

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ringrift_pipeline.enhancements.model_ensemble import ModelEnsemble
 from ringrift_pipeline.training.dataset import WindowDataset
 from ringrift_pipeline.training.forward import BATCH, by_width
+from ringrift_pipeline.training.row_checks import check_outputs_of_rows
 
 Predict = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """``predict(features, legal_mask)``: the logarithm of the policy (B, L), ``-inf`` where illegal,
@@ -63,6 +64,7 @@ def row_losses(
     rows: NDArray[np.int64],
     symmetries: int = 1,
     check: Callable[[], None] | None = None,
+    name: str = "the model",
 ) -> RowLosses:
     """Judge a prediction on ``rows`` (K,) of a window.
 
@@ -74,6 +76,13 @@ def row_losses(
         Of the board, the first so many, that the prediction is averaged over; 1 = as played.
     check:
         Called before every batch; what it raises ends the work.
+    name:
+        Of the model, in errors.
+
+    Raises
+    ------
+    NonFiniteOutputError
+        if the prediction is not finite, naming the rows.
     """
     policy, value = np.full(len(rows), np.nan), np.zeros(len(rows))
     chances = np.zeros((len(rows), dataset.window.players))
@@ -97,6 +106,9 @@ def row_losses(
             policy[some] = lost.masked_fill(target.sum(dim=1) == 0.0, torch.nan).cpu().numpy()
             value[some] = -(outcome * share.clamp_min(1e-30).log()).sum(dim=1).cpu().numpy()
             chances[some] = share[:, : chances.shape[1]].cpu().numpy()
+            check_outputs_of_rows(
+                name, dataset.window, rows[some], lost.cpu().numpy(), chances[some]
+            )
     return RowLosses(policy, value, chances)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,9 @@ def train(
     shape is not the one the settings ask for. With ``finetune.ewc_weight``, leaving what the model
     of another config needs, from which this one began, is penalised (a ``fisher`` artefact tells,
     measured here the first time). Every ``checkpoint_every`` steps the whole state
-    is saved as a ``training_state``, so that a killed run loses no more than that; resumed, it
-    ends in the same checkpoint bit for bit (on the CPU).
+    is saved as a ``training_state``, beside the training (:class:`StateSaver`), so that a killed
+    run loses no more than that and what was about to land; resumed, it ends in the same checkpoint
+    bit for bit (on the CPU).
 
     Files of the checkpoint: ``model.safetensors`` and ``model.json`` (the last weights),
     ``best/`` (the averaged model at its lowest held-out loss, and its auxiliary heads if it has
@@ -66,9 +68,15 @@ def train(
     MissingArtefactError
         if scores, hard examples or a shard have not been made.
     ResumeError
-        if ``resume`` names a state of another plan or window.
+        if ``resume`` names a state of another plan or window, or the state has a tensor that is
+        not finite.
     FinetuneError
         if the penalty cannot be had: the network's shape is no longer the source's.
+    NonFiniteStepError
+        with ``stability.on_non_finite`` "halt", for the first row, loss or gradient that is not
+        finite, naming the rows; the last state saved stays.
+    NonFiniteModelError
+        if the parent, or what is to be saved, has a weight that is not finite.
     Interrupted
         if ``should_stop`` says so, after the state was saved.
     LockedError
@@ -86,6 +94,7 @@ def _train(
     should_stop: ShouldStop | None,
 ) -> Artefact:
     from ringrift_pipeline.training.run import TrainingRun
+    from ringrift_pipeline.training.saving import StateSaver
     from ringrift_pipeline.training.threads import reproducible, torch_threads
 
     reporter = Reporter(progress, should_stop)
@@ -97,7 +106,11 @@ def _train(
             _remove_states(store, plan, keep=_current_state(store, plan))
             return existing
     parent, parent_note = parent_model(plan, sources.get("parent"))
-    with torch_threads(1), reproducible(plan.seed_for("torch")):
+    with (
+        torch_threads(1),
+        reproducible(plan.seed_for("torch")),
+        StateSaver(store, plan, inputs) as saver,
+    ):
         run = TrainingRun(
             plan,
             open_window(sources["window"].path),
@@ -110,7 +123,8 @@ def _train(
         began, first = time.monotonic(), run.samples
         while not run.finished:
             if should_stop is not None and should_stop():
-                _save(store, plan, run, inputs)
+                saver.save(run)
+                saver.wait()
                 raise Interrupted(
                     f"training: stopped at step {run.iteration} of {run.total}; run again to go on"
                 )
@@ -124,7 +138,8 @@ def _train(
                 + f"{rate:.0f} rows/s",
             )
             if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
-                _save(store, plan, run, inputs)
+                saver.save(run)
+        saver.wait()
         seconds = time.monotonic() - began
         metadata = _metadata(plan, run, inputs, sources, parent is not None)
         if "fisher" in sources:
@@ -197,6 +212,7 @@ def _restore(
     store: Store, plan: Plan, run: TrainingRun, resume: str | Path, inputs: dict[str, Any]
 ) -> int:
     """Load the state to go on from, if there is one; returns the step it was taken at."""
+    from ringrift_pipeline.network import ModelError
     from ringrift_pipeline.training.state import load_state
 
     if resume == "never":
@@ -212,18 +228,13 @@ def _restore(
                 f"{resume} is the state of another plan, window or parent than those of "
                 f"{plan.config} generation {plan.generation:04d}: use --resume auto or never"
             )
-    run.load_state_dict(load_state(artefact.path))
+    try:
+        run.load_state_dict(load_state(artefact.path))
+    except (ValueError, ModelError) as error:
+        raise ResumeError(
+            f"the training state {artefact.path} cannot be gone on from: {error}; use --resume never"
+        ) from error
     return run.iteration
-
-
-def _save(store: Store, plan: Plan, run: TrainingRun, inputs: dict[str, Any]) -> None:
-    """Land the run's state and remove the states before it."""
-    from ringrift_pipeline.training.state import save_state
-
-    metadata = {"inputs": inputs, "step": run.iteration, "steps": run.total}
-    with store.create(plan.config, plan.generation, STATE_KIND, metadata=metadata) as draft:
-        save_state(draft.path, run.state_dict())
-    _remove_states(store, plan, keep=draft.artefact.path)
 
 
 def _remove_states(store: Store, plan: Plan, keep: Path | None) -> None:
@@ -239,11 +250,14 @@ def _metadata(
 ) -> dict[str, Any]:
     from ringrift_pipeline.network import load_model
     from ringrift_pipeline.training.improvement import gain
+    from ringrift_pipeline.training.row_checks import check_outputs_of_rows
 
     losses = run.held_out(run.best_model().to(run.device))
     gained: dict[str, float] = {}
     if started_from_parent:
         before = run.held_out(load_model(sources["parent"].path, run.device))
+        name = f"the parent ({sources['parent'].path})"
+        check_outputs_of_rows(name, run.dataset.window, run.holdout, before.by_row)
         games = run.dataset.window.game[run.holdout]
         gained = {"val/parent_loss": before.loss, **gain(before.by_row, losses.by_row, games)}
     last: dict[str, Any] = {}
@@ -279,11 +293,18 @@ def _metadata(
             if name in last
         },
         "train/learning_rate": plan.settings.effective_learning_rate,
-        "train/rollbacks": last.get("train/rollbacks"),
+        "train/rollbacks": run.facade.progress.rollbacks,
+        "train/steps_left_out": run.facade.progress.skipped,
+        "on_non_finite": plan.settings.stability.on_non_finite,
+        "anomalies": run.anomalies,
         **({"train/penalty": last["train/penalty"]} if "train/penalty" in last else {}),
         **losses.metrics(),
         **gained,
-        **run.held_out(run.model).metrics("val/last_"),
+        # The last weights are not what is played with: where they say nothing, training stands.
+        **{
+            name: value if math.isfinite(value) else None
+            for name, value in run.held_out(run.model).metrics("val/last_").items()
+        },
     }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KIND = "quality_scores"
 TABLE = "scores.parquet"
 
-_COLUMNS = ("game_id", "policy", "outcome", "search_value", "surprise", "game_plies")
+_COLUMNS = ("game_id", "ply", "policy", "outcome", "search_value", "surprise", "game_plies")
 
 
 def score_games(
@@ -49,6 +49,8 @@ def score_games(
     ------
     MissingArtefactError
         if a shard of the plan has not been played.
+    ShardError
+        if a number in one is not finite or out of its range, naming game and ply.
     """
     import polars as pl
 
@@ -134,12 +136,22 @@ def _games_of(shard: Artefact, played_at: float) -> pl.DataFrame:
     import polars as pl
     import pyarrow as pa
 
-    from ringrift_pipeline.selfplay.shards import SHARD_FILE, column, open_shard, ragged_column
+    from ringrift_pipeline.selfplay.shards import (
+        SHARD_FILE,
+        ShardError,
+        column,
+        open_shard,
+        ragged_column,
+    )
+    from ringrift_pipeline.selfplay.soundness import first_fault
 
     with open_shard(shard.file(SHARD_FILE), columns=_COLUMNS) as reader:
         heuristic = json.loads(reader.schema.metadata[b"player"]) == "heuristic"
         number = json.loads(reader.schema.metadata[b"shard"])
         table = reader.read_all()
+    fault = first_fault(table)
+    if fault is not None:
+        raise ShardError(f"{shard.kind} of generation {shard.generation:04d}: {fault}")
     ids = table.column("game_id")
     if isinstance(ids, pa.ChunkedArray):
         ids = ids.combine_chunks()

@@ -13,19 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig, Precision
-from ringrift_pipeline.enhancements.training_facade import TrainingEnhancementsFacade
+from ringrift_pipeline.enhancements.non_finite import NonFiniteStepError
+from ringrift_pipeline.enhancements.training_facade import (
+    TrainingEnhancementsFacade,
+    TrainStepStats,
+)
 from ringrift_pipeline.network import (
     NetworkConfig,
     RingRiftNetwork,
     resolve_device,
     resolve_precision,
 )
+from ringrift_pipeline.network.checkpoint import check_finite
 from ringrift_pipeline.selfplay.plan import Plan
 from ringrift_pipeline.training.auxiliary import without_heads
 from ringrift_pipeline.training.consolidation import open_regularizer
 from ringrift_pipeline.training.dataset import WindowDataset
 from ringrift_pipeline.training.forward import HeldOut, held_out_losses
 from ringrift_pipeline.training.loss import TrainingLoss
+from ringrift_pipeline.training.row_checks import BadRowsError, name_rows
+from ringrift_pipeline.training.state import check_training
 from ringrift_pipeline.training.stream import BatchStream, RowsExhausted
 from ringrift_pipeline.training.window import Window
 
@@ -33,6 +40,8 @@ if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact
     from ringrift_pipeline.training.hard_examples import HardRows
 
+MOST_ANOMALIES = 20
+"""Lines that a checkpoint's metadata has of steps left out and undone; ``metrics.jsonl`` has all."""
 VALIDATIONS = 4
 """Validations of a run at least, each a chance to be its best model."""
 
@@ -108,7 +117,10 @@ class TrainingRun:
     records:
         Metrics so far, one dictionary a line of ``metrics.jsonl``.
     best:
-        State dict of the averaged model with the lowest held-out loss so far.
+        State dict of the averaged model with the lowest held-out loss so far; one that is not
+        finite is none.
+    anomalies:
+        What was left out or undone, and why, a line each: the first :data:`MOST_ANOMALIES`.
     """
 
     def __init__(
@@ -198,6 +210,7 @@ class TrainingRun:
         self.best_step = 0
         self.best_loss = math.inf
         self.last_loss = math.nan
+        self.anomalies: list[str] = []
 
     def _search_losses(self, window: Window) -> NDArray[np.float32]:
         """What the search itself would lose on each row (R,), weighted as the loss is, nats.
@@ -232,27 +245,30 @@ class TrainingRun:
         return bool(self.stop_reason) or self.iteration >= self.total
 
     def step(self) -> None:
-        """One optimizer step; validates when that is due."""
-        stats = None
-        for _ in range(self.settings.gradients.accumulation_steps):
-            try:
-                rows = self.stream.next(self.settings.training.batch_size)
-            except RowsExhausted as error:
-                self.stop_reason = str(error)
-                break
-            batch = self.dataset.batch(rows, self._symmetries(len(rows)))
-            batch["indices"] = rows
-            batch["games"] = self._game[rows]
-            batch["surprise"] = self._surprise[rows]
-            batch["uncertainty"] = self._uncertainty[rows]
-            batch["reference_loss"] = self._reference_loss[rows]
-            stats = self.facade.train_step(batch)
-            self.samples += len(rows)
+        """One optimizer step; validates when that is due.
+
+        Raises
+        ------
+        NonFiniteStepError
+            with ``stability.on_non_finite`` "halt", for a row, loss, gradient or held-out loss
+            that is not finite; it names the rows.
+        """
+        auxiliary = self.loss.state_dict()
+        try:
+            stats = self._train_step()
+        except NonFiniteStepError as error:
+            raise self._explained(error) from error
         if stats is None:
             return
         self.iteration += 1
         self.stop_reason = self.stop_reason or stats.stop_reason
         self.last_loss = stats.loss
+        message = stats.message
+        if stats.anomaly:
+            self.loss.load_state_dict(auxiliary)  # no part of the epoch's means
+            if stats.rows and stats.anomaly != "bad_data":
+                message += f": {name_rows(self.dataset.window, stats.rows)}"
+            self._note(f"step {self.iteration}: {message}")
         if self.iteration % self._log_every == 0 or stats.anomaly or self.finished:
             record: dict[str, Any] = {
                 "step": self.iteration,
@@ -265,10 +281,50 @@ class TrainingRun:
             if self.facade.ewc is not None:
                 record["train/penalty"] = _number(stats.penalty)
             if stats.anomaly:
-                record |= {"train/anomaly": stats.anomaly, "message": stats.message}
+                record |= {"train/anomaly": stats.anomaly, "message": message}
             self.records.append(record)
         if self.iteration % self.validate_every == 0 or self.finished:
-            self._validate()
+            try:
+                self._validate()
+            except NonFiniteStepError as error:
+                raise self._explained(error) from error
+
+    def _train_step(self) -> TrainStepStats | None:
+        """Forward and backward of the batches of a step; None when no row may be visited."""
+        stats = None
+        for _ in range(self.settings.gradients.accumulation_steps):
+            try:
+                rows = self.stream.next(self.settings.training.batch_size)
+            except RowsExhausted as error:
+                self.stop_reason = str(error)
+                break
+            symmetries = self._symmetries(len(rows))
+            self.samples += len(rows)
+            try:
+                batch = self.dataset.batch(rows, symmetries)
+            except BadRowsError as error:
+                return self.facade.refuse_batch(str(error), error.rows)
+            batch["indices"] = rows
+            batch["games"] = self._game[rows]
+            batch["surprise"] = self._surprise[rows]
+            batch["uncertainty"] = self._uncertainty[rows]
+            batch["reference_loss"] = self._reference_loss[rows]
+            stats = self.facade.train_step(batch)
+        return stats
+
+    def _note(self, line: str) -> None:
+        if len(self.anomalies) < MOST_ANOMALIES:
+            self.anomalies.append(line)
+
+    def _explained(self, error: NonFiniteStepError) -> NonFiniteStepError:
+        """The error with this run's step and the names of its rows."""
+        named = f": {name_rows(self.dataset.window, error.rows)}" if error.rows else ""
+        return NonFiniteStepError(
+            f"{self.plan.config} generation {self.plan.generation:04d}, batch "
+            f"{self.iteration + 1} of {self.total}: {error}{named}; stability.on_non_finite skip "
+            "goes on without such steps",
+            error.rows,
+        )
 
     def _symmetries(self, size: int) -> NDArray[np.int64] | None:
         """By which symmetry each of the next rows is turned, (size,); None as they were played.
@@ -289,7 +345,12 @@ class TrainingRun:
         losses = self.held_out(averaged if averaged is not None else self.model)
         epoch = self.facade.on_epoch_end(losses.loss)
         self.stop_reason = self.stop_reason or epoch.stop_reason
-        if self.best is None or losses.loss < self.best_loss:
+        auxiliary = self.loss.take()
+        message: dict[str, str] = {}
+        if not math.isfinite(losses.loss):
+            message = {"message": self._refuse_validation(losses)}
+            self.stop_reason = self.stop_reason or self.facade.progress.stop_reason
+        elif self.best is None or losses.loss < self.best_loss:
             self.best_loss, self.best_step = float(losses.loss), self.iteration
             source = averaged if averaged is not None else self.model
             self.best = {k: v.detach().cpu().clone() for k, v in source.state_dict().items()}
@@ -300,12 +361,23 @@ class TrainingRun:
                 "train/epoch_loss_policy": _number(epoch.mean_policy_loss),
                 "train/epoch_loss_value": _number(epoch.mean_value_loss),
                 "train/skipped_steps": epoch.skipped_steps,
-                "train/rollbacks": epoch.rollbacks,
+                "train/rollbacks": self.facade.progress.rollbacks,
                 "train/mining_active": epoch.mining_active,
-                **self.loss.take(),
-                **losses.metrics(),
+                **{name: _number(value) for name, value in auxiliary.items()},
+                **{name: _number(value) for name, value in losses.metrics().items()},
+                **message,
             }
         )
+
+    def _refuse_validation(self, losses: HeldOut) -> str:
+        """Go back to the last good state, as the averaged model's losses are not finite."""
+        bad = self.holdout[~np.isfinite(losses.by_row)]
+        what = f"held-out loss of the averaged model is {losses.loss}"
+        message = self.facade.roll_back(what, tuple(bad.tolist()))
+        if len(bad):
+            message += f"; {len(bad)} held-out rows: {name_rows(self.dataset.window, bad)}"
+        self._note(f"step {self.iteration}: {message}")
+        return message
 
     def held_out(self, model: torch.nn.Module) -> HeldOut:
         """Losses of a model on the held-out games."""
@@ -318,13 +390,25 @@ class TrainingRun:
     def best_model(self) -> RingRiftNetwork:
         """A network with the best averaged weights so far, in evaluation mode."""
         if self.best is None:
-            raise ValueError("nothing has been validated yet")
+            raise NonFiniteStepError(
+                f"{self.plan.config} generation {self.plan.generation:04d}: no validation had a "
+                f"finite held-out loss, so there is no model: {'; '.join(self.anomalies)}"
+            )
         model = RingRiftNetwork(self.model.config)
         model.load_state_dict(without_heads(self.best))
         return model.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the run goes on from."""
+        """Everything the run goes on from.
+
+        Raises
+        ------
+        NonFiniteModelError
+            if a weight of the model, its average or the best model, or a number of the
+            optimizer's, is not finite: nothing goes on from there.
+        """
+        averaged = self.facade.averaged_model
+        check_training(self.model, averaged, self.best, self.optimizer)
         return {
             "facade": self.facade.state_dict(),
             "loss": self.loss.state_dict(),
@@ -338,12 +422,22 @@ class TrainingRun:
             "best_step": self.best_step,
             "best_loss": self.best_loss,
             "last_loss": self.last_loss,
+            "anomalies": list(self.anomalies),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken; ValueError if it is of another run."""
+        """Go on where :meth:`state_dict` was taken.
+
+        Raises
+        ------
+        ValueError
+            if it is of another run, or a tensor of model, optimizer or average is not finite.
+        NonFiniteModelError
+            if a weight of the best model is not finite.
+        """
         if state["total"] != self.total:
             raise ValueError(f"the saved run has {state['total']} steps, this one {self.total}")
+        check_finite(state["best"] or {}, "the saved best model")
         self.facade.load_state_dict(state["facade"])
         self.loss.load_state_dict(state["loss"])
         self.stream.load_state_dict(state["stream"])
@@ -355,6 +449,7 @@ class TrainingRun:
         self.best_step = int(state["best_step"])
         self.best_loss = float(state["best_loss"])
         self.last_loss = float(state["last_loss"])
+        self.anomalies = [str(line) for line in state.get("anomalies", ())]
 
 
 def _number(value: float) -> float | None:

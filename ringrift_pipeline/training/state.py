@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from ringrift_pipeline.network.checkpoint import check_finite
 from ringrift_pipeline.store import CorruptArtefactError, check_file
 
 TENSORS = "state.safetensors"
@@ -27,8 +31,16 @@ class StateError(ValueError):
     """A state cannot be saved or restored; the message names the entry or the file."""
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write ``state.safetensors`` and ``state.json`` into a draft's folder.
+@dataclass(frozen=True)
+class PackedState:
+    """A copy of a state, as its two files hold it."""
+
+    tensors: dict[str, torch.Tensor]
+    tree: str
+
+
+def pack_state(state: dict[str, Any]) -> PackedState:
+    """A copy of a state that shares nothing with it.
 
     Raises
     ------
@@ -37,9 +49,19 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _pack(state, "state", tensors)
-    save_file(tensors, folder / TENSORS, metadata={"format": _FORMAT})
     text = json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False, sort_keys=True)
-    (folder / TREE).write_text(text)
+    return PackedState(tensors, text)
+
+
+def write_state(folder: Path, packed: PackedState) -> None:
+    """Write ``state.safetensors`` and ``state.json`` into a draft's folder."""
+    save_file(packed.tensors, folder / TENSORS, metadata={"format": _FORMAT})
+    (folder / TREE).write_text(packed.tree)
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """:func:`pack_state` and :func:`write_state`; StateError as there."""
+    write_state(folder, pack_state(state))
 
 
 def load_state(folder: Path) -> dict[str, Any]:
@@ -67,6 +89,34 @@ def load_state(folder: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise StateError(f"{folder} holds a {type(state).__name__} for a training state")
     return state
+
+
+def check_training(
+    model: nn.Module,
+    averaged: nn.Module | None,
+    best: Mapping[str, torch.Tensor] | None,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Refuse to save what no training can go on from.
+
+    Raises
+    ------
+    NonFiniteModelError
+        naming the tensor of the model, its average, the best model or the optimizer that holds
+        a number which is not finite.
+    """
+    what = "the training state to save"
+    check_finite(model.state_dict(), f"{what}: the model")
+    if averaged is not None:
+        check_finite(averaged.state_dict(), f"{what}: the averaged model")
+    check_finite(best or {}, f"{what}: the best model")
+    kept = {
+        f"{key} of {name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+    check_finite(kept, f"{what}: the optimizer")
 
 
 def _pack(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -147,8 +147,14 @@ def validated(frame: pl.DataFrame, columns: tuple[Column, ...], what: str) -> pl
         raise TableError(f"{what} does not match its schema: {text}") from error
     floats = [c.name for c in columns if c.dtype.startswith("Float")]
     for name in floats:
-        if not checked[name].drop_nulls().is_finite().all():
-            raise TableError(f"{what}: column {name!r} holds a number that is not finite")
+        finite = checked[name].is_finite().fill_null(True)
+        if not finite.all():
+            row = int((~finite).arg_max() or 0)
+            key = columns[0].name
+            raise TableError(
+                f"{what}: column {name!r} holds a number that is not finite, in row {row} "
+                f"({key} {checked[key][row]})"
+            )
     return checked
 
 

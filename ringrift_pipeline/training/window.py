@@ -176,11 +176,13 @@ def build_window(
     Raises
     ------
     WindowError
-        if the shards hold no rows or fewer than two games.
+        if the shards hold no rows or fewer than two games, or a row that play cannot have made (a
+        number that is not finite, a policy that is no distribution): it names shard, game and ply.
     MissingArtefactError
         if a shard of the plan has not been played.
     """
     from ringrift_pipeline.selfplay.shards import iter_shards
+    from ringrift_pipeline.selfplay.soundness import first_fault
 
     shards = list(iter_shards(store, plan))
     inputs = sealed_inputs(plan, KIND, shards) | {"format": WINDOW_FORMAT}
@@ -194,6 +196,12 @@ def build_window(
         for number, shard in enumerate(shards):
             for batch, heuristic in _batches(shard.file("shard.arrow")):
                 reporter.check("window: stopped while copying shards; nothing was kept")
+                fault = first_fault(batch)
+                if fault is not None:
+                    raise WindowError(
+                        f"{shard.kind} of generation {shard.generation:04d} ({shard.path}): "
+                        f"{fault}; remove the shard and play it again"
+                    )
                 writer.append(batch, shard.generation, heuristic)
             reporter.report(number + 1, len(shards), f"{writer.rows} rows")
         summary = writer.close(plan.settings.training.holdout_fraction)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ringrift_pipeline.game import CONFIGS, get_rules
+from ringrift_pipeline.network.errors import EvaluationError
 from ringrift_pipeline.selfplay.shards import ShardError
 from ringrift_pipeline.store import StoreError
 from ringrift_pipeline.web.errors import RequestError
@@ -69,6 +70,7 @@ def create_app(
             RequestError: _request_error,
             StoreError: _data_error,
             ShardError: _data_error,
+            EvaluationError: _model_error,
             Exception: _our_error,
         },
     )
@@ -92,6 +94,10 @@ def _request_error(request: Request, error: Exception) -> Response:
 
 def _data_error(request: Request, error: Exception) -> Response:
     return _error(str(error), None, 409)
+
+
+def _model_error(request: Request, error: Exception) -> Response:
+    return _error(str(error), None, 500)
 
 
 def _our_error(request: Request, error: Exception) -> Response:

@@ -13,10 +13,11 @@ from ringrift_pipeline.analysis import Roster, analysts
 from ringrift_pipeline.analysis.analysts import capacity, slots_for
 from ringrift_pipeline.analysis.limits import KEPT_GROUPS, MAX_VISITS, SLOTS, TREE_BYTES
 from ringrift_pipeline.analysis.positions import Positions
-from ringrift_pipeline.game import CONFIGS, get_rules, new_game
+from ringrift_pipeline.game import CONFIGS, State, get_rules, new_game
+from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, save_model
 from ringrift_pipeline.search import NetworkPlayer, RolloutEvaluator, UniformEvaluator
 
-from .conftest import CONFIG, Bench, Desk, forced, game
+from .conftest import CONFIG, EXACT, Bench, Desk, forced, game
 
 
 def by_turn(told: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -224,6 +225,28 @@ def test_a_player_that_fails_is_answered_with_an_error_and_stops_nobody(
         else:
             assert "not finite" in one["error"] and one["turnNumber"] == 0
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_network_that_overflows_is_named_with_the_position(
+    champions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The searched position and the one with a forced move before it."""
+    import torch
+
+    folder = tmp_path / "model"
+    model = RingRiftNetwork(NetworkConfig(1, 8, 4), seed=3)
+    with torch.no_grad():
+        model.value.out.weight.fill_(3e38)
+        model.value.out.bias.fill_(3e38)
+    save_model(folder, model, {})
+    desk = Desk(Roster(str(folder), data=champions, device="cpu", settings=EXACT))
+    moves, states = game()
+    turn = next(i for i, state in enumerate(states) if forced(state))
+    for one in desk.ask(moves=moves[:turn], analyzeTurns=[0, turn]):
+        assert f"({folder}) gives a value that is not finite" in one["error"], one
+        position = json.loads(one["error"].partition("position: ")[2])
+        assert State.from_record(position).config == CONFIG
+    assert "NonFiniteOutputError" in capsys.readouterr().err
 
 
 def test_trees_that_cannot_be_made_fail_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:

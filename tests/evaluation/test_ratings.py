@@ -235,3 +235,22 @@ def test_bad_arguments() -> None:
         fit_ratings(frame.select("players"))
     with pytest.raises(RatingError, match="no player 'b'"):
         fit_ratings(frame)["b"]
+
+
+@pytest.mark.parametrize("rank", [float("nan"), float("inf"), 0.5])
+def test_ranks_that_are_no_whole_numbers_are_refused_by_game(rank: float) -> None:
+    rows = [(["heuristic", "random"], [0.0, 1.0])] * 3
+    frame = pl.DataFrame(
+        {"players": [row[0] for row in rows], "ranks": [row[1] for row in rows]},
+        schema={"players": pl.List(pl.String), "ranks": pl.List(pl.Float64)},
+    )
+    assert fit_ratings(frame)["random"] < fit_ratings(frame)["heuristic"]
+    odd = frame.with_columns(ranks=pl.Series([[0.0, 1.0], [0.0, rank], [0.0, 1.0]]))
+    with pytest.raises(RatingError, match=r"game 1 has ranks \[0\.0, .*whole numbers"):
+        fit_ratings(odd)
+
+
+@pytest.mark.parametrize("rating", [float("nan"), float("inf")])
+def test_an_anchor_without_a_rating_is_refused(rating: float) -> None:
+    with pytest.raises(RatingError, match="anchor_rating must be finite"):
+        fit_ratings(games([(["heuristic", "random"], [0, 1])]), anchor_rating=rating)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from ringrift_pipeline.game import get_rules, layout
+from ringrift_pipeline.game import State, get_rules, layout
 from ringrift_pipeline.search import (
     EvaluationError,
     GumbelSearch,
+    NonFiniteOutputError,
     SearchError,
     SearchSettings,
     UniformEvaluator,
@@ -245,6 +248,32 @@ def test_a_broken_evaluator_is_found_out(how):
     row = decisions("square8_2p", 0)[5:6]
     with pytest.raises(EvaluationError, match="finite|shapes"):
         GumbelSearch(rules, Broken(rules, how)).search(row, np.zeros(1, dtype=np.uint64), 16)
+
+
+@pytest.mark.parametrize("max_batch", [2, 128])
+def test_what_is_not_finite_names_evaluator_position_and_search(max_batch):
+    """In whichever piece of a batch it is."""
+    rules = get_rules("square8_2p")
+    rows = decisions("square8_2p", 0)[5:10]
+
+    class Odd(UniformEvaluator):
+        name = "no. 7"
+
+        def evaluate(self, states, moves, counts):
+            logits, value = super().evaluate(states, moves, counts)
+            value[(states == rows[3]).all(axis=1), 1] = np.nan
+            return logits, value
+
+    pool = GumbelSearch(rules, Odd(rules), SETTINGS).pool(8, 4)
+    pool.max_batch = max_batch
+    slots = np.array([6, 0, 4, 2, 5])
+    pool.start(slots, rows, np.zeros(5, dtype=np.uint64), 4)
+    with pytest.raises(NonFiniteOutputError, match="no. 7 gives a value that is not") as caught:
+        while pool.busy:
+            pool.step()
+    assert caught.value.slots == (2,)
+    record = json.loads(str(caught.value).partition("position: ")[2])
+    assert State.from_record(record) == State.from_array("square8_2p", rows[3])
 
 
 def test_bad_input_is_refused():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from ringrift_pipeline.search import load_player
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.web import Players, RequestError
 
-from .conftest import CONFIG, Client, save_model
+from .conftest import CONFIG, Client, running, save_model
 
 
 def after(config: str, moves: list[int], swap_rule: bool = False) -> State:
@@ -268,3 +270,32 @@ def test_a_finished_game_has_no_move_to_choose(client: Client) -> None:
         assert answer.status == 422 and "over" in answer.json["error"]
     more = client.post("/api/position", {"config": CONFIG, "moves": [*moves, moves[-1]]})
     assert more.status == 422 and "the game is over" in more.json["error"]
+
+
+def test_a_network_that_overflows_is_named_with_the_position(data: Path, tmp_path: Path) -> None:
+    """No move is played by it, and nothing of its analysis is shown."""
+    import torch
+
+    from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork
+    from ringrift_pipeline.network import save_model as save
+
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    model = RingRiftNetwork(NetworkConfig(1, 8, 8), seed=1)
+    with torch.no_grad():
+        model.policy.kind_bias.weight.fill_(3e38)
+        model.policy.kind_bias.bias.fill_(3e38)
+    store = Store(root)
+    with store.create(CONFIG, 2, "ema_model") as draft:
+        save(draft.path, model, {})
+    store.promote(CONFIG, 2, draft.artefact, {"test": True})
+    for client in running(root):
+        for path in ("/api/choose", "/api/analyze"):
+            body = {"config": CONFIG, "moves": [], "player": "champion", "simulations": 2}
+            answer = client.post(path, body)
+            assert answer.status == 500, answer.data
+            assert answer.json["error"].startswith(
+                f"champion ({draft.artefact.path}) gives a policy"
+            )
+            assert "fault of this server" not in answer.json["error"]
+            record = json.loads(answer.json["error"].partition("position: ")[2])
+            assert State.from_record(record).config == CONFIG

@@ -15,11 +15,17 @@ from ringrift_pipeline.enhancements import FacadeConfig, TrainingConfig
 from ..small_training import BATCH, ROWS, Net, adam, make_batch
 from .changes import (
     ARRAYS,
+    COMPLEX,
+    DEEP,
     EMPTY,
+    FLAT,
     FRACTIONS,
     META,
     NONE,
     SHORT,
+    TRUTHS,
+    UNREADABLE,
+    WORDS,
     Change,
     Kind,
     any_of,
@@ -356,6 +362,21 @@ def facade_rows() -> list[Row]:
             {"batch_size": whole(1, 2**24 + 1), "all_indices": any_of(*map(becomes, (0, -5, None, "rubbish", [])))},
             lambda it, folder: {"batch_size": 4, "all_indices": ROWS},
             "facade",
+        ),
+        *(
+            Row(
+                f"{owner}.{method}",
+                {
+                    "what": any_of(*map(becomes, (3, None, ["no data"], object(), b"no data"))),
+                    "rows": any_of(
+                        *(FLAT, DEEP, *UNREADABLE, WORDS, COMPLEX, FRACTIONS, TRUTHS),
+                        *map(becomes, ("rubbish", 7, None, [-1], [None], [2**70])),
+                    ),
+                },
+                lambda it, folder: {"what": "no data", "rows": np.arange(3)},
+                "facade",
+            )
+            for method in ("refuse_batch", "roll_back")
         ),
         Row(f"{owner}.get_hardest_samples", {"n": whole(0)}, lambda it, folder: {"n": 2}, "facade"),
         Row(
