@@ -1,0 +1,121 @@
+"""Once only: equal run keys, two daemons by mistake, two loops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.run_coordinator import SubmitRunContext
+from dagster._core.storage.tags import (
+    PARENT_RUN_ID_TAG,
+    ROOT_RUN_ID_TAG,
+    RUN_KEY_TAG,
+    SENSOR_NAME_TAG,
+)
+from dagster._core.test_utils import create_run_for_test
+
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.sensor import INTERVAL
+from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.locks import folder_lock
+
+from .landing import Land
+from .test_sensor_daemon import THREE, queued
+from .ticking import daemon, sensor_tick
+
+CONFIG = "square8_2p"
+KEY = {RUN_KEY_TAG: f"{CONFIG}/0001", SENSOR_NAME_TAG: names.SENSOR}
+
+
+@pytest.fixture
+def instance(data: Path) -> Iterator[DagsterInstance]:
+    """The pipeline's own instance, whose queue keeps runs that no daemon launches."""
+    with open_instance(data) as made:
+        yield made
+
+
+def make(instance: DagsterInstance, **tags: str) -> DagsterRun:
+    named = {names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0001"}
+    again = {"parent_run_id": tags.get(PARENT_RUN_ID_TAG), "root_run_id": tags.get(ROOT_RUN_ID_TAG)}
+    return create_run_for_test(
+        instance, job_name=names.job_name(CONFIG), tags={**named, **KEY, **tags}, **again
+    )
+
+
+def submit(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
+    return instance.run_coordinator.submit_run(SubmitRunContext(run, workspace=None))  # type: ignore
+
+
+def statuses(instance: DagsterInstance) -> list[str]:
+    return sorted(run.status.value for run in instance.get_runs())
+
+
+def test_of_equal_run_keys_the_first_is_kept(instance: DagsterInstance) -> None:
+    first, second = make(instance), make(instance)
+    submit(instance, second)  # whichever comes to the queue first
+    submit(instance, first)
+    submit(instance, first)  # once more changes nothing
+    assert [run.run_id for run in instance.get_runs()] == [first.run_id]
+    assert statuses(instance) == ["QUEUED"]
+    # another key, another sensor's, and the same run once more after it failed are others
+    make_others = (
+        {RUN_KEY_TAG: f"{CONFIG}/0002"},
+        {SENSOR_NAME_TAG: "another"},
+        {PARENT_RUN_ID_TAG: first.run_id, ROOT_RUN_ID_TAG: first.run_id},
+    )
+    for tags in make_others:
+        submit(instance, make(instance, **tags))
+    assert statuses(instance) == ["QUEUED"] * 4
+
+
+def test_of_many_daemons_that_ask_at_once_one_is_heard(instance: DagsterInstance) -> None:
+    start = threading.Barrier(6)
+
+    def ask(_: int) -> None:
+        start.wait()
+        submit(instance, make(instance))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(6)))
+    assert statuses(instance) == ["QUEUED"]
+
+
+def test_two_daemons_by_mistake_start_each_generation_once(
+    instance: DagsterInstance, data: Path, store: Store, land: Land
+) -> None:
+    """Both are in the midst of a tick, with the same cursor, when the evaluations are seen."""
+    for config in THREE:
+        land(config, 0)
+    with (
+        open_instance(data) as other,
+        daemon(instance) as mine,
+        daemon(other) as theirs,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        with folder_lock(home_folder(data)):
+            ticks = [pool.submit(sensor_tick, mine)]
+            time.sleep(INTERVAL + 0.5)  # the second does not look sooner
+            ticks.append(pool.submit(sensor_tick, theirs))
+            time.sleep(0.5)
+            assert not any(tick.done() for tick in ticks)
+        for tick in ticks:
+            tick.result(timeout=120)
+    assert queued(instance) == sorted((names.job_name(config), "0001") for config in THREE)
+    assert all(
+        run.status == DagsterRunStatus.QUEUED
+        for run in instance.get_runs()
+        if run.job_name.endswith("_generation")
+    )
+    for config in THREE:
+        decision = read_decision(store, config, 0)
+        assert decision is not None and decision["next"] == 1
+        assert [one.generation for one in store.champions(config)] == [0]
+        assert instance.get_dynamic_partitions(names.partitions_name(config)) == ["0000", "0001"]
