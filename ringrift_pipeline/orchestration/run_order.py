@@ -11,7 +11,9 @@ looks for an earlier one before it makes a run, which does not help where two da
 
 from __future__ import annotations
 
-from dagster import DagsterRun, DagsterRunStatus, RunsFilter
+from pathlib import Path
+
+from dagster import DagsterRun, RunsFilter
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
@@ -22,6 +24,7 @@ from ringrift_pipeline.orchestration.names import (
     ORDER_TAG,
     PARTITION_TAG,
 )
+from ringrift_pipeline.store.locks import folder_lock
 
 PRIORITY_TAG = "dagster/priority"
 
@@ -30,32 +33,34 @@ class GenerationsInOrder(QueuedRunCoordinator):
     """Dagster's own queue, which tags runs as they come in."""
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        """Tag the run and queue it, unless it was asked for before."""
-        run = self._instance.get_run_by_id(context.dagster_run.run_id) or context.dagster_run
-        first = self._asked_before(run)
-        if first is not None:
-            self._logger.warning(
-                f"Run {first} was asked for with the run key {run.tags[RUN_KEY_TAG]} before "
-                f"{run.run_id}, which is dropped. Do two daemons work on this instance?"
-            )
-            if run.status == DagsterRunStatus.NOT_STARTED:  # of which nobody knows yet
-                self._instance.delete_run(run.run_id)
-            return run
-        tags = order_tags(run)
-        if tags:
-            self._instance.add_run_tags(run.run_id, tags)
-        return super().submit_run(context._replace(dagster_run=run))
+        """Tag the run and queue it; in its place the first with its run key, if that is another."""
+        with folder_lock(
+            Path(self._instance.root_directory)
+        ):  # its status is not that of a while ago
+            asked = context.dagster_run
+            run = self._first(asked)
+            if run.run_id != asked.run_id:
+                self._logger.warning(
+                    f"Run {asked.run_id} is dropped: {run.run_id} was made before it with the run "
+                    f"key {run.tags[RUN_KEY_TAG]}. Do two daemons work on this instance?"
+                )
+                self._instance.delete_run(asked.run_id)
+            tags = order_tags(run)
+            if tags:
+                self._instance.add_run_tags(run.run_id, tags)
+            return super().submit_run(context._replace(dagster_run=run))
 
-    def _asked_before(self, run: DagsterRun) -> str | None:
-        """Id of the first run that this run's sensor asked for with the same run key, if that is
-        another one. A run that is executed again has the key of the first by right.
+    def _first(self, run: DagsterRun) -> DagsterRun:
+        """The first run that this one's sensor asked for with the same run key, as it is now. A run
+        that executes another one again has that one's key by right, and is its own first.
         """
         tags = {name: run.tags[name] for name in (RUN_KEY_TAG, SENSOR_NAME_TAG) if name in run.tags}
-        if len(tags) < 2 or run.parent_run_id is not None:
-            return None
-        records = self._instance.get_run_records(RunsFilter(tags=tags), limit=1, ascending=True)
-        first = records[0].dagster_run.run_id if records else run.run_id
-        return first if first != run.run_id else None
+        if len(tags) == 2 and run.parent_run_id is None:
+            for record in self._instance.get_run_records(
+                RunsFilter(tags=tags), limit=1, ascending=True
+            ):
+                return record.dagster_run
+        return self._instance.get_run_by_id(run.run_id) or run
 
 
 def order_tags(run: DagsterRun) -> dict[str, str]:
