@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dagster import DagsterRun, RunsFilter
+from dagster import DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
@@ -34,21 +34,25 @@ class GenerationsInOrder(QueuedRunCoordinator):
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
         """Tag the run and queue it; in its place the first with its run key, if that is another."""
-        with folder_lock(
-            Path(self._instance.root_directory)
-        ):  # its status is not that of a while ago
-            asked = context.dagster_run
-            run = self._first(asked)
-            if run.run_id != asked.run_id:
-                self._logger.warning(
-                    f"Run {asked.run_id} is dropped: {run.run_id} was made before it with the run "
-                    f"key {run.tags[RUN_KEY_TAG]}. Do two daemons work on this instance?"
-                )
-                self._instance.delete_run(asked.run_id)
+        home = Path(self._instance.root_directory)
+        with folder_lock(home):  # so that one that two ask for is queued once
+            run = self._first(context.dagster_run)
+            if run.run_id != context.dagster_run.run_id:
+                self._drop(context.dagster_run.run_id, run)
             tags = order_tags(run)
             if tags:
                 self._instance.add_run_tags(run.run_id, tags)
             return super().submit_run(context._replace(dagster_run=run))
+
+    def _drop(self, run_id: str, first: DagsterRun) -> None:
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.status != DagsterRunStatus.NOT_STARTED:
+            return
+        self._logger.warning(
+            f"Run {run_id} is dropped: {first.run_id} was made before it with the run key "
+            f"{first.tags[RUN_KEY_TAG]}. Do two daemons work on this instance?"
+        )
+        self._instance.delete_run(run_id)
 
     def _first(self, run: DagsterRun) -> DagsterRun:
         """The first run that this one's sensor asked for with the same run key, as it is now. A run
