@@ -161,6 +161,8 @@ class Loop:
         with contextlib.ExitStack() as stack:
             self._instance = stack.enter_context(own_instance(self.request.data))
             self._replace_old_runs()
+            for record in self.instance.get_run_records(limit=1):
+                self._newest_before = record.storage_id
             for number in self.states:
                 known = read_decision(self.store, self.request.config, number)
                 self._before[number] = known["run"] if known else None
@@ -175,8 +177,6 @@ class Loop:
             settings = next_settings(
                 self.store, self.request.config, self.first, self.request.settings
             ).settings
-            for record in self.instance.get_run_records(limit=1):
-                self._newest_before = record.storage_id
             submit_generation(
                 self.instance,
                 self.request.config,

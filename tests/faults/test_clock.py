@@ -37,7 +37,7 @@ class Clock:
         if compiler is None or sys.platform != "linux":
             pytest.skip("the clock is turned on Linux, with a C compiler, only")
         library, self._file = folder / "clock.so", folder / "turned"
-        source = Path(__file__).with_suffix(".c").with_name("clock.c")
+        source = Path(__file__).with_name("clock.c")
         subprocess.run(
             [compiler, "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True
         )

@@ -59,9 +59,9 @@ def look_for(steps: SilentSteps, seconds: float) -> list[str]:
 
 
 def test_a_step_that_was_stopped_is_killed(data: Path) -> None:
-    with step(data, "telling", silence=0.4) as process:
+    with step(data, "telling", silence=1.0) as process:
         steps = SilentSteps(data, os.getpgid(process.pid))
-        assert look_for(steps, 1.2) == []  # it tells how far it is
+        assert look_for(steps, 2.0) == []  # it tells how far it is
         process.send_signal(signal.SIGSTOP)
         assert look_for(steps, 60.0) == ["telling"]
         assert process.wait(timeout=60) == -signal.SIGKILL
