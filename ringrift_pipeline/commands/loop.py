@@ -69,7 +69,12 @@ def loop(
     began = time.monotonic()
     begun: list[Loop] = []
     failure: LoopError | None = None
-    with stoppable(lambda: [work.kill() for work in begun]) as should_stop:
+
+    def at_once() -> None:
+        for work in begun:
+            work.kill()
+
+    with stoppable(at_once) as should_stop:
         work = Loop(request, should_stop)
         begun.append(work)
         if common.says_settings and work.planned not in (None, settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.remote_origin import (
+    ManagedGrpcPythonEnvCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.run_coordinator import SubmitRunContext
 from dagster._core.storage.tags import (
     PARENT_RUN_ID_TAG,
@@ -18,6 +24,7 @@ from dagster._core.storage.tags import (
     SENSOR_NAME_TAG,
 )
 from dagster._core.test_utils import create_run_for_test
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.decisions import read_decision
@@ -43,10 +50,17 @@ def instance(data: Path) -> Iterator[DagsterInstance]:
 
 
 def make(instance: DagsterInstance, **tags: str) -> DagsterRun:
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name=names.MODULE)
+    place = ManagedGrpcPythonEnvCodeLocationOrigin(target, names.MODULE)
+    job = names.job_name(CONFIG)
     named = {names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0001"}
-    again = {"parent_run_id": tags.get(PARENT_RUN_ID_TAG), "root_run_id": tags.get(ROOT_RUN_ID_TAG)}
     return create_run_for_test(
-        instance, job_name=names.job_name(CONFIG), tags={**named, **KEY, **tags}, **again
+        instance,
+        job_name=job,
+        tags={**named, **KEY, **tags},
+        parent_run_id=tags.get(PARENT_RUN_ID_TAG),
+        root_run_id=tags.get(ROOT_RUN_ID_TAG),
+        remote_job_origin=RemoteJobOrigin(RemoteRepositoryOrigin(place, "__repository__"), job),
     )
 
 
