@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 """How often a shard is begun before its dying workers are taken for a fault of ours."""
 
-SILENCE = 600.0
+SILENCE = 1800.0
 """Seconds without a sign of life after which a worker is taken for hung. One that plays gives a
-sign every second; before it can, kernels may have to be compiled."""
+sign every second; before it can, kernels may have to be compiled, by a processor that others want."""
 
 _SIGN = 1.0  # seconds between two signs of life
 _STRIDE = 1.0  # seconds at most that count between two looks: a parent at rest is no reason to kill
