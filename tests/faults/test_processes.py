@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 
-from ringrift_pipeline.selfplay import SelfplayError, load_plan, play_shards
+from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.selfplay import Plan, SelfplayError, plan_generation, play_shards
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.atomic import TEMPORARY
 
 from . import stages
 from .supervising import Command, all_gone, loop, verb
-from .test_kills import Copy, made
+from .test_kills import Copy, contents, made
 
 DEADLINE = 30.0  # seconds from SIGTERM to SIGKILL that docs/reliability.md promises are enough
 VERBS = {  # what a verb makes of a data root as the stage finds it
@@ -191,14 +192,34 @@ HARM: dict[str, tuple[Callable[[int], object], float, str]] = {
 }
 
 
+GAMES = {"selfplay.games": 600, "selfplay.games_per_shard": 300}  # seconds of work for two
+
+
+def planned(root: Path) -> tuple[Store, Plan]:
+    """The first generation, which the heuristic plays."""
+    store = Store(root)
+    settings = TrainingConfig().with_overrides({**stages.TINY, **GAMES})
+    return store, plan_generation(store, stages.CONFIG, 0, settings, stages.NOW)
+
+
+def shards_of(store: Store) -> list[dict[str, str]]:
+    kinds = [f"selfplay-shard-{index:04d}" for index in range(2)]
+    return [contents(store.require(stages.CONFIG, 0, kind)) for kind in kinds]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    store, plan = planned(tmp_path_factory.mktemp("undisturbed"))
+    play_shards(store, plan, workers=1)
+    return shards_of(store)
+
+
 @pytest.mark.parametrize("harm", HARM)
 def test_the_shard_of_a_harmed_worker_is_played_by_another(
-    harm: str, roots: dict[str, Path], copy_of: Copy
+    harm: str, undisturbed: list[dict[str, str]], tmp_path: Path
 ) -> None:
     what, silence, _ = HARM[harm]
-    root = copy_of("selfplay")
-    store = Store(root)
-    plan = load_plan(store, stages.CONFIG, 1)
+    store, plan = planned(tmp_path)
     mischief = Mischief(what, most=1, wait=True)
     silence = max(silence, 30.0)  # the others need some to begin
     play_shards(
@@ -209,17 +230,15 @@ def test_the_shard_of_a_harmed_worker_is_played_by_another(
         should_stop=mischief,
         silence=silence,
     )
-    assert len(mischief.seen) == 3
-    shards = {kind: found for kind, found in made(root).items() if "shard-" in kind}
-    assert shards == {k: v for k, v in made(roots["end"]).items() if "shard-" in k}
+    assert len(mischief.seen) >= 3
+    assert shards_of(store) == undisturbed
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("harm", HARM)
-def test_where_every_worker_is_harmed_one_error_names_the_shard(harm: str, copy_of: Copy) -> None:
+def test_where_every_worker_is_harmed_one_error_names_the_shard(harm: str, tmp_path: Path) -> None:
     what, silence, why = HARM[harm]
-    store = Store(copy_of("selfplay"))
-    plan = load_plan(store, stages.CONFIG, 1)
+    store, plan = planned(tmp_path)
     mischief = Mischief(what, most=100)
     with pytest.raises(SelfplayError, match=rf"shard \d was begun 3 times .*({why})") as error:
         play_shards(store, plan, workers=2, should_stop=mischief, silence=silence)
@@ -227,12 +246,11 @@ def test_where_every_worker_is_harmed_one_error_names_the_shard(harm: str, copy_
     assert not multiprocessing.active_children()
 
 
-def test_where_the_caller_plays_a_shortage_of_memory_names_the_shard(copy_of: Copy) -> None:
+def test_where_the_caller_plays_a_shortage_of_memory_names_the_shard(tmp_path: Path) -> None:
     """In a process of its own, for the limit."""
-    root = copy_of("selfplay")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_play_starved, args=(str(root), theirs))
+    process = context.Process(target=_play_starved, args=(str(tmp_path), theirs))
     process.start()
     theirs.close()
     said = ours.recv()
@@ -241,8 +259,7 @@ def test_where_the_caller_plays_a_shortage_of_memory_names_the_shard(copy_of: Co
 
 
 def _play_starved(root: str, connection: Any) -> None:
-    store = Store(root)
-    plan = load_plan(store, stages.CONFIG, 1)
+    store, plan = planned(Path(root))
     starved = False
 
     def should_stop() -> bool:
