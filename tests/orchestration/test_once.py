@@ -6,8 +6,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
@@ -23,22 +25,22 @@ from dagster._core.storage.tags import (
     RUN_KEY_TAG,
     SENSOR_NAME_TAG,
 )
-from dagster._core.test_utils import create_run_for_test
+from dagster._core.test_utils import create_run_for_test, freeze_time
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.decisions import read_decision
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.places import home_folder
-from ringrift_pipeline.orchestration.sensor import INTERVAL
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.locks import folder_lock
 
 from .landing import Land
-from .test_sensor_daemon import THREE, queued
+from .test_sensor_daemon import queued
 from .ticking import daemon, sensor_tick
 
 CONFIG = "square8_2p"
+TWO = (CONFIG, "hex8_3p")
 KEY = {RUN_KEY_TAG: f"{CONFIG}/0001", SENSOR_NAME_TAG: names.SENSOR}
 
 
@@ -102,33 +104,52 @@ def test_of_many_daemons_that_ask_at_once_one_is_heard(instance: DagsterInstance
     assert statuses(instance) == ["QUEUED"]
 
 
+def last_begun(instance: DagsterInstance) -> float:
+    """When the sensor's last tick began, or is said to have."""
+    for state in instance.all_instigator_state():
+        if state.instigator_name == names.SENSOR:
+            return state.instigator_data.last_tick_start_timestamp or 0.0  # type: ignore
+    return 0.0
+
+
+def begin_tick(pool: ThreadPoolExecutor, workspace: Any, hours: float) -> Future[None]:
+    """A tick that is under way when this returns; its daemon's clock is ahead by some hours, so that
+    it does not wait for the last one to be two seconds ago.
+    """
+    before = last_begun(workspace.instance)
+    with freeze_time(datetime.now(UTC) + timedelta(hours=hours)):
+        tick = pool.submit(sensor_tick, workspace)
+        while last_begun(workspace.instance) == before and not tick.done():
+            time.sleep(0.05)
+    return tick
+
+
 def test_two_daemons_by_mistake_start_each_generation_once(
     instance: DagsterInstance, data: Path, store: Store, land: Land
 ) -> None:
     """Both are in the midst of a tick, with the same cursor, when the evaluations are seen."""
-    for config in THREE:
-        land(config, 0)
     with (
         open_instance(data) as other,
         daemon(instance) as mine,
         daemon(other) as theirs,
         ThreadPoolExecutor(2) as pool,
     ):
+        begin_tick(pool, mine, -2.0).result()  # what each does first, Dagster cannot do twice
+        for config in TWO:
+            land(config, 0)
         with folder_lock(home_folder(data)):
-            ticks = [pool.submit(sensor_tick, mine)]
-            time.sleep(INTERVAL + 0.5)  # the second does not look sooner
-            ticks.append(pool.submit(sensor_tick, theirs))
-            time.sleep(0.5)
+            ticks = [begin_tick(pool, mine, -1.0), begin_tick(pool, theirs, 0.0)]
+            time.sleep(0.3)
             assert not any(tick.done() for tick in ticks)
         for tick in ticks:
-            tick.result(timeout=120)
-    assert queued(instance) == sorted((names.job_name(config), "0001") for config in THREE)
+            tick.result(timeout=600)
+    assert queued(instance) == sorted((names.job_name(config), "0001") for config in TWO)
     assert all(
         run.status == DagsterRunStatus.QUEUED
         for run in instance.get_runs()
         if run.job_name.endswith("_generation")
     )
-    for config in THREE:
+    for config in TWO:
         decision = read_decision(store, config, 0)
         assert decision is not None and decision["next"] == 1
         assert [one.generation for one in store.champions(config)] == [0]
