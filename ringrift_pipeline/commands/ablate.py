@@ -10,6 +10,7 @@ from rich.table import Table
 from ringrift_pipeline.commands.console import output, print_json, progress, say
 from ringrift_pipeline.commands.generation import GenerationOption, planned
 from ringrift_pipeline.commands.options import Common, InputError
+from ringrift_pipeline.commands.stopping import stoppable
 from ringrift_pipeline.evaluation.ablation_budget import SEEDS, STEPS
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def ablate(
     if common.resume not in ("auto", "never"):
         raise InputError("--resume: an ablation keeps no states in folders; say auto or never")
     store, plan = planned(common, generation, "selfplay_shards")
-    with progress("ablation") as report:
+    with (
+        stoppable(lambda: store.remove_own(plan.config)) as should_stop,
+        progress("ablation") as report,
+    ):
         artefact = run_ablation(
             store,
             plan,
@@ -59,6 +63,7 @@ def ablate(
             workers=workers,
             resume=common.resume,
             progress=report,
+            should_stop=should_stop,
         )
     found = artefact.read_json("report.json")
     if common.as_json:

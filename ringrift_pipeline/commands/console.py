@@ -43,7 +43,7 @@ def print_json(value: Any) -> None:
 
 def clock(seconds: float) -> str:
     """75 -> ``1:15``; 3725 -> ``1:02:05``."""
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(max(0, int(seconds)), 60)  # the clock may have been turned back
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 

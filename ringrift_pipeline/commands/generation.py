@@ -6,7 +6,8 @@ the next verb, goes on from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from ringrift_pipeline.commands.console import output, print_json, progress, say
 from ringrift_pipeline.commands.options import Common, InputError, check_device
+from ringrift_pipeline.commands.stopping import stoppable
 
 if TYPE_CHECKING:
     from ringrift_pipeline.selfplay import Plan
@@ -41,7 +43,7 @@ def selfplay(
     The newest generation if its games are not all played yet, else a new one. The champion plays;
     as long as there is none, the one-ply heuristic does. Shards that exist and verify are not
     played again. A new generation has the rate, exploration and games that the trend of the
-    ratings asks for (the settings of `feedback`).
+    ratings asks for (the settings of `feedback`). Ctrl-C (or SIGTERM) stops it; finished shards stay.
     """
     from ringrift_pipeline.evaluation.feedback import next_settings
     from ringrift_pipeline.selfplay import collect, plan_generation, play_shards
@@ -50,7 +52,7 @@ def selfplay(
     if generation is None:
         generation = _next_to_play(store, common)
     settings = next_settings(store, common.config, generation, settings).settings
-    with store.lock(common.config, f"generation-{generation:04d}"):
+    with _working(store, common.config, generation) as should_stop:
         plan = plan_generation(store, common.config, generation, settings)
         if common.device is not None:
             plan = plan.on_device(common.device)
@@ -61,7 +63,7 @@ def selfplay(
             f"{len(plan.shards)} shards"
         )
         with progress("selfplay") as report:
-            play_shards(store, plan, workers=workers, progress=report)
+            play_shards(store, plan, workers=workers, progress=report, should_stop=should_stop)
         artefact = collect(store, plan)
     _show(common, [artefact])
 
@@ -95,7 +97,8 @@ def train(common: Common, generation: GenerationOption = None) -> None:
     calibration.
 
     The newest generation that has been played. What exists and was made from the same inputs is
-    not made again; a training that was stopped goes on where it was.
+    not made again; a training that was stopped goes on where it was. Ctrl-C (or SIGTERM) saves its
+    state first.
     """
     from ringrift_pipeline import training
 
@@ -109,11 +112,11 @@ def train(common: Common, generation: GenerationOption = None) -> None:
         ("calibration", training.calibrate, {}),
     ]
     made = []
-    with store.lock(plan.config, f"generation-{plan.generation:04d}"):
+    with _working(store, plan.config, plan.generation) as should_stop:
         training.require_fresh(store, plan)
         for title, make, more in steps:
             with progress(title) as report:
-                made.append(make(store, plan, progress=report, **more))
+                made.append(make(store, plan, progress=report, should_stop=should_stop, **more))
     _show(common, made)
 
 
@@ -132,9 +135,9 @@ def evaluate(
     from ringrift_pipeline.evaluation import evaluate as evaluate_generation
 
     store, plan = planned(common, generation, "ema_model")
-    with store.lock(plan.config, f"generation-{plan.generation:04d}"):
+    with _working(store, plan.config, plan.generation) as should_stop:
         with progress("evaluation") as report:
-            artefact = evaluate_generation(store, plan, progress=report)
+            artefact = evaluate_generation(store, plan, progress=report, should_stop=should_stop)
         gate = artefact.read_json("report.json")["gate"]
         if promote and gate["promote"]:
             model = store.require(plan.config, plan.generation, "ema_model")
@@ -145,6 +148,16 @@ def evaluate(
     if not common.as_json:
         verdict = "would be promoted" if gate["promote"] else "is not promoted"
         say(f"The gate: it {verdict}. " + "; ".join(gate["reasons"]))
+
+
+@contextmanager
+def _working(store: Store, config: str, generation: int) -> Iterator[Callable[[], bool]]:
+    """The lock of a generation, and whether its work is to stop."""
+    with (
+        store.lock(config, f"generation-{generation:04d}"),
+        stoppable(lambda: store.remove_own(config)) as should_stop,
+    ):
+        yield should_stop
 
 
 def planned(common: Common, generation: int | None, needed: str) -> tuple[Store, Plan]:

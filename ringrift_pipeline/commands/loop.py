@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +24,7 @@ from ringrift_pipeline.commands.console import (
     shown,
 )
 from ringrift_pipeline.commands.options import Common
+from ringrift_pipeline.commands.stopping import stoppable
 from ringrift_pipeline.commands.ui import PORT, check_port, ui_line, url
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def loop(
     """Play, score, mine, train, average, ensemble, calibrate, evaluate and gate, again and again.
 
     Starts the Dagster daemon, submits a generation, lets the sensor start the next ones, and
-    stops everything. Called again it goes on from the newest generation. Ctrl-C stops it cleanly;
-    what is finished stays.
+    stops everything. Called again it goes on from the newest generation. Ctrl-C (or SIGTERM) stops
+    it cleanly, a second one at once; what is finished stays.
     """
     settings = common.settings()
     if with_ui:
@@ -67,42 +67,30 @@ def loop(
         ui_port=port if with_ui else None,
     )
     began = time.monotonic()
-    work = Loop(request)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt(work))
-    if common.says_settings and work.planned not in (None, settings):
-        say(f"generation {work.first:04d} was planned before; its own settings stand")
-    _announce(common, work.first, work.last)
+    begun: list[Loop] = []
     failure: LoopError | None = None
-    with work:
-        if with_ui:
-            say(f"Dagster UI: {url(common.config, port)}")
-        try:
-            _watch(work)
-        except LoopError as error:
-            failure = error
-        say("stopping the daemon …")
-        _ignore_interrupts()
+
+    def at_once() -> None:
+        for work in begun:
+            work.kill()
+
+    with stoppable(at_once) as should_stop:
+        work = Loop(request, should_stop)
+        begun.append(work)
+        if common.says_settings and work.planned not in (None, settings):
+            say(f"generation {work.first:04d} was planned before; its own settings stand")
+        _announce(common, work.first, work.last)
+        with work:
+            if with_ui:
+                say(f"Dagster UI: {url(common.config, port)}")
+            try:
+                _watch(work)
+            except LoopError as error:
+                failure = error
+            say("stopping the daemon …")
     _close(common, work.summaries(), time.monotonic() - began, failure)
     if failure is not None:
         raise failure
-
-
-def _interrupt(work: Any) -> Callable[..., None]:
-    """Asked once, the loop stops at its next look; asked again, at once."""
-
-    def handler(*_: Any) -> None:
-        if work.stopping:
-            raise KeyboardInterrupt
-        work.stopping = True
-
-    return handler
-
-
-def _ignore_interrupts() -> None:
-    """From here on stopping is under way, and takes seconds."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: say("already stopping …"))
 
 
 def _announce(common: Common, first: int, last: int) -> None:

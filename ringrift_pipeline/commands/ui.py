@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ import typer
 
 from ringrift_pipeline.commands.console import print_json, say
 from ringrift_pipeline.commands.options import Common, InputError
+from ringrift_pipeline.commands.stopping import stoppable
 from ringrift_pipeline.orchestration.places import (
     HERE,
     PLAY_VARIABLE,
@@ -107,13 +108,13 @@ def _start_page(data: Path) -> tuple[Service | None, str]:
         )
 
 
-def _watch(services: list[Any], page: Service | None, asked: list[int]) -> None:
+def _watch(services: list[Any], page: Service | None, stopping: Callable[[], bool]) -> None:
     """Until it is asked to stop. Raises ServiceError if a service has ended; that the page has is
     only told, for nothing else needs it.
     """
     from ringrift_pipeline.orchestration.services import ServiceError
 
-    while not asked:
+    while not stopping():
         for service in services:
             service.check()
         try:
@@ -157,9 +158,9 @@ def ui(
 ) -> None:
     """Open the Dagster UI on everything under --data, until Ctrl-C.
 
-    Starts the web server, the daemon and the page of recorded games. Ctrl-C cancels what runs and
-    stops them all; what is finished stays. Where another process runs this history's daemon, its
-    runs are left alone.
+    Starts the web server, the daemon and the page of recorded games. Ctrl-C (or SIGTERM) cancels
+    what runs and stops them all, a second one ends them at once; what is finished stays. Where
+    another process runs this history's daemon, its runs are left alone.
     """
     from contextlib import ExitStack, suppress
 
@@ -170,15 +171,12 @@ def ui(
 
     check_port(host, port)
     limits()  # what the environment says of pools is refused here, not in a server's log
-    asked: list[int] = []  # to stop; an Event set by a handler could wait for its own lock
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.append(1))
-
-    def stopping() -> bool:
-        return bool(asked)
-
-    with suppress(KeyboardInterrupt), ExitStack() as stack:
-        services: list[Any] = []
+    services: list[Any] = []
+    with (
+        suppress(KeyboardInterrupt),
+        stoppable(lambda: [service.kill() for service in services]) as stopping,
+        ExitStack() as stack,
+    ):
         note = "It shows the history, and runs nothing."
         if daemon:
             try:
@@ -214,5 +212,5 @@ def ui(
             say(
                 "Warning: Dagster asks for no password: whoever reaches this address can launch runs."
             )
-        _watch(services, page, asked)
+        _watch(services, page, stopping)
         say("stopping …")

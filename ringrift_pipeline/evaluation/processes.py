@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 __all__ = ["Desk", "WorkerDiedError", "asked_to_stop", "tell", "work_through"]
 
 POLL = 0.25  # seconds between two looks at what the workers say
+GRACE = 3.0  # seconds that a worker has to end before it is killed
 
 
 class WorkerDiedError(RuntimeError):
@@ -94,15 +96,28 @@ def work_through(jobs: Sequence[Any], work: Callable[[Any], Any], workers: int, 
             desk.check()
         complete = True
     except BrokenProcessPool as error:
+        desk.check()  # a supervisor may have told the workers to end as well as us
         raise WorkerDiedError("a worker process died (killed, or out of memory?)") from error
     finally:
         stopping.set()
         if not complete:  # one that is still importing or compiling would not hear it for long
-            for process in set(multiprocessing.active_children()) - strangers:
-                process.terminate()
+            _end(set(multiprocessing.active_children()) - strangers)
         pool.shutdown(wait=True, cancel_futures=True)
         messages.close()
         messages.cancel_join_thread()
+
+
+def _end(processes: set[Any]) -> None:
+    """Tell processes to end, and kill those that do not: one that was stopped hears nothing else."""
+    left = {process.sentinel: process for process in processes}
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE
+    while left and time.monotonic() < deadline:
+        for ended in wait_for(list(left), max(0.0, deadline - time.monotonic())):
+            del left[ended]
+    for process in left.values():
+        process.kill()
 
 
 def _start_worker(messages: Any, stopping: Any) -> None:

@@ -60,6 +60,7 @@ def failure_sensor() -> SensorDefinition:
         outbox = Outbox(store)
         after = read_cursor(context.cursor)
         found = 0
+        newest = context.instance.event_log_storage.get_maximum_record_id()
         for record in _failures(context.instance, after):
             run = context.instance.get_run_by_id(record.run_id)
             if run is not None:  # deleted from the history: there is nothing to look at
@@ -69,6 +70,8 @@ def failure_sensor() -> SensorDefinition:
                 if run.tags.get(CONFIG_TAG) in CONFIGS and not _is_retried(run):
                     add_partitions(context.instance, store, run.tags[CONFIG_TAG])
             after = record.storage_id
+        else:  # so that a clock that is turned on hides no failure from a sensor without a cursor
+            after = newest if after is None else after
         if after is not None:
             context.update_cursor(str(after))
         told = outbox.deliver(notifier, context.log.info)

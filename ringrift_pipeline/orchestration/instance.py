@@ -14,6 +14,7 @@ from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 
 from ringrift_pipeline.orchestration import pools
 from ringrift_pipeline.orchestration.champion import reconcile
+from ringrift_pipeline.orchestration.clock import forget_the_future
 from ringrift_pipeline.orchestration.names import ORDER_TAG
 from ringrift_pipeline.orchestration.places import (
     DATA_VARIABLE,
@@ -105,6 +106,7 @@ def own_instance(data: Path) -> Iterator[DagsterInstance]:
     with store.lock(None, LOCK), open_instance(data) as instance:
         store.sweep()
         sweep_lost_runs(instance)
+        forget_the_future(instance)
         shutil.rmtree(progress_folder(data), ignore_errors=True)
         _limit_pools(instance)
         reconcile(instance, store)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,19 +108,24 @@ def is_decided(store: Store, config: str, generation: int) -> bool:
     return read_decision(store, config, generation) is not None
 
 
+def _never() -> bool:
+    return False
+
+
 class Loop:
     """Use as a context manager; ``watch`` yields snapshots until the last generation is decided.
 
-    A signal handler sets ``stopping``; ``watch`` then raises KeyboardInterrupt between two looks.
-    An exception raised by the handler itself would come up anywhere, also where a library drops it.
+    Args:
+        stopping: asked between two looks; ``watch`` then raises KeyboardInterrupt. An exception
+            raised by a signal handler would come up anywhere, also where a library drops it.
 
     Raises:
         PausedError: the config's loop is paused.
         LockedError: on entering, if another process runs this data root's daemon.
-        KeyboardInterrupt: on entering, if ``stopping`` was set meanwhile.
+        KeyboardInterrupt: on entering, if ``stopping`` says so meanwhile.
     """
 
-    def __init__(self, request: LoopRequest) -> None:
+    def __init__(self, request: LoopRequest, stopping: Callable[[], bool] = _never) -> None:
         self.request = request
         self.store = Store(request.data)
         refuse_paused(self.store, request.config)
@@ -129,11 +134,12 @@ class Loop:
         self.states: dict[int, GenerationState] = {
             number: GenerationState(number) for number in range(self.first, self.last + 1)
         }
-        self.stopping = False
+        self._stopping = stopping
         self._services: list[Backend | Service] = []
         self._stack = contextlib.ExitStack()
         self._instance: DagsterInstance | None = None
         self._began = time.monotonic()
+        self._newest_before = 0  # number of the newest run that was there already
         self._before: dict[int, str | None] = {}
         self._finished_at: dict[int, float] = {}
 
@@ -155,6 +161,8 @@ class Loop:
         with contextlib.ExitStack() as stack:
             self._instance = stack.enter_context(own_instance(self.request.data))
             self._replace_old_runs()
+            for record in self.instance.get_run_records(limit=1):
+                self._newest_before = record.storage_id
             for number in self.states:
                 known = read_decision(self.store, self.request.config, number)
                 self._before[number] = known["run"] if known else None
@@ -162,7 +170,7 @@ class Loop:
             backend = Backend(
                 self.request.data,
                 self.instance,
-                stopping=lambda: self.stopping,
+                stopping=self._stopping,
                 more=pools_for(self.request.settings.device),
             )
             self._services.append(backend)
@@ -186,7 +194,7 @@ class Loop:
                         "127.0.0.1",
                         self.request.ui_port,
                         backend.workspace,
-                        stopping=lambda: self.stopping,
+                        stopping=self._stopping,
                     )
                 )
             self._stack = stack.pop_all()
@@ -213,10 +221,10 @@ class Loop:
         Raises:
             LoopError: a run failed or was cancelled, or a decision does not come.
             ServiceError: the daemon ended by itself.
-            KeyboardInterrupt: ``stopping`` was set.
+            KeyboardInterrupt: ``stopping`` says so.
         """
         while True:
-            if self.stopping:
+            if self._stopping():
                 raise KeyboardInterrupt
             for service in self._services:
                 service.check()
@@ -262,13 +270,8 @@ class Loop:
         records = self._runs(generation)
         if not records:
             return None
-        run = records[0].dagster_run
-        created = records[0].create_timestamp.timestamp()
-        return run if created >= self._wall_start else None
-
-    @property
-    def _wall_start(self) -> float:
-        return time.time() - (time.monotonic() - self._began) - 1.0
+        # By number, for a clock may be turned on or back.
+        return records[0].dagster_run if records[0].storage_id > self._newest_before else None
 
     def _look_at_steps(self, state: GenerationState) -> None:
         assert state.run_id is not None
@@ -292,7 +295,8 @@ class Loop:
                 over = over and any(name in spans for name in following)
             state.assets[asset] = "failed" if asset in failed else "done" if over else "running"
             latest = max((end for end in ends if end is not None), default=None)
-            state.seconds[asset] = (latest if over and latest else time.time()) - min(starts)
+            until = latest if over and latest else time.time()
+            state.seconds[asset] = max(0.0, until - min(starts))
 
     def _judge(self) -> None:
         """Raise LoopError for what will not get better by waiting."""
@@ -347,6 +351,13 @@ class Loop:
             for state in self.states.values()
             if state.run_id is not None
         ]
+
+    def kill(self) -> None:
+        """End everything at once, from a signal handler, before the process leaves. The next loop
+        takes up what was finished.
+        """
+        for service in reversed(self._services):
+            service.kill()
 
     def _stop(self) -> None:
         """Stop the services, and with them what runs; what waits is this loop's to take back."""

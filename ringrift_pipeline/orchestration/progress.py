@@ -26,7 +26,10 @@ TELL_INTERVAL = 10.0  # seconds between two lines in the run's log
 
 @dataclass(frozen=True)
 class StepProgress:
-    """The content of a progress file. Times are seconds since the epoch."""
+    """The content of a progress file. Times are seconds since the epoch.
+
+    ``silence`` is how long the step may tell nothing before it is taken for hung, None: for ever.
+    """
 
     run_id: str
     step: str
@@ -38,6 +41,7 @@ class StepProgress:
     started: float
     updated: float
     pid: int
+    silence: float | None = None
 
 
 class ProgressFile:
@@ -54,6 +58,7 @@ class ProgressFile:
         config: str,
         generation: str,
         tell: Callable[[str], object] | None = None,
+        silence: float | None = None,
     ) -> None:
         name = re.sub(r"[^\w.-]", "_", step)
         self.path = progress_folder(data, run_id) / f"{name}.json"
@@ -64,6 +69,7 @@ class ProgressFile:
             "generation": generation,
         }
         self._started = time.time()
+        self._silence = silence
         self._last = 0.0
         self._tell = tell
         self._told = time.monotonic()
@@ -106,6 +112,7 @@ class ProgressFile:
             started=self._started,
             updated=time.time(),
             pid=os.getpid(),
+            silence=self._silence,
         )
         temporary = self.path.with_suffix(".tmp")
         with contextlib.suppress(OSError):  # progress must never fail a step

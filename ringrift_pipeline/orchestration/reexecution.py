@@ -12,11 +12,13 @@ TAG_PATIENCE = 10.0  # seconds that Dagster may take to note whether it retries 
 
 
 def retry_noted(instance: DagsterInstance, run: DagsterRun, failed_at: float) -> bool:
-    """Has Dagster noted whether it retries a failed run? It does so a moment after the failure."""
+    """Has Dagster noted whether it retries a failed run? It does so a moment after the failure; one
+    that lies in the future is not waited for, the clock was turned back since.
+    """
     return (
         RETRY_TAG in run.tags
         or not instance.run_retries_enabled
-        or time.time() - failed_at > TAG_PATIENCE
+        or abs(time.time() - failed_at) > TAG_PATIENCE
     )
 
 

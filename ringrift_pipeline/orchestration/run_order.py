@@ -4,12 +4,18 @@ A generation's plan takes the newest model and the champion of its moment, so th
 several generations makes sense in ascending order only. Runs of the generation jobs know their
 config from a tag; those of a backfill, or of assets picked in the UI, belong to Dagster's implicit
 job and are given one here. A limit in ``dagster.yaml`` then lets one run a config work at a time.
+
+Of several runs that one sensor asked for with the same run key, only the first is kept. Dagster
+looks for an earlier one before it makes a run, which does not help where two daemons look at once.
 """
 
 from __future__ import annotations
 
-from dagster import DagsterRun
+from pathlib import Path
+
+from dagster import DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
+from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
@@ -18,6 +24,7 @@ from ringrift_pipeline.orchestration.names import (
     ORDER_TAG,
     PARTITION_TAG,
 )
+from ringrift_pipeline.store.locks import folder_lock
 
 PRIORITY_TAG = "dagster/priority"
 
@@ -26,12 +33,38 @@ class GenerationsInOrder(QueuedRunCoordinator):
     """Dagster's own queue, which tags runs as they come in."""
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        """Tag the run and queue it."""
-        run = context.dagster_run
-        tags = order_tags(run)
-        if tags:
-            self._instance.add_run_tags(run.run_id, tags)
-        return super().submit_run(context)
+        """Tag the run and queue it; in its place the first with its run key, if that is another."""
+        home = Path(self._instance.root_directory)
+        with folder_lock(home):  # so that one that two ask for is queued once
+            run = self._first(context.dagster_run)
+            if run.run_id != context.dagster_run.run_id:
+                self._drop(context.dagster_run.run_id, run)
+            tags = order_tags(run)
+            if tags:
+                self._instance.add_run_tags(run.run_id, tags)
+            return super().submit_run(context._replace(dagster_run=run))
+
+    def _drop(self, run_id: str, first: DagsterRun) -> None:
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.status != DagsterRunStatus.NOT_STARTED:
+            return
+        self._logger.warning(
+            f"Run {run_id} is dropped: {first.run_id} was made before it with the run key "
+            f"{first.tags[RUN_KEY_TAG]}. Do two daemons work on this instance?"
+        )
+        self._instance.delete_run(run_id)
+
+    def _first(self, run: DagsterRun) -> DagsterRun:
+        """The first run that this one's sensor asked for with the same run key, as it is now. A run
+        that executes another one again has that one's key by right, and is its own first.
+        """
+        tags = {name: run.tags[name] for name in (RUN_KEY_TAG, SENSOR_NAME_TAG) if name in run.tags}
+        if len(tags) == 2 and run.parent_run_id is None:
+            for record in self._instance.get_run_records(
+                RunsFilter(tags=tags), limit=1, ascending=True
+            ):
+                return record.dagster_run
+        return self._instance.get_run_by_id(run.run_id) or run
 
 
 def order_tags(run: DagsterRun) -> dict[str, str]:

@@ -31,9 +31,10 @@ from ringrift_pipeline.orchestration.names import CHAMPION, OWNERS, asset_key, p
 from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.settings import settings_of
 from ringrift_pipeline.orchestration.step import running_step
+from ringrift_pipeline.selfplay.workers import SILENCE
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
 
-# A shard may meet a full disk or a killed process; what it had played to the end is kept.
+# A shard may meet a full disk, or a process that is killed or hangs; what has landed is kept.
 SHARD_RETRIES = RetryPolicy(
     max_retries=2, delay=1.0, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS
 )
@@ -98,7 +99,7 @@ def selfplay_shards(config: str) -> AssetsDefinition:
     def play(context: OpExecutionContext, shard: dict[str, Any]) -> dict[str, Any]:
         from ringrift_pipeline.selfplay import play_shard
 
-        with running_step(context, config) as step:
+        with running_step(context, config, silence=SILENCE) as step:
             artefact = play_shard(step.store, step.plan(), shard["index"], **step.hooks())
             return {**shard, "path": str(artefact.path), "digest": artefact.digest}
 

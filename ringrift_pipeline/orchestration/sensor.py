@@ -7,6 +7,8 @@ event or a restarted daemon starts a generation once and only once.
 An evaluation that failed its checks is decided, and looked at again once something was run for its
 generation since: a retry, a re-execution, or the checks alone.
 
+Two daemons by mistake evaluate one after the other; what both ask for, `run_order` starts once.
+
 What goes wrong with one config stays with it: the error is logged and reported, its cursor stays
 where it was, and the others go on.
 """
@@ -60,7 +62,7 @@ from ringrift_pipeline.orchestration.names import (
 )
 from ringrift_pipeline.orchestration.notify import Alert
 from ringrift_pipeline.orchestration.outbox import Outbox
-from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.places import data_folder, home_folder
 from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.orchestration.switches import is_on
 from ringrift_pipeline.orchestration.verdicts import (
@@ -69,6 +71,8 @@ from ringrift_pipeline.orchestration.verdicts import (
     newest_materialization,
 )
 from ringrift_pipeline.store import Store, StoreError
+from ringrift_pipeline.store.atomic import ensure_folder
+from ringrift_pipeline.store.locks import folder_lock
 
 INTERVAL = 2  # seconds between two looks at the event log
 RECORDS = 25  # evaluations of one config looked at in one tick
@@ -101,12 +105,15 @@ def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
     def evaluation_landed(context: SensorEvaluationContext) -> SensorResult | SkipReason:
         opened = Store(data_folder())
         outcome = Outcome(read_cursor(context.cursor))
-        for config in CONFIGS:
-            try:
-                _look(context.instance, opened, config, outcome)
-            except Exception as error:  # whatever it is, the other configs go on
-                context.log.error(f"{config}: {traceback.format_exc()}")
-                _report(opened, config, outcome, error)
+        home = home_folder(opened.root)
+        ensure_folder(home)
+        with folder_lock(home):
+            for config in CONFIGS:
+                try:
+                    _look(context.instance, opened, config, outcome)
+                except Exception as error:  # whatever it is, the other configs go on
+                    context.log.error(f"{config}: {traceback.format_exc()}")
+                    _report(opened, config, outcome, error)
         for note in outcome.notes:
             context.log.info(note)
         if not (outcome.requests or outcome.events):

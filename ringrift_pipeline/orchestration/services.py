@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dagster import DagsterInstance
 
+from ringrift_pipeline.orchestration.clock import TurnedBack, forget_the_future
 from ringrift_pipeline.orchestration.instance import (
     cancel_active,
     environment,
@@ -27,6 +28,7 @@ from ringrift_pipeline.orchestration.instance import (
 )
 from ringrift_pipeline.orchestration.names import MODULE
 from ringrift_pipeline.orchestration.places import HERE, services_folder
+from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 
 _SERVICE = "ringrift_pipeline.orchestration.service"
 
@@ -131,6 +133,11 @@ class Service:
             time.sleep(0.5)
             os.killpg(self.pid, signal.SIGKILL)
 
+    def kill(self) -> None:
+        """End the process and all it has started, at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+
 
 class Backend:
     """The daemon and the code server it works with, started and stopped together.
@@ -155,7 +162,9 @@ class Backend:
     ) -> None:
         # The path of a socket has at most about a hundred characters; a data root may have more.
         self._folder = Path(tempfile.mkdtemp(prefix="ringrift-"))
+        self._data, self._more = data, more
         self._instance = instance
+        self._turned_back = TurnedBack()
         self.socket = self._folder / "code.sock"
         workspace = self._folder / "workspace.yaml"
         server = {"grpc_server": {"socket": str(self.socket), "location_name": module}}
@@ -167,7 +176,8 @@ class Backend:
             code_server = Service(data, "code-server", *arguments, more=more)
             self.services.append(code_server)
             code_server.wait_for(self._ping, stopping)
-            self.services.append(Service(data, "daemon", "run", *self.workspace, more=more))
+            self.services.append(self._start_daemon())
+            self._steps = SilentSteps(data, code_server.pid)
         except BaseException:
             self.stop()
             raise
@@ -177,10 +187,33 @@ class Backend:
 
         DagsterGrpcClient(socket=str(self.socket)).ping("")
 
+    def _start_daemon(self) -> Service:
+        return Service(self._data, "daemon", "run", *self.workspace, more=self._more)
+
     def check(self) -> None:
-        """Raises ServiceError if one of the two has ended."""
+        """Put right what the two cannot: kill steps that hang, and start the daemon again if the
+        clock was turned back. To be called every few seconds. Raises ServiceError if one of the two
+        has ended.
+        """
         for service in self.services:
             service.check()
+        for step in self._steps.look():
+            self._note(f"killed step {step.step} of run {step.run_id}, pid {step.pid}: it hung")
+        if self._turned_back():
+            self._note("the clock was turned back: the daemon is started again")
+            self.services[1].stop()
+            forget_the_future(self._instance)
+            self.services[1] = self._start_daemon()
+
+    def _note(self, text: str) -> None:
+        """A line in the daemon's log, where people look for what became of their runs."""
+        with contextlib.suppress(OSError), open(self.services[1].log, "a") as log:
+            log.write(f"ringrift: {text}\n")
+
+    def kill(self) -> None:
+        """End both at once; what they were doing is found lost when the next daemon starts."""
+        for service in reversed(self.services):
+            service.kill()
 
     def stop(self) -> None:
         """End both and cancel what runs, whatever goes wrong on the way.

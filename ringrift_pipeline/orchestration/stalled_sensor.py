@@ -2,9 +2,15 @@
 
 A failed run is told of at once by ``run_failed``. This one sees what fails nowhere: a sensor that
 was turned off, a daemon that runs but launches nothing, a run that is under way and makes nothing.
+
+How old a sign of life was when the sensor first saw it, the computer's clock says; from there on a
+clock counts that nobody can turn. So one that is turned on raises no alarm, and one that is turned
+back hides no standstill.
 """
 
-from dataclasses import dataclass
+import json
+import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -80,8 +86,54 @@ class Stall:
         )
 
 
+@dataclass(frozen=True)
+class Sign:
+    """A sign of life: when it was, by what else it is told from the one before, how old when the
+    sensor first saw it (hours), and when that was (seconds since the computer was started).
+    """
+
+    since: str
+    mark: str
+    age: float
+    seen: float
+
+
+class Signs:
+    """The newest sign of each config, from one tick to the next; ``text`` is the sensor's cursor.
+    A cursor that is nonsense, or of before the computer was started, starts over.
+    """
+
+    def __init__(self, text: str | None = None) -> None:
+        self._known: dict[str, Sign] = {}
+        try:
+            for config, values in json.loads(text or "{}").items():
+                words = str(values["since"]), str(values["mark"])
+                sign = Sign(*words, float(values["age"]), float(values["seen"]))
+                if sign.age >= 0.0 and sign.seen <= time.monotonic():
+                    self._known[config] = sign
+        except (ValueError, TypeError, KeyError, AttributeError):
+            self._known = {}
+
+    def hours(self, config: str, since: datetime, mark: str, now: datetime) -> float:
+        """How long ago the newest sign of a config was. ``mark`` differs for every sign: what comes
+        after the clock was turned back is not the latest.
+        """
+        sign = self._known.get(config)
+        if sign is None or (sign.since, sign.mark) != (since.isoformat(), mark):
+            age = max(0.0, (now - since).total_seconds() / 3600.0)
+            if sign is not None:  # it came after the one before was seen, whatever the time says
+                age = min(age, (time.monotonic() - sign.seen) / 3600.0)
+            sign = self._known[config] = Sign(since.isoformat(), mark, age, time.monotonic())
+        return sign.age + (time.monotonic() - sign.seen) / 3600.0
+
+    @property
+    def text(self) -> str:
+        """As the next tick gets it."""
+        return json.dumps({config: asdict(sign) for config, sign in self._known.items()})
+
+
 def stalled_sensor() -> SensorDefinition:
-    """The sensor; it takes the resource ``notifier`` and keeps no cursor."""
+    """The sensor; it takes the resource ``notifier``."""
 
     @sensor(
         name=STALLED_SENSOR,
@@ -98,11 +150,12 @@ def stalled_sensor() -> SensorDefinition:
         outbox = Outbox(store)
         begun = set(store.configs())
         stalled = []
+        signs = Signs(context.cursor)
         for config in CONFIGS:
             if config not in begun:
                 continue
             try:
-                stall = find_stall(context.instance, store, config, datetime.now(UTC))
+                stall = find_stall(context.instance, store, config, datetime.now(UTC), signs)
             except Exception as error:  # a damaged plan, say, must not hide another's standstill
                 context.log.error(f"{config}: cannot be watched, {type(error).__name__}: {error}")
                 continue
@@ -110,16 +163,23 @@ def stalled_sensor() -> SensorDefinition:
                 outbox.put(stall.alert())
                 stalled.append(f"{config} for {stall.hours:.1f} hours")
         outbox.deliver(notifier, context.log.info)
+        context.update_cursor(signs.text)
         return SkipReason("; ".join(stalled) or "no config is at a standstill")
 
     return config_stalled
 
 
-def find_stall(instance: DagsterInstance, store: Store, config: str, now: datetime) -> Stall | None:
+def find_stall(
+    instance: DagsterInstance, store: Store, config: str, now: datetime, signs: Signs | None = None
+) -> Stall | None:
     """The standstill of a config that has been begun, None if there is none.
 
     It began when something last landed, a generation's run was last asked for, or the switches
     were last changed, whichever is the latest: a config that is taken up again is given its time.
+
+    Args:
+        now: what the computer's clock says, for a sign that ``signs`` do not know.
+        signs: what was seen of the config before.
 
     Raises:
         StoreError: a plan or the switches are damaged.
@@ -134,13 +194,16 @@ def find_stall(instance: DagsterInstance, store: Store, config: str, now: dateti
         return None
     generation = store.generations(config)[-1]
     settings = TrainingConfig.from_dict(store.read_plan(config, generation)["settings"])
-    signs = [store.last_sign(config)]
+    last, landed = store.signs(config)
+    times, mark = [last], [str(landed)]
     if newest is not None:
-        signs.append(newest.create_timestamp)
+        times.append(newest.create_timestamp)
+        mark.append(newest.dagster_run.run_id)
     if switches.changed_at is not None:
-        signs.append(datetime.fromisoformat(switches.changed_at))
-    since = max(sign for sign in signs if sign is not None)
-    hours = (now - since).total_seconds() / 3600.0
+        times.append(datetime.fromisoformat(switches.changed_at))
+        mark.append(switches.changed_at)
+    since = max(one for one in times if one is not None)
+    hours = (signs or Signs()).hours(config, since, " ".join(mark), now)
     if hours <= settings.watch.stalled_hours:
         return None
     return Stall(

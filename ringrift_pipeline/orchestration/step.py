@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from ringrift_pipeline.orchestration.names import generation_key, generation_of
 from ringrift_pipeline.orchestration.progress import Progress, ProgressFile
 from ringrift_pipeline.orchestration.watchdog import Watchdog
 from ringrift_pipeline.store import Store
-from ringrift_pipeline.store.atomic import TEMPORARY
 
 if TYPE_CHECKING:
     from ringrift_pipeline.selfplay import Plan
@@ -54,12 +52,18 @@ class Step:
 
 
 @contextmanager
-def running_step(context: Any, config: str, generation: int | None = None) -> Iterator[Step]:
+def running_step(
+    context: Any, config: str, generation: int | None = None, silence: float | None = None
+) -> Iterator[Step]:
     """Progress and watchdog around a step of ``config``; the generation is the partition, where it
     is not given.
 
     Progress goes to a file for the command line, and to the run's log for the UI. The step needs
     the resource ``store``.
+
+    Args:
+        silence: seconds without progress after which the step is taken for hung, and killed by
+            whoever runs the daemon; None for work that does not tell regularly how far it is.
 
     Raises:
         GenerationKeyError: the partition, which anybody may add in the UI, is no generation's.
@@ -70,31 +74,22 @@ def running_step(context: Any, config: str, generation: int | None = None) -> It
         generation = generation_of(op.partition_key, config)
     key = generation_key(generation)
     step_key = op.get_step_execution_context().step.key
-    progress = ProgressFile(opened.root, op.run_id, step_key, config, key, op.log.info)
+    place = (opened.root, op.run_id, step_key, config, key)
+    progress = ProgressFile(*place, op.log.info, silence)
 
     def leave(code: int) -> None:
         """End this process, deaf as it is, without a trace on the disk."""
         progress.remove()
-        remove_own_temporaries(opened, config)
+        opened.remove_own(config)
         os._exit(code)
 
-    began = time.time()
+    began, start = time.time(), time.monotonic()
     with progress, Watchdog.of_run(op.instance, op.run_id, leave) as dog:
         yield Step(config, generation, opened, progress, dog.stopping)
-    seconds = time.time() - began
+    seconds = time.monotonic() - start
     op.instance.report_engine_event(
         f"The step's own work took {seconds:.1f} s.",
         op.dagster_run,
         EngineEventData({BEGAN: began, SECONDS: seconds}),
         step_key=step_key,
     )
-
-
-def remove_own_temporaries(store: Store, config: str) -> None:
-    """Remove what this process was writing for ``config`` and will not finish."""
-    for depth in ("*", "*/*"):
-        for path in (store.root / config).glob(f"generations/{depth}/{TEMPORARY}{os.getpid()}-*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)

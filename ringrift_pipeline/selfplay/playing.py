@@ -79,7 +79,7 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
     )
 
     shard = plan.shard(index)
-    began = time.time()
+    began, start = time.time(), time.monotonic()
     arguments = (plan.config, int(shard["games"]), int(shard["seed"]), plan.settings)
     metadata = shard_metadata(plan, index)
     if plan.champion is None:
@@ -103,7 +103,7 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
                 "player": metadata["player"],
                 "opponent": metadata.get("opponent"),
                 "started": began,
-                "seconds": time.time() - began,
+                "seconds": time.monotonic() - start,
                 **made_by("selfplay_shards"),
             }
         )

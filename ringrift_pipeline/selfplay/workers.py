@@ -1,8 +1,8 @@
 """Playing all shards of a plan over worker processes.
 
-Every worker has a pipe of its own, so a worker that is killed takes nothing with it but the
-shard it was playing: a fresh worker takes its place and plays that shard again. What lands does
-not depend on the number of workers, as each shard depends on the plan alone.
+Every worker has a pipe of its own, so a worker that is killed, runs out of memory or hangs takes
+nothing with it but the shard it was playing: a fresh worker takes its place and plays that shard
+again. What lands does not depend on the number of workers, as each shard depends on the plan alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 ATTEMPTS = 3
 """How often a shard is begun before its dying workers are taken for a fault of ours."""
 
+SILENCE = 1800.0
+"""Seconds without a sign of life after which a worker is taken for hung. One that plays gives a
+sign every second; before it can, kernels may have to be compiled, by a processor that others want."""
+
+_SIGN = 1.0  # seconds between two signs of life
+_STRIDE = 1.0  # seconds at most that count between two looks: a parent at rest is no reason to kill
+_ADVICE = "lower selfplay.parallel_games or the workers if memory is short"
+# Seconds that workers are given to end when asked to, and then when told to.
+_ASKED, _TOLD = 5.0, 2.0
+
 
 class SelfplayError(RuntimeError):
     """A shard could not be played; the message carries the worker's own error."""
@@ -49,6 +59,7 @@ def play_shards(
     workers: int | None = None,
     progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
+    silence: float = SILENCE,
 ) -> list[Artefact]:
     """Play every shard of a plan that is not finished yet and return all, by index.
 
@@ -59,13 +70,17 @@ def play_shards(
         calling process plays. The bytes of the shards are the same for any number.
     progress:
         Called with finished and planned games of the whole generation and a line with rates.
+    silence:
+        Seconds without a sign of life after which a worker process is killed, and its shard played
+        by another.
 
     Raises
     ------
     Interrupted
         if ``should_stop`` says so; finished shards stay.
     SelfplayError
-        if a shard fails, or its workers die :data:`ATTEMPTS` times.
+        if a shard fails, or its workers die or hang :data:`ATTEMPTS` times, or memory is short
+        where the calling process plays.
     """
     wanted = plan.settings.selfplay.workers if workers is None else workers
     if wanted < 0:
@@ -77,16 +92,21 @@ def play_shards(
     tally.report()
     if min(count, len(missing)) <= 1:
         for index in missing:
-            artefacts[index] = play_shard(
-                store,
-                plan,
-                index,
-                progress=tally.of(index),
-                should_stop=should_stop,
-            )
+            try:
+                artefacts[index] = play_shard(
+                    store,
+                    plan,
+                    index,
+                    progress=tally.of(index),
+                    should_stop=should_stop,
+                )
+            except Exception as error:
+                if not _is_shortage(error):
+                    raise
+                raise SelfplayError(f"shard {index} ran out of memory: {_ADVICE}") from error
             tally.finish(index, artefacts[index])
     else:
-        with _Crew(store, plan, min(count, len(missing)), tally) as crew:
+        with _Crew(store, plan, min(count, len(missing)), tally, silence) as crew:
             crew.play(missing)
         for index in missing:
             artefacts[index] = finished_shard(store, plan, index)
@@ -139,18 +159,22 @@ class _Worker:
     process: Any
     connection: Connection
     index: int | None = field(default=None)
+    silent: float = 0.0  # seconds since it gave a sign of life
+    end: str = ""  # how it ends, where that is known before it has
 
 
 class _Crew:
     """Worker processes, each with a pipe; used as a context manager."""
 
-    def __init__(self, store: Store, plan: Plan, size: int, tally: _Tally) -> None:
+    def __init__(self, store: Store, plan: Plan, size: int, tally: _Tally, silence: float) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._arguments = (str(store.root), plan.config, plan.generation)
         self._store = store
         self._plan = plan
         self._size = size
         self._tally = tally
+        self._silence = silence
+        self._looked = time.monotonic()
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> _Crew:
@@ -160,14 +184,21 @@ class _Crew:
         for worker in self._workers:
             with contextlib.suppress(OSError):
                 worker.connection.send(None)
-        deadline = time.monotonic() + 5.0
+        self._wait_for_ends(_ASKED)
         for worker in self._workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.terminate()
-                worker.process.join()
+            worker.process.terminate()
+        self._wait_for_ends(_TOLD)
+        for worker in self._workers:
+            worker.process.kill()  # one that was stopped hears nothing else
+            worker.process.join()
             worker.connection.close()
         self._workers.clear()
+
+    def _wait_for_ends(self, patience: float) -> None:
+        """Until all workers have ended, or some seconds have passed."""
+        deadline = time.monotonic() + patience
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
 
     def play(self, missing: Sequence[int]) -> None:
         """Hand out shards until all have landed."""
@@ -177,8 +208,10 @@ class _Crew:
         while left:
             while waiting and (worker := self._idle()) is not None:
                 worker.index = waiting.popleft()
+                worker.silent = 0.0
                 attempts[worker.index] += 1
-                worker.connection.send(worker.index)
+                with contextlib.suppress(OSError):  # it is dead: that is heard next
+                    worker.connection.send(worker.index)
             for worker in self._ready():
                 index = worker.index
                 outcome = self._hear(worker)
@@ -187,10 +220,11 @@ class _Crew:
                 elif outcome == "died" and index is not None:
                     if attempts[index] >= ATTEMPTS:
                         raise SelfplayError(
-                            f"the workers that played shard {index} died {ATTEMPTS} times (killed, "
-                            "or out of memory?): lower selfplay.parallel_games or the workers"
+                            f"shard {index} was begun {ATTEMPTS} times and its worker died each "
+                            f"time, the last one {worker.end}: {_ADVICE}"
                         )
                     waiting.appendleft(index)
+            self._kill_silent()
             self._tally.reporter.check(
                 "selfplay: stopped; finished shards are kept, run again to play the others"
             )
@@ -221,17 +255,50 @@ class _Crew:
             kind, index, *rest = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join()
+            worker.end = worker.end or _end_of(worker.process.exitcode)
             worker.connection.close()
             self._workers.remove(worker)
             return "died"
+        worker.silent = 0.0
+        if kind == "sign":
+            return ""
         if kind == "progress":
             self._tally.advance(index, *rest)
+            return ""
+        if kind == "short":
+            worker.end = "out of memory"
             return ""
         if kind == "failed":
             raise SelfplayError(f"shard {index} failed: {rest[0]}")
         worker.index = None
         self._tally.advance(index, *rest)
         return "landed"
+
+    def _kill_silent(self) -> None:
+        """Kill the workers that have given no sign of life for too long; their ends are heard."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, _STRIDE), now
+        for worker in self._workers:
+            worker.silent += passed
+            if worker.index is not None and worker.silent > self._silence:
+                worker.end = f"hung, without a sign of life for {self._silence:.0f} s"
+                worker.process.kill()
+
+
+def _end_of(code: int | None) -> str:
+    """How a process ended, in words."""
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-code).name}"
+    return f"with exit code {code}"
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Does an error say that there is no memory? Torch has a RuntimeError for it."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error))
+    )
 
 
 def _work(connection: Connection, root: str, config: str, generation: int) -> None:
@@ -244,11 +311,15 @@ def _work(connection: Connection, root: str, config: str, generation: int) -> No
     store = Store(root)
     plan = load_plan(store, config, generation)
     stop = False
+    signed = time.monotonic()
 
     def should_stop() -> bool:
         # While a shard is played, the parent says nothing but "stop"; its death ends the pipe.
-        nonlocal stop
+        nonlocal stop, signed
         stop = stop or connection.poll()
+        if not stop and time.monotonic() - signed > _SIGN:
+            signed = time.monotonic()
+            connection.send(("sign", None))
         return stop
 
     while True:
@@ -275,6 +346,10 @@ def _play_one(
         return True
     except (Interrupted, BrokenPipeError):
         return False
-    except Exception:
-        connection.send(("failed", index, traceback.format_exc()))
+    except Exception as error:
+        short = _is_shortage(error)
+        with contextlib.suppress(OSError, MemoryError):
+            connection.send(
+                ("short", index) if short else ("failed", index, traceback.format_exc())
+            )
         return False

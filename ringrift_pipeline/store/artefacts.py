@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -103,11 +103,11 @@ class Draft:
         (temporary / MANIFEST).write_bytes(data)
         fsync_path(temporary / MANIFEST)
         fsync_path(temporary)
-        final = self._folder / f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}"
-        os.rename(temporary, final)
-        fsync_path(self._folder)
-        artefact = as_artefact(final, content)
         with folder_lock(self._folder):
+            final = self._folder / _landing_name(self._folder, now)
+            os.rename(temporary, final)
+            fsync_path(self._folder)
+            artefact = as_artefact(final, content)
             write_pointer(artefact)
         return artefact
 
@@ -136,7 +136,7 @@ def read_pointer(path: Path) -> tuple[bytes, dict[str, Any]] | None:
 
 
 def folders(kind_folder: Path) -> list[Path]:
-    """Landed folders of one kind, oldest first (names begin with the time of landing)."""
+    """Landed folders of one kind, oldest first (names sort in the order of landing)."""
     try:
         entries = list(kind_folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -152,15 +152,27 @@ def landed_at(folder: Path) -> datetime | None:
         return None
 
 
-def last_sign(layout: Layout, config: str) -> datetime | None:
-    """See `Store.last_sign`."""
+def _landing_name(kind_folder: Path, now: datetime) -> str:
+    """A name for what lands now. Names sort in the order of landing even if the clock was turned
+    back since the last one. Hold `folder_lock` of the kind's folder.
+    """
+    times = [time for time in map(landed_at, folders(kind_folder)) if time is not None]
+    if times and now <= max(times):
+        now = max(times) + timedelta(microseconds=1)
+    return f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}"
+
+
+def signs(layout: Layout, config: str) -> tuple[datetime | None, int]:
+    """See `Store.signs`."""
     newest: datetime | None = None
+    count = 0
     for plan in layout.generations(config).glob("*/plan.json"):
         times = [landed_at(folder) for folder in plan.parent.glob("*/[0-9]*Z-*")]
         with contextlib.suppress(FileNotFoundError):
             times.append(datetime.fromtimestamp(plan.stat().st_mtime, UTC))
+        count += len(times)
         newest = max((time for time in (newest, *times) if time is not None), default=None)
-    return newest
+    return newest, count
 
 
 # --- removing -----------------------------------------------------------------------------------

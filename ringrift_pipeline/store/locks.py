@@ -1,6 +1,7 @@
 """Locks: named ones that people meet, and brief ones on folders that the store uses inside.
 
-Both are ``flock`` underneath, so the kernel frees them the moment their process dies.
+Both are ``flock`` underneath, so the kernel frees them the moment their process dies. Process ids
+are for people to read: no lock is held or free because of one.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def named_lock(path: Path, label: str, timeout: float) -> Iterator[Path]:
 def _describe_self() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
+        "born": _born(os.getpid()),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([Path(sys.argv[0] or "python").name, *sys.argv[1:]])[:200],
@@ -61,19 +63,31 @@ def _read_holder(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(holder, dict) or not {"pid", "host", "since", "command"} <= holder.keys():
         return None
-    if holder["host"] == socket.gethostname() and not _is_running(holder["pid"]):
+    if holder["host"] == socket.gethostname() and not _is_running(holder):
         return None  # left by a process that died; the lock has a newer holder
     return holder
 
 
-def _is_running(pid: int) -> bool:
+def _is_running(holder: dict[str, Any]) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(holder["pid"], 0)
+    except (ProcessLookupError, OverflowError, TypeError):
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    born = _born(holder["pid"])
+    return born is None or holder.get("born") in (None, born)  # else its number was given again
+
+
+def _born(pid: int) -> str | None:
+    """When a process began, as the kernel counts, and in which start of the computer; None where
+    that cannot be read.
+    """
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return f"{ticks} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+    except (OSError, IndexError):
+        return None
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,13 @@ class Store:
 
         None where there is no generation. Reads names only.
         """
-        return _artefacts.last_sign(self._layout, config)
+        return self.signs(config)[0]
+
+    def signs(self, config: str) -> tuple[datetime | None, int]:
+        """`last_sign`, and how much has landed: that changes with everything that lands, also while
+        a clock that was turned back has not caught up.
+        """
+        return _artefacts.signs(self._layout, config)
 
     # --- configs, generations, plans ------------------------------------------------------------
 
@@ -294,3 +301,16 @@ class Store:
             for path in place.glob(f"{pattern}{TEMPORARY}*")
         }
         return [path for path in sorted(leftovers) if remove_abandoned(path)]
+
+    def remove_own(self, config: str) -> None:
+        """Remove what this process is writing for `config` and will not finish.
+
+        For one that is about to leave at once: a draft that is still open then cannot land.
+        """
+        folder = self._layout.config(check_name(config, "config"))
+        for depth in ("*", "*/*"):
+            for path in folder.glob(f"generations/{depth}/{TEMPORARY}{os.getpid()}-*"):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)

@@ -1,22 +1,22 @@
 """The daemon is killed at any file event of a tick of ``evaluation_landed``.
 
-Started again it does what is left: each generation has been started once, each model promoted once.
-The bounded set kills at a few events; ``pytest -m faults`` goes on until a hundred kills have hit each
-stage of the tick.
+Started again it does what is left: each generation has been started once, each model promoted once,
+whether it died before anything was evaluated, in the midst of that, before, between or after the
+submission of the runs, or once the cursor had been kept. The bounded set kills at a few events;
+``pytest -m faults`` goes on until a hundred kills have hit each stage of the tick.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, DagsterInstance
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.decisions import STARTED, read_decision
@@ -29,6 +29,13 @@ from .tracing import KILLED, Zygote, tracer
 
 ENOUGH = 100  # kills a stage
 MODES = ("before", "torn", "after")
+STAGES = (  # that a tick cannot do without
+    "0 promoted, 0 decided",
+    "2 promoted, 2 decided, not submitted",
+    "2 runs made, 1 submitted",
+    "2 runs submitted, cursor not kept",
+    "cursor kept",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +67,23 @@ def stage_of(root: Path) -> str:
     store = Store(root)
     promoted = sum(store.champion(config) is not None for config in TWO)
     decided = sum(read_decision(store, config, 0) is not None for config in TWO)
-    with sqlite3.connect(root / "dagster" / "history" / "runs.db") as database:
-        found = database.execute(
-            "select count(*) from runs where pipeline_name like '%_generation'"
-        ).fetchone()[0]
-    return f"{promoted} promoted, {decided} decided, {found} runs made"
+    with open_instance(root) as instance:
+        made = [run for run in instance.get_runs() if run.job_name.endswith("_generation")]
+        kept = any(
+            one.instigator_data is not None and getattr(one.instigator_data, "cursor", None)
+            for one in instance.all_instigator_state()
+            if one.instigator_name == names.SENSOR
+        )
+    submitted = sum(run.status == DagsterRunStatus.QUEUED for run in made)
+    if kept:
+        return "cursor kept"
+    if submitted == len(TWO):
+        return "2 runs submitted, cursor not kept"
+    if made:
+        return f"{len(made)} runs made, {submitted} submitted"
+    if decided == len(TWO):
+        return f"{promoted} promoted, 2 decided, not submitted"
+    return f"{promoted} promoted, {decided} decided"
 
 
 def kill(ticker: Zygote, landed: Path, place: Path, mode: str, number: int) -> str | None:
@@ -134,3 +153,4 @@ def test_a_daemon_killed_at_every_stage_a_hundred_times(
             hits[stage] += 1
             where.setdefault(stage, []).append(number)
     print(sum(hits.values()), "kills:", dict(hits))
+    assert {*STAGES} <= hits.keys()

@@ -214,6 +214,20 @@ def test_a_cancelled_run_and_one_of_last_week_are_not_told(
     assert told.alerts == []
 
 
+def test_a_clock_that_is_turned_on_hides_no_failure(
+    instance: DagsterInstance, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sensor that has seen nothing yet knows what it has looked at all the same."""
+    run = create_run_for_test(instance, job_name="x", status=DagsterRunStatus.STARTED)
+    instance.report_run_canceled(run)
+    cursor = tick(names.FAILURE_SENSOR, instance, told).cursor
+    failed = failed_run(instance)
+    later = time.time() + 2 * failure_sensor.LOOK_BACK
+    monkeypatch.setattr(failure_sensor.time, "time", lambda: later)
+    tick(names.FAILURE_SENSOR, instance, told, cursor)
+    assert told.keys == [failed]
+
+
 def test_the_daemon_posts_to_the_web_hook_and_once(
     instance: DagsterInstance, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ from ringrift_pipeline.orchestration.run_order import PRIORITY_TAG, order_tags
 from ringrift_pipeline.store import Store
 
 from .landing import Land
+from .ticking import sensor_tick
 
 LOG = logging.getLogger("test")
 TWO = ("square8_2p", "hex8_3p")
@@ -103,6 +104,39 @@ def test_generations_of_a_config_follow_each_other(
         result = sensor.evaluate_tick(context)
     assert result.run_requests == [] and "backfill" in (result.skip_message or "")
     assert store.champion("square8_2p") is None
+
+
+def test_a_backfill_beside_the_sensor(instance: DagsterInstance, store: Store, land: Land) -> None:
+    """The loop goes on while a backfill makes the same generations: each has its one run of the
+    loop, none of a config work at the same time, and what the backfill evaluates decides nothing.
+    """
+    config, job = TWO[0], names.job_name(TWO[0])
+    queue = QueuedRunCoordinatorDaemon(interval_seconds=1)
+    with daemon(instance) as workspace:
+        add_backfill(instance, workspace)
+        assert [each for each in execute_backfill_iteration(workspace, LOG) if each] == []
+        (filling,) = [run for run in runs(instance) if where(run) == (config, "0001")]
+        land(config, 0)  # the loop's own, and what the backfill makes of the next, in one tick
+        land(config, 1, tags=dict(filling.tags))
+        sensor_tick(workspace)
+        (following,) = [
+            run for run in runs(instance) if run.job_name == job and not run.is_finished
+        ]
+        assert where(following) == (config, "0001")
+        assert store.champion(config).generation == 0  # type: ignore[union-attr]
+        done: list[str] = []
+        while waiting := [run for run in runs(instance) if not run.is_finished]:
+            list(queue.run_iteration(workspace))
+            working = [run for run in runs(instance) if is_active(run)]
+            for name in TWO:
+                assert len([run for run in working if where(run)[0] == name]) <= 1
+            assert working, waiting
+            for run in working:
+                done.append(run.run_id)
+                instance.report_run_failed(run)
+        assert following.run_id in done and len(done) == len(set(done)) == len(TWO) * len(RANGE) + 1
+        started = [run for run in runs(instance) if run.job_name == job and not run.parent_run_id]
+        assert [run.tags[names.PARTITION_TAG] for run in started] == ["0001"]
 
 
 def add_backfill(instance: DagsterInstance, workspace: Any) -> None:

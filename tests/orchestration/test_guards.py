@@ -25,6 +25,7 @@ from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_ite
 from ringrift_pipeline.orchestration import watchdog
 from ringrift_pipeline.orchestration.instance import instance_file, prepare_home, sweep_lost_runs
 from ringrift_pipeline.orchestration.progress import read_progress
+from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 from ringrift_pipeline.store.atomic import TEMPORARY
 
 from . import toy
@@ -140,6 +141,26 @@ def test_a_lost_slot_is_freed(toys: Served) -> None:
     sweep_lost_runs(toys.instance)
     assert storage.claim_concurrency_slot("gpu", "another", "play").is_claimed
     storage.free_concurrency_slot_for_step("another", "play")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("mode", "tries"), [("pass", 2), ("deaf", 3)])
+def test_a_step_that_hangs_is_killed_and_done_again_and_not_for_ever(
+    toys: Served, mode: str, tries: int
+) -> None:
+    run_id = toys.launch("hanging", {"ops": {"hangs": {"config": {"mode": mode}}}})
+    steps = SilentSteps(toys.data, toys.server.pid)
+    killed = []
+    while not toys.is_finished(run_id):
+        killed += steps.look()
+        time.sleep(0.1)
+    assert len(killed) == (1 if mode == "pass" else 3)
+    assert toy.note(toys.data, f"hung-{run_id}").read_text() == "x" * tries
+    if mode == "pass":
+        assert toys.run(run_id).status == DagsterRunStatus.SUCCESS
+    else:
+        assert toys.run(run_id).status == DagsterRunStatus.FAILURE
+        assert "hangs" in toys.steps(run_id, DagsterEventType.STEP_FAILURE)
 
 
 def test_one_step_at_a_time_is_on_the_gpu(toys: Served) -> None:

@@ -11,7 +11,6 @@ from ringrift_pipeline.orchestration.resources import StoreResource
 from ringrift_pipeline.orchestration.step import (
     BEGAN,
     SECONDS,
-    remove_own_temporaries,
     running_step,
 )
 from ringrift_pipeline.store import Store
@@ -64,5 +63,5 @@ def test_only_what_this_process_was_writing_is_removed(store: Store) -> None:
         folder.mkdir(parents=True)
     (mine / "best" / "model.safetensors").touch()
     file.touch()
-    remove_own_temporaries(store, "hex8_2p")
+    store.remove_own("hex8_2p")
     assert not mine.exists() and not file.exists() and others.exists()

@@ -2,6 +2,7 @@
 workers, real executor, nothing that plays or trains.
 """
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from dagster import (
     Config,
     Definitions,
     OpExecutionContext,
+    RetryPolicy,
     job,
     multiprocess_executor,
     op,
@@ -82,6 +84,18 @@ def on_the_gpu(context: OpExecutionContext) -> None:
             log.write(f"{began} {time.time()}\n")
 
 
+@op(required_resource_keys={"store"}, retry_policy=RetryPolicy(max_retries=2))
+def hangs(context: OpExecutionContext, config: Behaviour) -> None:
+    """Stops its own process, threads and all: ``deaf`` every time, else the first time only."""
+    with running_step(context, CONFIG, 0, silence=2.0) as step:
+        log = note(step.store.root, f"hung-{context.run_id}")
+        with open(log, "a") as file:
+            file.write("x")
+        if config.mode == "deaf" or log.read_text() == "x":
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(60)
+
+
 executor = multiprocess_executor.configured(
     {
         "max_concurrent": 3,
@@ -104,6 +118,13 @@ def crowded() -> None:
     on_the_gpu.alias("another")()
 
 
+@job(executor_def=executor)
+def hanging() -> None:
+    """A step that hangs."""
+    hangs()
+
+
 defs = Definitions(
-    jobs=[guarded, crowded], resources={"store": StoreResource(), "io_manager": JsonIOManager()}
+    jobs=[guarded, crowded, hanging],
+    resources={"store": StoreResource(), "io_manager": JsonIOManager()},
 )

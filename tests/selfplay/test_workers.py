@@ -3,17 +3,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from ringrift_pipeline.selfplay import (
     Interrupted,
     Plan,
+    SelfplayError,
     collect,
     plan_generation,
     play_shard,
     play_shards,
     shard_kind,
+    workers,
 )
 from ringrift_pipeline.selfplay.stopping import Reporter
 from ringrift_pipeline.store import CorruptArtefactError, MissingArtefactError, Store
@@ -114,3 +120,23 @@ def test_progress_is_thinned_but_its_end_is_not() -> None:
 def test_negative_workers_are_refused(played: tuple[Store, Plan]) -> None:
     with pytest.raises(ValueError, match="one a core"):
         play_shards(*played, workers=-1)
+
+
+@pytest.mark.parametrize("allocate", [np.empty, torch.empty], ids=["numpy", "torch"])
+def test_a_shortage_of_memory_names_the_shard(
+    store: Store, monkeypatch: pytest.MonkeyPatch, allocate: Callable[[int], Any]
+) -> None:
+    """The libraries' own errors, of an allocation that no machine has room for."""
+    plan = plan_generation(store, CONFIG, 0, settings(), NOW)
+    monkeypatch.setattr(workers, "play_shard", lambda *_, **__: allocate(1 << 55))
+    with pytest.raises(SelfplayError, match="shard 0 ran out of memory: lower"):
+        play_shards(store, plan, workers=1)
+
+
+def test_another_error_is_not_taken_for_a_shortage(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_generation(store, CONFIG, 0, settings(), NOW)
+    monkeypatch.setattr(workers, "play_shard", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        play_shards(store, plan, workers=1)

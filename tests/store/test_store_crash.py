@@ -205,6 +205,56 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path, holder) -> Non
     assert not holder_file.exists()
 
 
+def test_a_lock_is_free_though_its_dead_owners_number_was_given_again(
+    tmp_path: Path, holder
+) -> None:
+    """What a dead owner left names this very process, which has nothing to do with it."""
+    store = Store(tmp_path)
+    process = holder("lock")
+    note = next((tmp_path / CONFIG).rglob("*.holder.json"))
+    left = json.loads(note.read_text()) | {"pid": os.getpid()}
+    note.write_text(json.dumps(left))
+    with pytest.raises(LockedError) as caught, store.lock(CONFIG, "loop"):
+        pass
+    if left["born"] is not None:  # nobody is blamed who only has the number
+        assert caught.value.holder is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    note.write_text(json.dumps(left))
+    with store.lock(CONFIG, "loop"):
+        assert json.loads(note.read_text())["born"] != left["born"] or left["born"] is None
+
+
+OWNER = """
+import multiprocessing, sys, time
+from ringrift_pipeline.store import Store
+if __name__ == "__main__":
+    with Store(sys.argv[1]).lock("hex8_3p", "loop"):
+        child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        child.start()
+        print(child.pid, flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_a_lock_dies_with_its_owner_though_a_worker_of_it_lives_on(tmp_path: Path) -> None:
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER)
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(script), str(tmp_path)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as owner:
+        assert owner.stdout is not None
+        worker = int(owner.stdout.readline())
+        try:
+            owner.kill()
+            owner.wait()
+            os.kill(worker, 0)  # it is there
+            with Store(tmp_path).lock(CONFIG, "loop"):
+                pass
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
 def test_a_lock_is_not_reentrant_and_is_freed_by_errors(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with pytest.raises(StoreError, match=f"process {os.getpid()}"), store.lock(CONFIG, "x"):
