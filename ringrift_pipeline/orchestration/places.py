@@ -45,6 +45,8 @@ def progress_folder(data: Path, run_id: str | None = None) -> Path:
 
 
 HERE = "127.0.0.1"
+TOKEN_VARIABLE = "RINGRIFT_UI_TOKEN"
+"""Brings the token to the web server's process: its arguments all users of the machine can read."""
 PLAY_PORT = 3001  # of the page of `ringrift play`, beside the Dagster UI's 3000
 PLAY_VARIABLE = "RINGRIFT_PLAY_URL"
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from ringrift_pipeline.orchestration.instance import (
     report_cancelled,
 )
 from ringrift_pipeline.orchestration.names import MODULE
-from ringrift_pipeline.orchestration.places import HERE, services_folder
+from ringrift_pipeline.orchestration.places import HERE, TOKEN_VARIABLE, services_folder
 
 _SERVICE = "ringrift_pipeline.orchestration.service"
 
@@ -204,18 +205,33 @@ def start_webserver(
     port: int,
     workspace: tuple[str, ...] = ("-m", MODULE),
     stopping: Stopping = _never,
+    token: str | None = None,
 ) -> Service:
-    """The web UI on this data root, once it answers; ``workspace`` names a code server that is
-    there already. Raises as `Service.wait_for` does.
+    """The web UI on this data root, once it answers.
+
+    Args:
+        workspace: names a code server that is there already.
+        token: what every browser must bring; a host other than the loopback needs one.
+
+    Raises:
+        ServiceError, KeyboardInterrupt: as `Service.wait_for`.
     """
-    service = Service(data, "webserver", *workspace, "--host", host, "--port", str(port))
+    place = ("--host", host, "--port", str(port))
+    secret = {TOKEN_VARIABLE: token} if token is not None else {}
+    service = Service(data, "webserver", *workspace, *place, more=secret)
     url = f"http://{HERE if host == '0.0.0.0' else host}:{port}/server_info"
     try:
-        service.wait_for(lambda: urllib.request.urlopen(url, timeout=5.0).close(), stopping)
+        service.wait_for(lambda: _ask(url), stopping)
     except BaseException:
         service.stop()
         raise
     return service
+
+
+def _ask(url: str) -> None:
+    """Ask for a page; that it is refused without a token is an answer as well."""
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(url, timeout=5.0).close()
 
 
 def start_play(data: Path, port: int) -> Service:
