@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ringrift_pipeline.orchestration.places import progress_folder
+from ringrift_pipeline.orchestration.places import one_part, progress_folder
 
 INTERVAL = 0.5  # seconds between two writes
 TELL_INTERVAL = 10.0  # seconds between two lines in the run's log
@@ -55,8 +54,7 @@ class ProgressFile:
         generation: str,
         tell: Callable[[str], object] | None = None,
     ) -> None:
-        name = re.sub(r"[^\w.-]", "_", step)
-        self.path = progress_folder(data, run_id) / f"{name}.json"
+        self.path = progress_folder(data, run_id) / f"{one_part(step)}.json"
         self._identity = {
             "run_id": run_id,
             "step": step,

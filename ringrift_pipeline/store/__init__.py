@@ -27,6 +27,7 @@ from ringrift_pipeline.store.errors import (
     InvalidNameError,
     LockedError,
     MissingArtefactError,
+    OutsideError,
     SerializationError,
     StoreError,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "InvalidNameError",
     "LockedError",
     "MissingArtefactError",
+    "OutsideError",
     "SerializationError",
     "Store",
     "StoreError",

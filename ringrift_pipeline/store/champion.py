@@ -111,7 +111,7 @@ def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
     Hold the config's folder lock. Raises CorruptArtefactError, also for lines that are missing.
     """
     champion = _read(layout, config)
-    path = layout.champions(config)
+    path = layout.inside(layout.champions(config), config)
     lines = read_jsonl(path)
     older = any(not isinstance(line, dict) or "seal" not in line for line in lines)
     if (champion is None and older) or (champion is not None and "promotion" not in champion):

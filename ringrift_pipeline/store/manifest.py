@@ -67,6 +67,8 @@ class Artefact:
                 f"file {name!r} of artefact {self.path}", f"it holds: {', '.join(self.files)}"
             )
         path = self.path / name
+        if os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
+            raise CorruptArtefactError(path, "it is a link", _AGAIN)
         check_file(path, self.files[name])
         return path
 

@@ -104,7 +104,7 @@ def test_its_own_page_asks_as_it_does(ui: Client) -> None:
     own = f"http://127.0.0.1:{ui.access.port}"
     headers = {"Origin": own, "Sec-Fetch-Site": "same-origin"}
     assert ui.post("/graphql", MUTATION, **headers).status == 200
-    assert RAN == [json.dumps(MUTATION)]
+    assert [json.dumps(MUTATION)] == RAN
 
 
 @pytest.mark.parametrize("path", ["/graphql?query=mutation", "/graphql/?query=mutation"])
