@@ -24,6 +24,7 @@ from ringrift_pipeline.store.locks import folder_lock
 
 WAITING, TOLD, REFUSED = "waiting", "told", "refused"
 LOCK = "alerts"
+LARGEST = 1 << 20  # bytes of an alert
 PATIENCE = 20.0  # seconds of one tick after which nothing more is passed on
 
 
@@ -93,10 +94,12 @@ class Outbox:
         found = []
         for path in self._files(WAITING):
             try:
-                found.append(Alert(**json.loads(path.read_bytes())))
-            except (ValueError, TypeError) as error:  # not ours, or of a version to come
+                alert = read_alert(path)
+            except (ValueError, TypeError, RecursionError) as error:  # not ours, or yet to come
                 say(f"{path} is no alert ({error}) and was laid aside")
                 self._move(path.stem, REFUSED)
+            else:
+                found.append(alert)
         return sorted(found, key=lambda alert: (alert.time, alert.id))
 
     def _move(self, identity: str, state: str) -> None:
@@ -105,3 +108,25 @@ class Outbox:
             os.replace(self._path(WAITING, identity), target)
             fsync_path(target.parent)
             os.utime(target)  # when it was told
+
+
+def read_alert(path: Path) -> Alert:
+    """The alert in a file. Raises ValueError, TypeError, RecursionError where there is none.
+
+    One whose file has another's name would be told again and again.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise ValueError("it is no plain file")
+    if path.stat().st_size > LARGEST:
+        raise ValueError(f"it has more than {LARGEST} bytes")
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it is no object")
+    alert = Alert(**content)
+    for name in ("kind", "key", "title", "text", "time"):
+        if not isinstance(getattr(alert, name), str):
+            raise ValueError(f"its {name} is no text")
+    if alert.id != path.stem:
+        raise ValueError("its file has another alert's name")
+    json.dumps(alert.payload(), allow_nan=False)
+    return alert
