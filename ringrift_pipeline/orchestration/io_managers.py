@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ringrift_pipeline.orchestration.names import generation_of
 from ringrift_pipeline.orchestration.places import data_folder, home_folder, one_part
-from ringrift_pipeline.store import MissingArtefactError, Store, write_json_atomic
+from ringrift_pipeline.store import MissingArtefactError, Store, read_bounded, write_json_atomic
 
 if TYPE_CHECKING:
     import polars as pl
@@ -61,7 +61,7 @@ class JsonIOManager(ConfigurableIOManager):
             raise ValueError(f"input {context.name} has no upstream output to read")
         path = self._path(upstream)
         try:
-            return json.loads(path.read_bytes())
+            return json.loads(read_bounded(path, 2 * LARGEST))
         except FileNotFoundError:
             raise MissingArtefactError(
                 f"the value {path} that {upstream.step_key} should have left",

@@ -107,7 +107,7 @@ class Outbox:
             target = self._path(state, identity)
             os.replace(self._path(WAITING, identity), target)
             fsync_path(target.parent)
-            os.utime(target)  # when it was told
+            os.utime(target, follow_symlinks=False)  # when it was told
 
 
 def read_alert(path: Path) -> Alert:

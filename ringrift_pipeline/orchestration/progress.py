@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ringrift_pipeline.orchestration.places import one_part, progress_folder
+from ringrift_pipeline.store import read_bounded
 
 INTERVAL = 0.5  # seconds between two writes
+LARGEST = 1 << 20  # bytes of a progress file
 TELL_INTERVAL = 10.0  # seconds between two lines in the run's log
 
 
@@ -123,7 +125,7 @@ def read_progress(data: Path, run_id: str) -> list[StepProgress]:
     found = []
     for path in progress_folder(data, run_id).glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):  # gone or half-known: not running
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            state: dict[str, Any] = json.loads(read_bounded(path, LARGEST))
             found.append(StepProgress(**state))
     return sorted(found, key=lambda state: (state.started, state.step))
 

@@ -34,6 +34,7 @@ _SERVICE = "ringrift_pipeline.orchestration.service"
 # How long each way of asking is given, seconds; the last one cannot be refused.
 PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
+LOOK_BACK = 1 << 16  # bytes of a log that are looked at
 START_PATIENCE = 120.0  # seconds a server may take to answer
 
 Stopping = Callable[[], bool]
@@ -111,8 +112,9 @@ class Service:
 
     def last_lines(self, count: int = 12) -> list[str]:
         """The end of the log."""
-        with contextlib.suppress(OSError):
-            return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOOK_BACK))
+            return log.read(LOOK_BACK).decode("utf-8", "replace").splitlines()[-count:]
         return []
 
     def stop(self) -> None:

@@ -20,6 +20,7 @@ from ringrift_pipeline.store.atomic import (
     write_bytes_atomic,
     write_json_atomic,
 )
+from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
 from ringrift_pipeline.store.layout import (
     MANIFEST,
@@ -36,7 +37,7 @@ from ringrift_pipeline.store.manifest import (
     load_folder,
     make_manifest,
     normalize,
-    open_seal,
+    read_sealed,
     relative_path,
     require_fields,
     sealed_bytes,
@@ -131,10 +132,9 @@ def write_pointer(artefact: Artefact) -> None:
 def read_pointer(path: Path) -> tuple[bytes, dict[str, Any]] | None:
     """Text and content of a pointer; None if there is none. Raises ManifestMismatch."""
     try:
-        data = path.read_bytes()
+        data, content = read_sealed(path)
     except FileNotFoundError:
         return None
-    content = open_seal(data)
     require_fields(content, artefact=str, digest=str)
     if len(relative_path(content["artefact"]).parts) != 1:
         raise ManifestMismatch("it names no folder beside it")
@@ -267,8 +267,8 @@ def read_current(
 def _moved_on(pointer: Path, data: bytes) -> bool:
     """Does a pointer no longer say what it said?"""
     try:
-        return pointer.read_bytes() != data
-    except FileNotFoundError:
+        return read_bounded(pointer) != data
+    except (FileNotFoundError, TooLargeError):
         return True
 
 
@@ -282,9 +282,11 @@ def _drop_pointer(
     """
     with folder_lock(pointer.parent):
         try:
-            now = pointer.read_bytes()
+            now = read_bounded(pointer)
         except FileNotFoundError:
             return None
+        except TooLargeError:
+            now = b""
         if data is not None:
             if now == data:
                 pointer.unlink()

@@ -16,7 +16,7 @@ from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
     normalize,
-    open_seal,
+    read_sealed,
     relative_path,
     require_fields,
     sealed,
@@ -73,7 +73,7 @@ def _checked(record: dict[str, Any], config: str) -> dict[str, Any]:
 def _read(layout: Layout, config: str) -> dict[str, Any] | None:
     path = layout.champion(config)
     try:
-        return _checked(open_seal(path.read_bytes()), config)
+        return _checked(read_sealed(path)[1], config)
     except FileNotFoundError:
         return None
     except ManifestMismatch as error:

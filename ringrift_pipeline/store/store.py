@@ -33,7 +33,7 @@ from ringrift_pipeline.store.manifest import (
     ManifestMismatch,
     load_folder,
     normalize,
-    open_seal,
+    read_sealed,
     sealed_bytes,
 )
 from ringrift_pipeline.store.switches import Switches
@@ -200,7 +200,7 @@ class Store:
         """A generation's plan. Raises MissingArtefactError, CorruptArtefactError."""
         path = self._layout.inside(self._layout.plan(config, generation), config)
         try:
-            return open_seal(path.read_bytes())
+            return read_sealed(path)[1]
         except FileNotFoundError:
             raise MissingArtefactError(
                 f"the plan of {config} generation {generation_key(generation)} in {self.root}",
