@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,11 @@ LARGEST_ANSWER = 8 << 20
 
 
 class RefusedError(Exception):
-    """An answer that refuses, or a line that is refused; says where."""
+    """An answer that refuses, or a line that is refused; says where and how it begins."""
+
+    def __init__(self, where: object, said: str = "") -> None:
+        super().__init__(where, said)
+        self.place = f"{where} {re.sub('[^a-z ]', '', said)[:24]}".strip()
 
 
 def web_routes(folder: Path) -> Target:
@@ -32,12 +36,12 @@ def web_routes(folder: Path) -> Target:
 
     def run(request: bytes) -> None:
         scope, body = request_of(request)
-        for served in (app, guarded):
+        for served in (guarded, app):
             status, headers, said = loop.run_until_complete(answer_of(served, scope, body))
             check(served is guarded, scope, status, headers, said)
-            if status >= 400 and served is app:
-                problem = RefusedError(f"{status} {json.loads(said).get('field')}")
-                raise problem
+        if status >= 400:
+            told = json.loads(said)
+            raise RefusedError(f"{status} {told.get('field')}", told.get("error", ""))
 
     post = (
         b"\nHost: " + HOST + b"\nContent-Type: application/json\nOrigin: http://" + HOST + b"\n\n"
@@ -147,7 +151,7 @@ def analysis_engine(folder: Path) -> Target:
     def run(lines: bytes) -> None:
         engine = Engine("square8_2p", 2, Roster("random", data=data, device="cpu"), told.append)
         told.clear()
-        first = None
+        first: RefusedError | None = None
         for line in lines.split(b"\n")[:20]:
             before = len(told)
             engine.receive(line)
@@ -161,9 +165,9 @@ def analysis_engine(folder: Path) -> Target:
             said = str(answer.get("error", ""))
             assert "failed:" not in said, said
             if said and first is None:
-                first = f"{answer.get('field')}"
+                first = RefusedError(answer.get("field"), said)
         if first is not None:
-            raise RefusedError(first)
+            raise first
 
     move = {"type": "place_ring", "to": [3, 3], "count": 1}
     queries: list[Any] = [
@@ -196,8 +200,9 @@ def terminal_line(folder: Path) -> Target:
         sys.stdin = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", errors="replace")
         sys.stdout = io.StringIO()
         try:
-            with contextlib.suppress(KeyboardInterrupt):
-                assert play.ask(state, legal, players) in legal
+            assert play.ask(state, legal, players) in legal
+        except KeyboardInterrupt:
+            raise RefusedError("gave up") from None
         finally:
             sys.stdin, sys.stdout = before, out
 
@@ -210,5 +215,5 @@ def terminal_line(folder: Path) -> Target:
             b"x" * 1200 + b"\n7\n",
         ),
         run,
-        (),
+        (RefusedError,),
     )

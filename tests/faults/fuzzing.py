@@ -183,7 +183,9 @@ def _places(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
 
 
 def place_of(error: BaseException) -> str:
-    """Where in our code an error was raised: its type, file and line."""
+    """Where in our code an error was raised: its type, file and line; or what it says itself."""
+    if hasattr(error, "place"):
+        return str(error.place)
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "ringrift_pipeline" in frame.filename]
     frame = (ours or frames)[-1]

@@ -1,8 +1,8 @@
 """Readers with little memory: a process that reads files and says what became of each.
 
-``python -m faults.limited`` (from ``tests/``) reads a JSON list of ``[reader, path]`` and answers with
-a line of JSON for each: the names of the error's classes (empty where the file was accepted), what it
-said, and by how many bytes the most memory that the process had at once has grown.
+``python -m faults.limited`` (from ``tests/``) reads lines of JSON, ``[reader, path]``, and answers each
+with one: the names of the error's classes (empty where the file was accepted), what it said, and by
+how many bytes the most memory that the process had at once has grown.
 """
 
 from __future__ import annotations
@@ -34,19 +34,39 @@ class Said:
     grown: int
 
 
-def read_all(cases: Iterable[tuple[str, Path]]) -> list[Said]:
-    """Read every file in one process that has little memory."""
-    done = subprocess.run(
-        [sys.executable, "-m", "faults.limited"],
-        input=json.dumps([[reader, str(path)] for reader, path in cases]),
-        capture_output=True,
-        text=True,
-        cwd=TESTS,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    return [Said(tuple(kinds), message, grown) for kinds, message, grown in found]
+class Limited:
+    """The process, until it is closed."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "faults.limited"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=TESTS,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])},
+            )
+
+    def read(self, cases: Iterable[tuple[str, Path]]) -> list[Said]:
+        """Read every file, one after the other."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        found = []
+        for reader, path in cases:
+            self.process.stdin.write(json.dumps([reader, str(path)]) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+            assert line, f"{reader} of {path} ended the process: {self.log.read_text()[-3000:]}"
+            kinds, message, grown = json.loads(line)
+            found.append(Said(tuple(kinds), message, grown))
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.communicate()
 
 
 def readers() -> dict[str, Callable[[Path], Any]]:
@@ -118,13 +138,13 @@ def _peak() -> int:
 
 
 def main() -> None:
-    cases = json.load(sys.stdin)
     known = readers()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.RLIM_INFINITY))
     answers = os.dup(1)
     os.dup2(2, 1)
-    for reader, path in cases:
+    for wish in sys.stdin:
+        reader, path = json.loads(wish)
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = _peak()
