@@ -160,6 +160,7 @@ def write_table(path: Path, frame: pl.DataFrame, columns: tuple[Column, ...]) ->
 
 MOST_ROWS = 20_000_000
 MOST_BYTES = 8 << 30
+_TEXT = "BYTE_ARRAY"
 
 
 def _check_size(about: Any, columns: int) -> None:
@@ -205,9 +206,12 @@ def read_table(path: Path, columns: tuple[Column, ...]) -> pl.DataFrame:
     try:
         check_file(path)
         # Arrow's reader refuses bad bytes where that of polars may take the interpreter with it.
-        texts = [column.name for column in columns if column.dtype == "String"]
+        about = parquet.read_metadata(path)
+        _check_size(about, len(columns))
+        wanted = {column.name for column in columns if column.dtype == "String"}
+        found = (about.schema.column(index) for index in range(about.num_columns))
+        texts = [one.path for one in found if one.path in wanted and one.physical_type == _TEXT]
         file = parquet.ParquetFile(path, read_dictionary=texts)
-        _check_size(file.metadata, len(columns))
         table = file.read()
         table.validate(full=True)
         for name in texts:

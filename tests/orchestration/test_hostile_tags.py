@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus, job, op
+from dagster import (
+    DagsterInstance,
+    DagsterRunStatus,
+    build_input_context,
+    build_output_context,
+)
+from dagster._check import CheckError
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.orchestration import names
@@ -21,6 +31,7 @@ from ringrift_pipeline.orchestration.status import status_of
 from ringrift_pipeline.store import Store
 
 CONFIG = "square8_2p"
+REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(names.MODULE), "__repository__")
 ODD = [
     "../../etc", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "%2e%2e%2f", "²", "٣٣٣٣", "-1", "1" * 5000,
     "0001\n", "\x1b]0;title\x07", "x" * 3000, "~root", "é", "con\u202etrol",
@@ -45,7 +56,13 @@ def test_runs_with_odd_tags_are_shown_and_ordered_like_any(tmp_path: Path) -> No
             tags = {names.CONFIG_TAG: text, names.PARTITION_TAG: text, names.ORDER_TAG: text}
             for status in (DagsterRunStatus.QUEUED, DagsterRunStatus.STARTED):
                 for name in (names.job_name(CONFIG), "another"):
-                    run = create_run_for_test(instance, job_name=name, status=status, tags=tags)
+                    run = create_run_for_test(
+                        instance,
+                        job_name=name,
+                        status=status,
+                        tags=tags,
+                        remote_job_origin=RemoteJobOrigin(REPOSITORY, name),
+                    )
                     assert order_tags(run) == {}
         assert working(instance, store) <= {(CONFIG, 0)}
         found = status_of(data)
@@ -73,26 +90,17 @@ def test_parts_of_paths_are_what_they_were() -> None:
     assert one_part("square8_2p__selfplay[0003]") == "square8_2p__selfplay_0003_"
 
 
-@pytest.mark.parametrize("run_id", ["..", "../../out", "/tmp/x", "a/../../b", "x" * 3000])
-def test_values_between_steps_stay_below_their_folder(tmp_path: Path, run_id: str) -> None:
+@pytest.mark.parametrize("text", ["..", "../../out", "/tmp/x", "a/../../b", "x" * 3000])
+def test_values_between_steps_stay_below_their_folder(tmp_path: Path, text: str) -> None:
     data = tmp_path / "deep" / "data"
+    context = build_output_context(run_id=text, step_key=text, name="result")
+    manager = JsonIOManager(root=str(data))
+    manager.handle_output(context, 7)
+    assert manager.load_input(build_input_context(upstream_output=context)) == 7
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.is_relative_to(data / "dagster" / "values") and ".." not in file.parts
 
-    @op
-    def make() -> int:
-        return 7
 
-    @op
-    def take(value: int) -> int:
-        return value
-
-    @job(resource_defs={"io_manager": JsonIOManager(root=str(data))})
-    def graph() -> Any:
-        take(make())
-
-    with DagsterInstance.ephemeral() as instance:
-        done = graph.execute_in_process(instance=instance, run_id=run_id)
-        assert done.output_for_node("take") == 7
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 2
-    assert all(path.is_relative_to(data / "dagster" / "values") for path in files)
-    assert all(".." not in path.parts for path in files)
+def test_a_run_has_no_other_id_than_dagster_gives_it() -> None:
+    with DagsterInstance.ephemeral() as instance, pytest.raises(CheckError, match="UUID"):
+        create_run_for_test(instance, job_name="job", run_id="../../out")
