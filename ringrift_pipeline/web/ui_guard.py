@@ -32,7 +32,7 @@ _STRICT = "default-src 'none'; script-src 'self'; style-src 'self'; "
 class UIGuard(Guard):
     """:class:`Guard` of the Dagster UI's application.
 
-    Beyond what that refuses, with 405 a query that comes as a GET, which a picture on any page
+    Beyond what that refuses, with 404 a path with ``..`` in it, with 405 a query that comes as a GET, which a picture on any page
     could send, and a POST of unknown (411) or too many (413) bytes. The UI's pages keep their own
     content policy; a second one, which browsers hold as well, keeps them from reaching elsewhere.
     """
@@ -43,6 +43,8 @@ class UIGuard(Guard):
         if answer is not None or scope["type"] != "http":
             return answer
         headers = Headers(scope=scope)
+        if ".." in scope["path"].replace("\\", "/").split("/"):
+            raise RequestError("there is nothing above the first page", None, 404)
         if scope["method"] == "POST":
             length = headers.get("content-length", "")
             if not (length.isascii() and length.isdecimal()):

@@ -115,6 +115,13 @@ def test_a_query_is_not_a_get(ui: Client, path: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "path", ["/../file.js", "/x/%2e%2e/file.js", "/..%2ffile.js", "/..%5cx", "/.."]
+)
+def test_no_path_leads_up(ui: Client, path: str) -> None:
+    refused(ui.get(path), 404, None)
+
+
+@pytest.mark.parametrize(
     ("headers", "status", "field"),
     [
         ({"Host": "evil.example"}, 421, "Host"),
