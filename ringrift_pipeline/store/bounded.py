@@ -29,7 +29,7 @@ def read_bounded(path: str | os.PathLike[str], most: int = MOST) -> bytes:
             raise TooLargeError(f"{Path(path)} is no plain file")
         if about.st_size > most:
             raise TooLargeError(f"{Path(path)} has {about.st_size} bytes, at most {most} can be")
-        data = file.read(most + 1)
-    if len(data) > most:  # it has grown meanwhile
-        raise TooLargeError(f"{Path(path)} has more than {most} bytes")
+        data = file.read(about.st_size + 1)  # which is made room for at once
+    if len(data) > about.st_size:  # it has grown meanwhile
+        raise TooLargeError(f"{Path(path)} grew while it was read")
     return data

@@ -55,6 +55,8 @@ def load_state(folder: Path) -> dict[str, Any]:
             check_file(folder / name)
         content = json.loads(read_bounded(folder / TREE))
         tensors = load_file(folder / TENSORS)
+    except MemoryError as error:
+        raise StateError(f"{folder} holds more than can be mapped: {error}") from error
     except (OSError, ValueError, RecursionError, SafetensorError, CorruptArtefactError) as error:
         raise StateError(f"{folder} holds no training state that can be read: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
