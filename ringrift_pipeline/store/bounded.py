@@ -29,7 +29,9 @@ def read_bounded(path: str | os.PathLike[str], most: int = MOST) -> bytes:
             raise TooLargeError(f"{Path(path)} is no plain file")
         if about.st_size > most:
             raise TooLargeError(f"{Path(path)} has {about.st_size} bytes, at most {most} can be")
-        data = file.read(about.st_size + 1)  # which is made room for at once
-    if len(data) > about.st_size:  # it has grown meanwhile
-        raise TooLargeError(f"{Path(path)} grew while it was read")
+        data = file.read(about.st_size)  # room for as much as is asked for is made at once
+        while len(data) <= most and (more := file.read(1 << 16)):  # it grows while it is read
+            data += more
+    if len(data) > most:
+        raise TooLargeError(f"{Path(path)} has more than {most} bytes")
     return data
