@@ -149,6 +149,10 @@ def by_torch(model: RingRiftNetwork, dtype: torch.dtype, compiled: bool = False)
     if compiled:
         import torch._inductor.config as inductor
 
+        from ringrift_pipeline.game.compile import cache_root, private_folder
+
+        place = private_folder(cache_root() / "kernels" / "inductor")  # not in /tmp, for all
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(place))
         inductor.freezing = True
         board = torch.compile(board, dynamic=False)
 

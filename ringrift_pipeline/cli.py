@@ -82,6 +82,7 @@ def _bad_input(error: BaseException) -> bool:
         "ringrift_pipeline.training.staleness": ("StaleWindowError",),
         "ringrift_pipeline.evaluation.ablation_runs": ("AblationError",),
         "ringrift_pipeline.evaluation.evaluating": ("EvaluationError",),
+        "ringrift_pipeline.game.compile": ("KernelCacheError",),
         "ringrift_pipeline.game.errors": ("RecordError", "IllegalMoveError"),
         "ringrift_pipeline.search.errors": ("PlayerSpecError", "SearchError"),
         "ringrift_pipeline.orchestration.pools": ("PoolError",),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import platformdirs
 import typer
 
 from ringrift_pipeline.orchestration.configs import CONFIGS
@@ -218,6 +220,19 @@ class Common:
         return TrainingConfig.from_dict(store.read_plan(self.config, generations[-1])["settings"])
 
 
+def check_cache(root: Path) -> None:
+    """InputError if compiled kernels, which run as code, would lie under the data root: such roots
+    are copied and handed on.
+    """
+    named = os.environ.get("RINGRIFT_KERNEL_CACHE")
+    cache = Path(named or platformdirs.user_cache_dir("ringrift_pipeline")).expanduser().resolve()
+    if cache.is_relative_to(root):
+        raise InputError(
+            f"the folder of compiled kernels {cache} lies under the data root {root}: name one "
+            "outside in RINGRIFT_KERNEL_CACHE"
+        )
+
+
 def check_device(device: str) -> None:
     """InputError if torch has no such device here."""
     if device in ("auto", "cpu"):
@@ -247,6 +262,7 @@ def with_common(verb: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(verb)
     def wrapped(**values: Any) -> Any:
         common = Common(**{item.name: values.pop(item.name) for item in fields(Common)})
+        check_cache(common.root)
         if common.show_settings:
             typer.echo(json.dumps(common.upcoming().to_dict(), indent=2))
             return None

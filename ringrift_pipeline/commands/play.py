@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import webbrowser
+from contextlib import suppress
+from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from ringrift_pipeline.web import Defaults
 
 HUMAN = "human"
+LONGEST = 1000  # characters of an answer
 LISTED = 40  # moves listed before the rest is left to filtering
 HELP = (
     "Type a move's number, or part of its text to list only moves that contain it; "
@@ -162,6 +165,8 @@ def _in_terminal(
     """Play a game here. Raises InputError for a player that cannot be loaded."""
     from ringrift_pipeline.search import load_player
 
+    with suppress(AttributeError, UnsupportedOperation):  # no file, or begun to be read
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     loaded: dict[int, Any] = {}
     for seat, spec in enumerate(specs, start=1):
         if spec == HUMAN:
@@ -222,10 +227,10 @@ def ask(state: State, legal: list[Move], players: dict[int, Any]) -> Move:
     _list(texts, shown)
     output.print(HELP, style="dim", markup=False)
     while True:
-        try:
-            answer = input("move> ").strip()
-        except EOFError:
-            raise KeyboardInterrupt from None
+        answer = read_answer()
+        if answer is None:
+            output.print("no move has so long a text")
+            continue
         if answer in ("q", "quit"):
             raise KeyboardInterrupt
         if answer in ("?", ""):
@@ -233,8 +238,8 @@ def ask(state: State, legal: list[Move], players: dict[int, Any]) -> Move:
             _list(texts, shown)
         elif answer == "h":
             _hint(state, players)
-        elif answer.isdigit():
-            if int(answer) < len(legal):
+        elif answer.isascii() and answer.isdigit():
+            if len(answer) < 8 and int(answer) < len(legal):
                 return legal[int(answer)]
             output.print(f"there are moves 0 to {len(legal) - 1}")
         else:
@@ -243,6 +248,29 @@ def ask(state: State, legal: list[Move], players: dict[int, Any]) -> Move:
             if len(shown) == 1:
                 return legal[shown[0]]
             _list(texts, shown)
+
+
+def read_answer() -> str | None:
+    """A line from the keyboard or a pipe, None for one of more than `LONGEST` characters.
+
+    Raises KeyboardInterrupt at the end of the input.
+    """
+    if sys.stdin.isatty():  # the terminal bounds a line, and lets it be edited
+        try:
+            line = input("move> ") + "\n"
+        except EOFError:
+            line = ""
+    else:
+        sys.stdout.write("move> ")
+        sys.stdout.flush()
+        line = sys.stdin.readline(LONGEST + 1)
+    if not line:
+        raise KeyboardInterrupt
+    if len(line) <= LONGEST or line.endswith("\n"):
+        return line.strip()
+    while (more := sys.stdin.readline(1 << 16)) and not more.endswith("\n"):
+        pass
+    return None
 
 
 def _list(texts: list[str], shown: list[int]) -> None:

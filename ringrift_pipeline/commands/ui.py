@@ -56,18 +56,15 @@ def _from_here(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
-def url(config: str, port: int, host: str = HERE) -> str:
-    """The page of a config's own lineage (groups are collapsed on the page of all); a server that
-    listens on every address is named by this machine's name.
+def url(config: str, port: int, host: str = HERE, token: str | None = None) -> str:
+    """The page of a config's own lineage (groups are collapsed on the page of all), with the token
+    in it where one is asked for; a server that listens on every address is named by this machine's
+    name.
     """
     location = "__repository__@ringrift_pipeline.definitions"
     name = socket.gethostname() if host == "0.0.0.0" else host
-    return f"http://{name}:{port}/locations/{location}/asset-groups/{config}/lineage"
-
-
-def is_local(host: str) -> bool:
-    """Whether a host to listen on is this machine's loopback."""
-    return host == "localhost" or host.startswith("127.")
+    query = f"?token={token}" if token else ""
+    return f"http://{name}:{port}/locations/{location}/asset-groups/{config}/lineage{query}"
 
 
 def check_port(host: str, port: int) -> None:
@@ -135,8 +132,7 @@ def ui(
         str,
         typer.Option(
             "--host",
-            help="Address to listen on. Dagster asks for no password: beyond this machine whoever "
-            "reaches it can launch runs.",
+            help="Address to listen on. Any but this machine's own asks for a token.",
         ),
     ] = HERE,
     daemon: Annotated[
@@ -168,9 +164,11 @@ def ui(
     from ringrift_pipeline.orchestration.pools import limits
     from ringrift_pipeline.orchestration.services import Backend, start_webserver
     from ringrift_pipeline.store import LockedError
+    from ringrift_pipeline.web import token_for
 
     check_port(host, port)
     limits()  # what the environment says of pools is refused here, not in a server's log
+    token = token_for(host)
     services: list[Any] = []
     with (
         suppress(KeyboardInterrupt),
@@ -187,16 +185,16 @@ def ui(
             backend = Backend(common.root, instance, stopping)
             stack.callback(backend.stop)
             services.append(backend)
-            web = start_webserver(common.root, host, port, backend.workspace, stopping)
+            web = start_webserver(common.root, host, port, backend.workspace, stopping, token)
         else:
             prepare_home(common.root)
-            web = start_webserver(common.root, host, port, stopping=stopping)
+            web = start_webserver(common.root, host, port, stopping=stopping, token=token)
         stack.callback(web.stop)
         services.append(web)
         page, games = _start_page(common.root) if play else (None, "")
         if page is not None:
             stack.callback(page.stop)
-        address = url(common.config, port, host)
+        address = url(common.config, port, host, token)
         if common.as_json:
             served = play_address() if page is not None else None
             told = {"url": address, "data": str(common.root), "daemon": daemon, "play": served}
@@ -208,9 +206,7 @@ def ui(
             if games:
                 say(games)
             say("Ctrl-C stops it.")
-        if not is_local(host):
-            say(
-                "Warning: Dagster asks for no password: whoever reaches this address can launch runs."
-            )
+        if token:
+            say("Whoever has this address can launch runs; the connection is not encrypted.")
         _watch(services, page, stopping)
         say("stopping …")

@@ -38,7 +38,7 @@ class GradientsConfig(ConfigGroup):
     """Accumulation and clipping of gradients."""
 
     accumulation_steps: int = Field(
-        default=1, ge=1, description="Batches whose gradients make one optimizer step."
+        default=1, ge=1, le=100_000, description="Batches whose gradients make one optimizer step."
     )
     clipping: bool = Field(default=False, description="Clip gradients as below.")
     clip_mode: Literal["parameter", "agc", "global"] = Field(
@@ -53,7 +53,10 @@ class GradientsConfig(ConfigGroup):
         description="Percentile of past total norms in mode global, %.",
     )
     clip_history: int = Field(
-        default=100, ge=2, description="Steps that the moving average or the percentile looks back."
+        default=100,
+        ge=2,
+        le=1_000_000,
+        description="Steps that the moving average or the percentile looks back.",
     )
     clip_factor: float = Field(
         default=2.0,
@@ -93,21 +96,28 @@ class ScheduleConfig(ConfigGroup):
         description="warm_restarts: cosine with restarts (Loshchilov & Hutter 2017); adaptive: "
         "cut on a plateau of the validation loss; constant: after warm-up the peak rate.",
     )
-    warmup_steps: int = Field(default=20, ge=0, description="Optimizer steps of linear warm-up.")
+    warmup_steps: int = Field(
+        default=20, ge=0, le=1_000_000_000, description="Optimizer steps of linear warm-up."
+    )
     min_lr_fraction: float = Field(
         default=0.05, ge=0.0, le=1.0, description="Least rate as a share of the peak rate."
     )
     T_0: int = Field(
         default=0,
         ge=0,
+        le=1_000_000_000,
         description="Optimizer steps of the first cosine; 0 = the run's steps after warm-up.",
     )
     T_mult: int = Field(
-        default=1, ge=1, description="Factor by which each cosine is longer than the last."
+        default=1,
+        ge=1,
+        le=1_000,
+        description="Factor by which each cosine is longer than the last.",
     )
     plateau_patience: int = Field(
         default=3,
         ge=1,
+        le=1_000_000,
         description="adaptive: validations without progress before the rate is cut.",
     )
     plateau_factor: float = Field(
@@ -201,10 +211,16 @@ class MiningConfig(ConfigGroup):
         description="Factor left of an untouched hardness after a buffer of samples was seen.",
     )
     min_samples_before_mining: int = Field(
-        default=1_000, ge=0, description="Samples seen before hard examples are mixed in."
+        default=1_000,
+        ge=0,
+        le=1_000_000_000,
+        description="Samples seen before hard examples are mixed in.",
     )
     max_times_sampled: int = Field(
-        default=10, ge=1, description="Cap on how often one sample is drawn as a hard example."
+        default=10,
+        ge=1,
+        le=1_000_000,
+        description="Cap on how often one sample is drawn as a hard example.",
     )
     upweight: float = Field(
         default=1.0,
@@ -269,7 +285,10 @@ class AveragingConfig(ConfigGroup):
         description="Warm-up: the half-life is at most this share of the samples seen so far.",
     )
     interval: int = Field(
-        default=4, ge=1, description="Optimizer steps between updates; decay counts samples."
+        default=4,
+        ge=1,
+        le=1_000_000,
+        description="Optimizer steps between updates; decay counts samples.",
     )
 
 
@@ -304,7 +323,7 @@ class CalibrationConfig(ConfigGroup):
         "model is not evaluated, share.",
     )
     min_games: int = Field(
-        default=20, ge=2, description="Held-out games below which nothing is fitted."
+        default=20, ge=2, le=1_000_000, description="Held-out games below which nothing is fitted."
     )
 
 
@@ -321,7 +340,7 @@ class FeedbackConfig(ConfigGroup):
         default=0.9, ge=0.5, lt=0.9999, description="Confidence of the trend's interval."
     )
     min_evaluations: int = Field(
-        default=3, ge=2, description="Evaluations before any trend is believed."
+        default=3, ge=2, le=1_000, description="Evaluations before any trend is believed."
     )
     plateau_slack: float = Field(
         default=2.0,
@@ -404,16 +423,26 @@ class StabilityConfig(ConfigGroup):
         gt=1.0,
         description="A loss above this multiple of the running median is a spike and skipped.",
     )
-    window: int = Field(default=50, ge=5, description="Steps of the running median of the loss.")
+    window: int = Field(
+        default=50, ge=5, le=1_000_000, description="Steps of the running median of the loss."
+    )
     divergence_patience: int = Field(
-        default=5, ge=1, description="Spikes in a row that make a divergence, which rolls back."
+        default=5,
+        ge=1,
+        le=1_000_000,
+        description="Spikes in a row that make a divergence, which rolls back.",
     )
     lr_backoff: float = Field(
         default=0.5, gt=0.0, lt=1.0, description="Factor of the learning rate after a rollback."
     )
-    max_rollbacks: int = Field(default=3, ge=0, description="Rollbacks after which training stops.")
+    max_rollbacks: int = Field(
+        default=3, ge=0, le=1_000_000, description="Rollbacks after which training stops."
+    )
     snapshot_every: int = Field(
-        default=50, ge=1, description="Good steps between snapshots of the last good state."
+        default=50,
+        ge=1,
+        le=1_000_000_000,
+        description="Good steps between snapshots of the last good state.",
     )
     on_non_finite: Literal["skip", "halt"] = Field(
         default="skip",

@@ -13,20 +13,26 @@ from pydantic import Field, field_validator, model_validator
 
 from ringrift_pipeline.enhancements.config_base import ConfigGroup
 
+MOST_SHARDS = 100_000
+
 
 class SelfplayConfig(ConfigGroup):
     """How games are played to make training data."""
 
-    games: int = Field(default=512, ge=1, description="Games a generation.")
-    games_per_shard: int = Field(default=64, ge=1, description="Games in one shard file.")
+    games: int = Field(default=512, ge=1, le=10_000_000, description="Games a generation.")
+    games_per_shard: int = Field(
+        default=64, ge=1, le=100_000, description="Games in one shard file."
+    )
     parallel_games: int = Field(
         default=64,
         ge=1,
+        le=65_536,
         description="Games whose search leaves are evaluated together in one batch.",
     )
     workers: int = Field(
         default=0,
         ge=0,
+        le=1_024,
         description="Worker processes; 0 means one a core. Does not change the result.",
     )
     full_search_fraction: float = Field(
@@ -44,6 +50,7 @@ class SelfplayConfig(ConfigGroup):
     temperature_plies: int = Field(
         default=30,
         ge=0,
+        le=1_000_000,
         description="Decisions of a game sampled from the policy before greedy play.",
     )
     generation0_temperature: float = Field(
@@ -52,7 +59,7 @@ class SelfplayConfig(ConfigGroup):
         description="Softmax temperature of generation 0, in units of the heuristic's score.",
     )
     max_plies: int = Field(
-        default=0, ge=0, description="Plies after which a game is cut; 0 = never."
+        default=0, ge=0, le=1_000_000, description="Plies after which a game is cut; 0 = never."
     )
     # A tenth takes one in twenty rows from the policy (two players) and no time: measured 0.99 of
     # the positions a second.
@@ -64,16 +71,27 @@ class SelfplayConfig(ConfigGroup):
         "its moves train the value only. 0 = none.",
     )
 
+    @model_validator(mode="after")
+    def _few_shards(self) -> SelfplayConfig:
+        if self.games > MOST_SHARDS * self.games_per_shard:
+            raise ValueError(
+                f"{self.games} games in shards of {self.games_per_shard} are more than "
+                f"{MOST_SHARDS} shards: raise games_per_shard"
+            )
+        return self
+
 
 class SearchConfig(ConfigGroup):
     """Gumbel search (Danihelka et al. 2022, "Policy improvement by planning with Gumbel")."""
 
     simulations: int = Field(
-        default=64, ge=1, description="Simulations of a full search, a decision."
+        default=64, ge=1, le=1_000_000, description="Simulations of a full search, a decision."
     )
-    cheap_simulations: int = Field(default=16, ge=1, description="Simulations of a cheap search.")
+    cheap_simulations: int = Field(
+        default=16, ge=1, le=1_000_000, description="Simulations of a cheap search."
+    )
     max_considered: int = Field(
-        default=16, ge=2, description="Root actions that sequential halving starts with."
+        default=16, ge=2, le=65_536, description="Root actions that sequential halving starts with."
     )
     c_visit: float = Field(
         default=50.0, ge=0.0, description="Visit offset of the value scale, visits."
@@ -113,20 +131,23 @@ class NetworkSettings(ConfigGroup):
 class TrainingLoopConfig(ConfigGroup):
     """One generation's training run."""
 
-    batch_size: int = Field(default=256, ge=1, description="Rows of one forward pass.")
+    batch_size: int = Field(default=256, ge=1, le=131_072, description="Rows of one forward pass.")
     sample_reuse: float = Field(
         default=4.0,
         gt=0.0,
         description="Visits of a new row on average; steps = ceil(sample_reuse * new rows / "
         "effective batch), drawn from the whole window.",
     )
-    max_steps: int = Field(default=0, ge=0, description="Cap on optimizer steps; 0 = no cap.")
+    max_steps: int = Field(
+        default=0, ge=0, le=1_000_000_000, description="Cap on optimizer steps; 0 = no cap."
+    )
     holdout_fraction: float = Field(
         default=0.1, gt=0.0, lt=0.9, description="Share of games held out, by the hash of their id."
     )
     window_games: int = Field(
         default=1024,
         ge=1,
+        le=100_000_000,
         description="Games N0 up to which the training window holds all. After N games it holds "
         "the newest N0 * (1 + growth * ((N / N0) ** exponent - 1) / exponent) of them.",
     )
@@ -176,11 +197,12 @@ class TrainingLoopConfig(ConfigGroup):
         description="Most visits of a row within one training run; a fraction does not count.",
     )
     checkpoint_every: int = Field(
-        default=200, ge=1, description="Optimizer steps between checkpoints."
+        default=200, ge=1, le=1_000_000_000, description="Optimizer steps between checkpoints."
     )
     early_stopping_patience: int = Field(
         default=5,
         ge=0,
+        le=1_000_000,
         description="Validations without a better loss after which training stops; 0 = never.",
     )
     early_stopping_min_delta: float = Field(
@@ -212,9 +234,11 @@ _OPPONENT = re.compile(r"random|heuristic|rollout|champion|generation:[0-9]{1,9}
 class EvaluationConfig(ConfigGroup):
     """Matches, ratings and the promotion gate."""
 
-    games: int = Field(default=200, ge=2, description="Games against each opponent, seats rotated.")
+    games: int = Field(
+        default=200, ge=2, le=1_000_000, description="Games against each opponent, seats rotated."
+    )
     simulations: int = Field(
-        default=64, ge=1, description="Simulations a decision in evaluation games."
+        default=64, ge=1, le=1_000_000, description="Simulations a decision in evaluation games."
     )
     symmetries: int = Field(
         default=1,
@@ -238,11 +262,12 @@ class EvaluationConfig(ConfigGroup):
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of promoting at elo0.")
     beta: float = Field(default=0.05, gt=0.0, lt=0.5, description="Chance of refusing at elo1.")
     max_games: int = Field(
-        default=600, ge=2, description="Games after which the sequential test ends."
+        default=600, ge=2, le=1_000_000, description="Games after which the sequential test ends."
     )
     anchor_games: int = Field(
         default=32,
         ge=0,
+        le=100_000,
         description="Games of rollout search against the heuristic, and of the heuristic against "
         "random play, once a config: they put all three on the list of ratings; 0 = none.",
     )
@@ -331,5 +356,6 @@ class FinetuneConfig(ConfigGroup):
     ewc_samples: int = Field(
         default=1_000,
         ge=1,
+        le=10_000_000,
         description="Rows of the source's data that tell which weights it needs.",
     )

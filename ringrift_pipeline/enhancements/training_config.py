@@ -51,6 +51,7 @@ from ringrift_pipeline.enhancements.config_stages import (
 from ringrift_pipeline.enhancements.presets import PRESETS, preset_for
 
 ENVIRONMENT_PREFIX = "RINGRIFT_"
+_LARGEST_FILE = 1 << 18  # bytes of a file of settings; all of them take 6,000
 
 # Variables of the command line and the kernels, which are no settings.
 _OTHER_VARIABLES = ("RINGRIFT_DATA", "RINGRIFT_KERNEL_CACHE")
@@ -297,7 +298,13 @@ def _preset(name: str, config: str | None) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data_read = file.read(_LARGEST_FILE + 1)
+        if len(data_read) > _LARGEST_FILE:
+            raise ConfigError(
+                f"config file {path} has more than {_LARGEST_FILE} bytes, which no settings take"
+            )
+        text = data_read.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read config file {path}: {error}") from error
     suffix = path.suffix.lower()
@@ -310,6 +317,9 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             import yaml
 
             try:
+                # a few lines of names that stand for lists of names stand for any amount of memory
+                if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, yaml.SafeLoader)):
+                    raise ValueError("names for parts of it (*name) are not read")
                 data = yaml.safe_load(text)
             except yaml.YAMLError as error:
                 raise ValueError(" ".join(str(error).split())) from error

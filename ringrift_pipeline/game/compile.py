@@ -5,14 +5,17 @@ another file. We therefore give the cache a folder whose name is a hash of every
 that a kernel can reach, of the compiler's version and of the processor: any edit, anywhere,
 leads to a fresh folder. A kernel of one room can reach its own room and those above it, so an
 edit in ``search`` does not compile the rules again. The folder lies in the user's cache
-directory, outside any data root; set ``RINGRIFT_KERNEL_CACHE`` to put it elsewhere.
+directory, outside any data root; set ``RINGRIFT_KERNEL_CACHE`` to put it elsewhere. What lies in it
+runs as code: it is the user's alone, and one that others could have written to is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +31,10 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 KERNEL_ROOMS = ("game", "network", "search", "selfplay", "training", "evaluation")
 _announced: set[tuple[str, str]] = set()
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class KernelCacheError(RuntimeError):
+    """A folder of compiled kernels that cannot be used; says which, why and what to do."""
 
 
 def _processor() -> str:
@@ -57,16 +64,74 @@ def source_hash(room: str = KERNEL_ROOMS[-1]) -> str:
 
 def cache_folder(room: str = KERNEL_ROOMS[-1]) -> Path:
     """Folder that holds the compiled kernels of exactly the sources that ``room`` can reach."""
+    return cache_root() / "kernels" / f"{room}-{source_hash(room)}"
+
+
+def cache_root() -> Path:
+    """Folder of everything compiled: ``RINGRIFT_KERNEL_CACHE``, else in the user's cache."""
     root = os.environ.get("RINGRIFT_KERNEL_CACHE")
-    base = Path(root) if root else Path(platformdirs.user_cache_dir("ringrift_pipeline"))
-    return base / "kernels" / f"{room}-{source_hash(room)}"
+    return Path(os.path.expanduser(root or platformdirs.user_cache_dir("ringrift_pipeline")))
+
+
+@functools.cache
+def private_folder(folder: Path) -> Path:
+    """Make a folder below :func:`cache_root`, mode 0700, and look at who could have written there.
+
+    Returns where it really is. Nobody but this user and root may own the folder, what is in it or
+    any folder above it, or be able to write there; folders above may let others add what is their
+    own (as /tmp does), and this user's group.
+
+    Raises:
+        KernelCacheError: somebody else could; or it cannot be made.
+    """
+    folder = folder.resolve()
+    own = cache_root().resolve() / "kernels"
+    try:
+        for place in reversed([folder, *folder.parents]):
+            if not place.exists():
+                place.mkdir(mode=0o700, exist_ok=True)
+            _check_place(place, ours=place.is_relative_to(own))
+        for parent, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                with contextlib.suppress(FileNotFoundError):  # replaced by another process
+                    _check_owner(Path(parent, name), os.lstat(os.path.join(parent, name)))
+    except OSError as error:
+        raise KernelCacheError(
+            f"the folder of compiled kernels {folder} cannot be used ({error}); name another in "
+            "RINGRIFT_KERNEL_CACHE"
+        ) from error
+    return folder
+
+
+def _check_place(place: Path, ours: bool) -> None:
+    """One folder on the way to the kernels; ``ours`` if it is for them alone."""
+    about = place.lstat()
+    _check_owner(place, about)
+    group = about.st_mode & 0o020 and about.st_gid not in (0, os.getegid())
+    shared = about.st_mode & stat.S_ISVTX and not ours  # what others add there stays theirs
+    if (about.st_mode & 0o002 or group) and not shared:
+        raise KernelCacheError(
+            f"others can write to {place} (mode {about.st_mode & 0o7777:04o}), where compiled "
+            "kernels, which run as code, would be taken from: "
+            + ("remove it, it is made anew" if ours else "close it with chmod go-w")
+            + ", or name a folder of your own in RINGRIFT_KERNEL_CACHE"
+        )
+    if ours and about.st_uid == os.geteuid() and about.st_mode & 0o077:
+        place.chmod(0o700)
+
+
+def _check_owner(place: Path, about: os.stat_result) -> None:
+    if about.st_uid not in (0, os.geteuid()):
+        raise KernelCacheError(
+            f"{place} belongs to user {about.st_uid}: compiled kernels, which run as code, are not "
+            "taken from there; remove it, or name a folder of your own in RINGRIFT_KERNEL_CACHE"
+        )
 
 
 def _compile(function: _F, **options: Any) -> _F:
     parts = function.__module__.split(".")
     room = parts[1] if parts[0] == _PACKAGE.name and len(parts) > 1 else ""
-    folder = cache_folder(room if room in KERNEL_ROOMS else "any")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = private_folder(cache_folder(room if room in KERNEL_ROOMS else "any"))
     njit: Any = numba.njit  # its annotations leave options out
     before = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from ringrift_pipeline.game.records import MoveKey, move_key
 from ringrift_pipeline.game.state import State, new_game
 
 FORMAT = "ringrift-trace/1"
+LARGEST_LINE = 64 << 20  # characters of a game
 #: Informational in the format; not compared.
 _IGNORED = ("must_move", "resume")
 
@@ -151,7 +152,13 @@ def read_traces(path: Path | str) -> Iterator[Any]:
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+            while line := lines.readline(LARGEST_LINE + 1):
+                number += 1
+                if len(line) > LARGEST_LINE:
+                    raise RecordError(
+                        f"{path.name} line {number} has more than {LARGEST_LINE} characters; the "
+                        "longest games known take 17 million"
+                    )
                 if line.strip():
                     try:
                         yield json.loads(line)

@@ -22,7 +22,9 @@ from ringrift_pipeline.network.model import AUXILIARY, NetworkConfig, RingRiftNe
 from ringrift_pipeline.network.moves import NUM_MOVE_KINDS
 from ringrift_pipeline.store import (
     CorruptArtefactError,
+    TooLargeError,
     check_file,
+    read_bounded,
     write_bytes_atomic,
     write_json_atomic,
 )
@@ -126,7 +128,7 @@ def save_model(
 def _read_sidecar(folder: Path) -> dict[str, Any]:
     path = folder / SIDECAR_FILE
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
         check_file(path)
         sidecar = json.loads(data.decode("utf-8"))
     except CorruptArtefactError as error:
@@ -148,6 +150,17 @@ def _read_sidecar(folder: Path) -> dict[str, Any]:
             f"{path} has format {sidecar['format']!r}, this version reads {_FORMAT!r}"
         )
     return sidecar
+
+
+def _file_sizes(config: NetworkConfig) -> tuple[int, int]:
+    """Least and most bytes that the weights of a network can have: a file from elsewhere may claim
+    any shape, and be of any size.
+    """
+    kernels = 2 * config.blocks * 9 * config.channels**2  # numbers in those of the blocks
+    pools = config.blocks * 3 * config.channels**2
+    heads = 16 * (config.channels**2 + config.value_channels**2)
+    heads += 4096 * (config.channels + config.value_channels + config.blocks)
+    return 2 * kernels, 8 * (kernels + pools + heads) + (1 << 20)
 
 
 def read_model_metadata(folder: str | Path) -> dict[str, Any]:
@@ -182,8 +195,11 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRi
     except (TypeError, ValueError) as error:
         raise ModelMismatchError(f"{folder / SIDECAR_FILE}: {error}") from error
     path = folder / WEIGHTS_FILE
+    least, most = _file_sizes(config)
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, most)
+    except TooLargeError as error:
+        raise ModelMismatchError(f"{error}, of {config}") from error
     except FileNotFoundError as error:
         raise MissingModelError(f"{path} does not exist, though its sidecar does") from error
     digest = hashlib.sha256(data).hexdigest()
@@ -196,8 +212,6 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRi
         weights = safetensors.torch.load(data)
     except SafetensorError as error:
         raise CorruptModelError(f"{path} is not a safetensors file ({error})") from error
-    kernels = 2 * config.blocks * 9 * config.channels**2  # numbers in those of the blocks
-    least = 2 * kernels  # bytes, with 16 bits each
     if len(data) < least:
         raise ModelMismatchError(
             f"{path} has {len(data)} bytes, a network of {config} at least {least}"

@@ -6,15 +6,15 @@ Dagster's default is pickle, which can run code when it is read; nothing here ca
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dagster import ConfigurableIOManager, InputContext, OutputContext
 from pydantic import Field
 
-from ringrift_pipeline.orchestration.places import data_folder, home_folder
-from ringrift_pipeline.store import MissingArtefactError, Store, write_json_atomic
+from ringrift_pipeline.orchestration.names import generation_of
+from ringrift_pipeline.orchestration.places import data_folder, home_folder, one_part
+from ringrift_pipeline.store import MissingArtefactError, Store, read_bounded, write_json_atomic
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,7 +32,7 @@ class JsonIOManager(ConfigurableIOManager):
     root: str = Field(default="", description="The data root, as for the store.")
 
     def _path(self, context: OutputContext) -> Path:
-        parts = [re.sub(r"[^\w.-]", "_", part) for part in context.get_identifier()]
+        parts = [one_part(part) for part in context.get_identifier()]
         return (
             home_folder(data_folder(self.root))
             / "values"
@@ -61,7 +61,7 @@ class JsonIOManager(ConfigurableIOManager):
             raise ValueError(f"input {context.name} has no upstream output to read")
         path = self._path(upstream)
         try:
-            return json.loads(path.read_bytes())
+            return json.loads(read_bounded(path, 2 * LARGEST))
         except FileNotFoundError:
             raise MissingArtefactError(
                 f"the value {path} that {upstream.step_key} should have left",
@@ -83,18 +83,20 @@ class ParquetIOManager(ConfigurableIOManager):
             return
         config, name = context.asset_key.path
         store = Store(data_folder(self.root))
-        with store.create(config, int(context.partition_key), name, {"rows": obj.height}) as draft:
+        generation = generation_of(context.partition_key, config)
+        with store.create(config, generation, name, {"rows": obj.height}) as draft:
             obj.write_parquet(draft.path / f"{name}.parquet", compression="zstd")
         context.add_output_metadata(
             {"path": str(draft.artefact.path), "digest": draft.artefact.digest}
         )
 
     def load_input(self, context: InputContext) -> pl.LazyFrame:
-        """Raises MissingArtefactError or CorruptArtefactError, as the store does."""
+        """Raises GenerationKeyError, and MissingArtefactError or CorruptArtefactError as the store."""
         import polars as pl
 
         config, name = context.asset_key.path
-        artefact = Store(data_folder(self.root)).require(config, int(context.partition_key), name)
+        generation = generation_of(context.partition_key, config)
+        artefact = Store(data_folder(self.root)).require(config, generation, name)
         tables = [file for file in artefact.files if file.endswith(".parquet")]
         if len(tables) != 1:
             raise MissingArtefactError(

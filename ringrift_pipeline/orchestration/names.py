@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from dagster import AssetKey, DynamicPartitionsDefinition
 
 from ringrift_pipeline.orchestration.configs import CONFIGS as CONFIGS
@@ -70,6 +72,19 @@ def job_name(config: str) -> str:
 def generation_key(generation: int) -> str:
     """7 -> ``0007``."""
     return f"{generation:04d}"
+
+
+def config_in(tags: Mapping[str, str]) -> str | None:
+    """The config that a run's tags name. Whoever launches a run writes its tags: what is none of
+    ours becomes no path, no question and no text.
+    """
+    config = tags.get(CONFIG_TAG)
+    return config if config in CONFIGS else None
+
+
+def generation_in(tags: Mapping[str, str]) -> int | None:
+    """The generation that a run's tags name, None where there is none or what is no key of one."""
+    return parse_generation(tags.get(PARTITION_TAG, ""))
 
 
 def generation_of(key: str, config: str) -> int:

@@ -18,12 +18,13 @@ from pathlib import Path
 
 from ringrift_pipeline.orchestration.notify import Alert, Notifier, NotifyError
 from ringrift_pipeline.orchestration.places import home_folder
-from ringrift_pipeline.store import LockedError, Store, write_json_atomic
+from ringrift_pipeline.store import LockedError, Store, read_bounded, write_json_atomic
 from ringrift_pipeline.store.atomic import ensure_folder, fsync_path
 from ringrift_pipeline.store.locks import folder_lock
 
 WAITING, TOLD, REFUSED = "waiting", "told", "refused"
 LOCK = "alerts"
+LARGEST = 1 << 20  # bytes of an alert
 PATIENCE = 20.0  # seconds of one tick after which nothing more is passed on
 
 
@@ -93,10 +94,12 @@ class Outbox:
         found = []
         for path in self._files(WAITING):
             try:
-                found.append(Alert(**json.loads(path.read_bytes())))
-            except (ValueError, TypeError) as error:  # not ours, or of a version to come
+                alert = read_alert(path)
+            except ValueError as error:  # not ours, or of a version to come
                 say(f"{path} is no alert ({error}) and was laid aside")
                 self._move(path.stem, REFUSED)
+            else:
+                found.append(alert)
         return sorted(found, key=lambda alert: (alert.time, alert.id))
 
     def _move(self, identity: str, state: str) -> None:
@@ -104,4 +107,24 @@ class Outbox:
             target = self._path(state, identity)
             os.replace(self._path(WAITING, identity), target)
             fsync_path(target.parent)
-            os.utime(target)  # when it was told
+            os.utime(target, follow_symlinks=False)  # when it was told
+
+
+def read_alert(path: Path) -> Alert:
+    """The alert in a file. Raises ValueError where there is none.
+
+    One whose file has another's name would be told again and again.
+    """
+    if path.is_symlink():
+        raise ValueError("it is a link")
+    try:
+        alert = Alert(**json.loads(read_bounded(path, LARGEST)))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    for name in ("kind", "key", "title", "text", "time"):
+        if not isinstance(getattr(alert, name), str):
+            raise ValueError(f"its {name} is no text")
+    if alert.id != path.stem:
+        raise ValueError("its file has another alert's name")
+    json.dumps(alert.payload(), allow_nan=False)
+    return alert

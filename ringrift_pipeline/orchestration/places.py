@@ -5,7 +5,9 @@ Standard library only, so that the command line may ask before it imports Dagste
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -41,10 +43,23 @@ def services_folder(data: Path) -> Path:
 def progress_folder(data: Path, run_id: str | None = None) -> Path:
     """Folder of the progress files, of one run if its id is given."""
     root = home_folder(data) / "progress"
-    return root / run_id if run_id else root
+    return root / one_part(run_id) if run_id else root
+
+
+def one_part(name: str) -> str:
+    """A name as one part of a path: what else would lead elsewhere, or is too long, is replaced.
+
+    The ids of runs come with the requests that launch them, if those want.
+    """
+    plain = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
+    if plain.strip(".") and len(plain) <= 200:
+        return plain
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 HERE = "127.0.0.1"
+TOKEN_VARIABLE = "RINGRIFT_UI_TOKEN"
+"""Brings the token to the web server's process: its arguments all users of the machine can read."""
 PLAY_PORT = 3001  # of the page of `ringrift play`, beside the Dagster UI's 3000
 PLAY_VARIABLE = "RINGRIFT_PLAY_URL"
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ringrift_pipeline.orchestration.places import progress_folder
+from ringrift_pipeline.orchestration.places import one_part, progress_folder
+from ringrift_pipeline.store import read_bounded
 
 INTERVAL = 0.5  # seconds between two writes
+LARGEST = 1 << 20  # bytes of a progress file
 TELL_INTERVAL = 10.0  # seconds between two lines in the run's log
 
 
@@ -60,8 +61,7 @@ class ProgressFile:
         tell: Callable[[str], object] | None = None,
         silence: float | None = None,
     ) -> None:
-        name = re.sub(r"[^\w.-]", "_", step)
-        self.path = progress_folder(data, run_id) / f"{name}.json"
+        self.path = progress_folder(data, run_id) / f"{one_part(step)}.json"
         self._identity = {
             "run_id": run_id,
             "step": step,
@@ -132,7 +132,7 @@ def read_progress(data: Path, run_id: str) -> list[StepProgress]:
     found = []
     for path in progress_folder(data, run_id).glob("*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):  # gone or half-known: not running
-            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            state: dict[str, Any] = json.loads(read_bounded(path, LARGEST))
             found.append(StepProgress(**state))
     return sorted(found, key=lambda state: (state.started, state.step))
 

@@ -42,7 +42,7 @@ from pydantic import Field
 
 from ringrift_pipeline.orchestration import ablation
 from ringrift_pipeline.orchestration.jobs import configs_of
-from ringrift_pipeline.orchestration.names import CONFIGS, OWNERS, PARTITION_TAG
+from ringrift_pipeline.orchestration.names import CONFIGS, OWNERS, generation_in
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.settings import refusing
 from ringrift_pipeline.store import Store
@@ -167,12 +167,12 @@ def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
         if run.job_name == ablation.JOB:
             ops: Any = run.run_config.get("ops", {})
             named |= {one["config"].get("config") for one in ops.values() if "config" in one}
-        partition = run.tags.get(PARTITION_TAG, "")
+        generation = generation_in(run.tags)
         for config in named & set(CONFIGS):
-            if partition.isdigit():
-                busy.add((config, int(partition)))
+            if generation is not None:
+                busy.add((config, generation))
             else:
-                busy |= {(config, generation) for generation in store.generations(config)}
+                busy |= {(config, number) for number in store.generations(config)}
     return busy
 
 

@@ -22,7 +22,8 @@ from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     CONFIGS,
     ORDER_TAG,
-    PARTITION_TAG,
+    config_in,
+    generation_in,
 )
 from ringrift_pipeline.store.locks import folder_lock
 
@@ -73,13 +74,13 @@ def order_tags(run: DagsterRun) -> dict[str, str]:
     Of a backfill's runs the lower generations go first, also a retried one, and all of them after
     what else waits.
     """
-    generation = run.tags.get(PARTITION_TAG, "")
-    config = run.tags.get(CONFIG_TAG) or _config_of(run)
-    if config is None or not generation.isdigit():
+    generation = generation_in(run.tags)
+    config = config_in(run.tags) or _config_of(run)
+    if config is None or generation is None:
         return {}
     tags = {CONFIG_TAG: config, ORDER_TAG: config}
     if BACKFILL_TAG in run.tags:
-        tags[PRIORITY_TAG] = str(-1 - int(generation))
+        tags[PRIORITY_TAG] = str(-1 - generation)
     return tags
 
 

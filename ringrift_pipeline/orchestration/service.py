@@ -60,7 +60,9 @@ def main() -> None:
     elif kind == "code-server":
         from dagster._cli import main as run
     elif kind == "webserver":
-        from dagster_webserver.cli import main as run
+        from ringrift_pipeline.orchestration.ui_server import serve_ui
+
+        return serve_ui(sys.argv[1:])
     else:
         raise SystemExit(f"no service is called {kind!r}")
     run()

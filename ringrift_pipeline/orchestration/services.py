@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from ringrift_pipeline.orchestration.instance import (
     report_cancelled,
 )
 from ringrift_pipeline.orchestration.names import MODULE
-from ringrift_pipeline.orchestration.places import HERE, services_folder
+from ringrift_pipeline.orchestration.places import HERE, TOKEN_VARIABLE, services_folder
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 
 _SERVICE = "ringrift_pipeline.orchestration.service"
@@ -35,6 +36,7 @@ _SERVICE = "ringrift_pipeline.orchestration.service"
 # How long each way of asking is given, seconds; the last one cannot be refused.
 PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
+LOOK_BACK = 1 << 16  # bytes of a log that are looked at
 START_PATIENCE = 120.0  # seconds a server may take to answer
 
 Stopping = Callable[[], bool]
@@ -112,8 +114,9 @@ class Service:
 
     def last_lines(self, count: int = 12) -> list[str]:
         """The end of the log."""
-        with contextlib.suppress(OSError):
-            return self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOOK_BACK))
+            return log.read(LOOK_BACK).decode("utf-8", "replace").splitlines()[-count:]
         return []
 
     def stop(self) -> None:
@@ -237,18 +240,33 @@ def start_webserver(
     port: int,
     workspace: tuple[str, ...] = ("-m", MODULE),
     stopping: Stopping = _never,
+    token: str | None = None,
 ) -> Service:
-    """The web UI on this data root, once it answers; ``workspace`` names a code server that is
-    there already. Raises as `Service.wait_for` does.
+    """The web UI on this data root, once it answers.
+
+    Args:
+        workspace: names a code server that is there already.
+        token: what every browser must bring; a host other than the loopback needs one.
+
+    Raises:
+        ServiceError, KeyboardInterrupt: as `Service.wait_for`.
     """
-    service = Service(data, "webserver", *workspace, "--host", host, "--port", str(port))
+    place = ("--host", host, "--port", str(port))
+    secret = {TOKEN_VARIABLE: token} if token is not None else {}
+    service = Service(data, "webserver", *workspace, *place, more=secret)
     url = f"http://{HERE if host == '0.0.0.0' else host}:{port}/server_info"
     try:
-        service.wait_for(lambda: urllib.request.urlopen(url, timeout=5.0).close(), stopping)
+        service.wait_for(lambda: _ask(url), stopping)
     except BaseException:
         service.stop()
         raise
     return service
+
+
+def _ask(url: str) -> None:
+    """Ask for a page; that it is refused without a token is an answer as well."""
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(url, timeout=5.0).close()
 
 
 def start_play(data: Path, port: int) -> Service:

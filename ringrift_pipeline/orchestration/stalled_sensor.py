@@ -30,9 +30,9 @@ from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration.decisions import FAULTS, LIMIT, newest_decision
 from ringrift_pipeline.orchestration.names import (
     CONFIGS,
-    PARTITION_TAG,
     SENSOR,
     STALLED_SENSOR,
+    generation_in,
     generation_key,
     job_name,
 )
@@ -224,8 +224,8 @@ def _newest_run(instance: DagsterInstance, config: str) -> RunRecord | None:
 
 def _later(newest: RunRecord | None, generation: int) -> bool:
     """Is the run of a later generation: has somebody asked for more since?"""
-    key = newest.dagster_run.tags.get(PARTITION_TAG, "") if newest is not None else ""
-    return key.isdigit() and int(key) > generation
+    asked = generation_in(newest.dagster_run.tags) if newest is not None else None
+    return asked is not None and asked > generation
 
 
 def _why(newest: RunRecord | None, decided: tuple[int, dict[str, Any]] | None) -> str:

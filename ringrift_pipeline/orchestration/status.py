@@ -25,9 +25,9 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
 from ringrift_pipeline.orchestration.names import (
-    CONFIG_TAG,
-    PARTITION_TAG,
     SENSOR,
+    config_in,
+    generation_in,
     generation_key,
     job_name,
 )
@@ -160,8 +160,7 @@ def _run(record: RunRecord, steps: list[StepProgress] | None = None) -> RunState
 
 def _where(record: RunRecord) -> tuple[str | None, int | None]:
     tags = record.dagster_run.tags
-    key = tags.get(PARTITION_TAG, "")
-    return tags.get(CONFIG_TAG), int(key) if key.isdigit() else None
+    return config_in(tags), generation_in(tags)
 
 
 # --- what is next -------------------------------------------------------------------------------

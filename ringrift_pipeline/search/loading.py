@@ -128,7 +128,7 @@ def model_folder(
         if match is None:
             raise _unknown(text, "the generation must be a number")
         return _calibrated(store, store.require(config, int(match[1]), EMA_MODEL), config)
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # unlike Path's own, leaves alone who is not known here
     if path.is_file() and path.name in ("model.safetensors", "model.json"):
         path = path.parent
     if not path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ringrift_pipeline.search import slots as fields
 from ringrift_pipeline.search.cache import EvaluationCache
 from ringrift_pipeline.search.errors import EvaluationError, NonFiniteOutputError, SearchError
 from ringrift_pipeline.search.readout import Readout, read_trees
-from ringrift_pipeline.search.tree import Tree
+from ringrift_pipeline.search.tree import NODE_FIELDS, Tree
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Rules
@@ -82,7 +83,7 @@ class SearchPool:
     Raises
     ------
     SearchError
-        for an argument out of range.
+        for an argument out of range, and for trees that this machine's memory could not hold.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class SearchPool:
         self.max_batch = int(max_batch)
         self.evaluations = 0  # positions shown to the evaluator so far
         self.last_batch = 0  # positions in the last batch
+        _check_room(rules, self.size, self.simulations)
         self._tree = Tree(slots, simulations + 1, rules.state_size, rules.players)
         self._slots = np.zeros((slots, fields.SLOT_FIELDS), dtype=np.int64)
         self._seeds = np.zeros(slots, dtype=np.uint64)
@@ -300,6 +302,19 @@ class SearchPool:
             new = np.zeros((self.size, wide), dtype=before.dtype)
             new[:, :old] = before
             setattr(self, name, new)
+
+
+def _check_room(rules: Rules, slots: int, simulations: int) -> None:
+    """Refuse trees that are larger than this machine's memory, before any of it is asked for."""
+    node = 8 * rules.state_size + 16 * rules.players + 4 * NODE_FIELDS + 8
+    needed = slots * (simulations + 1) * node
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise SearchError(
+            f"{slots} searches side by side of {simulations} simulations of {rules.config} take "
+            f"{needed / 1e9:.1f} GB, this machine has {there / 1e9:.1f}: fewer of either "
+            "(selfplay.parallel_games, search.simulations)"
+        )
 
 
 def _cache_for(rules: Rules, evaluator: Evaluator, positions: int) -> EvaluationCache:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ringrift_pipeline.selfplay.arrow_sizes import batch_sizes
 from ringrift_pipeline.selfplay.ragged import pad, unpad
 from ringrift_pipeline.selfplay.records import Decisions, Games
 from ringrift_pipeline.store import CorruptArtefactError, check_file
@@ -33,6 +34,7 @@ columns, and 2, which was written for games against an opponent, the last two.""
 _READ = (1, 2, SHARD_FORMAT)
 SHARD_FILE = "shard.arrow"
 ROWS_PER_BATCH = 1024
+LARGEST_SHARD = 8 << 30  # bytes of a shard that are read; of a hundred games they take 50 MB
 
 
 class ShardError(ValueError):
@@ -321,10 +323,50 @@ def open_shard(
             raise ShardError(
                 f"{path}: was written with another encoding of positions: play it again"
             )
+        _check_sizes(path, source, json.loads(metadata[b"config"]))
         try:
             yield reader
         except pa.ArrowException as error:
             raise ShardError(f"{path}: is damaged ({error})") from error
+
+
+def _check_sizes(path: Path, source: pa.MemoryMappedFile, config: str) -> None:
+    """Refuse a file that would take more memory than its rows can, before any of it is unpacked."""
+    source.seek(0)
+    total = 0
+    try:
+        for size in batch_sizes(memoryview(source.read_buffer())):
+            most = largest_batch(config)
+            if not 0 <= size.rows <= ROWS_PER_BATCH or size.bytes > most:
+                raise ValueError(
+                    f"a batch of {size.rows} rows takes {size.bytes} bytes; there are at most "
+                    f"{ROWS_PER_BATCH} rows of {most} bytes"
+                )
+            total += size.bytes
+        if total > LARGEST_SHARD:
+            raise ValueError(f"its batches take {total} bytes, more than {LARGEST_SHARD}")
+    except ValueError as error:
+        raise ShardError(f"{path}: is damaged ({error})") from None
+
+
+@functools.cache
+def largest_batch(config: str) -> int:
+    """Bytes that `ROWS_PER_BATCH` rows of a config can take at most."""
+    from ringrift_pipeline.game import get_rules
+
+    rules = get_rules(config)
+    widths = [_width(field.type) for field in SHARD_SCHEMA(config)]
+    moves = sum(ragged for _, ragged in widths) * rules.max_moves
+    return (ROWS_PER_BATCH + 1) * (sum(fixed for fixed, _ in widths) + moves) + (1 << 16)
+
+
+def _width(kind: pa.DataType) -> tuple[int, int]:
+    """Bytes of a value, and of each of its items where their number varies; rounded up."""
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size * _width(kind.value_type)[0] + 1, 0
+    if pa.types.is_list(kind):
+        return 5, _width(kind.value_type)[0]
+    return (128 if pa.types.is_string(kind) else max(1, kind.bit_width // 8) + 1), 0
 
 
 def read_shard(path: Path) -> pa.Table:

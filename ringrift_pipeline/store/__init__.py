@@ -21,12 +21,14 @@ from ringrift_pipeline.store.atomic import (
     write_bytes_atomic,
     write_json_atomic,
 )
+from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.champion import Champion
 from ringrift_pipeline.store.errors import (
     CorruptArtefactError,
     InvalidNameError,
     LockedError,
     MissingArtefactError,
+    OutsideError,
     SerializationError,
     StoreError,
 )
@@ -44,14 +46,17 @@ __all__ = [
     "InvalidNameError",
     "LockedError",
     "MissingArtefactError",
+    "OutsideError",
     "SerializationError",
     "Store",
     "StoreError",
     "Switches",
+    "TooLargeError",
     "append_jsonl",
     "check_file",
     "check_folder",
     "generation_key",
+    "read_bounded",
     "read_jsonl",
     "write_bytes_atomic",
     "write_json_atomic",

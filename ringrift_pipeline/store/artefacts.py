@@ -20,8 +20,15 @@ from ringrift_pipeline.store.atomic import (
     write_bytes_atomic,
     write_json_atomic,
 )
+from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
-from ringrift_pipeline.store.layout import MANIFEST, POINTER, Layout, generation_key
+from ringrift_pipeline.store.layout import (
+    MANIFEST,
+    POINTER,
+    Layout,
+    generation_key,
+    parse_generation,
+)
 from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
     Artefact,
@@ -30,7 +37,7 @@ from ringrift_pipeline.store.manifest import (
     load_folder,
     make_manifest,
     normalize,
-    open_seal,
+    read_sealed,
     relative_path,
     require_fields,
     sealed_bytes,
@@ -72,7 +79,7 @@ class Draft:
     def __enter__(self) -> Draft:
         if self._path is not None or self._artefact is not None:
             raise StoreError("a draft can be entered once only: call `create` again")
-        ensure_folder(self._folder)
+        ensure_folder(self._layout.inside(self._folder, self._identity[0]))
         self._path, self._descriptor = temporary_folder(self._folder)
         return self
 
@@ -125,10 +132,9 @@ def write_pointer(artefact: Artefact) -> None:
 def read_pointer(path: Path) -> tuple[bytes, dict[str, Any]] | None:
     """Text and content of a pointer; None if there is none. Raises ManifestMismatch."""
     try:
-        data = path.read_bytes()
+        data, content = read_sealed(path)
     except FileNotFoundError:
         return None
-    content = open_seal(data)
     require_fields(content, artefact=str, digest=str)
     if len(relative_path(content["artefact"]).parts) != 1:
         raise ManifestMismatch("it names no folder beside it")
@@ -141,7 +147,8 @@ def folders(kind_folder: Path) -> list[Path]:
         entries = list(kind_folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(p for p in entries if not p.name.startswith(".") and p.is_dir())
+    found = (p for p in entries if not p.name.startswith(".") and p.is_dir())
+    return sorted(p for p in found if not p.is_symlink())
 
 
 def landed_at(folder: Path) -> datetime | None:
@@ -233,7 +240,7 @@ def read_current(
     layout: Layout, config: str, generation: int, kind: str, *, verify: bool
 ) -> Artefact | None:
     """See `Store.current`."""
-    folder = layout.kind(config, generation, kind)
+    folder = layout.inside(layout.kind(config, generation, kind), config)
     pointer_path = folder / POINTER
     action = (
         f"fall back with store.last_good({config!r}, {generation}, {kind!r}), or make it anew: "
@@ -249,6 +256,8 @@ def read_current(
     data, content = pointer
     path = folder / content["artefact"]
     try:
+        if path.is_symlink():
+            raise ManifestMismatch("it is a link")
         artefact = load_folder(path, verify=verify)
         if (artefact.config, artefact.generation, artefact.kind) != (config, generation, kind):
             raise ManifestMismatch(
@@ -270,8 +279,8 @@ def read_current(
 def _moved_on(pointer: Path, data: bytes) -> bool:
     """Does a pointer no longer say what it said?"""
     try:
-        return pointer.read_bytes() != data
-    except FileNotFoundError:
+        return read_bounded(pointer) != data
+    except (FileNotFoundError, TooLargeError):
         return True
 
 
@@ -285,9 +294,11 @@ def _drop_pointer(
     """
     with folder_lock(pointer.parent):
         try:
-            now = pointer.read_bytes()
+            now = read_bounded(pointer)
         except FileNotFoundError:
             return None
+        except TooLargeError:
+            now = b""
         if data is not None:
             if now == data:
                 pointer.unlink()
@@ -321,7 +332,7 @@ def quarantine(
 
 
 def _quarantine_name(layout: Layout, config: str, parts: tuple[str, ...]) -> Path:
-    folder = layout.quarantine(config)
+    folder = layout.inside(layout.quarantine(config), config)
     ensure_folder(folder)
     return folder / "-".join([*parts, secrets.token_hex(4)])
 
@@ -366,10 +377,10 @@ def _place(layout: Layout, path: Path) -> tuple[str, int, str] | None:
         parts = path.relative_to(layout.root).parts
     except ValueError:
         return None
-    if len(parts) != 5 or parts[1] != "generations" or not parts[2].isdecimal():
+    if len(parts) != 5 or parts[1] != "generations":
         return None
-    config, generation, kind = parts[0], int(parts[2]), parts[3]
-    return (config, generation, kind) if generation_key(generation) == parts[2] else None
+    generation = parse_generation(parts[2])
+    return None if generation is None else (parts[0], generation, parts[3])
 
 
 def read_last_good(layout: Layout, config: str, generation: int, kind: str) -> Artefact | None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.errors import CorruptArtefactError, SerializationError
 
 TEMPORARY = ".ringrift-tmp-"
@@ -301,9 +302,11 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
     except FileNotFoundError:
         return []
+    except TooLargeError as error:
+        raise CorruptArtefactError(path, str(error), "restore it from a copy") from None
     values = []
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:

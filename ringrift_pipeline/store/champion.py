@@ -16,7 +16,7 @@ from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
     normalize,
-    open_seal,
+    read_sealed,
     relative_path,
     require_fields,
     sealed,
@@ -73,7 +73,7 @@ def _checked(record: dict[str, Any], config: str) -> dict[str, Any]:
 def _read(layout: Layout, config: str) -> dict[str, Any] | None:
     path = layout.champion(config)
     try:
-        return _checked(open_seal(path.read_bytes()), config)
+        return _checked(read_sealed(path)[1], config)
     except FileNotFoundError:
         return None
     except ManifestMismatch as error:
@@ -111,7 +111,7 @@ def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
     Hold the config's folder lock. Raises CorruptArtefactError, also for lines that are missing.
     """
     champion = _read(layout, config)
-    path = layout.champions(config)
+    path = layout.inside(layout.champions(config), config)
     lines = read_jsonl(path)
     older = any(not isinstance(line, dict) or "seal" not in line for line in lines)
     if (champion is None and older) or (champion is not None and "promotion" not in champion):

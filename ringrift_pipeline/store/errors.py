@@ -14,6 +14,10 @@ class InvalidNameError(StoreError, ValueError):
     """A config, kind, lock or file name, or a generation number, that cannot be a path part."""
 
 
+class OutsideError(StoreError):
+    """A link below the data root that leads to somewhere else."""
+
+
 class SerializationError(StoreError, TypeError):
     """A value that strict JSON cannot hold (NaN, infinity, an unknown type, a cycle)."""
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from ringrift_pipeline.store.errors import InvalidNameError
+from ringrift_pipeline.store.errors import InvalidNameError, OutsideError
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
-_GENERATION = re.compile(r"[0-9]{4}|[1-9][0-9]{4,}")
+_GENERATION = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
+LARGEST_GENERATION = 999_999_999
 _RESERVED = frozenset({"plan.json"})
 
 MANIFEST = "manifest.json"
@@ -21,7 +23,7 @@ def check_name(name: str, what: str) -> str:
     Allowed: 1-100 ASCII letters, digits, dots, dashes and underscores, beginning with a letter or
     digit, not ending in a dot. That leaves no room for separators, ``..`` or hidden names.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
+    if not is_name(name):
         raise InvalidNameError(
             f"{name!r} is no valid {what}: use 1-100 letters, digits, '.', '-' and '_', "
             "beginning with a letter or digit and not ending with '.'"
@@ -29,15 +31,22 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def is_name(name: object) -> bool:
+    """Whether `check_name` would take it: people put copies of all kinds beside what is ours."""
+    return isinstance(name, str) and bool(_NAME.fullmatch(name)) and name not in _RESERVED
+
+
 def generation_key(generation: int) -> str:
     """The text form of a generation: zero-padded to four digits, ``7 -> "0007"``.
 
-    Raises InvalidNameError for anything but an integer >= 0.
+    Raises InvalidNameError for anything but an integer from 0 to `LARGEST_GENERATION`.
     """
     if isinstance(generation, bool) or not isinstance(generation, int) or generation < 0:
         raise InvalidNameError(
             f"{generation!r} is no generation: it must be an integer of at least 0"
         )
+    if generation > LARGEST_GENERATION:
+        raise InvalidNameError(f"there are no generations beyond {LARGEST_GENERATION}")
     return f"{generation:04d}"
 
 
@@ -54,6 +63,25 @@ class Layout:
 
     def config(self, config: str) -> Path:
         return self.root / check_name(config, "config")
+
+    def leads_outside(self, path: Path, config: str | None = None) -> bool:
+        """Do links lead from ``path`` out of the config's folder (None: of the data root)?
+
+        The data root and a config's folder may be links themselves, to another disk; below them
+        the store makes none.
+        """
+        base = os.path.realpath(self.root if config is None else self.config(config))
+        real = os.path.realpath(path)
+        return real != base and not real.startswith(base.rstrip(os.sep) + os.sep)
+
+    def inside(self, path: Path, config: str | None = None) -> Path:
+        """``path``. Raises OutsideError if links lead from there to elsewhere."""
+        if self.leads_outside(path, config):
+            raise OutsideError(
+                f"{path} leads to {os.path.realpath(path)}, outside of what is kept there: put the "
+                "files themselves in the place of the link, or remove it"
+            )
+        return path
 
     def generations(self, config: str) -> Path:
         return self.config(config) / "generations"
@@ -84,4 +112,4 @@ class Layout:
 
     def lock(self, config: str | None, name: str) -> Path:
         base = self.root if config is None else self.config(config)
-        return base / ".locks" / f"{check_name(name, 'lock name')}.lock"
+        return self.inside(base / ".locks" / f"{check_name(name, 'lock name')}.lock", config)

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ringrift_pipeline.store.atomic import dump_json
+from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from ringrift_pipeline.store.layout import MANIFEST
 
@@ -67,12 +68,20 @@ class Artefact:
                 f"file {name!r} of artefact {self.path}", f"it holds: {', '.join(self.files)}"
             )
         path = self.path / name
+        if os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
+            raise CorruptArtefactError(path, "it is a link", _AGAIN)
         check_file(path, self.files[name])
         return path
 
     def read_json(self, name: str) -> Any:
         """The parsed content of one of its JSON files. Raises CorruptArtefactError."""
-        return json.loads(self.file(name).read_bytes())
+        path = self.file(name)
+        try:
+            return json.loads(read_bounded(path))
+        except (ValueError, RecursionError) as error:
+            raise CorruptArtefactError(
+                path, f"it cannot be read as JSON ({error})", _AGAIN
+            ) from None
 
 
 # --- sealed JSON --------------------------------------------------------------------------------
@@ -122,6 +131,15 @@ def open_seal(data: bytes) -> dict[str, Any]:
     if dump_json_or_none(value) != data:
         raise ManifestMismatch("its text was changed")
     return unsealed(value)
+
+
+def read_sealed(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Text and content of a sealed file. Raises ManifestMismatch, FileNotFoundError, OSError."""
+    try:
+        data = read_bounded(path)
+    except TooLargeError as error:
+        raise ManifestMismatch(str(error)) from None
+    return data, open_seal(data)
 
 
 def dump_json_or_none(value: Any) -> bytes | None:
@@ -265,6 +283,9 @@ def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
             expected = files.get(path.relative_to(folder).as_posix())
             if expected is None:
                 raise ManifestMismatch("it is not in its manifest")
+        size = path.stat().st_size
+        if size != expected.get("size"):
+            raise ManifestMismatch(f"it has {size} bytes instead of {expected.get('size')}")
         if hash_file(path, remembered=True) != expected:
             raise ManifestMismatch("it has another SHA-256 than when it was written")
     except FileNotFoundError:
@@ -353,11 +374,9 @@ def load_folder(path: Path, *, verify: bool) -> Artefact:
     Raises ManifestMismatch with the first difference, NewerFormatError, OSError.
     """
     try:
-        data = (path / MANIFEST).read_bytes()
+        _, content = read_sealed(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise ManifestMismatch(f"it has no {MANIFEST}") from None
-    try:
-        content = open_seal(data)
     except ManifestMismatch as error:
         raise ManifestMismatch(f"{MANIFEST}: {error}") from None
     if content.get("format") != FORMAT:

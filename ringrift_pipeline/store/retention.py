@@ -39,7 +39,7 @@ from ringrift_pipeline.store.kinds import (
     WINDOW,
     shard_kind,
 )
-from ringrift_pipeline.store.layout import POINTER, Layout, parse_generation
+from ringrift_pipeline.store.layout import POINTER, Layout, is_name, parse_generation
 from ringrift_pipeline.store.manifest import ManifestMismatch, load_folder
 from ringrift_pipeline.store.store import Store
 
@@ -190,7 +190,7 @@ def _configs(store: Store) -> list[str]:
     """Configs that have a plan, a champion or something in quarantine."""
     marks = ("generations/*/plan.json", "champion.json", "quarantine")
     found = {path for mark in marks for path in store.root.glob(f"*/{mark}")}
-    return sorted({path.relative_to(store.root).parts[0] for path in found})
+    return sorted(filter(is_name, {path.relative_to(store.root).parts[0] for path in found}))
 
 
 def _stored(store: Store) -> Iterator[Stored]:
@@ -199,7 +199,7 @@ def _stored(store: Store) -> Iterator[Stored]:
     for config in _configs(store):
         for folder in sorted(layout.generations(config).glob("*/*/")):
             generation = parse_generation(folder.parent.name)
-            if generation is None:
+            if generation is None or layout.leads_outside(folder, config):
                 continue
             for path, current in _landed(folder):
                 why = _reason(folder.name, current)
@@ -354,7 +354,7 @@ def _remove(item: Stored) -> bool:
         return False
     fsync_path(doomed.parent)
     item.path.with_name(item.path.name + ".reason.json").unlink(missing_ok=True)
-    if doomed.is_dir():
+    if doomed.is_dir() and not doomed.is_symlink():
         remove_tree(doomed)
     else:
         doomed.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from ringrift_pipeline.store.layout import (
     Layout,
     check_name,
     generation_key,
+    is_name,
     parse_generation,
 )
 from ringrift_pipeline.store.locks import named_lock
@@ -33,7 +34,7 @@ from ringrift_pipeline.store.manifest import (
     ManifestMismatch,
     load_folder,
     normalize,
-    open_seal,
+    read_sealed,
     sealed_bytes,
 )
 from ringrift_pipeline.store.switches import Switches
@@ -45,7 +46,7 @@ class Store:
     Safe to use from any number of threads and processes at once; holds no open files and pickles.
     Makes nothing on disk until something is written. Every method that takes names raises
     InvalidNameError for a config or kind that cannot be a path part or a generation that is no
-    integer of at least 0.
+    integer of at least 0, and OutsideError where a link below a config's folder leads out of it.
     """
 
     generation_key = staticmethod(generation_key)
@@ -129,7 +130,8 @@ class Store:
         A folder whose manifest is damaged is left out; `last_good` quarantines it.
         """
         found = []
-        for path in _artefacts.folders(self._layout.kind(config, generation, kind)):
+        folder = self._layout.inside(self._layout.kind(config, generation, kind), config)
+        for path in _artefacts.folders(folder):
             with contextlib.suppress(ManifestMismatch):
                 found.append(load_folder(path, verify=False))
         return found
@@ -138,7 +140,7 @@ class Store:
         """Delete what has landed of a kind, but for the folder `keep`: for what its maker alone
         needs, and needs no longer. An interruption leaves whole artefacts and what a sweep removes.
         """
-        folder = self._layout.kind(config, generation, kind)
+        folder = self._layout.inside(self._layout.kind(config, generation, kind), config)
         if keep is None:
             _artefacts.remove_kind(folder)
             return
@@ -179,7 +181,7 @@ class Store:
     def configs(self) -> list[str]:
         """Configs that have a generation with a plan, sorted."""
         plans = self.root.glob("*/generations/*/plan.json")
-        return sorted({plan.relative_to(self.root).parts[0] for plan in plans})
+        return sorted(filter(is_name, {plan.relative_to(self.root).parts[0] for plan in plans}))
 
     def generations(self, config: str) -> list[int]:
         """Generations that have a plan, ascending."""
@@ -193,7 +195,7 @@ class Store:
         The first of any number of concurrent writers wins; all of them return its plan, as it
         reads back from JSON (tuples are lists). Raises SerializationError, CorruptArtefactError.
         """
-        path = self._layout.plan(config, generation)
+        path = self._layout.inside(self._layout.plan(config, generation), config)
         data = sealed_bytes(plan, "plan")
         if not path.exists():
             ensure_folder(path.parent)
@@ -203,9 +205,9 @@ class Store:
 
     def read_plan(self, config: str, generation: int) -> dict[str, Any]:
         """A generation's plan. Raises MissingArtefactError, CorruptArtefactError."""
-        path = self._layout.plan(config, generation)
+        path = self._layout.inside(self._layout.plan(config, generation), config)
         try:
-            return open_seal(path.read_bytes())
+            return read_sealed(path)[1]
         except FileNotFoundError:
             raise MissingArtefactError(
                 f"the plan of {config} generation {generation_key(generation)} in {self.root}",
@@ -299,6 +301,7 @@ class Store:
             for place in places
             for pattern in patterns
             for path in place.glob(f"{pattern}{TEMPORARY}*")
+            if not self._layout.leads_outside(path.parent)
         }
         return [path for path in sorted(leftovers) if remove_abandoned(path)]
 

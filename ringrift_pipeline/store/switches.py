@@ -12,7 +12,7 @@ from ringrift_pipeline.store.layout import Layout
 from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
     ManifestMismatch,
-    open_seal,
+    read_sealed,
     require_fields,
     sealed_bytes,
 )
@@ -46,7 +46,7 @@ def read_switches(layout: Layout, config: str) -> Switches:
     """See `Store.switches`."""
     path = layout.switches(config)
     try:
-        content = open_seal(path.read_bytes())
+        _, content = read_sealed(path)
         for name in content.keys() & SWITCHES:
             require_fields(content, **{name: bool})
         if "changed_at" in content:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ringrift_pipeline.network.checkpoint import check_finite
-from ringrift_pipeline.store import CorruptArtefactError, check_file
+from ringrift_pipeline.store import CorruptArtefactError, check_file, read_bounded
 
 TENSORS = "state.safetensors"
 TREE = "state.json"
@@ -75,8 +75,10 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         for name in (TREE, TENSORS):
             check_file(folder / name)
-        content = json.loads((folder / TREE).read_text())
+        content = json.loads(read_bounded(folder / TREE))
         tensors = load_file(folder / TENSORS)
+    except MemoryError as error:
+        raise StateError(f"{folder} holds more than can be mapped: {error}") from error
     except (OSError, ValueError, RecursionError, SafetensorError, CorruptArtefactError) as error:
         raise StateError(f"{folder} holds no training state that can be read: {error}") from error
     found = content.get("format") if isinstance(content, dict) else None
@@ -158,9 +160,9 @@ def _unpack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return tree
     match tree["$"]:
         case "tensor":
-            return tensors[tree["key"]]
+            return tensors.pop(tree["key"])  # once: a small file could name a large one often
         case "array":
-            data = tensors[tree["key"]].numpy().view(np.dtype(tree["dtype"]))
+            data = tensors.pop(tree["key"]).numpy().view(np.dtype(tree["dtype"]))
             return data.reshape(tree["shape"]).copy()
         case "scalar":
             return np.frombuffer(bytes.fromhex(tree["hex"]), np.dtype(tree["dtype"]))[0]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
     from pandera.polars import DataFrameSchema
 
 
@@ -163,6 +164,43 @@ def write_table(path: Path, frame: pl.DataFrame, columns: tuple[Column, ...]) ->
     validated(frame, columns, path.name).write_parquet(path, compression="zstd", statistics=True)
 
 
+MOST_ROWS = 20_000_000
+MOST_BYTES = 8 << 30
+_TEXT = "BYTE_ARRAY"
+
+
+def _check_size(about: Any, columns: int) -> None:
+    """Refuse what a file says of its size, before any of it is unpacked. Raises ValueError."""
+    values = [
+        about.row_group(group).column(column).num_values
+        for group in range(about.num_row_groups)
+        for column in range(about.num_columns)
+    ]
+    if about.num_columns > 4 * columns or not 0 <= about.num_rows <= MOST_ROWS:
+        raise ValueError(f"it has {about.num_columns} columns of {about.num_rows} rows")
+    if min(values, default=0) < 0 or 16 * sum(values) > MOST_BYTES:
+        raise ValueError(f"it has {sum(values)} values")
+
+
+def _plain(table: pa.Table, name: str) -> pa.Table:
+    """A table whose texts are written out: each lay in the file once. Raises ValueError."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    index = table.schema.get_field_index(name)
+    if index < 0 or not pa.types.is_dictionary(table.schema.field(index).type):
+        return table
+    column = table.column(index).unify_dictionaries()
+    longest = (
+        compute.max(compute.binary_length(column.chunk(0).dictionary))
+        if column.num_chunks
+        else None
+    )
+    if longest is not None and (longest.as_py() or 0) * len(column) > MOST_BYTES:
+        raise ValueError(f"column {name!r} has texts of {longest.as_py()} bytes")
+    return table.set_column(index, name, column.cast(pa.string()))
+
+
 def read_table(path: Path, columns: tuple[Column, ...]) -> pl.DataFrame:
     """Read a table and validate it; TableError if it is not what its columns say."""
     import polars as pl
@@ -174,8 +212,16 @@ def read_table(path: Path, columns: tuple[Column, ...]) -> pl.DataFrame:
     try:
         check_file(path)
         # Arrow's reader refuses bad bytes where that of polars may take the interpreter with it.
-        table = parquet.ParquetFile(path).read()
+        about = parquet.read_metadata(path)
+        _check_size(about, len(columns))
+        wanted = {column.name for column in columns if column.dtype == "String"}
+        found = (about.schema.column(index) for index in range(about.num_columns))
+        texts = [one.path for one in found if one.path in wanted and one.physical_type == _TEXT]
+        file = parquet.ParquetFile(path, read_dictionary=texts)
+        table = file.read()
         table.validate(full=True)
+        for name in texts:
+            table = _plain(table, name)
         # names and values alone: what else a file says of itself is not looked at
         names = list(table.schema.names)
         frame = pl.from_arrow(pa.table([table.column(i) for i in range(len(names))], names))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.ragged import offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
-from ringrift_pipeline.store import CorruptArtefactError, check_folder
+from ringrift_pipeline.store import CorruptArtefactError, check_folder, read_bounded
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 KIND = "window"
 WINDOW_FORMAT = 2
+LARGEST_NAMES = 1 << 30  # bytes of the games' names
 UNKNOWN = -2
 """In ``owners`` and ``eliminated`` of games whose shards did not record their end."""
 
@@ -219,7 +220,7 @@ def open_window(folder: Path) -> Window:
     """
     try:
         check_folder(folder)
-        header = json.loads((folder / "window.json").read_text())
+        header = json.loads(read_bounded(folder / "window.json"))
     except (OSError, ValueError, RecursionError, CorruptArtefactError) as error:
         raise WindowError(f"{folder} holds no training window: {error}") from error
     found = header.get("format") if isinstance(header, dict) else None
@@ -236,19 +237,49 @@ def open_window(folder: Path) -> Window:
             name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in header["columns"]
         }
-        games = tuple((folder / "games.txt").read_text().split())
-        return Window(**columns, games=games, config=header["config"])
-    except (OSError, EOFError, KeyError, TypeError, ValueError, SyntaxError, TokenError) as error:
+        games = tuple(read_bounded(folder / "games.txt", LARGEST_NAMES).decode("utf-8").split())
+        window = Window(**columns, games=games, config=header["config"])
+        _check_columns(window)
+        return window
+    except (*_DAMAGED, AttributeError) as error:
         raise WindowError(f"{folder} holds a damaged training window: {error}") from error
+
+
+_DAMAGED = (
+    OSError, EOFError, LookupError, TypeError, ValueError, SyntaxError, TokenError, OverflowError,
+)  # fmt: skip
+
+
+def _check_columns(window: Window) -> None:
+    """What must hold between the columns, so that no row leads out of another. Raises ValueError."""
+    rows, offsets = len(window.offsets) - 1, window.offsets
+    for name in ("planes", "globals", *_ROW_COLUMNS):
+        if len(getattr(window, name)) != rows:
+            raise ValueError(f"column {name!r} does not have the {rows} rows of 'offsets'")
+    for name in ("policy", "move_kind", "move_cells", "move_rank"):
+        if len(getattr(window, name)) != offsets[-1]:
+            raise ValueError(f"column {name!r} does not end where 'offsets' says")
+    if rows < 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise ValueError("column 'offsets' does not ascend from 0")
+    games = len(window.games)
+    if window.game.min() < 0 or window.game.max() >= games:
+        raise ValueError(f"column 'game' names games beyond the {games} there are")
+    if len(window.owners) != games or len(window.eliminated) != games:
+        raise ValueError(f"columns 'owners' and 'eliminated' do not have the {games} games")
 
 
 def _shape_of(path: Path) -> tuple[int, int]:
     """Rows and legal moves of a shard file."""
     from ringrift_pipeline.selfplay.shards import open_shard
 
-    with open_shard(path) as reader:
-        counts = json.loads(reader.schema.metadata[b"counts"])
-    return counts["rows"], counts["moves"]
+    with open_shard(path, columns=("game", "move_kind")) as reader:
+        rows = moves = 0
+        for index in range(reader.num_record_batches):
+            batch = reader.get_batch(index)
+            batch.validate(full=True)
+            rows += len(batch)
+            moves += len(batch.column("move_kind").flatten())
+    return rows, moves
 
 
 def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, bool]]:
@@ -258,7 +289,9 @@ def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, bool]]:
     with open_shard(path) as reader:
         heuristic = json.loads(reader.schema.metadata[b"player"]) == "heuristic"
         for index in range(reader.num_record_batches):
-            yield reader.get_batch(index), heuristic
+            batch = reader.get_batch(index)
+            batch.validate(full=True)
+            yield batch, heuristic
 
 
 def relative_to_mover(values: NDArray, player: NDArray) -> NDArray:

@@ -7,12 +7,14 @@ makes the machine work must come from our own page. Beyond the machine a token i
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import re
 import secrets
 import socket
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -25,12 +27,16 @@ HEADERS = {
     "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 TOKEN = "token"
+# A name, or a number in the brackets that IPv6 needs, and perhaps a port: nothing else of a URL.
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_SHOWN = 100  # characters of what was sent that are repeated
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Access:
     @property
     def cookie(self) -> str:
         """Name of the cookie; ports share cookies, so it has the port in it."""
-        return f"ringrift-play-{self.port}"
+        return f"ringrift-{self.port}"
 
     def url(self, path: str = "/") -> str:
         """An address of the page, with the token in it where one is asked for.
@@ -67,18 +73,23 @@ class Access:
         A number is no name that anybody could point elsewhere, but a server for this machine
         alone answers to loopback numbers only.
         """
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+        found = _HOST.fullmatch(host)
+        if found is None:
             return False
+        name = found["name"].strip("[]").lower()
         try:
             number = ipaddress.ip_address(name)
         except ValueError:
-            names = {"localhost", self.host.lower()}
-            if not self.local:
-                names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-            return name in names
+            return name in self._names
         return number.is_loopback or not self.local
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        """Names of this server, in small letters; asked for once, as a name server may be slow."""
+        names = {"localhost", self.host.lower()}
+        if not self.local:
+            names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        return frozenset(names)
 
 
 def is_local(host: str) -> bool:
@@ -92,8 +103,9 @@ def is_local(host: str) -> bool:
 class Guard:
     """ASGI middleware: refuses what :class:`Access` does not allow, and adds the headers.
 
-    Refusals are JSON with ``error`` and ``field``: 421 for a foreign host, 401 without the token,
-    403 for a foreign origin, 415 for a POST that is not JSON.
+    Refusals are JSON with ``error`` and ``field``: 421 for a foreign host (or none, or two), 401
+    without the token, 403 for a foreign origin, 415 for a POST that is not JSON. A WebSocket is
+    refused likewise before it is opened.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -102,45 +114,55 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
+            if message["type"].endswith("http.response.start"):
+                self.dress(scope, MutableHeaders(scope=message))
             await send(message)
 
         answer: Response | None
         try:
-            answer = self._admit(scope)
+            answer = self.admit(scope)
         except RequestError as error:
             body = {"error": str(error), "field": error.field}
             answer = JSONResponse(body, error.status)
         return await (answer or self.app)(scope, receive, send_with_headers)
 
-    def _admit(self, scope: Scope) -> RedirectResponse | None:
-        """None for a request that is let through, a redirect for one that brings the token."""
+    def dress(self, scope: Scope, headers: MutableHeaders) -> None:
+        """Add to an answer's headers what every answer has."""
+        for name, value in HEADERS.items():
+            headers[name] = value
+
+    def admit(self, scope: Scope) -> Response | None:
+        """None for a request that is let through, a redirect for one that brings the token.
+
+        Raises RequestError for one that is refused.
+        """
         headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if not self.access.knows(host):
-            said = f"this server is not {host!r}: use the address that it printed"
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self.access.knows(hosts[0]):
+            named = " and ".join(repr(host[:_SHOWN]) for host in hosts[:2]) or "a host without name"
+            said = f"this server is not {named}: use the address that it printed"
             raise RequestError(said, "Host", 421)
         if self.access.token is not None and not self._has_cookie(headers, self.access.token):
             return self._exchange(scope, self.access.token)
-        if scope["method"] == "POST":
-            self._check_post(headers, host)
+        if scope["type"] == "websocket":
+            self._check_origin(headers, hosts[0])
+        elif scope["method"] == "POST":
+            self._check_origin(headers, hosts[0])
+            kinds = headers.getlist("content-type")
+            if [kind.split(";")[0].strip().lower() for kind in kinds] != ["application/json"]:
+                raise RequestError("send application/json", "Content-Type", 415)
         return None
 
-    def _check_post(self, headers: Headers, host: str) -> None:
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
+    def _check_origin(self, headers: Headers, host: str) -> None:
         # browsers always send one of the two; what sends neither is no page
-        if (origin is not None and origin != f"http://{host}") or site != "same-origin":
+        origins, sites = headers.getlist("origin"), headers.getlist("sec-fetch-site")
+        foreign = any(origin != f"http://{host}" for origin in origins)
+        if foreign or any(site != "same-origin" for site in sites):
             raise RequestError("only this server's own page may ask for that", "Origin", 403)
-        kind = headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind != "application/json":
-            raise RequestError("send application/json", "Content-Type", 415)
 
     def _has_cookie(self, headers: Headers, token: str) -> bool:
         cookies: SimpleCookie = SimpleCookie()
@@ -155,7 +177,7 @@ class Guard:
         """The same address without the token, which becomes a cookie."""
         query = parse_qsl(scope["query_string"].decode("latin-1"))
         given = [value for name, value in query if name == TOKEN]
-        if scope["method"] != "GET" or not (given and _same(given[-1], token)):
+        if scope.get("method") != "GET" or not (given and _same(given[-1], token)):
             raise RequestError(
                 "open the address that the server printed when it started: it has the token in it",
                 TOKEN,

@@ -78,6 +78,7 @@ def create_app(
 
 
 def _error(message: str, field: str | None, status: int) -> JSONResponse:
+    message = message.encode("utf-8", "backslashreplace").decode()  # half a character is none
     return JSONResponse({"error": message, "field": field}, status)
 
 

@@ -58,6 +58,37 @@ def stop(process: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[i
     return process.wait(30), process.stderr.read()
 
 
+def typed(tmp_path: Path, text: bytes, *more: str) -> subprocess.CompletedProcess[bytes]:
+    """What a game in the terminal makes of what is typed."""
+    command = [sys.executable, "-m", "ringrift_pipeline", "play", "--terminal", *more]
+    return subprocess.run(
+        [*command, "--data", str(tmp_path / "data")], input=text, capture_output=True, timeout=300
+    )
+
+
+def test_whatever_is_typed_is_an_answer_or_the_end(tmp_path: Path) -> None:
+    lines = [
+        "²".encode(),
+        "٣".encode(),
+        b"1" * 5000,
+        b"99999999",
+        b"-1",
+        b"\xff\xfe\x00",
+        b"[bold]",
+        b"\x1b[2J",
+        b"x" * 999,
+        b"x" * 1_000_000,
+        b"\r",
+        b"",
+    ]
+    done = typed(tmp_path, b"\n".join([*lines, b"q", b"0"]))
+    assert done.returncode == 130 and b"Traceback" not in done.stderr
+    assert done.stdout.count(b"move> ") == len(lines) + 1
+    assert b"there are moves 0 to" in done.stdout and b"\x1b" not in done.stdout
+    assert done.stdout.count(b"no move has so long a text") == 2
+    assert typed(tmp_path, b"").returncode == 130  # nothing is typed at all
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_page_is_served_with_what_was_asked_for_until_it_is_stopped(
     tmp_path: Path, number: int

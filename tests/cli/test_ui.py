@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -170,17 +171,64 @@ def test_starts_everything_and_leaves_nothing(
     assert [*data.rglob(".ringrift-tmp-*")] == []
 
 
+QUERY = json.dumps({"query": "{ version }"}).encode()
+
+
+def asked(port: int, path: str, body: bytes | None = None, **headers: str) -> int:
+    """The status that the web server answers with."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("GET" if body is None else "POST", path, body, named)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
 @pytest.mark.slow
-def test_beyond_this_machine_it_warns_and_gives_its_name(
-    ui: Callable[..., subprocess.Popen[str]], page: int
+def test_beyond_this_machine_it_asks_for_a_token_and_gives_its_name(
+    tmp_path: Path, ui: Callable[..., subprocess.Popen[str]], page: int
 ) -> None:
     port = free_port()
     process = ui(port, "--host", "0.0.0.0", "--no-daemon", "--no-play")
     assert process.stderr
     told = [process.stderr.readline() for _ in range(4)]
-    assert f"http://{socket.gethostname()}:{port}/locations/" in told[0] and answers(port)
-    assert told[-1].startswith("Warning: ") and "can launch runs" in told[-1]
+    assert f"http://{socket.gethostname()}:{port}/locations/" in told[0]
+    token = told[0].rpartition("?token=")[2].strip()
+    assert len(token) > 40 and "can launch runs" in told[-1]
     assert "recorded games" not in "".join(told) and is_free(page)
+    json_type = {"Content_Type": "application/json"}
+    for path in ("/", "/server_info", "/graphql?query={version}", "/favicon.ico", "/logs/x.out"):
+        assert asked(port, path) == 401
+    assert asked(port, "/graphql", QUERY, **json_type) == 401
+    assert asked(port, f"/runs?token={token}") == 303
+    cookie = {"Cookie": f"ringrift-{port}={token}"}
+    assert asked(port, "/", **cookie) == 200
+    assert asked(port, "/graphql", QUERY, **cookie, **json_type) == 200
+    # nobody else on this machine can read it from the lists of processes
+    assert token not in "".join(processes_of(tmp_path / "data"))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 0
+
+
+@pytest.mark.slow
+def test_another_sites_page_can_do_nothing_with_it(
+    ui: Callable[..., subprocess.Popen[str]],
+) -> None:
+    port = free_port()
+    process = ui(port, "--no-daemon", "--no-play")
+    assert process.stderr and str(port) in process.stderr.readline()
+    json_type = {"Content_Type": "application/json"}
+    own = f"http://127.0.0.1:{port}"
+    assert asked(port, "/graphql", QUERY, **json_type, Origin=own) == 200
+    assert asked(port, "/graphql", QUERY, **json_type, Origin="http://evil.example") == 403
+    assert asked(port, "/graphql?query={version}", b"", Content_Type="text/plain") == 415
+    assert asked(port, "/graphql?query={version}") == 405
+    for path in ("/", "/server_info", "/favicon.ico", "/locations", "/nothing/at/all"):
+        assert asked(port, path, Host=f"evil.example:{port}") == 421
+    assert asked(port, "/graphql", QUERY, **json_type, Host="evil.example") == 421
+    for path in ("/logs/..%2f..%2fdagster.yaml", "/logs/../../dagster.yaml", "/_next/../../app.py"):
+        assert asked(port, path) not in (200, 206)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 0
 

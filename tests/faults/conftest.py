@@ -15,6 +15,7 @@ BEFORE, NOW = 0, 1  # generations: the one that is whole, the one that is worked
 
 
 QUICK = ("test_nothing_runs_code.py::test_no_", "test_nothing_runs_code.py::test_the_walk")
+QUICK += ("test_fuzz.py::test_the_corpus_is_", "test_sizes.py::test_")
 QUICK += ("test_nothing_runs_code.py::test_every_op", "test_the_model_of_a_disk")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import stages
+from . import fuzz_rooms, stages
 from .fuzzing import Target
 
 # Share of the executions; readers that take long have few.
@@ -31,7 +31,28 @@ SHARES = {
     "shard": 4,
     "table": 4,
     "window": 2,
+    "web routes": 6,
+    "analysis engine": 6,
+    "terminal line": 4,
 }
+
+# Those that read no file of a finished generation: their inputs need no preparing.
+LIGHT = (
+    "analysis line",
+    "play request",
+    "state record",
+    "trace",
+    "settings json",
+    "settings toml",
+    "settings yaml",
+    "settings dictionary",
+    "sealed file",
+    "manifest",
+    "training state",
+    "web routes",
+    "analysis engine",
+    "terminal line",
+)
 
 
 def prepare(folder: Path) -> None:
@@ -433,4 +454,7 @@ _TARGETS: dict[str, Callable[[Path], Target]] = {
     "shard": _shard,
     "table": _table,
     "window": _window,
+    "web routes": fuzz_rooms.web_routes,
+    "analysis engine": fuzz_rooms.analysis_engine,
+    "terminal line": fuzz_rooms.terminal_line,
 }

@@ -34,7 +34,9 @@ from pathlib import Path
 from typing import Any
 
 CORPUS = Path(__file__).parent / "corpus"
-LARGEST_KEPT = 4096  # bytes of an input that goes into the corpus
+LARGEST_KEPT = 2048  # bytes of an input that goes into the corpus
+LARGEST_CORPUS = 200_000  # bytes of all of it
+KEPT_OF_TARGET = 12_000  # bytes of a target's new inputs; small ones go first
 MEMORY = 1 << 30  # bytes that a reader may take beyond what was there before
 SECONDS = 20  # that an execution may take
 START = 120  # that a worker may take to begin
@@ -181,7 +183,9 @@ def _places(value: Any, depth: int = 0) -> Iterator[tuple[Any, Any]]:
 
 
 def place_of(error: BaseException) -> str:
-    """Where in our code an error was raised: its type, file and line."""
+    """Where in our code an error was raised: its type, file and line; or what it says itself."""
+    if hasattr(error, "place"):
+        return str(error.place)
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "ringrift_pipeline" in frame.filename]
     frame = (ours or frames)[-1]
@@ -312,9 +316,11 @@ def keep(name: str, outcome: Outcome) -> None:
     """Write the inputs that were refused at new places into the corpus."""
     folder = CORPUS / name.replace(" ", "_")
     folder.mkdir(parents=True, exist_ok=True)
-    for data in outcome.kept.values():
-        if len(data) <= LARGEST_KEPT:
+    left = KEPT_OF_TARGET - sum(path.stat().st_size for path in folder.iterdir())
+    for data in sorted(outcome.kept.values(), key=len):
+        if len(data) <= min(LARGEST_KEPT, left):
             (folder / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+            left -= len(data)
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .fuzz_targets import SHARES, prepare, target
-from .fuzzing import Outcome, corpus, fuzz, processes
+from .fuzz_targets import LIGHT, SHARES, prepare, target
+from .fuzzing import CORPUS, LARGEST_CORPUS, LARGEST_KEPT, Outcome, corpus, fuzz, processes
 
 EXECUTIONS = 20_000  # over all targets; `python -m faults.fuzzing` does a million
 
@@ -30,9 +30,29 @@ def test_a_reader_refuses_in_its_own_words(name: str, inputs: Path) -> None:
     assert outcome.places, "nothing was refused"
 
 
-@pytest.mark.parametrize("name", SHARES)
-def test_the_corpus_is_refused_or_accepted(name: str, inputs: Path) -> None:
-    made = target(name, inputs)
-    for data in corpus(name):
-        with contextlib.suppress(made.errors):
+def replay(name: str, folder: Path) -> int:
+    """Run what was kept of a target; how many there are."""
+    made = target(name, folder)
+    inputs = [*made.seeds, *corpus(name)]
+    for data in inputs:
+        with contextlib.suppress(*made.errors):
             made.run(data)
+    return len(inputs)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_corpus_is_refused_or_accepted(name: str, tmp_path: Path) -> None:
+    assert replay(name, tmp_path) > 0
+
+
+@pytest.mark.parametrize("name", sorted(set(SHARES) - set(LIGHT)))
+def test_the_corpus_of_files_is_refused_or_accepted(name: str, inputs: Path) -> None:
+    assert replay(name, inputs) > 0
+
+
+def test_the_corpus_is_small_and_of_targets_that_there_are() -> None:
+    folders = {path.name.replace("_", " ") for path in CORPUS.iterdir()}
+    assert folders and folders <= set(SHARES)
+    files = [path for path in CORPUS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < LARGEST_CORPUS
+    assert all(path.stat().st_size <= LARGEST_KEPT for path in files)

@@ -14,9 +14,11 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import judgements, names
 from ringrift_pipeline.orchestration.checks import blocking_checks
+from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.settings import run_config, settings_resource
 from ringrift_pipeline.store import Store
 
+from .hooks import Hook
 from .landing import Land, fake_evaluation, landing
 
 warnings.filterwarnings("ignore", category=UserWarning, module="dagster")
@@ -170,3 +172,15 @@ def copied(played: Played, data: Path) -> Store:
     """The real generation's store, copied, to be broken."""
     shutil.copytree(played.data, data)
     return Store(data)
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    made = Hook()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Outbox:
+    return Outbox(Store(tmp_path / "data"))

@@ -19,8 +19,8 @@ from ringrift_pipeline.orchestration.notify import URL_VARIABLE, Alert, NotifyEr
 from ringrift_pipeline.orchestration.stalled_sensor import find_stall
 from ringrift_pipeline.store import Store
 
+from .hooks import Hook
 from .landing import PLAN, Land
-from .test_notify import Hook
 from .test_sensor_daemon import daemon, sensor_tick
 
 CONFIG = "square8_2p"

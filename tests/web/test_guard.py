@@ -38,13 +38,34 @@ def test_every_answer_tells_the_browser_to_be_strict(client: Client, path: str) 
     assert policy["script-src"] == policy["style-src"] == "'self'"
     assert set(policy.values()) == {"'self'"}
     assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
     assert headers["referrer-policy"] == "no-referrer"  # the token is in the first address
     assert not [name for name in headers if name.startswith("access-control")]
 
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "evil.example:80", "10.0.0.1", "localhost.evil.example", "", "[", "[::2]"],
+    [
+        "evil.example",
+        "evil.example:80",
+        "10.0.0.1",
+        "localhost.evil.example",
+        "",
+        "[",
+        "[::2]",
+        "evil.example@localhost",
+        "localhost/evil.example",
+        "localhost?evil.example",
+        "localhost#evil.example",
+        "localhost:evil",
+        "local\thost",
+        "localhost,evil.example",
+        "127.1",
+        "0",
+        "[::1].evil.example",
+        "::1",
+        "x" * 300,
+    ],
 )
 def test_a_foreign_host_is_refused(client: Client, host: str) -> None:
     for path in ("/", "/api/games", "/static/page.js"):
@@ -59,6 +80,92 @@ def test_names_of_this_machine_are_accepted_at_any_port(client: Client, host: st
     assert client.get("/api/setup", Host=host).status == 200
 
 
+def exchange(port: int, request: bytes) -> tuple[int, dict[str, str]]:
+    """Status and headers of what a server says to bytes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(request)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    head, _, _ = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    pairs = (line.split(": ", 1) for line in lines)
+    return int(first.split()[1]), {name.lower(): value for name, value in pairs}
+
+
+WRONG_HOSTS = {
+    "none": b"",
+    "two": b"Host: 127.0.0.1\r\nHost: 127.0.0.1\r\n",
+    "ours, then another's": b"Host: 127.0.0.1\r\nHost: evil.example\r\n",
+    "another's, then ours": b"host: evil.example\r\nHost: 127.0.0.1\r\n",
+    "folded": b"Host: 127.0.0.1\r\n evil.example\r\n",
+    "with a blank before the colon": b"Host : 127.0.0.1\r\n",
+    "with a null": b"Host: 127.0.0.1\0evil.example\r\n",
+    "beyond ASCII": b"Host: \xe2\x84\xaaocalhost\r\n",
+    "forwarded": b"Host: evil.example\r\nX-Forwarded-Host: 127.0.0.1\r\n",
+}
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("path", ["/", "/static/page.js", "/api/setup", "/nothing"])
+@pytest.mark.parametrize("name", WRONG_HOSTS)
+def test_a_host_that_is_not_one_name_is_refused(
+    client: Client, name: str, path: str, version: str
+) -> None:
+    line = f"GET {path} HTTP/{version}\r\n".encode()
+    end = b"Connection: close\r\n\r\n"
+    status, headers = exchange(client.access.port, line + WRONG_HOSTS[name] + end)
+    assert status in (400, 421)
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET http://127.0.0.1/api/setup HTTP/1.1",
+        b"GET //evil.example/api/setup HTTP/1.1",
+        b"CONNECT 127.0.0.1:80 HTTP/1.1",
+        b"GET /static/%2e%2e/server.py HTTP/1.1",
+        b"GET /static/..%2fserver.py HTTP/1.1",
+        b"GET /static/../server.py HTTP/1.1",
+        b"GET /static/%00page.js HTTP/1.1",
+        b"GET /static//etc/passwd HTTP/1.1",
+        b"GET /static/page.js%20 HTTP/1.1",
+        b"GET  / HTTP/1.1",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_odd_requests_get_nothing(client: Client, request_line: bytes) -> None:
+    end = b"\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+    status, headers = exchange(client.access.port, request_line + end)
+    assert status in (400, 421)
+    status, headers = exchange(
+        client.access.port, request_line + end.replace(b"evil.example", b"127.0.0.1")
+    )
+    assert 400 <= status < 500
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_headers_are_bounded(client: Client) -> None:
+    line = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    many = b"".join(b"X-%d: y\r\n" % number for number in range(20_000))
+    for more in (b"X: " + b"y" * 200_000 + b"\r\n", many):
+        try:
+            status, _ = exchange(client.access.port, line + more + b"Connection: close\r\n\r\n")
+        except ConnectionError:  # hung up while we were still talking
+            continue
+        assert status == 400
+    assert client.get("/").status == 200
+
+
+def test_a_websocket_is_no_way_round(client: Client) -> None:
+    asked = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    asked["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+    refused(client.get("/api/setup", Host="evil.example", **asked), 421, "Host")
+    assert client.get("/nothing", **asked).status == 404
+
+
 def test_a_post_must_be_json_from_this_page(client: Client) -> None:
     own = f"http://127.0.0.1:{client.access.port}"
     for headers in ({}, {"Origin": own}, {"Origin": own, "Sec-Fetch-Site": "same-origin"}):
@@ -70,6 +177,10 @@ def test_a_post_must_be_json_from_this_page(client: Client) -> None:
         {"Origin": "http://127.0.0.1:1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": f"{own}.evil.example"},
+        {"Origin": own, "Sec-Fetch-Site": "cross-site"},
+        {"Origin": ""},
     ):
         refused(client.post("/api/position", GAME, **headers), 403, "Origin")
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp", ""):

@@ -1,0 +1,37 @@
+"""Reading files whole whose sizes somebody else may have chosen: a file of a terabyte costs nothing
+to make, and reading it would take all memory there is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from ringrift_pipeline.store.errors import StoreError
+
+MOST = 64 << 20
+"""Bytes of a JSON or text file of ours that are read; a million games' names have half of that."""
+
+
+class TooLargeError(StoreError, ValueError):
+    """A file that is larger than what it stands for can be, or no plain file."""
+
+
+def read_bounded(path: str | os.PathLike[str], most: int = MOST) -> bytes:
+    """The content of a plain file of at most ``most`` bytes.
+
+    Raises TooLargeError, before anything is read, and OSError. A pipe is not waited for.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise TooLargeError(f"{Path(path)} is no plain file")
+        if about.st_size > most:
+            raise TooLargeError(f"{Path(path)} has {about.st_size} bytes, at most {most} can be")
+        data = file.read(about.st_size)  # room for as much as is asked for is made at once
+        while len(data) <= most and (more := file.read(1 << 16)):  # it grows while it is read
+            data += more
+    if len(data) > most:
+        raise TooLargeError(f"{Path(path)} has more than {most} bytes")
+    return data

@@ -1,0 +1,431 @@
+"""Sizes that would take all memory are refused before it is asked for: of files, of what they claim to
+hold, of settings, of what comes in through pipes. Each reader runs with 1 GiB to spare.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from ringrift_pipeline.enhancements import ConfigError, TrainingConfig
+from ringrift_pipeline.game import get_rules
+from ringrift_pipeline.search import SearchError
+from ringrift_pipeline.search.pool import SearchPool
+from ringrift_pipeline.selfplay import plan_generation, play_shards
+from ringrift_pipeline.selfplay.arrow_sizes import batch_sizes
+from ringrift_pipeline.selfplay.shards import largest_batch, read_shard
+from ringrift_pipeline.store import Store
+from ringrift_pipeline.training.state import save_state
+
+from .limited import CONFIG, ROOM, TESTS, Limited, Said
+
+TERABYTE = 1 << 40
+OURS = {
+    "StoreError", "ModelError", "ShardError", "WindowError", "TableError", "StateError", "PlanError",
+    "ConfigError", "RecordError", "QueryError", "PlayerSpecError", "ValueError",
+}  # fmt: skip
+SETTINGS = {
+    "seed": 7,
+    "selfplay.games": 2,
+    "selfplay.games_per_shard": 2,
+    "selfplay.parallel_games": 2,
+    "selfplay.workers": 1,
+}
+
+
+Refused = Callable[[list[tuple[str, Path]]], list[Said]]
+
+
+@pytest.fixture(scope="module")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Limited]:
+    made = Limited(tmp_path_factory.mktemp("limited") / "log")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def refused(limited: Limited) -> Refused:
+    """``refused(cases)``: by errors of ours, with hardly any memory, before memory ran out."""
+
+    def check(cases: list[tuple[str, Path]]) -> list[Said]:
+        found = limited.read(cases)
+        for what, said in zip(cases, found, strict=True):
+            assert said.kinds, f"{what}: was accepted"
+            assert "MemoryError" not in said.kinds, f"{what}: {said}"
+            assert OURS & set(said.kinds), f"{what}: {said}"
+            assert said.grown < ROOM // 4, f"{what}: {said}"
+        return found
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a shard of two games, a model, its champion, switches, a training state."""
+    from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, save_model
+
+    store = Store(tmp_path_factory.mktemp("sizes") / "data")
+    settings = TrainingConfig().with_overrides(SETTINGS)
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    play_shards(store, plan_generation(store, CONFIG, 0, settings, now), workers=1)
+    with store.create(CONFIG, 0, "ema_model") as draft:
+        save_model(draft.path, RingRiftNetwork(NetworkConfig(1, 8, 8)), {})
+    store.promote(CONFIG, 0, draft.artefact, {})
+    store.set_switches(CONFIG, loop=False)
+    with store.create(CONFIG, 0, "training_state") as draft:
+        save_state(draft.path, {"array": np.arange(6), "rate": 0.5})
+    return store.root
+
+
+def readers_of(path: Path) -> list[str]:
+    """Who reads a file, by its name."""
+    if path.name in ("manifest.json", "current.json"):
+        return ["current", "unhashed", *(["open"] if path.name == "manifest.json" else [])]
+    known = {
+        "plan.json": ["plan"],
+        "champion.json": ["champion"],
+        "champions.jsonl": ["champions", "jsonl"],
+        "switches.json": ["switches"],
+        "shard.arrow": ["current", "open", "shard", "shard's batches", "shard's metadata"],
+        "model.json": ["current", "open", "model", "model's metadata", "player"],
+        "model.safetensors": ["current", "open", "model", "player"],
+        "state.json": ["current", "open", "state"],
+        "state.safetensors": ["current", "open", "state"],
+        "window.json": ["window"],
+        "games.txt": ["window"],
+    }
+    by_suffix = {".npy": ["window"], ".parquet": ["table"]}
+    return known.get(path.name) or by_suffix.get(path.suffix, [])
+
+
+def copies(whole: Path, folder: Path, path: Path, number: int, manifest: bool = True) -> Path:
+    """A file's place in a copy of the data root, with no manifest beside it if it shall have none."""
+    root = folder / str(number) / "data"
+    shutil.copytree(whole, root)
+    place = root / path.relative_to(whole)
+    if not manifest:
+        (place.parent / "manifest.json").unlink()
+    return place
+
+
+def terabytes(whole: Path, folder: Path) -> list[tuple[str, Path]]:
+    """Cases: every file of a data root as large as a terabyte, with a manifest and without."""
+    cases = []
+    for path in sorted(whole.rglob("*")):
+        for reader in readers_of(path) if path.is_file() else []:
+            beside = (path.parent / "manifest.json").exists() and path.name != "manifest.json"
+            hashed = reader in ("current", "open", "unhashed", "plan")
+            for manifest in (True, False) if beside and not hashed else (True,):
+                place = copies(whole, folder, path, len(cases), manifest)
+                os.truncate(place, TERABYTE)
+                cases.append((reader, place))
+    return cases
+
+
+def test_a_file_of_a_terabyte(refused: Refused, whole: Path, tmp_path: Path) -> None:
+    cases = terabytes(whole, tmp_path)
+    assert len(cases) > 30
+    refused(cases)
+
+
+@pytest.mark.faults
+def test_every_file_of_a_finished_generation(
+    refused: Refused, roots: dict[str, Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(roots["end"], data)
+    cases = terabytes(data, tmp_path / "cases")
+    assert len(cases) > 100
+    refused(cases)
+
+
+# --- what a file claims to hold -------------------------------------------------------------------
+
+
+def shard_of(whole: Path) -> Path:
+    return Store(whole).require(CONFIG, 0, "selfplay-shard-0000").path / "shard.arrow"
+
+
+def test_a_shards_size_is_known_before_it_is_read(whole: Path) -> None:
+    path = shard_of(whole)
+    sizes = list(batch_sizes(memoryview(path.read_bytes())))
+    table = read_shard(path)
+    assert [size.rows for size in sizes] == [len(batch) for batch in table.to_batches()]
+    for size, batch in zip(sizes, table.to_batches(), strict=True):
+        assert 0.95 * batch.nbytes <= size.bytes <= 1.2 * batch.nbytes + 4096
+        assert size.bytes < largest_batch(CONFIG)
+
+
+def claims(data: bytes) -> list[int]:
+    """Where packed buffers say how long they are: a little number before a frame of zstd."""
+    found, at = [], data.find(b"\x28\xb5\x2f\xfd")
+    while at >= 0:
+        found.append(at - 8)
+        at = data.find(b"\x28\xb5\x2f\xfd", at + 1)
+    return found
+
+
+def test_buffers_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path: Path) -> None:
+    data = shard_of(whole).read_bytes()
+    places = claims(data)
+    assert len(places) > 10
+    cases = []
+    for claimed in (TERABYTE, 1 << 62, 5 << 30, -5):
+        for place in places:
+            path = tmp_path / str(len(cases)) / "shard.arrow"
+            path.parent.mkdir()
+            path.write_bytes(data[:place] + struct.pack("<q", claimed) + data[place + 8 :])
+            cases += [("shard", path), ("shard's batches", path)]
+    refused(cases)
+
+
+def written(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def tensors(header: dict[str, Any], length: int | None = None) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + bytes(64)
+
+
+def tensor(shape: list[int], end: int) -> dict[str, Any]:
+    return {"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
+
+
+TENSORS = {
+    "a header of exabytes": tensors({}, 1 << 62),
+    "a header beyond the file": tensors({}, 1 << 20),
+    "a tensor beyond the file": tensors(tensor([1 << 38], TERABYTE)),
+    "a shape that is not its data's": tensors(tensor([1 << 38], 64)),
+    "a shape that overflows": tensors(tensor([1 << 32, 1 << 32], 64)),
+    "no data in a large shape": tensors(tensor([1 << 40, 0], 64)),
+}
+
+
+def hashed(whole: Path, folder: Path, weights: bytes, **network: int) -> Path:
+    """A model's folder whose sidecar has the right hash of the weights, and another network."""
+    shutil.copytree(Store(whole).require(CONFIG, 0, "ema_model").path, folder)
+    (folder / "manifest.json").unlink()
+    about = json.loads((folder / "model.json").read_bytes())
+    about["network"].update(network)
+    about["weights"]["sha256"] = hashlib.sha256(weights).hexdigest()
+    (folder / "model.json").write_text(json.dumps(about))
+    return written(folder / "model.safetensors", weights)
+
+
+def test_tensors_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path: Path) -> None:
+    cases = []
+    state = Store(whole).require(CONFIG, 0, "training_state").path / "state.json"
+    for name, data in TENSORS.items():
+        cases.append(("model", hashed(whole, tmp_path / "models" / name, data)))
+        place = written(tmp_path / "states" / name / "state.safetensors", data)
+        shutil.copy(state, place.parent)
+        cases.append(("state", place))
+    good = (Store(whole).require(CONFIG, 0, "ema_model").path / "model.safetensors").read_bytes()
+    large = {"blocks": 64, "channels": 1024, "value_channels": 1024}
+    cases.append(("model", hashed(whole, tmp_path / "large", good, **large)))
+    refused(cases)
+
+
+def test_a_state_that_names_one_array_often(refused: Refused, tmp_path: Path) -> None:
+    """Two small files would come to 100 GB."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    save_state(folder, {"array": np.zeros(10_000_000)})
+    content = json.loads((folder / "state.json").read_text())
+    [[key, array]] = content["state"]["items"]
+    content["state"]["items"] = [[f"{key}{number}", array] for number in range(1250)]
+    (folder / "state.json").write_text(json.dumps(content))
+    refused([("state", folder / "state.json")])
+
+
+def test_arrays_of_a_window_that_claim_to_be_large(refused: Refused, tmp_path: Path) -> None:
+    cases = []
+    for number, shape in enumerate(
+        ["(1099511627776,)", "(4294967296, 4294967296)", "(9223372036854775807,)", "(-1,)"]
+        + ["(1" + "0" * 5000 + ",)", "(" * 5000]
+    ):
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
+        header = header.ljust(8192)[:8191] + b"\n"
+        data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+        folder = tmp_path / str(number)
+        written(
+            folder / "window.json",
+            json.dumps({"format": 2, "columns": ["planes"], "config": CONFIG}),
+        )
+        written(folder / "games.txt", "")
+        cases.append(("window", written(folder / "planes.npy", data)))
+    refused(cases)
+
+
+def test_tables_that_unpack_to_much(refused: Refused, tmp_path: Path) -> None:
+    rows = tmp_path / "rows" / "hard_examples.parquet"
+    rows.parent.mkdir()
+    parquet.write_table(
+        pa.table({"row": pa.nulls(25_000_000, pa.int8())}), rows, compression="zstd"
+    )
+    texts = tmp_path / "texts" / "hard_examples.parquet"
+    texts.parent.mkdir()
+    once = pa.DictionaryArray.from_arrays(
+        pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * 100_000])
+    )
+    parquet.write_table(pa.table({"game_id": once}), texts, compression="zstd")
+    assert rows.stat().st_size < 100_000 and texts.stat().st_size < 200_000
+    cases = [("table", rows), ("table", texts)]
+    for said in refused(cases):
+        assert "values" in said.message or "rows" in said.message or "texts" in said.message
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+SEALED = ("manifest.json", "current.json", "plan.json", "champion.json", "switches.json")
+
+
+def texts(size: int) -> dict[str, bytes]:
+    """Texts of about so many bytes that unfold to more, or take a reader beyond its depth."""
+    names = [b"n%d" % number for number in range(40)]
+    lists = zip(names, names[1:], strict=False)
+    return {
+        "nesting": b"[" * size,
+        "objects": b'{"a":' * (size // 5),
+        "a number": b"1" * size,
+        "a float": b"1e" + b"9" * size,
+        "a name": b'{"' + b"x" * size + b'": 1}',
+        "a table of tables": b"[" + b"a." * (size // 2) + b"a]\n",
+        "names for lists": b"n0: &n0 [x]\n"
+        + b"".join(
+            b"%s: &%s [%s]\n" % (name, name, b", ".join([b"*" + before] * 9))
+            for before, name in lists
+        ),
+    }
+
+
+def test_text_that_would_unfold(refused: Refused, whole: Path, tmp_path: Path) -> None:
+    cases = []
+    for size in (5_000, 5_000_000):
+        for data in texts(size).values():
+            here = tmp_path / str(len(cases))
+            for suffix in ("json", "toml", "yaml"):
+                cases.append(("settings", written(here / f"settings.{suffix}", data)))
+            for reader, name in (
+                ("trace", "trace.jsonl"),
+                ("query", "query"),
+                ("alert", "alert.json"),
+                ("state", "state/state.json"),
+                ("window", "window/window.json"),
+                ("model", "model/model.json"),
+            ):
+                cases.append((reader, written(here / name, data + b"\n")))
+    data = texts(5_000_000)["nesting"]
+    for path in sorted(whole.rglob("*.json*")):
+        for reader in readers_of(path) if path.name in SEALED else []:
+            cases.append((reader, written(copies(whole, tmp_path, path, len(cases)), data)))
+    refused(cases)
+
+
+def test_files_that_never_end(refused: Refused, tmp_path: Path) -> None:
+    cases = []
+    for suffix in ("json", "toml", "yaml"):
+        place = written(tmp_path / f"large.{suffix}", "")
+        os.truncate(place, TERABYTE)
+        cases.append(("settings", place))
+    line = written(tmp_path / "trace.jsonl", "")
+    os.truncate(line, TERABYTE)
+    packed = tmp_path / "trace.jsonl.gz"
+    piece = gzip.compress(bytes(64 << 20))
+    written(packed, piece * 64)  # 4 GiB of one line in 4 MB
+    cases += [("trace", line), ("trace", packed)]
+    alert = written(tmp_path / "alert.json", "")
+    os.truncate(alert, TERABYTE)
+    cases.append(("alert", alert))
+    progress = written(tmp_path / "data" / "dagster" / "progress" / "run" / "step.json", "")
+    os.truncate(progress, TERABYTE)
+    cases.append(("progress", progress))
+    refused(cases)
+
+
+# --- settings and pipes ---------------------------------------------------------------------------
+
+
+def test_every_whole_number_of_the_settings_has_bounds() -> None:
+    for field in TrainingConfig.fields():
+        if field.type is int:
+            assert {"le", "lt"} & set(field.bounds), field.name
+            for value in (10**12, 2**63, 10**400):
+                if value >= field.bounds.get("le", field.bounds.get("lt")):
+                    with pytest.raises(ConfigError, match=field.name):
+                        TrainingConfig().with_overrides({field.name: value + 1})
+
+
+def test_settings_that_only_together_are_too_much() -> None:
+    with pytest.raises(ConfigError, match="more than 100000 shards"):
+        TrainingConfig().with_overrides(
+            {"selfplay.games": 10_000_000, "selfplay.games_per_shard": 1}
+        )
+    with pytest.raises(SearchError, match=r"GB, this machine has .*selfplay\.parallel_games"):
+        SearchPool(get_rules("hexagonal_4p"), None, slots=65_536, simulations=1_000_000)  # type: ignore[arg-type]
+
+
+FEED = """
+import sys
+piece = b"x" * (1 << 20)
+for _ in range(2048):
+    sys.stdout.buffer.write(piece)
+sys.stdout.buffer.write(b"\\n" + sys.argv[1].encode() + b"\\n")
+"""
+LIMITED = """
+import resource, runpy, sys
+import numba, torch  # their own room does not count
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
+sys.argv = ["ringrift", *sys.argv[1:]]
+runpy.run_module("ringrift_pipeline", run_name="__main__")
+"""
+
+
+def fed(last: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """What a verb says to a line of 2 GiB, and another."""
+    feed = subprocess.Popen([sys.executable, "-c", FEED, last], stdout=subprocess.PIPE)
+    assert feed.stdout is not None
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *words],
+        stdin=feed.stdout,
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parent,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+    )
+    feed.stdout.close()
+    feed.wait()
+    return done
+
+
+def test_a_line_of_gigabytes_is_no_query(tmp_path: Path) -> None:
+    query = json.dumps({"id": "after", "action": "query_version"})
+    done = fed(query, "analyze", "--player", "random", "--data", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert "more than" in first["error"] and second["id"] == "after"
+
+
+def test_a_line_of_gigabytes_is_no_move(tmp_path: Path) -> None:
+    done = fed("q", "play", "--terminal", "--data", str(tmp_path))
+    assert done.returncode == 130, done.stderr
+    assert "no move has so long a text" in done.stdout
