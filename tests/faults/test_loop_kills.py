@@ -34,6 +34,7 @@ CONFIG, LAST, GAMES = "square8_2p", 1, 8
 KILLS = 300
 MEAN = 12.0  # seconds between two kills, on average
 PATIENCE = 900.0  # seconds that a loop nobody disturbs may take
+ORPHANS = 120.0  # seconds within which what a killed command has left must have ended
 STARTS = 12  # without a kill between them, after which a loop has failed
 SETTINGS = {
     "seed": 5,
@@ -152,6 +153,10 @@ class Trial:
             except BaseException:
                 end_all(self.data, loop)
                 raise
+        deadline = time.monotonic() + ORPHANS
+        while alive := processes(self.data):  # of a command that was killed
+            assert time.monotonic() < deadline, f"left running: {alive}"
+            time.sleep(1.0)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]

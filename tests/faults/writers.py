@@ -62,7 +62,7 @@ def everything(root: Path) -> Any:
         found[f"{config} champion"] = champion and store.open(champion.path).digest
         found[f"{config} history"] = [one.digest for one in store.champions(config)]
         switches = store.switches(config)
-        found[f"{config} switches"] = switches.paused
+        found[f"{config} switches"] = list(switches.paused)
         for generation in store.generations(config):
             found[f"{config} {generation} plan"] = str(store.read_plan(config, generation))
             for folder in sorted((root / config / "generations" / f"{generation:04d}").iterdir()):
@@ -221,7 +221,7 @@ def _decision(root: Path) -> None:
 def _alert() -> Any:
     from ringrift_pipeline.orchestration.notify import Alert
 
-    return Alert("run_failed", "a run", "It failed", "Look at it", "2026-01-02T03:04:05+00:00")
+    return Alert("run_failed", "a run", "It failed", "Look at it", time="2026-01-02T03:04:05")
 
 
 def _put(root: Path) -> None:
