@@ -240,7 +240,10 @@ def widened(tensor: Tensor) -> Tensor:
 def write_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Safetensors to a temporary name, fsync, rename; ``metadata`` goes into the header."""
+    """Safetensors to a temporary name, fsync, rename, fsync of the folder.
+
+    ``metadata`` goes into the header.
+    """
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -256,6 +259,11 @@ def write_checkpoint(
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -26,7 +26,13 @@ from ringrift_pipeline.network.onnx_export import (
     export_onnx,
 )
 from ringrift_pipeline.store import write_bytes_atomic, write_json_atomic
-from ringrift_pipeline.store.atomic import temporary_folder
+from ringrift_pipeline.store.atomic import (
+    TEMPORARY,
+    ensure_folder,
+    fsync_path,
+    remove_abandoned,
+    temporary_folder,
+)
 from ringrift_pipeline.store.manifest import hash_file, walk_files
 
 if TYPE_CHECKING:
@@ -52,8 +58,8 @@ def export_model(
 ) -> Path:
     """Write ``network`` for the games of ``rules`` into the new folder ``folder``.
 
-    The folder appears whole or not at all. It holds ``model.onnx``; ``model.safetensors`` and
-    ``model.json``, which ``load_model`` reads; ``config.json``, with the meaning of every input
+    The folder appears whole or not at all, also when the power goes. It holds ``model.onnx``;
+    ``model.safetensors`` and ``model.json``, which ``load_model`` reads; ``config.json``, with the meaning of every input
     and the ``facts`` (JSON types, as `model_card` takes them) as they are; ``position.npz``, an encoded position with the
     policy and value that the network gives it; a model card ``README.md``; and ``SHA256SUMS``
     for ``sha256sum --check``.
@@ -65,7 +71,9 @@ def export_model(
     folder = Path(folder).absolute()
     if folder.exists():
         raise ExportError(f"{folder} exists: name a folder that does not")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    ensure_folder(folder.parent)
+    for abandoned in folder.parent.glob(f"{TEMPORARY}*"):  # by an export that was killed
+        remove_abandoned(abandoned)
     facts = dict(facts or {})
     made, lock = temporary_folder(folder.parent)
     try:
@@ -77,10 +85,13 @@ def export_model(
         write_bytes_atomic(made / CARD_FILE, card.encode())
         sums = [f"{hash_file(path)['sha256']}  {name}\n" for name, path in walk_files(made)]
         write_bytes_atomic(made / SUMS_FILE, "".join(sums).encode())
+        for path in (*made.iterdir(), made):
+            fsync_path(path)
         try:
             os.rename(made, folder)  # refuses a folder that has come to hold something
         except OSError as error:
             raise ExportError(f"{folder} cannot be written: {error}") from error
+        fsync_path(folder.parent)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)
         raise

@@ -24,6 +24,7 @@ from ringrift_pipeline.orchestration.places import (
 )
 from ringrift_pipeline.selfplay.workers import cores
 from ringrift_pipeline.store import Store, write_bytes_atomic
+from ringrift_pipeline.store.atomic import TEMPORARY, ensure_folder, remove_abandoned
 
 LOCK = "dagster-instance"
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
@@ -71,7 +72,7 @@ nux: {{enabled: false}}
 def prepare_home(data: Path) -> Path:
     """Make ``<data>/dagster`` with its ``dagster.yaml`` (an existing file is left as it is)."""
     home = home_folder(data)
-    home.mkdir(parents=True, exist_ok=True)
+    ensure_folder(home)
     path = home / "dagster.yaml"
     if not path.exists():
         write_bytes_atomic(path, instance_file().encode("utf-8"))
@@ -105,12 +106,20 @@ def own_instance(data: Path) -> Iterator[DagsterInstance]:
     store = Store(data)
     with store.lock(None, LOCK), open_instance(data) as instance:
         store.sweep()
+        sweep_home(data)
         sweep_lost_runs(instance)
         forget_the_future(instance)
         shutil.rmtree(progress_folder(data), ignore_errors=True)
         _limit_pools(instance)
         reconcile(instance, store)
         yield instance
+
+
+def sweep_home(data: Path) -> None:
+    """Remove what dead writers of alerts and of handed-on values have left half written."""
+    for folder in ("alerts", "values"):
+        for path in (home_folder(data) / folder).rglob(f"{TEMPORARY}*"):
+            remove_abandoned(path)
 
 
 def sweep_lost_runs(instance: DagsterInstance) -> list[str]:

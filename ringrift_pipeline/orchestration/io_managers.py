@@ -14,7 +14,14 @@ from pydantic import Field
 
 from ringrift_pipeline.orchestration.names import generation_of
 from ringrift_pipeline.orchestration.places import data_folder, home_folder, one_part
-from ringrift_pipeline.store import MissingArtefactError, Store, read_bounded, write_json_atomic
+from ringrift_pipeline.store import (
+    CorruptArtefactError,
+    MissingArtefactError,
+    Store,
+    read_bounded,
+    write_bytes_atomic,
+)
+from ringrift_pipeline.store.manifest import ManifestMismatch, open_seal, sealed_bytes
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,8 +32,8 @@ LARGEST = 1_000_000  # bytes; what is bigger belongs into an artefact
 class JsonIOManager(ConfigurableIOManager):
     """Small JSON values between the ops of one run (a shard's number, an artefact's path).
 
-    One file an output under ``<data>/dagster/values/<run>/``, written atomically. A retried run
-    reads what the run before it had written.
+    One file an output under ``<data>/dagster/values/<run>/``, written atomically and
+    sealed with its own hash. A retried run reads what the run before it had written.
     """
 
     root: str = Field(default="", description="The data root, as for the store.")
@@ -50,23 +57,27 @@ class JsonIOManager(ConfigurableIOManager):
                 f"{context.step_key} hands on {size} bytes of JSON; write an artefact and hand on "
                 "its path"
             )
-        path = self._path(context)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(path, obj)
+        data = sealed_bytes({"value": obj}, f"what {context.step_key} hands on")
+        write_bytes_atomic(self._path(context), data)
 
     def load_input(self, context: InputContext) -> Any:
-        """The value as JSON reads back (tuples are lists)."""
+        """The value as JSON reads back (tuples are lists).
+
+        Raises MissingArtefactError, CorruptArtefactError.
+        """
         upstream = context.upstream_output
         if upstream is None:
             raise ValueError(f"input {context.name} has no upstream output to read")
         path = self._path(upstream)
         try:
-            return json.loads(read_bounded(path, 2 * LARGEST))
+            return open_seal(read_bounded(path, 2 * LARGEST))["value"]
         except FileNotFoundError:
             raise MissingArtefactError(
                 f"the value {path} that {upstream.step_key} should have left",
                 "run that step again",
             ) from None
+        except (ManifestMismatch, KeyError) as error:
+            raise CorruptArtefactError(path, str(error), "run that step again") from None
 
 
 class ParquetIOManager(ConfigurableIOManager):

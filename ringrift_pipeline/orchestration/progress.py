@@ -76,7 +76,6 @@ class ProgressFile:
         self._lock = threading.Lock()
 
     def __enter__(self) -> ProgressFile:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write(0, 0, "starting")
         return self
 
@@ -86,8 +85,8 @@ class ProgressFile:
 
     def remove(self) -> None:
         """The file goes, whoever holds the lock."""
-        self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
             self.path.parent.rmdir()  # the last step of the run takes the folder with it
 
     def __call__(self, done: int, total: int, message: str = "") -> None:

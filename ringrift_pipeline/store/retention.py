@@ -347,13 +347,13 @@ class _Needs:
 def _remove(item: Stored) -> bool:
     if item.generation is not None:
         return remove_landed(item.path)
+    item.path.with_name(item.path.name + ".reason.json").unlink(missing_ok=True)
     doomed = temporary_name(item.path.parent)
     try:
         os.rename(item.path, doomed)
     except FileNotFoundError:
         return False
     fsync_path(doomed.parent)
-    item.path.with_name(item.path.name + ".reason.json").unlink(missing_ok=True)
     if doomed.is_dir() and not doomed.is_symlink():
         remove_tree(doomed)
     else:

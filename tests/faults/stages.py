@@ -1,10 +1,13 @@
-"""The writers of a generation, one after the other, as the loop calls them, on tiny games."""
+"""The writers of a generation, one after the other, as the loop calls them, on tiny games; and those
+that work on a finished one.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,16 @@ import torch
 
 from ringrift_pipeline import evaluation, training
 from ringrift_pipeline.enhancements import TrainingConfig
+from ringrift_pipeline.evaluation.rating_list import play_anchors, rate_all
 from ringrift_pipeline.selfplay import Plan, collect, load_plan, plan_generation, play_shards
 from ringrift_pipeline.selfplay.warm_up import warm_up
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.training.run import TrainingRun
 
+from . import writers
+
 CONFIG = "square8_2p"
+TARGET = "square8_3p"  # begins with the model of the other
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TINY = {
     "seed": 7,
@@ -67,12 +74,18 @@ def _selfplay(store: Store, plan: Plan) -> None:
     collect(store, plan)
 
 
+def _rate(store: Store, plan: Plan) -> None:
+    play_anchors(store, plan)
+    rate_all(store, plan.config, plan.generation)
+
+
 def _promote(store: Store, plan: Plan) -> None:
     model = store.require(CONFIG, plan.generation, "ema_model")
     store.promote(CONFIG, plan.generation, model, {"why": "a test"})
 
 
-STAGES: dict[str, Callable[[Store, Plan], Any]] = {
+Work = Callable[[Store, Plan], Any]
+STAGES: dict[str, Work] = {
     "selfplay": _selfplay,
     "score_games": training.score_games,
     "mine_hard_examples": training.mine_hard_examples,
@@ -81,13 +94,112 @@ STAGES: dict[str, Callable[[Store, Plan], Any]] = {
     "build_ensemble": training.build_ensemble,
     "calibrate": training.calibrate,
     "evaluate": evaluation.evaluate,
+    "rate": _rate,
     "promote": _promote,
 }
 NAMES = ("plan", *STAGES)
 
 
+# -- what works on a finished generation ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Later:
+    """A stage beside the loop: what it does, after which other, and what must be done before."""
+
+    work: Work
+    after: str = "end"
+    before: Work = lambda store, plan: None
+
+
+def _anchors_are_gone(store: Store, plan: Plan) -> None:
+    store.remove(CONFIG, 0, "anchor_games")
+
+
+def _gauntlet(store: Store, plan: Plan) -> None:
+    from ringrift_pipeline.orchestration.gauntlet import Baseline, GauntletConfig, run_gauntlet
+    from ringrift_pipeline.orchestration.step import Step
+
+    step = Step(CONFIG, plan.generation, store, lambda *_: None, lambda: False)
+    wanted = {"config": CONFIG, "games": 2, "predecessors": 1, "baselines": [Baseline.random]}
+    if store.current(CONFIG, plan.generation, "gauntlet") is None:
+        run_gauntlet(step, GauntletConfig(**wanted))
+
+
+def _plan_finetuning(store: Store, plan: Plan) -> None:
+    changed = {"finetune.source": CONFIG, "finetune.ewc_samples": 60, "finetune.ewc_weight": 1.0}
+    settings = TrainingConfig().with_overrides({**TINY, **changed})
+    plan_generation(store, TARGET, 0, settings, NOW)
+
+
+def _measure_fisher(store: Store, plan: Plan) -> None:
+    training.measure_fisher(store, load_plan(store, TARGET, 0))
+
+
+def _ablate(store: Store, plan: Plan) -> None:
+    evaluation.ablate(store, plan, seeds=2, steps=1, workers=1)
+
+
+def _export(store: Store, plan: Plan) -> None:
+    from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.network import load_model
+    from ringrift_pipeline.network.export import export_model
+
+    folder = store.root / "exported" / "model"
+    if not folder.exists():
+        model = load_model(store.require(CONFIG, plan.generation, "ema_model").path)
+        export_model(folder, model, get_rules(CONFIG), {"generation": plan.generation})
+
+
+def _with_two_workers(work: Work) -> Work:
+    def by_two(store: Store, plan: Plan) -> Any:
+        shared = replace(plan)
+        # not part of the plan, which says the same for any number
+        shared.__dict__["settings"] = plan.settings.with_overrides({"selfplay.workers": 2})
+        return work(store, shared)
+
+    return by_two
+
+
+LATER: dict[str, Later] = {
+    "anchors": Later(play_anchors, before=_anchors_are_gone),
+    "gauntlet": Later(_gauntlet),
+    "fisher": Later(_measure_fisher, before=_plan_finetuning),
+    "ablate": Later(_ablate),
+    "export": Later(_export),
+    "selfplay by two": Later(_with_two_workers(_selfplay), "selfplay"),
+    "evaluate by two": Later(_with_two_workers(evaluation.evaluate), "evaluate"),
+}
+MULTI = ("selfplay by two", "evaluate by two")  # how many events there are is up to chance
+KINDS = {  # of artefacts, and the stage that makes each
+    "selfplay-shard-": "selfplay",
+    "selfplay_shards": "selfplay",
+    "quality_scores": "score_games",
+    "hard_examples": "mine_hard_examples",
+    "window": "train",
+    "training_state": "train",
+    "checkpoint": "train",
+    "ema_model": "average",
+    "ensemble": "build_ensemble",
+    "calibration_report": "calibrate",
+    "evaluation-part-": "evaluate",
+    "evaluation": "evaluate",
+    "anchor_games": "anchors",
+    "rating_list": "rate",
+    "gauntlet": "gauntlet",
+    "fisher": "fisher",
+    "ablation-run-": "ablate",
+    "ablation": "ablate",
+    "decision": "write: a decision",
+}
+
+
 def work(root: Path, stage: str, generation: int) -> None:
     """One stage of a generation; ``loop``: all stages of all generations up to it."""
+    if stage.startswith("write: "):
+        return writers.WRITERS[stage.removeprefix("write: ")].write(root)
+    if stage.startswith("prepare: "):
+        return writers.WRITERS[stage.removeprefix("prepare: ")].prepare(root)
     store = Store(root)
     if stage == "plan":
         plan(store, generation)
@@ -98,6 +210,10 @@ def work(root: Path, stage: str, generation: int) -> None:
     elif stage.startswith("train until step "):
         _die_at_step(int(stage.rpartition(" ")[2]))
         work(root, "train", generation)
+    elif stage.startswith("before "):
+        LATER[stage.removeprefix("before ")].before(store, load_plan(store, CONFIG, generation))
+    elif stage in LATER:
+        LATER[stage].work(store, load_plan(store, CONFIG, generation))
     else:
         STAGES[stage](store, load_plan(store, CONFIG, generation))
 
@@ -116,8 +232,13 @@ def _die_at_step(number: int) -> None:
 
 def prepare() -> None:
     """What forked processes then need not do again."""
+    import PIL.PngImagePlugin  # noqa: F401
+
+    from ringrift_pipeline.evaluation import rating_curve  # noqa: F401
+
     torch.set_num_threads(1)
     warm_up(CONFIG)
     for room in (training, evaluation):
         for name in room.__all__:
             getattr(room, name)  # they load what they need when they are first asked for
+    writers.load()

@@ -15,8 +15,10 @@ import pytest
 from ringrift_pipeline.store import Store
 
 from . import stages
-from .conftest import NOW
-from .test_kills import made
+from .conftest import NOW, Roots
+from .outcomes import FOLDER, made
+from .tally import Cases
+from .test_kills import undisturbed
 from .tracing import Zygote
 
 CONFIG = stages.CONFIG
@@ -28,6 +30,7 @@ WAYS = {
     "short": ("short", 0),
 }
 CLEAR = r"[\w.]+(Error|Exception): .+"
+ONE_PROCESS = [stage for stage in (*stages.NAMES, *stages.LATER) if stage not in stages.MULTI]
 
 
 def check(zygote: Zygote, copy_of: Copy, wanted: Any, stage: str, way: str, number: int) -> None:
@@ -51,52 +54,65 @@ def check(zygote: Zygote, copy_of: Copy, wanted: Any, stage: str, way: str, numb
     assert made(root) == wanted, what
 
 
-def events_of(zygote: Zygote, copy_of: Copy, stage: str) -> tuple[list[Any], Any]:
-    root = copy_of(stage)
-    run = zygote.traced(root, stage, NOW)
-    assert run.status == 0, run.errors
-    return run.events, made(root)
-
-
-@pytest.mark.parametrize("stage", stages.NAMES)
-def test_the_disk_is_full_at_a_few_events(stage: str, zygote: Zygote, copy_of: Copy) -> None:
-    events, wanted = events_of(zygote, copy_of, stage)
+@pytest.mark.bounded
+@pytest.mark.parametrize(("stage", "way"), (("mine_hard_examples", "full"), ("promote", "short")))
+def test_the_disk_is_full_at_an_event(stage: str, way: str, zygote: Zygote, copy_of: Copy) -> None:
+    events, wanted = undisturbed(zygote, copy_of, stage)
     writes = [event.number for event in events if event.length > 1]
-    check(zygote, copy_of, wanted, stage, "full", writes[len(writes) // 2])
-    check(zygote, copy_of, wanted, stage, "short", writes[len(writes) // 3])
+    check(zygote, copy_of, wanted, stage, way, writes[len(writes) // 2])
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("stage", stages.NAMES)
+@pytest.mark.parametrize("stage", ONE_PROCESS)
 def test_every_event_fails(stage: str, way: str, zygote: Zygote, copy_of: Copy) -> None:
-    events, wanted = events_of(zygote, copy_of, stage)
+    cases = Cases("n-th write fails", f"{stage}, {way}")
+    events, wanted = undisturbed(zygote, copy_of, stage)
     for event in events:
         if way != "short" or event.length > 1:
-            check(zygote, copy_of, wanted, stage, way, event.number)
+            number = event.number
+            cases.run(
+                f"event {number}",
+                lambda n=number: check(zygote, copy_of, wanted, stage, way, n),  # type: ignore[misc]
+            )
+    cases.settle()
 
 
-@pytest.mark.parametrize(
-    "every", (pytest.param(29, id="some"), pytest.param(1, id="all", marks=pytest.mark.faults))
-)
+def check_vanished(
+    zygote: Zygote, copy_of: Copy, before: Any, wanted: Any, stage: str, path: Path
+) -> None:
+    own = [kind for kind in wanted if wanted[kind] != before.get(kind)]
+    root = copy_of(stage)
+    (root / path).unlink()
+    status = zygote.run(root, stage, NOW)
+    errors = zygote.log.read_text()
+    if status == 0:
+        if stage != "plan":  # it plans with what is there
+            found = made(root)
+            assert [found[kind] for kind in own] == [wanted[kind] for kind in own], path
+    else:
+        last = errors.strip().splitlines()[-1]
+        assert re.match(r"ringrift_pipeline\.\w+.*Error: ", last), f"{path}: {errors}"
+
+
 @pytest.mark.parametrize("stage", stages.NAMES)
 def test_a_file_that_vanished_is_named_or_not_needed(
-    stage: str, every: int, zygote: Zygote, roots: dict[str, Path], copy_of: Copy
+    stage: str, zygote: Zygote, roots: Roots, copy_of: Copy
 ) -> None:
-    events, wanted = events_of(zygote, copy_of, stage)
+    cases = Cases("vanished files", stage)
+    _, wanted = undisturbed(zygote, copy_of, stage)
     before = made(roots[stage])
-    own = [kind for kind in wanted if wanted[kind] != before.get(kind)]
-    files = sorted(path.relative_to(roots[stage]) for path in roots[stage].rglob("*"))
-    files = [path for path in files if (roots[stage] / path).is_file()]
-    for path in files[stages.NAMES.index(stage) % every :: every]:
-        root = copy_of(stage)
-        (root / path).unlink()
-        status = zygote.run(root, stage, NOW)
-        errors = zygote.log.read_text()
-        if status == 0:
-            if stage != "plan":  # it plans with what is there
-                found = made(root)
-                assert [found[kind] for kind in own] == [wanted[kind] for kind in own], path
-        else:
-            last = errors.strip().splitlines()[-1]
-            assert re.match(r"ringrift_pipeline\.\w+.*Error: ", last), f"{path}: {errors}"
+    files = sorted(path for path in roots[stage].rglob("*") if path.is_file())
+    for number, path in enumerate(files):
+        name = path.relative_to(roots[stage])
+        cases.run(
+            f"{number} {FOLDER.sub(b'*', str(name).encode()).decode()}",
+            lambda n=name: check_vanished(zygote, copy_of, before, wanted, stage, n),  # type: ignore[misc]
+        )
+    cases.settle()
+
+
+@pytest.mark.bounded
+def test_a_plan_that_vanished_is_named(zygote: Zygote, roots: Roots, copy_of: Copy) -> None:
+    _, wanted = undisturbed(zygote, copy_of, "average")
+    path = Path(CONFIG, "generations", "0001", "plan.json")
+    check_vanished(zygote, copy_of, made(roots["average"]), wanted, "average", path)

@@ -40,6 +40,7 @@ def replay(name: str, folder: Path) -> int:
     return len(inputs)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize("name", LIGHT)
 def test_the_corpus_is_refused_or_accepted(name: str, tmp_path: Path) -> None:
     assert replay(name, tmp_path) > 0
@@ -50,6 +51,7 @@ def test_the_corpus_of_files_is_refused_or_accepted(name: str, inputs: Path) -> 
     assert replay(name, inputs) > 0
 
 
+@pytest.mark.bounded
 def test_the_corpus_is_small_and_of_targets_that_there_are() -> None:
     folders = {path.name.replace("_", " ") for path in CORPUS.iterdir()}
     assert folders and folders <= set(SHARES)

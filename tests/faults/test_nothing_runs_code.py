@@ -17,7 +17,7 @@ import ringrift_pipeline
 from ringrift_pipeline.store import Store
 
 from . import stages
-from .conftest import BEFORE, NOW
+from .conftest import BEFORE, NOW, Roots
 from .test_corruption import readers_of
 
 PACKAGE = Path(ringrift_pipeline.__file__).parent
@@ -96,6 +96,7 @@ def offences(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, f"{full} with a shell"
 
 
+@pytest.mark.bounded
 def test_no_module_unpickles_or_evaluates() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{line}: {what}"
@@ -105,6 +106,7 @@ def test_no_module_unpickles_or_evaluates() -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.bounded
 @pytest.mark.parametrize(
     "text",
     (
@@ -129,6 +131,7 @@ def test_the_walk_would_find_it(text: str) -> None:
     assert list(offences(ast.parse(text)))
 
 
+@pytest.mark.bounded
 def test_every_op_and_asset_names_an_io_manager_of_ours() -> None:
     """Dagster pickles what an op returns where none is named."""
     from ringrift_pipeline.definitions import defs
@@ -183,9 +186,7 @@ def traps(sprung: Path) -> Iterator[bytes]:
     yield f"!!python/object/apply:os.mkdir [{str(sprung)!r}]".encode()
 
 
-def test_a_trap_in_the_place_of_any_file_is_not_sprung(
-    roots: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_trap_in_the_place_of_any_file_is_not_sprung(roots: Roots, tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
     pickle.loads(pickle.dumps(Trap(sprung)))  # it is one
     sprung.rmdir()

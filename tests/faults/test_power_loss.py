@@ -1,57 +1,35 @@
-"""The power goes at any moment of a write to the store: what was there before still loads."""
+"""The power goes at any moment of a stage: what was there before still loads.
+
+What was not synced is lost or kept, piece by piece and in any order (``power_loss.py``). Of the small
+writers the same is asked in ``test_writers.py``.
+"""
 
 from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ringrift_pipeline.store import CorruptArtefactError, Store
+from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.kinds import PART_PREFIXES
 
-from . import stages
-from .conftest import BEFORE, NOW
+from . import stages, tally
+from .conftest import NOW
+from .outcomes import exported
 from .power_loss import Disk, Left, disks, lay_out
+from .tally import Cases
 from .tracing import Zygote, traced
 
-CONFIG, KIND = "hex8_3p", "ema_model"
 MIXTURES = 6
 PASSING = ("training_state", *PART_PREFIXES)  # replaced while a stage works, gone when it is done
-# The power goes after each eleventh event and the last, or after every one.
-SOME_OR_ALL = (pytest.param(11, id="some"), pytest.param(1, id="all", marks=pytest.mark.faults))
-
-WRITERS = {
-    "an artefact": """
-with store.create(CONFIG, 0, KIND) as draft:
-    (draft.path / "weights").write_bytes(b"new" * 30_000)
-    (draft.path / "sub").mkdir()
-    (draft.path / "sub" / "more").write_text("new")
-""",
-    "a plan": 'store.write_plan(CONFIG, 1, {"text": "new" * 3000})',
-    "a promotion": 'store.promote(CONFIG, 0, store.require(CONFIG, 0, KIND), {"text": "new"})',
-    "a removal": "remove_landed(store.artefacts(CONFIG, 0, KIND)[0].path)",
-    "a switch": "store.set_switches(CONFIG, loop=False)",
-}
-PROLOGUE = f"""
-import sys
-from ringrift_pipeline.store import Store
-from ringrift_pipeline.store.artefacts import remove_landed
-store, CONFIG, KIND = Store(sys.argv[1]), {CONFIG!r}, {KIND!r}
-"""
+ONE_PROCESS = [stage for stage in (*stages.NAMES, *stages.LATER) if stage not in stages.MULTI]
+Copy = Callable[[str], Path]
 
 
-def prepared(root: Path) -> Store:
-    store = Store(root)
-    store.write_plan(CONFIG, 0, {"text": "old"})
-    for text in ("older", "old"):
-        with store.create(CONFIG, 0, KIND) as draft:
-            (draft.path / "weights").write_text(text)
-    return store
-
-
+@pytest.mark.bounded
 def test_the_model_of_a_disk_loses_what_was_not_synced(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -88,91 +66,70 @@ os.unlink("new")
     assert found[7, "all"] == found[6, "all"] and found[7, "nothing"] == {"name": b"safe"}
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_whatever_the_power_took_the_old_or_the_new_loads(name: str, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    store = prepared(root)
-    before = loaded(store)
-    disk = Disk(root)
-    run = traced([sys.executable, "-c", PROLOGUE + WRITERS[name], root], root, data=True)
-    assert run.status == 0, run.errors
-    after = loaded(Store(root))
-    assert before != after
-    states = set()
-    for number, loss, left in disks(disk, run.events, run.data, 0, MIXTURES):
-        place = tmp_path / f"{number}-{loss}"
-        lay_out(left, place)
-        found = loaded(Store(place))
-        states.add(found)
-        for one, old, new in zip(found, before, after, strict=True):
-            assert one in (old, new), f"after event {number}, {loss} lost: {found}"
-    assert found == after  # nothing that was promised is lost
-    assert before in states
-
-
-def loaded(store: Store) -> tuple[object, ...]:
-    """All that can be read, after what is damaged was put aside."""
-    store.sweep()
-    values: list[object] = []
-    try:
-        model = store.current(CONFIG, 0, KIND)
-    except CorruptArtefactError:
-        model = store.last_good(CONFIG, 0, KIND)
-    assert model is not None
-    values.append(model.file("weights").read_bytes())
-    values.append(
-        tuple(str(store.read_plan(CONFIG, number)) for number in store.generations(CONFIG))
-    )
-    champion = store.champion(CONFIG)
-    values.append(None if champion is None else champion.digest)
-    values.append(len(store.champions(CONFIG)))
-    values.append(store.switches(CONFIG))
-    values.append(len(store.artefacts(CONFIG, 0, KIND)))
-    return tuple(values)
-
-
-@pytest.mark.parametrize("every", SOME_OR_ALL)
-@pytest.mark.parametrize("stage", stages.NAMES)
-def test_the_power_goes_during_a_stage(
-    stage: str, every: int, zygote: Zygote, copy_of: Any, tmp_path: Path
+@pytest.mark.bounded
+@pytest.mark.parametrize("stage", ("score_games", "promote"))
+def test_the_power_goes_at_some_moments_of_a_stage(
+    stage: str, zygote: Zygote, copy_of: Copy, tmp_path: Path
 ) -> None:
+    cases = Cases("power loss, some", stage)
+    check(stage, zygote, copy_of, tmp_path, cases, every=9, mixtures=1)
+    cases.settle()
+
+
+@pytest.mark.parametrize("stage", ONE_PROCESS)
+def test_the_power_goes_at_any_moment_of_a_stage(
+    stage: str, zygote: Zygote, copy_of: Copy, tmp_path: Path
+) -> None:
+    cases = Cases("power loss", stage)
+    events = check(stage, zygote, copy_of, tmp_path, cases, every=1, mixtures=MIXTURES)
+    cases.keep("# events recorded", events)
+    cases.settle()
+
+
+def check(
+    stage: str, zygote: Zygote, copy_of: Copy, tmp_path: Path, cases: Cases, every: int, mixtures: int
+) -> int:  # fmt: skip
+    """After each ``every``-th event and the last, whatever was lost. Returns how many there are."""
     root = copy_of(stage)
     before = kinds(root)
     disk = Disk(root)
     run = zygote.traced(root, stage, NOW, data=True)
     assert run.status == 0, run.errors
     after = kinds(root)
-    mixtures = MIXTURES if every == 1 else 1
-    for number, loss, left in disks(disk, run.events, run.data, 1, mixtures):
-        if number % every and number < len(run.events):
+    for number, loss, left in disks(disk, run.events, run.data, tally.seed(), mixtures):
+        last = number == len(run.events)
+        if number % every and not last:
             continue
-        place = tmp_path / "left"
-        lay_out(left, place)
-        found = kinds(place)
-        for kind in after.keys() | before.keys():
-            allowed = (before.get(kind), after.get(kind))
-            assert found.get(kind) in allowed, f"after event {number}, {loss} lost: {kind}"
-        if number == len(run.events):
-            assert found == after, f"{loss} lost after the end"
-        shutil.rmtree(place)
+
+        def one(left: Left = left, last: bool = last) -> None:
+            place = tmp_path / "left"
+            shutil.rmtree(place, ignore_errors=True)
+            lay_out(left, place)
+            found = kinds(place)
+            for kind in after.keys() | before.keys():
+                assert found.get(kind) in (before.get(kind), after.get(kind)), kind
+            assert found == after or not last  # nothing that was promised is lost
+
+        cases.run(f"after event {number}, {loss} lost", one)
+    return len(run.events)
 
 
 def kinds(root: Path) -> dict[str, object]:
-    """Kind -> digest of the artefact of either generation that loads; champion and plans."""
+    """Digests of the artefacts that load, of the champions and plans, and of what was exported."""
     store = Store(root)
     store.sweep()
     found: dict[str, object] = {}
-    for generation in (BEFORE, NOW):
-        for kind in store.kinds(stages.CONFIG, generation):
-            if kind.startswith(PASSING):
-                store.last_good(stages.CONFIG, generation, kind)
-                continue
-            artefact = store.last_good(stages.CONFIG, generation, kind)
-            if artefact is not None:
-                found[f"{generation} {kind}"] = artefact.digest
-        if generation in store.generations(stages.CONFIG):
-            found[f"{generation} plan"] = str(store.read_plan(stages.CONFIG, generation))
-    champion = store.champion(stages.CONFIG)
-    assert champion is not None
-    found["champion"] = (champion.digest, store.open(champion.path).digest)
+    for config in store.configs():
+        for generation in store.generations(config):
+            for kind in store.kinds(config, generation):
+                artefact = store.last_good(config, generation, kind)
+                if artefact is not None and not kind.startswith(PASSING):
+                    found[f"{config} {generation} {kind}"] = artefact.digest
+            found[f"{config} {generation} plan"] = str(store.read_plan(config, generation))
+        champion = store.champion(config)
+        if champion is not None:
+            found[f"{config} champion"] = champion.digest, store.open(champion.path).digest
+    assert f"{stages.CONFIG} champion" in found
+    if (root / "exported" / "model").exists():
+        found["exported"] = exported(root / "exported" / "model")
     return found

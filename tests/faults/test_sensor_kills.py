@@ -2,8 +2,8 @@
 
 Started again it does what is left: each generation has been started once, each model promoted once,
 whether it died before anything was evaluated, in the midst of that, before, between or after the
-submission of the runs, or once the cursor had been kept. The bounded set kills at a few events;
-``pytest -m faults`` goes on until a hundred kills have hit each stage of the tick.
+submission of the runs, or once the cursor had been kept. ``python -m faults ticks`` goes on until a
+hundred kills have hit each stage of the tick.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.sensor import INTERVAL
 from ringrift_pipeline.store import Store
 
+from . import tally
+from .tally import Cases
 from .ticks import TWO
 from .tracing import KILLED, Zygote, tracer
 
@@ -133,24 +135,35 @@ def test_a_daemon_killed_at_a_few_events_of_a_tick(
         assert stage is not None
 
 
-@pytest.mark.faults
 def test_a_daemon_killed_at_every_stage_a_hundred_times(
     ticker: Zygote, landed: Path, tmp_path: Path
 ) -> None:
+    which, parts = tally.share()
+    cases = Cases("killed ticks", f"share {which + 1}/{parts}")
     hits: Counter[str] = Counter()
     where: dict[str, list[int]] = {}  # the events at which a stage was hit
-    number = 1
-    while (stage := kill(ticker, landed, tmp_path / "data", "before", number)) is not None:
+
+    def one(mode: str, number: int) -> int:
+        stage = kill(ticker, landed, tmp_path / "data", mode, number)
+        if stage is None:
+            return 0
         hits[stage] += 1
         where.setdefault(stage, []).append(number)
+        return 1
+
+    shutil.copytree(landed, tmp_path / "whole")
+    events = len(ticker.traced(tmp_path / "whole", "tick", 0).events)
+    cases.keep("# events traced", events)
+    for number in range(1, events + 1):
+        cases.run(f"before event {number}", lambda n=number: one("before", n))  # type: ignore[misc]
+    rng = random.Random(f"{tally.seed()} {which}")
+    number = 0
+    while hits and min(hits.values()) < tally.wanted(ENOUGH):
+        stage = min(hits, key=lambda stage: hits[stage])
+        mode, event = rng.choice(MODES), max(1, rng.choice(where[stage]) + rng.randint(-2, 2))
+        cases.run(f"kill {number}", lambda m=mode, e=event: one(m, e), ours=True)  # type: ignore[misc]
         number += 1
-    rng = random.Random(0)
-    while min(hits.values()) < ENOUGH:
-        wanted = min(hits, key=lambda stage: hits[stage])
-        number = max(1, rng.choice(where[wanted]) + rng.randint(-2, 2))
-        stage = kill(ticker, landed, tmp_path / "data", rng.choice(MODES), number)
-        if stage is not None:
-            hits[stage] += 1
-            where.setdefault(stage, []).append(number)
-    print(sum(hits.values()), "kills:", dict(hits))
+    for stage, count in hits.items():
+        cases.keep(f"# at: {stage}", count)
+    cases.settle()
     assert {*STAGES} <= hits.keys()

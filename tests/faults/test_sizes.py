@@ -137,6 +137,7 @@ def terabytes(whole: Path, folder: Path) -> list[tuple[str, Path]]:
     return cases
 
 
+@pytest.mark.bounded
 def test_a_file_of_a_terabyte(refused: Refused, whole: Path, tmp_path: Path) -> None:
     cases = terabytes(whole, tmp_path)
     assert len(cases) > 30
@@ -161,6 +162,7 @@ def shard_of(whole: Path) -> Path:
     return Store(whole).require(CONFIG, 0, "selfplay-shard-0000").path / "shard.arrow"
 
 
+@pytest.mark.bounded
 def test_a_shards_size_is_known_before_it_is_read(whole: Path) -> None:
     path = shard_of(whole)
     sizes = list(batch_sizes(memoryview(path.read_bytes())))
@@ -180,6 +182,7 @@ def claims(data: bytes) -> list[int]:
     return found
 
 
+@pytest.mark.bounded
 def test_buffers_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path: Path) -> None:
     data = shard_of(whole).read_bytes()
     places = claims(data)
@@ -230,6 +233,7 @@ def hashed(whole: Path, folder: Path, weights: bytes, **network: int) -> Path:
     return written(folder / "model.safetensors", weights)
 
 
+@pytest.mark.bounded
 def test_tensors_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path: Path) -> None:
     cases = []
     state = Store(whole).require(CONFIG, 0, "training_state").path / "state.json"
@@ -244,6 +248,7 @@ def test_tensors_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path:
     refused(cases)
 
 
+@pytest.mark.bounded
 def test_a_state_that_names_one_array_often(refused: Refused, tmp_path: Path) -> None:
     """Two small files would come to 100 GB."""
     folder = tmp_path / "state"
@@ -256,6 +261,7 @@ def test_a_state_that_names_one_array_often(refused: Refused, tmp_path: Path) ->
     refused([("state", folder / "state.json")])
 
 
+@pytest.mark.bounded
 def test_arrays_of_a_window_that_claim_to_be_large(refused: Refused, tmp_path: Path) -> None:
     cases = []
     for number, shape in enumerate(
@@ -275,6 +281,7 @@ def test_arrays_of_a_window_that_claim_to_be_large(refused: Refused, tmp_path: P
     refused(cases)
 
 
+@pytest.mark.bounded
 def test_tables_that_unpack_to_much(refused: Refused, tmp_path: Path) -> None:
     rows = tmp_path / "rows" / "hard_examples.parquet"
     rows.parent.mkdir()
@@ -317,6 +324,7 @@ def texts(size: int) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.bounded
 def test_text_that_would_unfold(refused: Refused, whole: Path, tmp_path: Path) -> None:
     cases = []
     for size in (5_000, 5_000_000):
@@ -340,6 +348,7 @@ def test_text_that_would_unfold(refused: Refused, whole: Path, tmp_path: Path) -
     refused(cases)
 
 
+@pytest.mark.bounded
 def test_files_that_never_end(refused: Refused, tmp_path: Path) -> None:
     cases = []
     for suffix in ("json", "toml", "yaml"):
@@ -364,6 +373,7 @@ def test_files_that_never_end(refused: Refused, tmp_path: Path) -> None:
 # --- settings and pipes ---------------------------------------------------------------------------
 
 
+@pytest.mark.bounded
 def test_every_whole_number_of_the_settings_has_bounds() -> None:
     for field in TrainingConfig.fields():
         if field.type is int:
@@ -374,6 +384,7 @@ def test_every_whole_number_of_the_settings_has_bounds() -> None:
                         TrainingConfig().with_overrides({field.name: value + 1})
 
 
+@pytest.mark.bounded
 def test_settings_that_only_together_are_too_much() -> None:
     with pytest.raises(ConfigError, match="more than 100000 shards"):
         TrainingConfig().with_overrides(
@@ -417,6 +428,7 @@ def fed(last: str, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.bounded
 def test_a_line_of_gigabytes_is_no_query(tmp_path: Path) -> None:
     query = json.dumps({"id": "after", "action": "query_version"})
     done = fed(query, "analyze", "--player", "random", "--data", str(tmp_path))
@@ -425,6 +437,7 @@ def test_a_line_of_gigabytes_is_no_query(tmp_path: Path) -> None:
     assert "more than" in first["error"] and second["id"] == "after"
 
 
+@pytest.mark.bounded
 def test_a_line_of_gigabytes_is_no_move(tmp_path: Path) -> None:
     done = fed("q", "play", "--terminal", "--data", str(tmp_path))
     assert done.returncode == 130, done.stderr

@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import platform
+import random
 import select
 import shutil
 import signal
@@ -139,6 +140,25 @@ class Zygote:
             os.killpg(process, signal.SIGKILL)
         return int(self._answer())
 
+    def worker_killed(
+        self, root: Path, stage: str, generation: int, rng: random.Random
+    ) -> tuple[int, bool]:
+        """Do a stage and kill one of the workers that it starts, some moment after all are there.
+
+        Returns its status, and whether one was killed.
+        """
+        self._ask(root, stage, generation, stopped=False)
+        process, seconds = int(self._answer()), rng.uniform(0.0, 6.0)
+        killed = False
+        while not killed and not self._hears(0.05):
+            workers = workers_of(process)
+            if len(workers) < 2 or self._hears(seconds):
+                continue
+            if workers := workers_of(process):
+                os.kill(rng.choice(workers), signal.SIGKILL)
+                killed = True
+        return int(self._answer()), killed
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -171,6 +191,17 @@ class Zygote:
         assert said, "the zygote has died"
         self._said += said
         return True
+
+
+def workers_of(process: int) -> list[int]:
+    """Workers that a process has started with ``multiprocessing``, in the order of their ids."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process and "spawn_main" in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+    return sorted(found)
 
 
 def traced(
