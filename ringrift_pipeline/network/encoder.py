@@ -117,14 +117,16 @@ class Encoder:
             if states[wrong, layout.PLAYER] < 0:
                 raise ValueError(f"state {wrong} of the batch is over: it has no player to move")
             raise ValueError(f"counts must lie in 0..{width}, the width of moves")
-        features = {
+        features: dict[str, npt.NDArray[Any]] = {
             "planes": planes.reshape(rows, size, size, NUM_PLANES).transpose(0, 3, 1, 2),
             "globals": globals_,
             "move_kind": kinds,
             "move_cells": cells,
             "move_rank": ranks,
         }
-        return features | {"legal_mask": legal} if padded else features
+        if padded:
+            features["legal_mask"] = legal
+        return features
 
     def _check(
         self,

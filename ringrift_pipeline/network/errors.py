@@ -62,7 +62,7 @@ def check_outputs(
         if np.isfinite(logits.sum()) and np.isfinite(values.sum()):
             return
     legal = np.arange(logits.shape[1]) < np.asarray(counts)[:, None]
-    policies = (~np.isfinite(logits) & legal).any(axis=1)
+    policies = np.logical_or.reduce(~np.isfinite(logits) & legal, axis=1)
     bad = np.flatnonzero(policies | ~np.isfinite(values).all(axis=1))
     if not bad.size:
         return
