@@ -237,9 +237,8 @@ def test_players_play_a_whole_game_and_the_seed_repeats_it(
 def test_a_person_plays_by_number_and_gives_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    answers = iter(["?", "no such thing", "h", "9999", "0", "0", "q"])
-    monkeypatch.setattr("builtins.input", lambda _: next(answers))
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    answers = ["?", "no such thing", "h", "9999", "0", "0", "q"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{answer}\n" for answer in answers)))
     assert run(["play", "--terminal", "--player", "human", "--player", "random"]) == 130
     text = capsys.readouterr().out
     assert "place_ring" in text and "seat 1 to move" in text and "18 rings in hand" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults import stages
-from faults.test_kills import contents
+from faults.outcomes import contents
 
 from ringrift_pipeline.store import Store
 

@@ -27,8 +27,8 @@ from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.locks import folder_lock
 
 from . import stages
+from .outcomes import contents
 from .supervising import Command, all_gone, loop
-from .test_kills import contents
 from .test_sensor_kills import runs
 from .ticks import TWO
 from .tracing import Zygote

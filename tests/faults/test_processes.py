@@ -24,8 +24,9 @@ from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.atomic import TEMPORARY
 
 from . import stages
+from .outcomes import contents, made
 from .supervising import Command, all_gone, loop, verb
-from .test_kills import Copy, contents, made
+from .test_kills import Copy
 
 DEADLINE = 30.0  # seconds from SIGTERM to SIGKILL that docs/reliability.md promises are enough
 VERBS = {  # what a verb makes of a data root as the stage finds it

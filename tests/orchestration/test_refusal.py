@@ -29,7 +29,7 @@ CONFIG = "square8_2p"
 SETTINGS = {
     "preset": "smoke",
     "device": "cpu",
-    "seed": 5,
+    "seed": 6,
     "selfplay": {
         "games": 96,
         "games_per_shard": 48,

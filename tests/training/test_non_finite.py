@@ -462,10 +462,14 @@ def test_a_checkpoint_whose_last_weights_say_nothing_is_averaged(
 
 
 def test_a_table_names_the_row_that_is_not_finite() -> None:
-    frame = pl.DataFrame({"game_id": ["a", "b", "c"], "score": [0.5, NAN, 0.25]})
     columns = tuple(
         tables.Column(name, dtype, "…")
         for name, dtype in (("game_id", "String"), ("score", "Float64"))
     )
-    with pytest.raises(TableError, match=r"column 'score'.*not finite, in row 1 \(game_id b\)"):
-        tables.validated(frame, columns, "scores.parquet")
+    for odd, words in (
+        (INF, r"column 'score'.*not finite, in row 1 \(game_id b\)"),
+        (NAN, r"failure_case=NaN.*column=score.*index=1"),
+    ):
+        frame = pl.DataFrame({"game_id": ["a", "b", "c"], "score": [0.5, odd, 0.25]})
+        with pytest.raises(TableError, match=words):
+            tables.validated(frame, columns, "scores.parquet")
