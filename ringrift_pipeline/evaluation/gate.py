@@ -321,9 +321,8 @@ def decide(
         else:
             line = f"not proven better than the champion: {numbers}; more games would tell"
             best = sprt(np.ones(test.sets), elo0, elo1, alpha, beta, players)
-            if (
-                test.sets and best.verdict != "accept"
-            ):  # so many games prove nothing, whoever wins them
+            # So many games may prove nothing, whoever wins them.
+            if test.sets and best.verdict != "accept":
                 line = (
                     f"not proven better than the champion: {numbers}; not even "
                     f"{test.sets * players} wins could (they make {best.llr:.2f}): raise "

@@ -70,13 +70,11 @@ class Encoder:
         moves: npt.NDArray[np.int64],
         counts: npt.NDArray[np.int32],
         rows: int = 0,
-        padded: bool = True,
     ) -> dict[str, npt.NDArray[Any]]:
         """As :func:`encode_states`, but the arrays are overwritten by the next call.
 
         ``planes`` is a view with the planes last in memory. ``planes`` and ``globals`` have at
-        least ``rows`` rows, zero beyond the batch. Unless ``padded``, there is no ``legal_mask`` and
-        what stands behind the moves of a row means nothing.
+        least ``rows`` rows, zero beyond the batch.
         """
         states = np.ascontiguousarray(states, dtype=np.int64)
         moves = np.ascontiguousarray(moves, dtype=np.int64)
@@ -111,22 +109,19 @@ class Encoder:
             cells,
             ranks,
             legal,
-            padded,
         )
         if wrong >= 0:
             if states[wrong, layout.PLAYER] < 0:
                 raise ValueError(f"state {wrong} of the batch is over: it has no player to move")
             raise ValueError(f"counts must lie in 0..{width}, the width of moves")
-        features: dict[str, npt.NDArray[Any]] = {
+        return {
             "planes": planes.reshape(rows, size, size, NUM_PLANES).transpose(0, 3, 1, 2),
             "globals": globals_,
             "move_kind": kinds,
             "move_cells": cells,
             "move_rank": ranks,
+            "legal_mask": legal,
         }
-        if padded:
-            features["legal_mask"] = legal
-        return features
 
     def _check(
         self,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ringrift_pipeline.game import layout
 from ringrift_pipeline.game.compile import kernel
 from ringrift_pipeline.game.layout import cap_height, height, rings_of
-from ringrift_pipeline.network.moves import CELLS_PER_MOVE, describe_listed
+from ringrift_pipeline.network.moves import CELLS_PER_MOVE, describe_moves
 
 #: Raised whenever planes, globals or move descriptions change meaning; stored beside weights.
 ENCODING_VERSION = 1
@@ -248,13 +248,11 @@ def encode_batch(  # type: ignore[no-untyped-def]
     cells,
     ranks,
     legal,
-    padded,
 ):
     """Encode a batch, whatever the outputs held before; the kernel behind ``Encoder``.
 
     ``states`` (B, >= HEADER+P) int64, ``moves`` (B, L) int64, ``counts`` (B,) int32; ``planes``
-    (B, N*N*C) uint8, cell by cell, and ``board`` (N*N*C,) uint8, those of an empty board. Unless
-    ``padded``, ``legal`` and what lies behind the moves of a row are left as they are.
+    (B, N*N*C) uint8, cell by cell, and ``board`` (N*N*C,) uint8, those of an empty board.
     Returns -1; or, having stopped there, the first row whose game is over or whose count is not
     in 0..L.
     """
@@ -264,7 +262,7 @@ def encode_batch(  # type: ignore[no-untyped-def]
         count = np.int64(counts[row])
         if count < 0 or count > moves.shape[1] or states[row, layout.PLAYER] < 0:
             return row
-        describe_listed(
+        describe_moves(
             states[row],
             moves[row],
             count,
@@ -278,14 +276,8 @@ def encode_batch(  # type: ignore[no-untyped-def]
             seen,
             queue,
         )
-        if padded:
-            for i in range(moves.shape[1]):
-                legal[row, i] = i < count
-            for i in range(count, moves.shape[1]):
-                kinds[row, i] = 0
-                ranks[row, i] = 0
-                for k in range(CELLS_PER_MOVE):
-                    cells[row, i, k] = -1
+        for i in range(moves.shape[1]):
+            legal[row, i] = i < count
         for i in range(board.size):  # a loop is compiled to vectors, an assignment is not
             planes[row, i] = board[i]
         _encode_row(

@@ -233,9 +233,7 @@ class Evaluator:
             raise ValueError(f"counts reach {widest}, but moves hold only {moves.shape[1]} a state")
         counts = np.ascontiguousarray(counts, dtype=np.int32)
         rows = len(states) if self._there else _roomy(len(states))
-        features = self._encoder.encode(
-            states, moves[:, :widest], counts, rows, padded=self._there is not None
-        )
+        features = self._encoder.encode(states, moves[:, :widest], counts, rows)
         movers = np.ascontiguousarray(states[:, layout.PLAYER])
         if self._there is None:
             value = self._looked_up_here(features, counts, logits)

@@ -143,46 +143,6 @@ def _middle_of_region(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def describe_listed(  # type: ignore[no-untyped-def]
-    state,
-    moves,
-    count,
-    plane_of,
-    cell_of,
-    size,
-    hexagonal,
-    kinds,
-    cells,
-    ranks,
-    seen,
-    queue,
-):
-    """:func:`describe_moves`, but entries from ``count`` on stay as they are."""
-    for i in range(count):
-        move = moves[i]
-        kind = np.int64(move_kind(move))
-        if kind == layout.PLACE_RING and move_d(move) > 1:
-            kind = np.int64(PLACE_TWO - 2) + move_d(move)
-        elif kind == layout.RECOVERY_LINE and move_c(move) == 0:
-            kind = np.int64(RECOVERY_LINE_FREE)
-        kinds[i] = kind
-        for k in range(CELLS_PER_MOVE):
-            cells[i, k] = plane_of[(move >> _CELL_FIELDS[kind, k]) & 1023]
-        ranks[i] = 0
-        if kind == layout.CHOOSE_TERRITORY:
-            cells[i, 2] = _middle_of_region(
-                state, move_a(move), move_d(move), plane_of, cell_of, size, hexagonal, seen, queue
-            )
-        # The other kinds' descriptions hold the whole move.
-        if kind == layout.CHOOSE_TERRITORY or kind == layout.CHOOSE_LINE_WINDOW:
-            for j in range(i):
-                same = kinds[j] == kind
-                for k in range(CELLS_PER_MOVE):
-                    same &= cells[j, k] == cells[i, k]
-                ranks[i] += same
-
-
-@kernel
 def describe_moves(  # type: ignore[no-untyped-def]
     state,
     moves,
@@ -206,9 +166,28 @@ def describe_moves(  # type: ignore[no-untyped-def]
     Entries from ``count`` on are set to kind 0, no cells, rank 0.
     Scratch: ``seen`` (N*N,) uint8 and ``queue`` (N*N,) int64.
     """
-    describe_listed(
-        state, moves, count, plane_of, cell_of, size, hexagonal, kinds, cells, ranks, seen, queue
-    )
+    for i in range(count):
+        move = moves[i]
+        kind = np.int64(move_kind(move))
+        if kind == layout.PLACE_RING and move_d(move) > 1:
+            kind = np.int64(PLACE_TWO - 2) + move_d(move)
+        elif kind == layout.RECOVERY_LINE and move_c(move) == 0:
+            kind = np.int64(RECOVERY_LINE_FREE)
+        kinds[i] = kind
+        for k in range(CELLS_PER_MOVE):
+            cells[i, k] = plane_of[(move >> _CELL_FIELDS[kind, k]) & 1023]
+        ranks[i] = 0
+        if kind == layout.CHOOSE_TERRITORY:
+            cells[i, 2] = _middle_of_region(
+                state, move_a(move), move_d(move), plane_of, cell_of, size, hexagonal, seen, queue
+            )
+        # The other kinds' descriptions hold the whole move.
+        if kind == layout.CHOOSE_TERRITORY or kind == layout.CHOOSE_LINE_WINDOW:
+            for j in range(i):
+                same = kinds[j] == kind
+                for k in range(CELLS_PER_MOVE):
+                    same &= cells[j, k] == cells[i, k]
+                ranks[i] += same
     for i in range(count, kinds.size):
         kinds[i] = 0
         ranks[i] = 0

@@ -26,9 +26,9 @@ from dagster import (
 from ringrift_pipeline.orchestration.launchable import add_partitions
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
-    CONFIGS,
     FAILURE_SENSOR,
     PARTITION_TAG,
+    config_in,
 )
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
@@ -67,8 +67,9 @@ def failure_sensor() -> SensorDefinition:
                 if not retry_noted(context.instance, run, record.timestamp):
                     break
                 found += outbox.put(failure_alert(context.instance, run, record))
-                if run.tags.get(CONFIG_TAG) in CONFIGS and not _is_retried(run):
-                    add_partitions(context.instance, store, run.tags[CONFIG_TAG])
+                config = config_in(run.tags)
+                if config is not None and not _is_retried(run):
+                    add_partitions(context.instance, store, config)
             after = record.storage_id
         else:  # so that a clock that is turned on hides no failure from a sensor without a cursor
             after = newest if after is None else after

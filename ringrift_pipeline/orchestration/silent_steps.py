@@ -15,9 +15,8 @@ from pathlib import Path
 from ringrift_pipeline.orchestration.places import progress_folder
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
 
-STRIDE = (
-    5.0  # seconds at most that count between two looks: a computer at rest is no reason to kill
-)
+# Seconds at most that count between two looks: a computer at rest is no reason to kill.
+STRIDE = 5.0
 
 
 class SilentSteps:

@@ -32,9 +32,10 @@ _STRICT = "default-src 'none'; script-src 'self'; style-src 'self'; "
 class UIGuard(Guard):
     """:class:`Guard` of the Dagster UI's application.
 
-    Beyond what that refuses, with 404 a path with ``..`` in it, with 405 a query that comes as a GET, which a picture on any page
-    could send, and a POST of unknown (411) or too many (413) bytes. The UI's pages keep their own
-    content policy; a second one, which browsers hold as well, keeps them from reaching elsewhere.
+    Beyond what that refuses, with 404 a path with ``..`` in it, with 405 a query that comes as a
+    GET, which a picture on any page could send, and a POST of unknown (411) or too many (413)
+    bytes. The UI's pages keep their own content policy; a second one, which browsers hold as well,
+    keeps them from reaching elsewhere.
     """
 
     def admit(self, scope: Scope) -> Response | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import polars  # noqa: F401
 import torch
+from tiny import TRAINED
 
 from ringrift_pipeline import evaluation, training
 from ringrift_pipeline.enhancements import TrainingConfig
@@ -29,34 +30,9 @@ CONFIG = "square8_2p"
 TARGET = "square8_3p"  # begins with the model of the other
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TINY = {
+    **TRAINED,
     "seed": 7,
-    "device": "cpu",
-    "selfplay.games": 12,
-    "selfplay.games_per_shard": 6,
-    "selfplay.parallel_games": 6,
-    "selfplay.workers": 1,
-    "selfplay.full_search_fraction": 0.5,
-    "search.simulations": 4,
-    "search.cheap_simulations": 2,
-    "search.max_considered": 4,
-    "network.blocks": 1,
-    "network.channels": 8,
-    "network.value_channels": 8,
-    "training.batch_size": 32,
-    "training.sample_reuse": 1.0,
     "training.max_steps": 9,
-    "training.checkpoint_every": 4,
-    "training.holdout_fraction": 0.3,
-    "training.threads": 1,
-    "training.precision": "float32",
-    "quality.enabled": True,
-    "gradients.clipping": True,
-    "mining.enabled": True,
-    "mining.min_samples_before_mining": 64,
-    "schedule.warmup_steps": 2,
-    "calibration.min_games": 2,
-    "calibration.bootstrap": 20,
-    "calibration.bins": 5,
     "evaluation.games": 6,
     "evaluation.max_games": 6,
     "evaluation.simulations": 2,

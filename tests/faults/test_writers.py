@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,19 +148,26 @@ def test_a_writer_is_disturbed_at_a_few_events(name: str, trial: Callable[[str],
     cases.settle()
 
 
+def at_every_event(
+    cases: Cases, writer: Trial, ways: Iterable[str], partial: str, harm: Callable[[str, int], Any]
+) -> None:
+    """``harm`` in each of ``ways``; in the one called ``partial`` where there is a part to write."""
+    for way in ways:
+        for event in writer.events:
+            if way != partial or event.length > 1:
+                number = event.number
+                cases.run(
+                    f"{way}, event {number}",
+                    lambda w=way, n=number: harm(w, n),  # type: ignore[misc]
+                )
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_writer_killed_at_every_event(name: str, trial: Callable[[str], Trial]) -> None:
     cases = Cases("kills at file events", name)
     writer = trial(name)
     cases.keep("# events traced", len(writer.events))
-    for mode in MODES:
-        for event in writer.events:
-            if mode != "torn" or event.length > 1:
-                number = event.number
-                cases.run(
-                    f"{mode} event {number}",
-                    lambda m=mode, n=number: writer.killed(m, n),  # type: ignore[misc]
-                )
+    at_every_event(cases, writer, MODES, "torn", writer.killed)
     cases.settle()
 
 
@@ -168,14 +175,7 @@ def test_a_writer_killed_at_every_event(name: str, trial: Callable[[str], Trial]
 def test_every_event_of_a_writer_fails(name: str, trial: Callable[[str], Trial]) -> None:
     cases = Cases("n-th write fails", name)
     writer = trial(name)
-    for way in WAYS:
-        for event in writer.events:
-            if way != "short" or event.length > 1:
-                number = event.number
-                cases.run(
-                    f"{way} at event {number}",
-                    lambda w=way, n=number: writer.refused(w, n),  # type: ignore[misc]
-                )
+    at_every_event(cases, writer, WAYS, "short", writer.refused)
     cases.settle()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterRunStatus
+from faults.supervising import TINY
 
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.loop import asset_of_step, first_generation, is_decided
@@ -53,25 +54,6 @@ def test_where_a_loop_goes_on(store: Store) -> None:
 def test_a_summary_of_nothing_is_empty(store: Store) -> None:
     summary = summarize(store, "hex8_2p", 3)
     assert summary.games is None and summary.promoted is None and not summary.decided
-
-
-TINY = [
-    "--preset=smoke",
-    "--device=cpu",
-    "--set=selfplay.games=8",
-    "--set=selfplay.games_per_shard=4",
-    "--set=search.simulations=4",
-    "--set=search.cheap_simulations=2",
-    "--set=network.blocks=1",
-    "--set=network.channels=8",
-    "--set=training.max_steps=3",
-    "--set=training.holdout_fraction=0.3",
-    "--set=calibration.min_games=2",
-    "--set=calibration.bootstrap=20",
-    "--set=evaluation.games=4",
-    "--set=evaluation.max_games=4",
-    "--set=evaluation.simulations=2",
-]
 
 
 def start(data: Path, *more: str) -> subprocess.Popen[str]:

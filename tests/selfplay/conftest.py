@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tiny import PLAYED
 
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.selfplay import Plan, plan_generation, play_shards
@@ -15,19 +16,11 @@ from ringrift_pipeline.store import Artefact, Store
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 TINY = {
+    **PLAYED,
     "seed": 7,
-    "device": "cpu",
     "selfplay.games": 5,
     "selfplay.games_per_shard": 2,
     "selfplay.parallel_games": 2,
-    "selfplay.workers": 1,
-    "selfplay.full_search_fraction": 0.5,
-    "search.simulations": 4,
-    "search.cheap_simulations": 2,
-    "search.max_considered": 4,
-    "network.blocks": 1,
-    "network.channels": 8,
-    "network.value_channels": 8,
 }
 
 CONFIG = "square8_2p"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from tiny import TRAINED
 
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
@@ -16,34 +17,9 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 CONFIG = "square8_2p"
 
 TINY = {
+    **TRAINED,
     "seed": 3,
-    "device": "cpu",
-    "selfplay.games": 12,
-    "selfplay.games_per_shard": 6,
-    "selfplay.parallel_games": 6,
-    "selfplay.workers": 1,
-    "selfplay.full_search_fraction": 0.5,
-    "search.simulations": 4,
-    "search.cheap_simulations": 2,
-    "search.max_considered": 4,
-    "network.blocks": 1,
-    "network.channels": 8,
-    "network.value_channels": 8,
-    "training.batch_size": 32,
-    "training.sample_reuse": 1.0,
     "training.max_steps": 14,
-    "training.checkpoint_every": 4,
-    "training.holdout_fraction": 0.3,
-    "training.threads": 1,
-    "training.precision": "float32",
-    "quality.enabled": True,
-    "gradients.clipping": True,
-    "mining.enabled": True,
-    "mining.min_samples_before_mining": 64,
-    "schedule.warmup_steps": 2,
-    "calibration.min_games": 2,
-    "calibration.bootstrap": 20,
-    "calibration.bins": 5,
 }
 
 

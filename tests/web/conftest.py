@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import PLAYED
 
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.selfplay import plan_generation, play_shards
@@ -23,19 +24,11 @@ from ringrift_pipeline.web.serving import server_of
 CONFIG = "square8_2p"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TINY = {
+    **PLAYED,
     "seed": 7,
-    "device": "cpu",
     "selfplay.games": 3,
     "selfplay.games_per_shard": 2,
     "selfplay.parallel_games": 2,
-    "selfplay.workers": 1,
-    "selfplay.full_search_fraction": 0.5,
-    "search.simulations": 4,
-    "search.cheap_simulations": 2,
-    "search.max_considered": 4,
-    "network.blocks": 1,
-    "network.channels": 8,
-    "network.value_channels": 8,
 }
 
 
