@@ -233,7 +233,7 @@ def ask(state: State, legal: list[Move], players: dict[int, Any]) -> Move:
             _list(texts, shown)
         elif answer == "h":
             _hint(state, players)
-        elif answer.isdigit():
+        elif answer.isascii() and answer.isdigit():
             if int(answer) < len(legal):
                 return legal[int(answer)]
             output.print(f"there are moves 0 to {len(legal) - 1}")

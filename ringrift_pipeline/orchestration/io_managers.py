@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import ConfigurableIOManager, InputContext, OutputContext
 from pydantic import Field
 
+from ringrift_pipeline.orchestration.names import generation_of
 from ringrift_pipeline.orchestration.places import data_folder, home_folder
 from ringrift_pipeline.store import MissingArtefactError, Store, write_json_atomic
 
@@ -83,18 +84,22 @@ class ParquetIOManager(ConfigurableIOManager):
             return
         config, name = context.asset_key.path
         store = Store(data_folder(self.root))
-        with store.create(config, int(context.partition_key), name, {"rows": obj.height}) as draft:
+        generation = generation_of(context.partition_key, config)
+        with store.create(config, generation, name, {"rows": obj.height}) as draft:
             obj.write_parquet(draft.path / f"{name}.parquet", compression="zstd")
         context.add_output_metadata(
             {"path": str(draft.artefact.path), "digest": draft.artefact.digest}
         )
 
     def load_input(self, context: InputContext) -> pl.LazyFrame:
-        """Raises MissingArtefactError or CorruptArtefactError, as the store does."""
+        """Raises MissingArtefactError or CorruptArtefactError, as the store does, and
+        GenerationKeyError for a partition that names no generation.
+        """
         import polars as pl
 
         config, name = context.asset_key.path
-        artefact = Store(data_folder(self.root)).require(config, int(context.partition_key), name)
+        generation = generation_of(context.partition_key, config)
+        artefact = Store(data_folder(self.root)).require(config, generation, name)
         tables = [file for file in artefact.files if file.endswith(".parquet")]
         if len(tables) != 1:
             raise MissingArtefactError(

@@ -78,7 +78,7 @@ def limits() -> dict[str, int]:
 
 def _gpu_steps() -> int:
     text = os.environ.get(GPU_STEPS_VARIABLE, "1")
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise PoolError(f"{GPU_STEPS_VARIABLE} is {text!r}: set it to a number of at least 1")
     return int(text)
 

@@ -47,6 +47,7 @@ from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.settings import refusing
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
+from ringrift_pipeline.store.layout import parse_generation
 from ringrift_pipeline.store.retention import Stored, delete, survey, used_bytes
 
 JOB = "disk_retention"
@@ -167,12 +168,12 @@ def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
         if run.job_name == ablation.JOB:
             ops: Any = run.run_config.get("ops", {})
             named |= {one["config"].get("config") for one in ops.values() if "config" in one}
-        partition = run.tags.get(PARTITION_TAG, "")
+        generation = parse_generation(run.tags.get(PARTITION_TAG, ""))
         for config in named & set(CONFIGS):
-            if partition.isdigit():
-                busy.add((config, int(partition)))
+            if generation is not None:
+                busy.add((config, generation))
             else:
-                busy |= {(config, generation) for generation in store.generations(config)}
+                busy |= {(config, each) for each in store.generations(config)}
     return busy
 
 

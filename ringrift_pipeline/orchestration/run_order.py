@@ -18,6 +18,7 @@ from ringrift_pipeline.orchestration.names import (
     ORDER_TAG,
     PARTITION_TAG,
 )
+from ringrift_pipeline.store.layout import parse_generation
 
 PRIORITY_TAG = "dagster/priority"
 
@@ -40,13 +41,13 @@ def order_tags(run: DagsterRun) -> dict[str, str]:
     Of a backfill's runs the lower generations go first, also a retried one, and all of them after
     what else waits.
     """
-    generation = run.tags.get(PARTITION_TAG, "")
+    generation = parse_generation(run.tags.get(PARTITION_TAG, ""))
     config = run.tags.get(CONFIG_TAG) or _config_of(run)
-    if config is None or not generation.isdigit():
+    if config is None or generation is None:
         return {}
     tags = {CONFIG_TAG: config, ORDER_TAG: config}
     if BACKFILL_TAG in run.tags:
-        tags[PRIORITY_TAG] = str(-1 - int(generation))
+        tags[PRIORITY_TAG] = str(-1 - generation)
     return tags
 
 

@@ -34,6 +34,7 @@ from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.layout import parse_generation
 
 INTERVAL = 120  # seconds between two looks at the store
 
@@ -162,7 +163,8 @@ def _newest_run(instance: DagsterInstance, config: str) -> RunRecord | None:
 def _later(newest: RunRecord | None, generation: int) -> bool:
     """Is the run of a later generation: has somebody asked for more since?"""
     key = newest.dagster_run.tags.get(PARTITION_TAG, "") if newest is not None else ""
-    return key.isdigit() and int(key) > generation
+    found = parse_generation(key)
+    return found is not None and found > generation
 
 
 def _why(newest: RunRecord | None, decided: tuple[int, dict[str, Any]] | None) -> str:

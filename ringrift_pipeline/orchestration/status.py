@@ -38,6 +38,7 @@ from ringrift_pipeline.orchestration.schedules import schedules
 from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import SWITCHES, CorruptArtefactError, Store
+from ringrift_pipeline.store.layout import parse_generation
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,7 @@ def _run(record: RunRecord, steps: list[StepProgress] | None = None) -> RunState
 
 def _where(record: RunRecord) -> tuple[str | None, int | None]:
     tags = record.dagster_run.tags
-    key = tags.get(PARTITION_TAG, "")
-    return tags.get(CONFIG_TAG), int(key) if key.isdigit() else None
+    return tags.get(CONFIG_TAG), parse_generation(tags.get(PARTITION_TAG, ""))
 
 
 # --- what is next -------------------------------------------------------------------------------

@@ -21,7 +21,13 @@ from ringrift_pipeline.store.atomic import (
     write_json_atomic,
 )
 from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
-from ringrift_pipeline.store.layout import MANIFEST, POINTER, Layout, generation_key
+from ringrift_pipeline.store.layout import (
+    MANIFEST,
+    POINTER,
+    Layout,
+    generation_key,
+    parse_generation,
+)
 from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
     Artefact,
@@ -354,10 +360,10 @@ def _place(layout: Layout, path: Path) -> tuple[str, int, str] | None:
         parts = path.relative_to(layout.root).parts
     except ValueError:
         return None
-    if len(parts) != 5 or parts[1] != "generations" or not parts[2].isdecimal():
+    if len(parts) != 5 or parts[1] != "generations":
         return None
-    config, generation, kind = parts[0], int(parts[2]), parts[3]
-    return (config, generation, kind) if generation_key(generation) == parts[2] else None
+    generation = parse_generation(parts[2])
+    return None if generation is None else (parts[0], generation, parts[3])
 
 
 def read_last_good(layout: Layout, config: str, generation: int, kind: str) -> Artefact | None:

@@ -302,6 +302,11 @@ def test_a_config_that_is_through_rests_until_more_is_asked_for(
     begun(store)
     ended(store, 0, decisions.LIMIT)
     assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+    for odd in ("²²²²", "7"):  # a partition that somebody has added names no later generation
+        create_run_for_test(
+            instance, job_name=names.job_name(CONFIG), tags={names.PARTITION_TAG: odd}
+        )
+        assert find_stall(instance, store, CONFIG, in_hours(100)) is None
     run = create_run_for_test(
         instance, job_name=names.job_name(CONFIG), tags={names.PARTITION_TAG: "0001"}
     )

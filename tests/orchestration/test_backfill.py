@@ -156,3 +156,5 @@ def test_which_runs_have_an_order() -> None:
         assert tags_of({**generation, names.BACKFILL_TAG: "b"}, key) == {**mine, PRIORITY_TAG: "-4"}
         assert tags_of(generation, key, other) == {}
         assert tags_of({names.CONFIG_TAG: "hex8_3p"}) == {}  # a gauntlet waits for nobody
+        for odd in ("3", "²²²²", "abc"):  # people can add any partition; its step refuses it
+            assert tags_of({names.PARTITION_TAG: odd, names.BACKFILL_TAG: "b"}, key) == {}
