@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG
 from dagster._core.test_utils import create_run_for_test
 
@@ -21,7 +22,7 @@ from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.verdicts import State, Verdict
 from ringrift_pipeline.store import Store
 
-from .conftest import re_executing
+from .conftest import a_backfill, re_executing
 from .landing import Land
 from .test_sensor import keys, tick
 
@@ -103,6 +104,43 @@ def test_a_retry_that_brings_no_result_either_ends_the_waiting(
     tick(instance, first.cursor)
     made = decision(store)
     assert made is not None and made["end"] == "checks" and "no result" in made["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("status", "waits"),
+    [
+        (BulkActionStatus.REQUESTED, True),
+        (BulkActionStatus.COMPLETED_FAILED, False),
+        (BulkActionStatus.CANCELED, False),
+        (None, False),  # it was deleted
+    ],
+)
+def test_a_lost_run_of_a_backfill_is_waited_for_as_long_as_that_goes_on(
+    status: BulkActionStatus | None,
+    waits: bool,
+    instance: DagsterInstance,
+    store: Store,
+    land: Land,
+) -> None:
+    """A model was trained anew by a backfill; its worker was lost before the checks."""
+    if status is not None:
+        instance.add_backfill(a_backfill("some", status))
+    rest = tuple(name for name in names.ASSETS if name != "checkpoint")
+    lost = land(
+        CONFIG,
+        0,
+        checks={"losses_finite": None},
+        without=rest,
+        tags={names.BACKFILL_TAG: "some"},
+    ).run_id
+    assert fail(instance, lost).tags[reexecution.RETRY_TAG] == "true"
+    land(CONFIG, 0, without=("checkpoint",))
+    assert keys(tick(instance)) == []
+    made = decision(store)
+    if waits:
+        assert made is None
+    else:
+        assert made is not None and made["end"] == "checks" and "no result" in made["reasons"][0]
 
 
 def test_a_chain_of_re_executions_is_followed_to_its_end(
