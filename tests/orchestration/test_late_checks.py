@@ -61,9 +61,21 @@ def working(instance: DagsterInstance, retry_of: str | None = None) -> DagsterRu
     )
 
 
+def handled_alone(cursor: str) -> set[str]:
+    """What a cursor remembers something of; that is no more than the last evaluation handled."""
+    read = read_cursor(cursor)
+    assert read.failed == {} and read.held == {} and not read.earlier
+    return set(read.handled)
+
+
 def decision(store: Store) -> dict[str, Any] | None:
     artefact = store.current(CONFIG, 0, "decision")
     return artefact.metadata if artefact is not None else None
+
+
+def told(store: Store) -> list[Alert]:
+    """The alerts that wait, which are taken."""
+    return Outbox(store).deliver(SimpleNamespace(notify=lambda alert: None))
 
 
 def decisions(store: Store) -> int:
@@ -196,7 +208,7 @@ def test_a_mended_evaluation_is_promoted_and_followed_once(
     assert store.champion(CONFIG).generation == 0  # type: ignore[union-attr]
     made = decision(store)
     assert made is not None and made["promoted"] and made["next"] == 1 and made["end"] is None
-    assert json.loads(third.cursor).keys() == {CONFIG}
+    assert handled_alone(third.cursor) == {CONFIG}
     judge_again(CONFIG, 0)
     fourth = tick(instance, third.cursor)
     assert keys(fourth) == [] and decisions(store) == 2
@@ -207,9 +219,7 @@ def test_what_fails_again_is_decided_and_told_once_and_looked_at_once_more(
 ) -> None:
     land(CONFIG, 0, passed=False)
     first = tick(instance)
-    told: list[Alert] = []
-    Outbox(store).deliver(SimpleNamespace(notify=told.append))
-    (alert,) = told
+    (alert,) = told(store)
     assert (alert.kind, alert.config, alert.generation) == ("checks_failed", CONFIG, "0000")
     assert "check evaluation_sound of evaluation failed: as asked" in alert.text
     assert "looks again by itself" in alert.text and "launch generation 0001" in alert.text
@@ -221,7 +231,7 @@ def test_what_fails_again_is_decided_and_told_once_and_looked_at_once_more(
     third = tick(instance, second.cursor)
     tick(instance)  # the cursor was lost
     assert third.cursor == second.cursor and decisions(store) == 2
-    assert Outbox(store).deliver(SimpleNamespace(notify=told.append)) == []
+    assert told(store) == []
     judge_again(CONFIG, 0)
     assert keys(tick(instance, third.cursor)) == [f"{CONFIG}/0001"]
 
@@ -264,7 +274,47 @@ def test_an_evaluation_mended_while_its_config_is_paused_waits_for_the_resume(
     store.set_switches(CONFIG, loop=True)
     third = tick(instance, second.cursor)
     assert keys(third) == [f"{CONFIG}/0001"]
-    assert json.loads(third.cursor).keys() == {CONFIG}
+    assert handled_alone(third.cursor) == {CONFIG}
+
+
+def of_an_earlier_version(cursor: str) -> str:
+    """The cursor as it was before there was ``failed``."""
+    kept = json.loads(cursor)
+    del kept["failed"]
+    return json.dumps(kept)
+
+
+@pytest.mark.parametrize("mended_before", [True, False])
+def test_what_an_earlier_version_stopped_at_is_looked_at_again(
+    mended_before: bool,
+    instance: DagsterInstance,
+    store: Store,
+    land: Land,
+    judge_again: Callable[..., Any],
+) -> None:
+    land(CONFIG, 0, passed=False)
+    land("hex8_3p", 0)
+    cursor = of_an_earlier_version(tick(instance).cursor)
+    if not mended_before:
+        first = tick(instance, cursor)
+        assert keys(first) == [] and read_cursor(first.cursor).failed[CONFIG].generation == 0
+        cursor = first.cursor
+        assert tick(instance, cursor).cursor == cursor  # it has been looked at
+    judge_again(CONFIG, 0)
+    assert keys(tick(instance, cursor)) == [f"{CONFIG}/0001"]
+    assert len(told(store)) == 1
+
+
+def test_what_an_earlier_version_has_left_behind_is_not(
+    instance: DagsterInstance, store: Store, land: Land, judge_again: Callable[..., Any]
+) -> None:
+    land(CONFIG, 0, passed=False)
+    land(CONFIG, 1)  # launched from the browser
+    cursor = of_an_earlier_version(tick(instance).cursor)
+    judge_again(CONFIG, 0)
+    result = tick(instance, cursor)
+    assert keys(result) == [] and handled_alone(result.cursor) == {CONFIG}
+    assert store.champion(CONFIG).generation == 1  # type: ignore[union-attr]
 
 
 def test_a_generation_that_passed_since_ends_the_looking(
