@@ -32,7 +32,8 @@ from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
-from ringrift_pipeline.orchestration.instance import instance_file, open_instance, prepare_home
+from ringrift_pipeline.orchestration.instance import open_instance, prepare_home
+from ringrift_pipeline.orchestration.instance_file import instance_file
 from ringrift_pipeline.orchestration.run_order import PRIORITY_TAG, order_tags
 from ringrift_pipeline.store import Store
 
