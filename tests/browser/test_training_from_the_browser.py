@@ -37,7 +37,9 @@ TINY: dict[str, Any] = {
 }
 MODULE = "ringrift_pipeline.definitions"
 GENERATION = 600.0  # seconds for a tiny generation on a machine that is busy
-WAIT = 90_000  # ms
+WAIT = 180_000  # ms; no step of a quiet machine takes more than a few seconds
+EDITOR = "document.querySelector('.CodeMirror').CodeMirror"
+PARTITION_QUERIES = ("ConfigPartitionForAssetJobQuery", "ConfigPartitionSelectionQuery")
 PICTURES = {
     "selfplay_shards": "policy_entropy",
     "quality_scores": "quality",
@@ -126,17 +128,14 @@ def test_a_generation_from_the_launchpad_the_next_by_the_sensor_and_a_move_again
     # the launchpad: an out-of-range value is refused by name, a good one runs
     page.goto(f"{address}/locations/{MODULE}/jobs/{job_name(CONFIG)}/playground")
     skip_the_greeting(page)
-    page.get_by_placeholder("Partition").click()
-    page.get_by_text("0000", exact=True).first.click()
+    choose_partition(page, "0000")
     write_config(page, {**TINY, "training": {**TINY["training"], "batch_size": -4}})
     page.get_by_role("button", name="Launch Run").click()
     page.get_by_text("training.batch_size").first.wait_for()
     shot(page, "refused")
     assert states(address) == {}
     page.keyboard.press("Escape")
-    page.goto(f"{address}/locations/{MODULE}/jobs/{job_name(CONFIG)}/playground")
-    page.get_by_placeholder("Partition").click()
-    page.get_by_text("0000", exact=True).first.click()
+    page.get_by_text("training.batch_size").first.wait_for(state="hidden")
     write_config(page, {**TINY, "last_generation": 1})
     shot(page, "launchpad")
     page.get_by_role("button", name="Launch Run").click()
@@ -148,8 +147,8 @@ def test_a_generation_from_the_launchpad_the_next_by_the_sensor_and_a_move_again
     assert store.newest(CONFIG, "evaluation") == 1
 
     page.goto(f"{address}/locations/__repository__@{MODULE}/asset-groups/{CONFIG}/lineage")
-    page.get_by_text("selfplay_shards").first.wait_for()
-    page.wait_for_timeout(3000)
+    for name in ASSETS:
+        page.get_by_text(name, exact=True).first.wait_for()
     shot(page, "lineage")
     for name in ASSETS:
         look_at(page, shot, f"{address}/assets/{CONFIG}/{name}", store.require(CONFIG, 1, name))
@@ -172,11 +171,42 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def asks(request: Any) -> tuple[str, dict[str, Any]]:
+    """What the page asks the server for: the name of the query, and its variables."""
+    try:
+        asked = request.post_data_json
+        return str(asked["operationName"]), dict(asked["variables"])
+    except (TypeError, KeyError, ValueError):
+        return "", {}
+
+
+def choose_partition(page: Any, key: str) -> None:
+    """Choose it, and wait for the configuration it brings: that replaces whatever was written."""
+    page.get_by_placeholder("Partition").click()
+    with page.expect_response(lambda answer: asks(answer.request)[0] in PARTITION_QUERIES):
+        page.get_by_text(key, exact=True).first.click()
+    page.get_by_text("Generating configuration...").wait_for(state="hidden")
+    page.get_by_text(f"partition: {key}", exact=True).first.wait_for()  # a tag of the run now
+
+
 def write_config(page: Any, settings: dict[str, Any]) -> None:
-    text = yaml.safe_dump({"resources": {"settings": {"config": settings}}})
+    """Write it into the editor, and wait until the server has checked just that."""
+    written = {"resources": {"settings": {"config": settings}}}
+
+    def checks_it(answer: Any) -> bool:
+        name, variables = asks(answer.request)
+        return name == "PreviewConfigQuery" and said(variables["runConfigData"]) == written
+
+    def said(text: str) -> Any:
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            return None
+
     page.locator(".CodeMirror").first.wait_for()
-    page.evaluate("text => document.querySelector('.CodeMirror').CodeMirror.setValue(text)", text)
-    page.wait_for_timeout(1500)  # it is checked while one writes
+    with page.expect_response(checks_it):
+        page.evaluate(f"text => {EDITOR}.setValue(text)", yaml.safe_dump(written))
+    assert said(page.evaluate(f"() => {EDITOR}.getValue()")) == written
 
 
 def look_at(page: Any, shot: Callable[[Any, str], None], address: str, made: Artefact) -> None:
