@@ -106,11 +106,12 @@ def _train(
             parent,
             sources.get("fisher"),
         )
-        resumed_from = _restore(store, plan, run, resume, inputs)
+        resumed_from, before = _restore(store, plan, run, resume, inputs)
         began, first = time.monotonic(), run.samples
         while not run.finished:
+            seconds = time.monotonic() - began
             if should_stop is not None and should_stop():
-                _save(store, plan, run, inputs)
+                _save(store, plan, run, inputs, before + seconds)
                 raise Interrupted(
                     f"training: stopped at step {run.iteration} of {run.total}; run again to go on"
                 )
@@ -124,7 +125,7 @@ def _train(
                 + f"{rate:.0f} rows/s",
             )
             if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
-                _save(store, plan, run, inputs)
+                _save(store, plan, run, inputs, before + time.monotonic() - began)
         seconds = time.monotonic() - began
         metadata = _metadata(plan, run, inputs, sources, parent is not None)
         if "fisher" in sources:
@@ -132,7 +133,7 @@ def _train(
         metadata |= {
             "parent_note": parent_note,
             "resumed_from_step": resumed_from,
-            "train/seconds": seconds,
+            "train/seconds": before + seconds,
             "train/rows_per_s": (run.samples - first) / max(seconds, 1e-9),
         }
         return _land(store, plan, run, metadata)
@@ -195,16 +196,18 @@ def parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork |
 
 def _restore(
     store: Store, plan: Plan, run: TrainingRun, resume: str | Path, inputs: dict[str, Any]
-) -> int:
-    """Load the state to go on from, if there is one; returns the step it was taken at."""
+) -> tuple[int, float]:
+    """Load the state to go on from, if there is one; returns the step it was taken at, and the
+    seconds that the training had taken by then.
+    """
     from ringrift_pipeline.training.state import load_state
 
     if resume == "never":
-        return 0
+        return 0, 0.0
     if resume == "auto":
         artefact = reuse(store, plan, STATE_KIND, inputs)
         if artefact is None:
-            return 0
+            return 0, 0.0
     else:
         artefact = store.open(Path(resume))
         if artefact.metadata.get("inputs") != inputs:
@@ -213,14 +216,16 @@ def _restore(
                 f"{plan.config} generation {plan.generation:04d}: use --resume auto or never"
             )
     run.load_state_dict(load_state(artefact.path))
-    return run.iteration
+    return run.iteration, float(artefact.metadata.get("seconds", 0.0))
 
 
-def _save(store: Store, plan: Plan, run: TrainingRun, inputs: dict[str, Any]) -> None:
-    """Land the run's state and remove the states before it."""
+def _save(
+    store: Store, plan: Plan, run: TrainingRun, inputs: dict[str, Any], seconds: float
+) -> None:
+    """Land the run's state and remove the states before it; ``seconds`` it has taken so far."""
     from ringrift_pipeline.training.state import save_state
 
-    metadata = {"inputs": inputs, "step": run.iteration, "steps": run.total}
+    metadata = {"inputs": inputs, "step": run.iteration, "steps": run.total, "seconds": seconds}
     with store.create(plan.config, plan.generation, STATE_KIND, metadata=metadata) as draft:
         save_state(draft.path, run.state_dict())
     _remove_states(store, plan, keep=draft.artefact.path)
