@@ -212,6 +212,26 @@ def test_at_most_fifteen_numbers_are_shown() -> None:
     assert numbers({"train/x": float("nan"), "train/ok": True, "train/y": 1}) == {"train/y": 1}
 
 
+UNITS = {
+    "selfplay_shards": ("nats", "seconds"),
+    "quality_scores": ("[0, 1]",),
+    "hard_examples": ("nats",),
+    "checkpoint": ("nats", "`val/gain`"),
+    "ema_model": ("nats",),
+    "ensemble": ("nats", "share of the win"),
+    "calibration_report": ("nats", "share of the win"),
+    "evaluation": ("Elo", "1200"),
+    names.CHAMPION: ("Elo", "1200"),
+}
+
+
+@pytest.mark.parametrize("name", [names.CHAMPION, *names.ASSETS])
+def test_descriptions_say_the_units_of_what_is_plotted(name: str) -> None:
+    description = defs.get_repository_def().asset_graph.get(AssetKey(["hex8_2p", name])).description
+    for unit in UNITS[name]:
+        assert unit in str(description)
+
+
 def test_descriptions_say_what_the_defaults_leave_off() -> None:
     from ringrift_pipeline.training.hard_examples import GLANCE
 
