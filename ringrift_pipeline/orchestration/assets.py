@@ -173,7 +173,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Seat-rotated matches of the candidate against random, heuristic and champion, ratings "
         "with intervals, and what the promotion gate says of them. With it the list and the curve "
         "of all ratings so far: random, heuristic, rollouts and every generation in one fit. Ratings "
-        "are Elo, the heuristic has 1200; a win rate counts games, a draw in equal shares.",
+        "are Elo, the heuristic has 1200: `eval/elo` by this evaluation's games alone, the list's by "
+        "those of all. A win rate counts games, a draw in equal shares.",
         frozenset({"numba", "torch", "parquet", "matplotlib"}),
         RATINGS,
         beside=_rate,

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-START = 240.0  # seconds until a server answers; kernels may have to be compiled first
-PROMPT = 60.0  # seconds until it has stopped
+START = 600.0  # seconds until a server answers; kernels may have to be compiled first
+PROMPT = 120.0  # seconds until it has stopped
 
 
 class Program:

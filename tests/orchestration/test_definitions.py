@@ -232,6 +232,22 @@ def test_descriptions_say_the_units_of_what_is_plotted(name: str) -> None:
         assert unit in str(description)
 
 
+def test_descriptions_have_nothing_that_the_ui_takes_for_html() -> None:
+    from ringrift_pipeline.selfplay.shards import MEANINGS
+
+    repository = defs.get_repository_def()
+    graph = repository.asset_graph
+    texts = [*MEANINGS.values()]
+    for key in graph.get_all_asset_keys():
+        texts.append(str(graph.get(key).description))
+        schema = graph.get(key).metadata.get("dagster/column_schema")
+        texts += [str(column.description) for column in (schema.columns if schema else ())]
+    texts += [str(graph.get(check).description) for check in graph.asset_check_keys]
+    for one in (*repository.get_all_jobs(), *repository.sensor_defs, *repository.schedule_defs):
+        texts.append(str(one.description))
+    assert [text for text in texts if re.search(r"<\w", text)] == []
+
+
 def test_descriptions_say_what_the_defaults_leave_off() -> None:
     from ringrift_pipeline.training.hard_examples import GLANCE
 
