@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     "evaluation": {"games": 4, "max_games": 4, "simulations": 2, "anchor_games": 4},
 }
 MODULE = "ringrift_pipeline.definitions"
-GENERATION = 1800.0  # seconds for a tiny generation on a machine that is very busy; 40 on a quiet one
+GENERATION = 1800.0  # seconds for a tiny generation on a machine that is very busy
 WAIT = 300_000  # ms; no step of a quiet machine takes more than a few seconds
 EDITOR = "document.querySelector('.CodeMirror').CodeMirror"
 PARTITION_QUERIES = ("ConfigPartitionForAssetJobQuery", "ConfigPartitionSelectionQuery")
