@@ -14,10 +14,20 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
 
-from ringrift_pipeline.orchestration.instance import open_instance
-from ringrift_pipeline.orchestration.loop import asset_of_step, first_generation, is_decided
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration.instance import no_retry, open_instance
+from ringrift_pipeline.orchestration.loop import (
+    Loop,
+    LoopError,
+    LoopRequest,
+    asset_of_step,
+    first_generation,
+    is_decided,
+)
 from ringrift_pipeline.orchestration.places import progress_folder
+from ringrift_pipeline.orchestration.reexecution import RETRY_TAG
 from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import Store
 
@@ -55,6 +65,22 @@ def test_where_a_loop_goes_on(store: Store) -> None:
 def test_a_summary_of_nothing_is_empty(store: Store) -> None:
     summary = summarize(store, "hex8_2p", 3)
     assert summary.games is None and summary.promoted is None and not summary.decided
+
+
+def test_a_failed_run_is_given_up_once_dagster_has_noted_that_it_retries_it_no_more(
+    data: Path,
+) -> None:
+    work = Loop(LoopRequest("square8_2p", data, TrainingConfig.preset("smoke"), generations=1))
+    with open_instance(data) as instance:
+        work._instance = instance
+        run_id = create_run_for_test(instance, status=DagsterRunStatus.FAILURE).run_id
+        work.states[0].run_id, work.states[0].status = run_id, "failure"
+        work._judge()  # nothing is noted yet: that is done a moment after the failure
+        instance.add_run_tags(run_id, {RETRY_TAG: "true"})
+        work._judge()
+        no_retry(instance, run_id)
+        with pytest.raises(LoopError, match="0000: the run failed"):
+            work._judge()
 
 
 TINY = [
