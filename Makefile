@@ -7,7 +7,7 @@ GENERATIONS ?= 2
 PRESET ?= smoke
 WORKERS ?= 2
 
-.PHONY: help setup loop ui test browser lint bench clean
+.PHONY: help setup loop ui test playwright browser lint bench clean
 
 help:
 	@echo "make loop   play, train, evaluate and gate $(GENERATIONS) generations of $(CONFIG) ($(PRESET))"
@@ -44,11 +44,11 @@ test: lint
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Chromium comes with the system (Debian: apt install chromium); RINGRIFT_CHROMIUM names another.
-browser: setup
+playwright: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	@# Each has a browser of its own, and one process cannot drive two.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/web/test_browser.py
+
+browser: playwright
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser tests/web/test_browser.py
 
 bench: setup
 	@for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done

@@ -137,7 +137,7 @@ def measure(root: Path, quick: bool, saves: int) -> list[dict[str, Any]]:
                 syncs.seconds = dict.fromkeys(syncs.seconds, 0.0)
                 syncs.calls = dict.fromkeys(syncs.calls, 0)
             began, used = time.perf_counter(), time.process_time()
-            saver.save(run)
+            saver.save(run, 0.0)
             still.append(time.perf_counter() - began)
             saver.wait()
             whole.append(time.perf_counter() - began)

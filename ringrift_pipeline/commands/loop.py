@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +26,7 @@ from ringrift_pipeline.commands.console import (
 )
 from ringrift_pipeline.commands.options import Common
 from ringrift_pipeline.commands.stopping import stoppable
-from ringrift_pipeline.commands.ui import PORT, check_port, ui_line, url
+from ringrift_pipeline.commands.ui import PORT, GamesPage, check_port, ui_line, url
 
 if TYPE_CHECKING:
     from ringrift_pipeline.orchestration.loop import GenerationState, Snapshot
@@ -40,7 +41,12 @@ def loop(
     generations: Annotated[
         int, typer.Option("--generations", "-n", min=1, help="Generations to play to their end.")
     ] = 1,
-    with_ui: Annotated[bool, typer.Option("--ui", help="Serve the Dagster UI meanwhile.")] = False,
+    with_ui: Annotated[
+        bool,
+        typer.Option(
+            "--ui", help="Serve the Dagster UI meanwhile, and the page of recorded games."
+        ),
+    ] = False,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of --ui.")] = PORT,
 ) -> None:
     """Play, score, mine, train, average, ensemble, calibrate, evaluate and gate, again and again.
@@ -80,11 +86,14 @@ def loop(
         if common.says_settings and work.planned not in (None, settings):
             say(f"generation {work.first:04d} was planned before; its own settings stand")
         _announce(common, work.first, work.last)
-        with work:
+        with work, contextlib.ExitStack() as stack:
+            page = None
             if with_ui:
+                page = stack.enter_context(GamesPage(common.root))
                 say(f"Dagster UI: {url(common.config, port)}")
+                say(page.says)
             try:
-                _watch(work)
+                _watch(work, page)
             except LoopError as error:
                 failure = error
             say("stopping the daemon …")
@@ -98,15 +107,15 @@ def _announce(common: Common, first: int, last: int) -> None:
     say(f"{common.config}: {which}. Starting the Dagster daemon …")
 
 
-def _watch(work: Any) -> None:
+def _watch(work: Any, page: GamesPage | None) -> None:
     if errors.is_terminal:
         with Live(console=errors, refresh_per_second=4, transient=True) as live:
-            for snapshot in work.watch():
+            for snapshot in _looked_at(work, page):
                 live.update(_picture(snapshot))
         return
     due = Every()
     told: set[tuple[str, str, str]] = set()
-    for snapshot in work.watch():
+    for snapshot in _looked_at(work, page):
         for state in snapshot.generations:
             for name, mark in state.assets.items():
                 if mark in ("done", "failed") and (state.key, name, mark) not in told:
@@ -115,6 +124,14 @@ def _watch(work: Any) -> None:
                     say(f"{_stamp(snapshot)} {state.key} | {name} {mark} after {took}")
         if due():
             say(_line(snapshot))
+
+
+def _looked_at(work: Any, page: GamesPage | None) -> Iterator[Snapshot]:
+    """The loop's snapshots, with a look at the page at each."""
+    for snapshot in work.watch():
+        if page is not None:
+            page.look()
+        yield snapshot
 
 
 def _running(snapshot: Snapshot) -> GenerationState:

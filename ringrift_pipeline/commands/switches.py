@@ -34,7 +34,7 @@ def pause(common: Common, everybody: AllOption = False, only: OnlyOption = None)
 def resume(common: Common, everybody: AllOption = False, only: OnlyOption = None) -> None:
     """Let a paused config go on: the next generation starts as soon as a daemon runs.
 
-    That is `ringrift loop` or `ringrift ui --daemon`.
+    That is `ringrift loop` or `ringrift ui`.
     """
     _turn(common, everybody, only, on=True)
 

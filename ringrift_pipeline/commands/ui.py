@@ -87,39 +87,60 @@ def _without_daemon(holder: dict[str, Any]) -> str:
     )
 
 
-def _start_page(data: Path) -> tuple[Service | None, str]:
-    """The page that the assets link to recorded games on, if it is this machine's to serve, and a
-    line that says where it is or why there is none.
+class GamesPage:
+    """The page that the assets link to recorded games on, served beside the UI if it is this
+    machine's to serve; use as a context manager. ``says`` is a line for people: where it is, or why
+    there is none; ``address`` is None then.
     """
-    from ringrift_pipeline.orchestration.services import start_play
 
-    port = own_play_port()
-    if port is None:
-        return None, f"Links to recorded games lead to {play_address()}, as {PLAY_VARIABLE} says."
-    try:
-        return start_play(data, port), f"Recorded games, and a board to play on: {play_address()}"
-    except OSError as error:
-        return None, (
-            f"Links to recorded games lead to whoever serves port {port} on {HERE}, which is not "
-            f"to be had ({error.strerror})."
-        )
+    def __init__(self, data: Path) -> None:
+        from ringrift_pipeline.orchestration.services import start_play
+
+        self._service: Service | None = None
+        self.address: str | None = None
+        port = own_play_port()
+        if port is None:
+            self.says = (
+                f"Links to recorded games lead to {play_address()}, as {PLAY_VARIABLE} says."
+            )
+            return
+        try:
+            self._service = start_play(data, port)
+        except OSError as error:
+            self.says = (
+                f"Links to recorded games lead to whoever serves port {port} on {HERE}, which is "
+                f"not to be had ({error.strerror})."
+            )
+            return
+        self.address = play_address()
+        self.says = f"Recorded games, and a board to play on: {self.address}"
+
+    def look(self) -> None:
+        """Tell, once, if it has ended: nothing else needs it."""
+        from ringrift_pipeline.orchestration.services import ServiceError
+
+        try:
+            if self._service is not None:
+                self._service.check()
+        except ServiceError as error:
+            say(str(error))
+            self._service = None
+
+    def __enter__(self) -> GamesPage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._service is not None:
+            self._service.stop()
 
 
-def _watch(services: list[Any], page: Service | None, stopping: Callable[[], bool]) -> None:
-    """Until it is asked to stop. Raises ServiceError if a service has ended; that the page has is
-    only told, for nothing else needs it.
-    """
-    from ringrift_pipeline.orchestration.services import ServiceError
-
+def _watch(services: list[Any], page: GamesPage | None, stopping: Callable[[], bool]) -> None:
+    """Until it is asked to stop. Raises ServiceError if a service has ended."""
     while not stopping():
         for service in services:
             service.check()
-        try:
-            if page is not None:
-                page.check()
-        except ServiceError as error:
-            say(str(error))
-            page = None
+        if page is not None:
+            page.look()
         time.sleep(0.5)
 
 
@@ -191,20 +212,18 @@ def ui(
             web = start_webserver(common.root, host, port, stopping=stopping, token=token)
         stack.callback(web.stop)
         services.append(web)
-        page, games = _start_page(common.root) if play else (None, "")
-        if page is not None:
-            stack.callback(page.stop)
+        page = stack.enter_context(GamesPage(common.root)) if play else None
         address = url(common.config, port, host, token)
         if common.as_json:
-            served = play_address() if page is not None else None
+            served = page.address if page is not None else None
             told = {"url": address, "data": str(common.root), "daemon": daemon, "play": served}
             print_json(told)
         else:
             say(f"Dagster UI of {common.root}: {address}")
             if not daemon:
                 say(note)
-            if games:
-                say(games)
+            if page is not None:
+                say(page.says)
             say("Ctrl-C stops it.")
         if token:
             say("Whoever has this address can launch runs; the connection is not encrypted.")

@@ -161,6 +161,7 @@ class TrainingConfig(ConfigGroup):
         overrides: Mapping[str, Any] | None = None,
         base: TrainingConfig | None = None,
         config: str | None = None,
+        origin: str = "command line",
     ) -> TrainingConfig:
         """Merge defaults < preset < file < environment < overrides.
 
@@ -171,6 +172,7 @@ class TrainingConfig(ConfigGroup):
             overrides: dotted name -> value (text is parsed by the field's type), or nested.
             base: what takes the place of the defaults.
             config: board and players, such as ``square19_2p``, whose sizes the preset takes.
+            origin: what an error calls the place that the overrides come from.
 
         Raises:
             ConfigError: unknown preset or setting, unreadable file, value out of bounds.
@@ -190,7 +192,7 @@ class TrainingConfig(ConfigGroup):
         merged.update(_from_environment(os.environ if environ is None else environ))
         if overrides is not None:
             _check_table("overrides", overrides)
-            merged.update(_flatten(overrides, "command line"))
+            merged.update(_flatten(overrides, origin))
         return _build(merged)
 
     @classmethod

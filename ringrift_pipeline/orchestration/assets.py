@@ -122,7 +122,8 @@ RECIPES: tuple[Recipe, ...] = (
         _mine,
         "Positions that the parent model judges worst, or that the last ensemble's members judge "
         "least alike, with the reason. Where `mining.enabled` says so all decisions are scored and "
-        "the training starts its miner from them; elsewhere 4096 of them are, to look at.",
+        "the training starts its miner from them; elsewhere 4096 of them are, to look at. Hardness "
+        "is in nats.",
         frozenset({"polars", "parquet"}),
         HARD_EXAMPLES,
         read_as_table=True,
@@ -132,7 +133,9 @@ RECIPES: tuple[Recipe, ...] = (
         ("selfplay_shards", "quality_scores", "hard_examples"),
         _train,
         "The network trained on the window of generations, with optimizer, sampler and random "
-        "state: training goes on from it bit for bit.",
+        "state: training goes on from it bit for bit. Losses are in nats: `train/` of the steps "
+        "since the last look at the held-out games, `val/` of those games; `val/gain` is by how much "
+        "the parent's loss was higher.",
         frozenset({"torch", "safetensors"}),
     ),
     Recipe(
@@ -140,14 +143,16 @@ RECIPES: tuple[Recipe, ...] = (
         ("checkpoint",),
         _average,
         "The exponential moving average of the training's weights: the candidate that is "
-        "evaluated and, promoted, plays the next selfplay.",
+        "evaluated and, promoted, plays the next selfplay. `val/loss` is in nats, of held-out games.",
         frozenset({"torch", "safetensors"}),
     ),
     Recipe(
         "ensemble",
         ("checkpoint", "ema_model"),
         _ensemble,
-        "The newest generations' models as one predictor, with how far they disagree.",
+        "The newest generations' models as one predictor, with how far they disagree: about the "
+        "policy by Jensen-Shannon divergence, in nats, about the value by the standard deviation of "
+        "a seat's share of the win.",
         frozenset({"torch"}),
     ),
     Recipe(
@@ -155,7 +160,9 @@ RECIPES: tuple[Recipe, ...] = (
         ("ema_model", "ensemble"),
         _calibrate,
         "How far the value head's win probabilities can be trusted: calibration error before and "
-        "after temperature scaling, on games held out, with the reliability diagram.",
+        "after temperature scaling, on games held out, with the reliability diagram. The error is a "
+        "share of the win, debiased: it lies around 0, on both sides, where the model is calibrated; "
+        "log losses are in nats.",
         frozenset({"torch", "parquet", "matplotlib"}),
         CALIBRATION_BINS,
     ),
@@ -165,9 +172,11 @@ RECIPES: tuple[Recipe, ...] = (
         _evaluate,
         "Seat-rotated matches of the candidate against random, heuristic and champion, ratings "
         "with intervals, and what the promotion gate says of them. With it the list and the curve "
-        "of all ratings so far: random, heuristic, rollouts and every generation in one fit. "
-        "The match with the champion ends when the gate has decided, which flatters those it "
-        "promotes; the weekly gauntlet does not.",
+        "of all ratings so far: random, heuristic, rollouts and every generation in one fit. Ratings "
+        "are Elo, the heuristic has 1200: `eval/elo` by this evaluation's games alone, the list's by "
+        "those of all. A win rate counts games, a draw in equal shares. The match with the champion "
+        "ends when the gate has decided, which flatters those it promotes; the weekly gauntlet does "
+        "not.",
         frozenset({"numba", "torch", "parquet", "matplotlib"}),
         RATINGS,
         beside=_rate,
@@ -224,7 +233,7 @@ def champion(config: str) -> AssetSpec:
         asset_key(config, CHAMPION),
         group_name=config,
         description=f"The model that plays {config} best so far: what the gate promoted last. "
-        "Selfplay of the next generation plays it.",
+        "Selfplay of the next generation plays it. Its rating is Elo, the heuristic has 1200.",
         owners=OWNERS,
         kinds={"safetensors"},
     )

@@ -3,7 +3,8 @@
 For each config the storage id of the last evaluation handled. Under ``held`` that of an evaluation
 which waits for its config to be resumed; it has been promoted already, if the gate said so. Under
 ``failed`` an evaluation that was decided because a blocking check had failed: it is looked at again
-once something was run for its generation since.
+once something was run for its generation since. Earlier versions had no ``failed``: what they stopped
+at is found by its decision.
 """
 
 from __future__ import annotations
@@ -30,20 +31,19 @@ class Stopped:
 
 @dataclass
 class Cursor:
-    """All by config; see the module."""
+    """All by config; see the module. ``earlier``: it was written by a version without ``failed``."""
 
     handled: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     failed: dict[str, Stopped] = field(default_factory=dict)
+    earlier: bool = False
 
     @property
     def text(self) -> str:
         """As the next tick gets it."""
         held = {HELD: self.held} if self.held else {}
         failed = {config: asdict(stopped) for config, stopped in self.failed.items()}
-        return json.dumps(
-            {**self.handled, **held, **({FAILED: failed} if failed else {})}, sort_keys=True
-        )
+        return json.dumps({**self.handled, **held, FAILED: failed}, sort_keys=True)
 
     def stop(self, config: str, stopped: Stopped) -> None:
         """Remember an evaluation that failed; of a config's, that of the newest generation."""
@@ -73,6 +73,7 @@ def read_cursor(text: str | None) -> Cursor:
         handled=_storage_ids(loaded),
         held=_storage_ids(loaded.get(HELD)),
         failed={config: stopped for config, stopped in failed.items() if stopped is not None},
+        earlier=bool(loaded) and FAILED not in loaded,
     )
 
 

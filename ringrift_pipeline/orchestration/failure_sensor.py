@@ -33,7 +33,7 @@ from ringrift_pipeline.orchestration.names import (
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder
-from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, retry_noted
+from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
 from ringrift_pipeline.store import Store
 
 INTERVAL = 15  # seconds between two looks at the event log
@@ -68,7 +68,7 @@ def failure_sensor() -> SensorDefinition:
                     break
                 found += outbox.put(failure_alert(context.instance, run, record))
                 config = config_in(run.tags)
-                if config is not None and not _is_retried(run):
+                if config is not None and not is_retried(context.instance, run):
                     add_partitions(context.instance, store, config)
             after = record.storage_id
         else:  # so that a clock that is turned on hides no failure from a sensor without a cursor
@@ -97,10 +97,6 @@ def _failures(instance: DagsterInstance, after: int | None) -> list[EventLogReco
     return list(result.records)
 
 
-def _is_retried(run: DagsterRun) -> bool:
-    return run.tags.get(RETRY_TAG) == "true"
-
-
 def failure_alert(instance: DagsterInstance, run: DagsterRun, record: EventLogRecord) -> Alert:
     """What people are told of a failed run; of failed checks, what these say is to be done."""
     config, generation = run.tags.get(CONFIG_TAG), run.tags.get(PARTITION_TAG)
@@ -108,7 +104,7 @@ def failure_alert(instance: DagsterInstance, run: DagsterRun, record: EventLogRe
     step, why = first_failure(instance, run.run_id)
     why = _shortened(why)
     checks = {name: _shortened(said) for name, said in failed_checks(instance, run.run_id).items()}
-    retried = _is_retried(run)
+    retried = is_retried(instance, run)
     todo = (
         "Dagster retries it by itself."
         if retried

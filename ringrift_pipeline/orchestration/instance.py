@@ -15,14 +15,18 @@ from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from ringrift_pipeline.orchestration import pools
 from ringrift_pipeline.orchestration.champion import reconcile
 from ringrift_pipeline.orchestration.clock import forget_the_future
-from ringrift_pipeline.orchestration.names import ORDER_TAG
+from ringrift_pipeline.orchestration.instance_file import (
+    BEFORE,
+    NAME,
+    brought_up_to_date,
+    instance_file,
+)
 from ringrift_pipeline.orchestration.places import (
     DATA_VARIABLE,
     HOME_VARIABLE,
     home_folder,
     progress_folder,
 )
-from ringrift_pipeline.selfplay.workers import cores
 from ringrift_pipeline.store import Store, write_bytes_atomic
 from ringrift_pipeline.store.atomic import TEMPORARY, ensure_folder, remove_abandoned
 
@@ -33,50 +37,27 @@ ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.
 IN_PROGRESS = [DagsterRunStatus.NOT_STARTED, *ACTIVE]
 
 
-def instance_file() -> str:
-    """The text of a new ``dagster.yaml``.
-
-    A run uses every core by itself (shards side by side, training with all threads), so on a
-    small machine runs follow each other: parallel runs times parallel steps must not be more
-    than the cores. The pools keep steps of several runs together within them. Generations of one
-    config follow each other on any machine: each learns from the one before.
-    """
-    count = cores()
-    return f"""\
-# Written once; yours to edit. Made for a machine with {count} cores.
-telemetry: {{enabled: false}}
-concurrency:
-  runs:
-    max_concurrent_runs: {max(1, count // 2)}
-    tag_concurrency_limits:
-      - {{key: {ORDER_TAG}, value: {{applyLimitPerUniqueValue: true}}, limit: 1}}
-  pools: {{granularity: op, default_limit: {count}}}
-run_coordinator:
-  module: ringrift_pipeline.orchestration.run_order
-  class: GenerationsInOrder
-  config: {{dequeue_interval_seconds: 1}}
-run_monitoring:
-  enabled: true
-  poll_interval_seconds: 3
-  start_timeout_seconds: 60
-  cancel_timeout_seconds: 15
-  free_slots_after_run_end_seconds: 5  # slots leak when a run worker is killed
-run_retries:
-  enabled: true
-  max_retries: 1
-  retry_on_asset_or_op_failure: false  # a lost worker is retried, a failed step is not
-nux: {{enabled: false}}
-"""
-
-
 def prepare_home(data: Path) -> Path:
     """Make ``<data>/dagster`` with its ``dagster.yaml`` (an existing file is left as it is)."""
     home = home_folder(data)
     ensure_folder(home)
-    path = home / "dagster.yaml"
+    path = home / NAME
     if not path.exists():
         write_bytes_atomic(path, instance_file().encode("utf-8"))
     return home
+
+
+def _bring_up_to_date(data: Path) -> None:
+    """A ``dagster.yaml`` of an earlier version, as this one needs it."""
+    home = home_folder(data)
+    try:
+        found = (home / NAME).read_bytes()
+        text = brought_up_to_date(found.decode("utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError):
+        return
+    if text is not None:
+        write_bytes_atomic(home / BEFORE, found)
+        write_bytes_atomic(home / NAME, text.encode("utf-8"))
 
 
 def environment(data: Path) -> dict[str, str]:
@@ -96,15 +77,18 @@ def open_instance(data: Path) -> Iterator[DagsterInstance]:
 def own_instance(data: Path) -> Iterator[DagsterInstance]:
     """The instance for the one process that runs its daemon, after tidying up.
 
-    Two daemons on one folder would not refuse each other at once, so a lock does. Runs that a
-    crash or a reboot left in progress are reported failed, partitions and champions are brought
-    up to what the store holds.
+    Two daemons on one folder would not refuse each other at once, so a lock does. An earlier
+    version's ``dagster.yaml`` is brought up to date. Runs that a crash or a reboot left in progress
+    are reported failed, partitions and champions are brought up to what the store holds.
 
     Raises:
         LockedError: another process runs this folder's daemon; it says which.
     """
     store = Store(data)
-    with store.lock(None, LOCK), open_instance(data) as instance:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(store.lock(None, LOCK))
+        _bring_up_to_date(data)
+        instance = stack.enter_context(open_instance(data))
         store.sweep()
         sweep_home(data)
         sweep_lost_runs(instance)

@@ -33,6 +33,7 @@ from ringrift_pipeline.orchestration.names import (
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.pools import pools_for
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
+from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
 from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.submit import submit_generation
@@ -312,9 +313,7 @@ class Loop:
             if state.status == "canceled":
                 raise LoopError(f"{name}: its run was cancelled")
             if state.status == "failure":
-                run = self.instance.get_run_by_id(state.run_id)
-                retried = run is not None and run.tags.get("dagster/will_retry") == "true"
-                if not retried or since > RETRY_PATIENCE:
+                if since > RETRY_PATIENCE or not self._may_be_retried(state.run_id):
                     raise LoopError(f"{name}: {self.failure(state.run_id)}")
             elif since > PAUSE_PATIENCE and (note := paused_note(self.store, self.request.config)):
                 raise LoopError(f"{name}: {note}")
@@ -336,6 +335,15 @@ class Loop:
                         "restore them, or begin with an empty data folder"
                     )
                 raise LoopError(f"{name} was not started: {'; '.join(known['reasons'])}")
+
+    def _may_be_retried(self, run_id: str) -> bool:
+        """Will Dagster retry a failed run, or has it not noted yet whether it will?"""
+        record = self.instance.get_run_record_by_id(run_id)
+        if record is None:
+            return False
+        run = record.dagster_run
+        noted = retry_noted(self.instance, run, record.end_time or time.time())
+        return not noted or is_retried(self.instance, run)
 
     def failure(self, run_id: str) -> str:
         """The first failed step of a run and its error, in one line."""

@@ -130,16 +130,17 @@ def for_people(artefact: Artefact) -> dict[str, Any]:
     a whole picture beside a small one, its path, which a browser cannot open.
     """
     shown: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
     for name in artefact.files:
         path = artefact.path / name
         if path.suffix in IMAGES and path.stem.endswith(FULL):
             small = path.stem.removesuffix(FULL)
-            shown[f"{small}, whole (file on the server)"] = MetadataValue.path(path)
+            whole[f"{small}, whole (file on the server)"] = MetadataValue.path(path)
         elif path.suffix in IMAGES:
             shown[path.stem] = picture(artefact.file(name))
         elif name.endswith(".md"):
             shown[path.stem] = MetadataValue.md(artefact.file(name).read_text(encoding="utf-8"))
-    return shown
+    return shown | whole  # first what can be looked at
 
 
 def materialized(artefact: Artefact, beside: Artefact | None = None) -> MaterializeResult:

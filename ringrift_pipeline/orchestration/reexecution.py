@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, RunsFilter
-from dagster._core.storage.tags import PARENT_RUN_ID_TAG
+from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG
+
+from ringrift_pipeline.orchestration.names import BACKFILL_TAG
 
 RETRY_TAG = "dagster/will_retry"
 TAG_PATIENCE = 10.0  # seconds that Dagster may take to note whether it retries a run
@@ -22,6 +25,20 @@ def retry_noted(instance: DagsterInstance, run: DagsterRun, failed_at: float) ->
     )
 
 
+def is_retried(instance: DagsterInstance, run: DagsterRun) -> bool:
+    """Has Dagster retried a failed run, or will it still?
+
+    It notes that it will when the run fails. A run of a backfill that is over by the time, or was
+    deleted, it then leaves alone, and the note stays.
+    """
+    if run.tags.get(RETRY_TAG) != "true":
+        return False
+    if AUTO_RETRY_RUN_ID_TAG in run.tags or BACKFILL_TAG not in run.tags:
+        return True
+    backfill = instance.get_backfill(run.tags[BACKFILL_TAG])
+    return backfill is not None and backfill.status not in BULK_ACTION_TERMINAL_STATUSES
+
+
 def run_end(instance: DagsterInstance, run_id: str | None) -> str | None:
     """How a run ended, in words; None while it, or a run that re-executes it, may still do more."""
     record = instance.get_run_record_by_id(run_id) if run_id else None
@@ -32,7 +49,9 @@ def run_end(instance: DagsterInstance, run_id: str | None) -> str | None:
 
 def _goes_on(instance: DagsterInstance, record: RunRecord) -> bool:
     run = record.dagster_run
-    if not run.is_finished or run.is_complete_and_waiting_to_retry:
+    if not run.is_finished:
+        return True
+    if run.is_complete_and_waiting_to_retry and is_retried(instance, run):
         return True
     failed = run.status == DagsterRunStatus.FAILURE
     if failed and not retry_noted(instance, run, record.end_time or 0.0):

@@ -43,6 +43,7 @@ from ringrift_pipeline.orchestration.decisions import (
     is_about,
     keep_decision,
     limit_before,
+    newest_decision,
     promote,
     read_decision,
     was_promoted,
@@ -151,6 +152,8 @@ def _look(instance: DagsterInstance, store: Store, config: str, outcome: Outcome
     once more, the one that has failed its checks.
     """
     cursor = outcome.cursor
+    if cursor.earlier:
+        _adopt(store, config, cursor)
     records = instance.fetch_materializations(
         AssetRecordsFilter(
             asset_key=asset_key(config, "evaluation"), after_storage_id=cursor.handled.get(config)
@@ -164,6 +167,17 @@ def _look(instance: DagsterInstance, store: Store, config: str, outcome: Outcome
         cursor.handled[config] = record.storage_id
         cursor.held.pop(config, None)
     _look_again(instance, store, config, outcome)
+
+
+def _adopt(store: Store, config: str, cursor: Cursor) -> None:
+    """Look again at the evaluation that an earlier version stopped at, as if it had kept it."""
+    newest = newest_decision(store, config) if config in cursor.handled else None
+    if newest is None:
+        return
+    generation, decision = newest
+    storage_id = decision.get("storage_id")
+    if decision.get("end") == CHECKS and isinstance(storage_id, int):
+        cursor.stop(config, Stopped(storage_id, generation, run=None))
 
 
 def _look_again(instance: DagsterInstance, store: Store, config: str, outcome: Outcome) -> None:

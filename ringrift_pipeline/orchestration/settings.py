@@ -145,7 +145,10 @@ def resolve(values: Mapping[str, Any], config: str | None = None) -> TrainingCon
     if last is not None and last < 0:
         raise ConfigError(f"last_generation counts from 0, not {last}")
     return TrainingConfig.load(
-        preset=_plain(values.get("preset")), overrides=given(values), config=config
+        preset=_plain(values.get("preset")),
+        overrides=given(values),
+        config=config,
+        origin="run configuration",
     )
 
 

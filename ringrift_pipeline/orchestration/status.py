@@ -25,6 +25,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
 from ringrift_pipeline.orchestration.names import (
+    BACKFILL_TAG,
     SENSOR,
     config_in,
     generation_in,
@@ -177,9 +178,10 @@ def _following(instance: DagsterInstance, store: Store, records: list[RunRecord]
             config, generation = _where(record)
             if config is None or generation is None or "loop" in _paused(store, config):
                 continue
-            if record.dagster_run.job_name != job_name(config):
+            run = record.dagster_run  # a backfill's starts no other
+            if run.job_name != job_name(config) or BACKFILL_TAG in run.tags:
                 continue
-            last = run_values(record.dagster_run.run_config).get("last_generation")
+            last = run_values(run.run_config).get("last_generation")
             if last is None or generation < last:
                 until = f", up to {generation_key(last)}" if last is not None else ""
                 yield Next(

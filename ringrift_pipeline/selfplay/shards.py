@@ -47,7 +47,7 @@ def game_id(config: str, generation: int, shard: int, game: int) -> str:
 
 
 MEANINGS = {
-    "game_id": "Id of the game: <config>-<generation>-<shard>-<game>.",
+    "game_id": "Id of the game: config, generation, shard and game (`square8_2p-0003-0001-0042`).",
     "game": "Index of the game within the shard.",
     "ply": "Moves made before, forced ones included.",
     "decision": "Decisions made before in this game.",

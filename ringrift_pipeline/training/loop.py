@@ -119,11 +119,12 @@ def _train(
             parent,
             sources.get("fisher"),
         )
-        resumed_from = _restore(store, plan, run, resume, inputs)
+        resumed_from, before = _restore(store, plan, run, resume, inputs)
         began, first = time.monotonic(), run.samples
         while not run.finished:
+            seconds = time.monotonic() - began
             if should_stop is not None and should_stop():
-                saver.save(run)
+                saver.save(run, before + seconds)
                 saver.wait()
                 raise Interrupted(
                     f"training: stopped at step {run.iteration} of {run.total}; run again to go on"
@@ -138,7 +139,7 @@ def _train(
                 + f"{rate:.0f} rows/s",
             )
             if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
-                saver.save(run)
+                saver.save(run, before + time.monotonic() - began)
         saver.wait()
         seconds = time.monotonic() - began
         metadata = _metadata(plan, run, inputs, sources, parent is not None)
@@ -147,7 +148,7 @@ def _train(
         metadata |= {
             "parent_note": parent_note,
             "resumed_from_step": resumed_from,
-            "train/seconds": seconds,
+            "train/seconds": before + seconds,
             "train/rows_per_s": (run.samples - first) / max(seconds, 1e-9),
         }
         return _land(store, plan, run, metadata)
@@ -210,17 +211,19 @@ def parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork |
 
 def _restore(
     store: Store, plan: Plan, run: TrainingRun, resume: str | Path, inputs: dict[str, Any]
-) -> int:
-    """Load the state to go on from, if there is one; returns the step it was taken at."""
+) -> tuple[int, float]:
+    """Load the state to go on from, if there is one; returns the step it was taken at, and the
+    seconds that the training had taken by then.
+    """
     from ringrift_pipeline.network import ModelError
     from ringrift_pipeline.training.state import load_state
 
     if resume == "never":
-        return 0
+        return 0, 0.0
     if resume == "auto":
         artefact = reuse(store, plan, STATE_KIND, inputs)
         if artefact is None:
-            return 0
+            return 0, 0.0
     else:
         artefact = store.open(Path(resume))
         if artefact.metadata.get("inputs") != inputs:
@@ -234,7 +237,7 @@ def _restore(
         raise ResumeError(
             f"the training state {artefact.path} cannot be gone on from: {error}; use --resume never"
         ) from error
-    return run.iteration
+    return run.iteration, float(artefact.metadata.get("seconds", 0.0))
 
 
 def _remove_states(store: Store, plan: Plan, keep: Path | None) -> None:

@@ -94,16 +94,18 @@ def draw_disagreement(
 
     Args:
         plies: (K,) plies of held-out decisions.
-        policy, value: (K,) disagreement of the members there, nats.
+        policy: (K,) Jensen-Shannon divergence of the members there, nats.
+        value: (K,) their standard deviation, of the most disputed seat's share of the win.
     """
     from ringrift_pipeline.drawing.charts import by_ply, new_chart, save_chart
 
     figure, panels = new_chart(2)
-    for axes, name, apart in zip(panels, ("policy", "value"), (policy, value), strict=True):
+    units = {"policy": "nats", "value": "standard deviation, share of the win"}
+    for axes, name, apart in zip(panels, units, (policy, value), strict=True):
         x, middle, low, high = by_ply(plies, apart)
         axes.fill_between(x, low, high, alpha=0.2, linewidth=0, label="10% to 90%")
         axes.plot(x, middle, marker="o", markersize=3, label="mean")
-        axes.set(title=f"{name}: members apart", xlabel="ply", ylabel="nats")
+        axes.set(title=f"{name}: members apart", xlabel="ply", ylabel=units[name])
         axes.set_ylim(bottom=0)
     panels[0].legend(fontsize=8)
     save_chart(figure, folder, DISAGREEMENT)

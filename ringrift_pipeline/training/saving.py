@@ -35,8 +35,9 @@ class StateSaver:
         self._landing: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, "saving", torch.set_num_threads, (1,))
 
-    def save(self, run: TrainingRun) -> None:
-        """Copy the run's state and begin to land it; the states before it are removed then.
+    def save(self, run: TrainingRun, seconds: float) -> None:
+        """Copy the run's state and begin to land it, and the ``seconds`` that the training has taken
+        so far; the states before it are removed then.
 
         Waits for the state before it, and raises what went wrong with that one.
 
@@ -47,7 +48,12 @@ class StateSaver:
         """
         self.wait()
         packed = pack_state(run.state_dict())
-        metadata = {"inputs": self._inputs, "step": run.iteration, "steps": run.total}
+        metadata = {
+            "inputs": self._inputs,
+            "step": run.iteration,
+            "steps": run.total,
+            "seconds": seconds,
+        }
         self._landing = self._pool.submit(self._land, packed, metadata)
 
     def wait(self) -> None:

@@ -166,6 +166,20 @@ def test_players_alone_stay_in_the_terminal(
     assert "place_ring" not in captured.out and "plies: seat" in captured.err
 
 
+def test_a_move_is_asked_for_until_it_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ringrift_pipeline.commands import play
+    from ringrift_pipeline.game import new_game
+
+    state = new_game("square8_2p")
+    answers = iter(["²", "9999", "count 1", "1"])
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    assert play.ask(state, state.legal_moves(), {}) == state.legal_moves()[1]
+    said = capsys.readouterr().out
+    assert "no move contains that" in said and "there are moves 0 to " in said
+
+
 def test_help_says_when_there_is_no_page(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,25 @@ def test_a_busy_folder(store: Store, capsys: pytest.CaptureFixture[str]) -> None
         assert words in said, words
 
 
+def test_nothing_follows_what_a_backfill_makes(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_instance(store.root) as instance:
+        run_id = started(instance, CONFIG, "0002", DagsterRunStatus.STARTED, 5)
+        assert len(as_json(capsys)["following"]) == 1
+        instance.add_run_tags(run_id, {names.BACKFILL_TAG: "some"})
+        assert as_json(capsys)["following"] == []
+
+
+def test_a_run_under_a_key_of_no_generation_is_named_by_its_job(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_instance(store.root) as instance:
+        started(instance, CONFIG, "²²²²", DagsterRunStatus.QUEUED, 1)
+        (waiting,) = as_json(capsys)["waiting"]
+    assert (waiting["generation"], waiting["job"]) == (None, names.job_name(CONFIG))
+
+
 def test_schedules_that_are_on_say_when(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     from dagster._core.definitions.run_request import InstigatorType
     from dagster._core.scheduler.instigation import (

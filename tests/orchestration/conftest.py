@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from dagster import AssetCheckKey, DagsterInstance, materialize
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
@@ -122,6 +123,13 @@ def judge_again(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> C
 def re_executing(run_id: str) -> dict[str, str]:
     """The tags of a run that re-executes the run ``run_id``."""
     return {PARENT_RUN_ID_TAG: run_id, ROOT_RUN_ID_TAG: run_id}
+
+
+def a_backfill(identity: str, status: BulkActionStatus) -> PartitionBackfill:
+    """A backfill of nothing."""
+    return PartitionBackfill(
+        backfill_id=identity, status=status, from_failure=False, tags={}, backfill_timestamp=0.0
+    )
 
 
 @dataclass(frozen=True)

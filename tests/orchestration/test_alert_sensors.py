@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context, job, op
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.definitions import defs
@@ -19,6 +20,7 @@ from ringrift_pipeline.orchestration.notify import URL_VARIABLE, Alert, NotifyEr
 from ringrift_pipeline.orchestration.stalled_sensor import find_stall
 from ringrift_pipeline.store import Store
 
+from .conftest import a_backfill
 from .hooks import Hook
 from .landing import PLAN, Land
 from .test_sensor_daemon import daemon, sensor_tick
@@ -188,6 +190,23 @@ def test_it_tells_of_a_retry(instance: DagsterInstance, told: Told) -> None:
     assert "retries it by itself" in told.alerts[0].text
 
 
+@pytest.mark.parametrize("status", [None, BulkActionStatus.CANCELED])
+def test_dagster_retries_nothing_of_a_backfill_that_is_over(
+    status: BulkActionStatus | None, instance: DagsterInstance, store: Store, told: Told
+) -> None:
+    """None: it was deleted."""
+    store.write_plan(CONFIG, 3, PLAN)
+    if status is not None:
+        instance.add_backfill(a_backfill("some", status))
+    failed_run(instance, **{names.BACKFILL_TAG: "some"})
+    (run,) = instance.get_runs()
+    assert run.tags[reexecution.RETRY_TAG] == "true"  # so Dagster noted
+    tick(names.FAILURE_SENSOR, instance, told)
+    assert told.alerts[0].details["will_retry"] is False
+    assert "It is not retried" in told.alerts[0].text
+    assert instance.get_dynamic_partitions(names.partitions_name(CONFIG)) == ["0003", "0004"]
+
+
 def test_it_waits_for_dagster_to_note_whether_it_retries(
     instance: DagsterInstance, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,6 +335,11 @@ def test_a_config_that_is_through_rests_until_more_is_asked_for(
     begun(store)
     ended(store, 0, decisions.LIMIT)
     assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+    for odd in ("²²²²", "7"):  # a partition that somebody has added names no later generation
+        create_run_for_test(
+            instance, job_name=names.job_name(CONFIG), tags={names.PARTITION_TAG: odd}
+        )
+        assert find_stall(instance, store, CONFIG, in_hours(100)) is None
     run = create_run_for_test(
         instance, job_name=names.job_name(CONFIG), tags={names.PARTITION_TAG: "0001"}
     )

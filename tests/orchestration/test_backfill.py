@@ -32,7 +32,8 @@ from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
-from ringrift_pipeline.orchestration.instance import instance_file, open_instance, prepare_home
+from ringrift_pipeline.orchestration.instance import open_instance, prepare_home
+from ringrift_pipeline.orchestration.instance_file import instance_file
 from ringrift_pipeline.orchestration.run_order import PRIORITY_TAG, order_tags
 from ringrift_pipeline.store import Store
 
@@ -190,3 +191,5 @@ def test_which_runs_have_an_order() -> None:
         assert tags_of({**generation, names.BACKFILL_TAG: "b"}, key) == {**mine, PRIORITY_TAG: "-4"}
         assert tags_of(generation, key, other) == {}
         assert tags_of({names.CONFIG_TAG: "hex8_3p"}) == {}  # a gauntlet waits for nobody
+        for odd in ("3", "²²²²", "abc"):  # people can add any partition; its step refuses it
+            assert tags_of({names.PARTITION_TAG: odd, names.BACKFILL_TAG: "b"}, key) == {}

@@ -212,6 +212,42 @@ def test_at_most_fifteen_numbers_are_shown() -> None:
     assert numbers({"train/x": float("nan"), "train/ok": True, "train/y": 1}) == {"train/y": 1}
 
 
+UNITS = {
+    "selfplay_shards": ("nats", "seconds"),
+    "quality_scores": ("[0, 1]",),
+    "hard_examples": ("nats",),
+    "checkpoint": ("nats", "`val/gain`"),
+    "ema_model": ("nats",),
+    "ensemble": ("nats", "share of the win"),
+    "calibration_report": ("nats", "share of the win"),
+    "evaluation": ("Elo", "1200"),
+    names.CHAMPION: ("Elo", "1200"),
+}
+
+
+@pytest.mark.parametrize("name", [names.CHAMPION, *names.ASSETS])
+def test_descriptions_say_the_units_of_what_is_plotted(name: str) -> None:
+    description = defs.get_repository_def().asset_graph.get(AssetKey(["hex8_2p", name])).description
+    for unit in UNITS[name]:
+        assert unit in str(description)
+
+
+def test_descriptions_have_nothing_that_the_ui_takes_for_html() -> None:
+    from ringrift_pipeline.selfplay.shards import MEANINGS
+
+    repository = defs.get_repository_def()
+    graph = repository.asset_graph
+    texts = [*MEANINGS.values()]
+    for key in graph.get_all_asset_keys():
+        texts.append(str(graph.get(key).description))
+        schema = graph.get(key).metadata.get("dagster/column_schema")
+        texts += [str(column.description) for column in (schema.columns if schema else ())]
+    texts += [str(graph.get(check).description) for check in graph.asset_check_keys]
+    for one in (*repository.get_all_jobs(), *repository.sensor_defs, *repository.schedule_defs):
+        texts.append(str(one.description))
+    assert [text for text in texts if re.search(r"<\w", text)] == []
+
+
 def test_descriptions_say_what_the_defaults_leave_off() -> None:
     from ringrift_pipeline.training.hard_examples import GLANCE
 

@@ -23,7 +23,8 @@ from dagster._daemon.auto_run_reexecution.auto_run_reexecution import (
 from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_iteration
 
 from ringrift_pipeline.orchestration import watchdog
-from ringrift_pipeline.orchestration.instance import instance_file, prepare_home, sweep_lost_runs
+from ringrift_pipeline.orchestration.instance import prepare_home, sweep_lost_runs
+from ringrift_pipeline.orchestration.instance_file import instance_file
 from ringrift_pipeline.orchestration.progress import read_progress
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 from ringrift_pipeline.store.atomic import TEMPORARY

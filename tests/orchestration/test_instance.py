@@ -12,14 +12,15 @@ from dagster import DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.orchestration.instance import (
-    instance_file,
     open_instance,
     own_instance,
     prepare_home,
     sweep_lost_runs,
 )
+from ringrift_pipeline.orchestration.instance_file import brought_up_to_date, instance_file
 from ringrift_pipeline.orchestration.jobs import cores
 from ringrift_pipeline.orchestration.places import data_folder, home_folder, progress_folder
+from ringrift_pipeline.orchestration.run_order import GenerationsInOrder
 from ringrift_pipeline.store import LockedError, Store
 from ringrift_pipeline.store.atomic import TEMPORARY
 
@@ -42,6 +43,108 @@ def test_dagster_takes_the_file_and_parallelism_stays_within_the_cores(data: Pat
         assert 1 <= runs <= max(1, cores() // 2)
         assert instance.get_concurrency_config().pool_config.default_pool_limit == cores()
     assert str(home_folder(data)) not in instance_file()
+
+
+# What earlier versions wrote, on a machine of so many cores.
+EARLIER = """\
+# Written once; yours to edit. Made for a machine with {cores} cores.
+telemetry: {{enabled: false}}
+concurrency:
+  runs: {{max_concurrent_runs: {runs}}}
+  pools: {{granularity: op, default_limit: {cores}}}
+run_queue: {{dequeue_interval_seconds: 1}}
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 3
+  start_timeout_seconds: 60
+  cancel_timeout_seconds: 15
+  free_slots_after_run_end_seconds: 5  # slots leak when a run worker is killed
+run_retries:
+  enabled: true
+  max_retries: 1
+  retry_on_asset_or_op_failure: false  # a lost worker is retried, a failed step is not
+nux: {{enabled: false}}
+"""
+
+
+def write_file(data: Path, text: str) -> Path:
+    path = home_folder(data) / "dagster.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_earlier_versions_file_becomes_todays(data: Path) -> None:
+    earlier = EARLIER.format(cores=cores(), runs=max(1, cores() // 2))
+    path = write_file(data, earlier)
+    with open_instance(data) as instance:  # whoever only looks changes nothing
+        assert not isinstance(instance.run_coordinator, GenerationsInOrder)
+    assert path.read_text() == earlier
+    with own_instance(data) as instance:
+        assert isinstance(instance.run_coordinator, GenerationsInOrder)
+        assert instance.run_coordinator.dequeue_interval_seconds == 1
+    assert yaml.safe_load(path.read_text()) == yaml.safe_load(instance_file())
+    assert "# slots leak when" in path.read_text()
+    assert path.with_name("dagster.yaml.before").read_text() == earlier
+    now = path.read_text()
+    with own_instance(data):
+        assert path.read_text() == now
+
+
+def test_what_people_changed_in_it_stays(data: Path) -> None:
+    mine = (
+        EARLIER.format(cores=8, runs=3)
+        .replace("{max_concurrent_runs: 3}", "\n    max_concurrent_runs: 3\n    # Größe: not more")
+        .replace("run_queue: {", "# of the office\nrun_queue: {dequeue_use_threads: true, ")
+        .replace("start_timeout_seconds: 60", "start_timeout_seconds: 300  # slow disks")
+        + "python_logs: {python_log_level: INFO}\n# end"
+    )
+    path = write_file(data, mine)
+    with own_instance(data) as instance:
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue is not None and queue.max_concurrent_runs == 3
+        assert [limit["key"] for limit in queue.tag_concurrency_limits] == ["ringrift/in_order"]
+        coordinator = instance.run_coordinator
+        assert isinstance(coordinator, GenerationsInOrder) and coordinator.dequeue_use_threads
+        assert instance.run_monitoring_start_timeout_seconds == 300
+        assert instance.python_log_level == "INFO"
+    now = path.read_text(encoding="utf-8")
+    for said in ("# of the office", "# Größe: not more", "# slow disks", "# end"):
+        assert said in now
+
+
+def test_limits_that_people_gave_the_queue_count_beside_ours(data: Path) -> None:
+    theirs = {"key": "big", "limit": 2}
+    queue = {"max_concurrent_runs": 5, "tag_concurrency_limits": [theirs]}
+    write_file(data, yaml.safe_dump({"run_queue": queue}, default_flow_style=True))
+    with own_instance(data) as instance:
+        found = instance.get_concurrency_config().run_queue_config
+        assert found is not None and found.max_concurrent_runs == 5
+        assert [limit["key"] for limit in found.tag_concurrency_limits] == [
+            "big",
+            "ringrift/in_order",
+        ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "telemetry: {enabled: false}\n",
+        "run_queue: {}\nrun_coordinator: {module: mine, class: Mine}\n",
+        "run_queue: [1]\n",
+        "run_queue: {}\nconcurrency: 3\n",
+        "run_queue: {}\nconcurrency: {runs: 3}\n",
+        "run_queue: {",
+        "- run_queue\n",
+        "",
+    ],
+)
+def test_what_is_none_of_ours_is_left(text: str) -> None:
+    assert brought_up_to_date(text) is None
+
+
+def test_what_is_up_to_date_is_left() -> None:
+    assert brought_up_to_date(instance_file()) is None
 
 
 def test_the_owner_limits_the_pool(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG
 from dagster._core.test_utils import create_run_for_test
 
@@ -21,7 +22,7 @@ from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.verdicts import State, Verdict
 from ringrift_pipeline.store import Store
 
-from .conftest import re_executing
+from .conftest import a_backfill, re_executing
 from .landing import Land
 from .test_sensor import keys, tick
 
@@ -60,9 +61,21 @@ def working(instance: DagsterInstance, retry_of: str | None = None) -> DagsterRu
     )
 
 
+def handled_alone(cursor: str) -> set[str]:
+    """What a cursor remembers something of; that is no more than the last evaluation handled."""
+    read = read_cursor(cursor)
+    assert read.failed == {} and read.held == {} and not read.earlier
+    return set(read.handled)
+
+
 def decision(store: Store) -> dict[str, Any] | None:
     artefact = store.current(CONFIG, 0, "decision")
     return artefact.metadata if artefact is not None else None
+
+
+def told(store: Store) -> list[Alert]:
+    """The alerts that wait, which are taken."""
+    return Outbox(store).deliver(SimpleNamespace(notify=lambda alert: None))
 
 
 def decisions(store: Store) -> int:
@@ -103,6 +116,43 @@ def test_a_retry_that_brings_no_result_either_ends_the_waiting(
     tick(instance, first.cursor)
     made = decision(store)
     assert made is not None and made["end"] == "checks" and "no result" in made["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("status", "waits"),
+    [
+        (BulkActionStatus.REQUESTED, True),
+        (BulkActionStatus.COMPLETED_FAILED, False),
+        (BulkActionStatus.CANCELED, False),
+        (None, False),  # it was deleted
+    ],
+)
+def test_a_lost_run_of_a_backfill_is_waited_for_as_long_as_that_goes_on(
+    status: BulkActionStatus | None,
+    waits: bool,
+    instance: DagsterInstance,
+    store: Store,
+    land: Land,
+) -> None:
+    """A model was trained anew by a backfill; its worker was lost before the checks."""
+    if status is not None:
+        instance.add_backfill(a_backfill("some", status))
+    rest = tuple(name for name in names.ASSETS if name != "checkpoint")
+    lost = land(
+        CONFIG,
+        0,
+        checks={"losses_finite": None},
+        without=rest,
+        tags={names.BACKFILL_TAG: "some"},
+    ).run_id
+    assert fail(instance, lost).tags[reexecution.RETRY_TAG] == "true"
+    land(CONFIG, 0, without=("checkpoint",))
+    assert keys(tick(instance)) == []
+    made = decision(store)
+    if waits:
+        assert made is None
+    else:
+        assert made is not None and made["end"] == "checks" and "no result" in made["reasons"][0]
 
 
 def test_a_chain_of_re_executions_is_followed_to_its_end(
@@ -158,7 +208,7 @@ def test_a_mended_evaluation_is_promoted_and_followed_once(
     assert store.champion(CONFIG).generation == 0  # type: ignore[union-attr]
     made = decision(store)
     assert made is not None and made["promoted"] and made["next"] == 1 and made["end"] is None
-    assert json.loads(third.cursor).keys() == {CONFIG}
+    assert handled_alone(third.cursor) == {CONFIG}
     judge_again(CONFIG, 0)
     fourth = tick(instance, third.cursor)
     assert keys(fourth) == [] and decisions(store) == 2
@@ -169,9 +219,7 @@ def test_what_fails_again_is_decided_and_told_once_and_looked_at_once_more(
 ) -> None:
     land(CONFIG, 0, passed=False)
     first = tick(instance)
-    told: list[Alert] = []
-    Outbox(store).deliver(SimpleNamespace(notify=told.append))
-    (alert,) = told
+    (alert,) = told(store)
     assert (alert.kind, alert.config, alert.generation) == ("checks_failed", CONFIG, "0000")
     assert "check evaluation_sound of evaluation failed: as asked" in alert.text
     assert "looks again by itself" in alert.text and "launch generation 0001" in alert.text
@@ -183,7 +231,7 @@ def test_what_fails_again_is_decided_and_told_once_and_looked_at_once_more(
     third = tick(instance, second.cursor)
     tick(instance)  # the cursor was lost
     assert third.cursor == second.cursor and decisions(store) == 2
-    assert Outbox(store).deliver(SimpleNamespace(notify=told.append)) == []
+    assert told(store) == []
     judge_again(CONFIG, 0)
     assert keys(tick(instance, third.cursor)) == [f"{CONFIG}/0001"]
 
@@ -226,7 +274,47 @@ def test_an_evaluation_mended_while_its_config_is_paused_waits_for_the_resume(
     store.set_switches(CONFIG, loop=True)
     third = tick(instance, second.cursor)
     assert keys(third) == [f"{CONFIG}/0001"]
-    assert json.loads(third.cursor).keys() == {CONFIG}
+    assert handled_alone(third.cursor) == {CONFIG}
+
+
+def of_an_earlier_version(cursor: str) -> str:
+    """The cursor as it was before there was ``failed``."""
+    kept = json.loads(cursor)
+    del kept["failed"]
+    return json.dumps(kept)
+
+
+@pytest.mark.parametrize("mended_before", [True, False])
+def test_what_an_earlier_version_stopped_at_is_looked_at_again(
+    mended_before: bool,
+    instance: DagsterInstance,
+    store: Store,
+    land: Land,
+    judge_again: Callable[..., Any],
+) -> None:
+    land(CONFIG, 0, passed=False)
+    land("hex8_3p", 0)
+    cursor = of_an_earlier_version(tick(instance).cursor)
+    if not mended_before:
+        first = tick(instance, cursor)
+        assert keys(first) == [] and read_cursor(first.cursor).failed[CONFIG].generation == 0
+        cursor = first.cursor
+        assert tick(instance, cursor).cursor == cursor  # it has been looked at
+    judge_again(CONFIG, 0)
+    assert keys(tick(instance, cursor)) == [f"{CONFIG}/0001"]
+    assert len(told(store)) == 1
+
+
+def test_what_an_earlier_version_has_left_behind_is_not(
+    instance: DagsterInstance, store: Store, land: Land, judge_again: Callable[..., Any]
+) -> None:
+    land(CONFIG, 0, passed=False)
+    land(CONFIG, 1)  # launched from the browser
+    cursor = of_an_earlier_version(tick(instance).cursor)
+    judge_again(CONFIG, 0)
+    result = tick(instance, cursor)
+    assert keys(result) == [] and handled_alone(result.cursor) == {CONFIG}
+    assert store.champion(CONFIG).generation == 1  # type: ignore[union-attr]
 
 
 def test_a_generation_that_passed_since_ends_the_looking(

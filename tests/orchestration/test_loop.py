@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from dagster import DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
 from faults.supervising import TINY
 
-from ringrift_pipeline.orchestration.instance import open_instance
-from ringrift_pipeline.orchestration.loop import asset_of_step, first_generation, is_decided
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration.instance import no_retry, open_instance
+from ringrift_pipeline.orchestration.loop import (
+    Loop,
+    LoopError,
+    LoopRequest,
+    asset_of_step,
+    first_generation,
+    is_decided,
+)
 from ringrift_pipeline.orchestration.places import progress_folder
+from ringrift_pipeline.orchestration.reexecution import RETRY_TAG
 from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import Store
 
@@ -56,6 +68,22 @@ def test_a_summary_of_nothing_is_empty(store: Store) -> None:
     assert summary.games is None and summary.promoted is None and not summary.decided
 
 
+def test_a_failed_run_is_given_up_once_dagster_has_noted_that_it_retries_it_no_more(
+    data: Path,
+) -> None:
+    work = Loop(LoopRequest("square8_2p", data, TrainingConfig.preset("smoke"), generations=1))
+    with open_instance(data) as instance:
+        work._instance = instance
+        run_id = create_run_for_test(instance, status=DagsterRunStatus.FAILURE).run_id
+        work.states[0].run_id, work.states[0].status = run_id, "failure"
+        work._judge()  # nothing is noted yet: that is done a moment after the failure
+        instance.add_run_tags(run_id, {RETRY_TAG: "true"})
+        work._judge()
+        no_retry(instance, run_id)
+        with pytest.raises(LoopError, match="0000: the run failed"):
+            work._judge()
+
+
 def start(data: Path, *more: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RINGRIFT_DATA", None)
@@ -78,6 +106,25 @@ def start(data: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answer(address: str) -> bytes:
+    """What a page says, once its server listens."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=120) as page:
+                return bytes(page.read())
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
 def processes_of(data: Path, variable: str = "") -> list[str]:
     """Command lines of the processes that work on a data root and have a variable set so."""
     wanted = {f"RINGRIFT_DATA={data}".encode(), *([variable.encode()] if variable else [])}
@@ -92,17 +139,25 @@ def processes_of(data: Path, variable: str = "") -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_real_loop_is_stopped_cleanly_and_goes_on(tmp_path: Path) -> None:
+def test_a_real_loop_is_stopped_cleanly_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = tmp_path / "data"
-    first = start(data)
+    port, games = free_port(), free_port()
+    monkeypatch.setenv("RINGRIFT_PLAY_URL", f"http://127.0.0.1:{games}")
+    first = start(data, "--ui", "--port", str(port))
     deadline = time.monotonic() + 240
     while not any(progress_folder(data).glob("*/*.json")) and time.monotonic() < deadline:
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.2)
     assert processes_of(data, "RINGRIFT_POOL=cpu")  # its steps wait for no GPU
+    # the UI, and the page that its links to recorded games lead to
+    assert answer(f"http://127.0.0.1:{port}/server_info")
+    assert "items" in json.loads(answer(f"http://127.0.0.1:{games}/api/games"))
     first.send_signal(signal.SIGINT)
     _, told = first.communicate(timeout=120)
     assert first.returncode == 130, told
+    assert f"Recorded games, and a board to play on: http://127.0.0.1:{games}" in told
     assert processes_of(data) == []
     with open_instance(data) as instance:
         (run,) = instance.get_runs()

@@ -47,6 +47,7 @@ def test_an_artefact_shows_its_picture_and_where_the_whole_one_is(store: Store) 
     assert set(shown) == {
         "train/loss", "loss", WHOLE, "list", "digest", "path", "parent_generation",
     }  # fmt: skip
+    assert list(shown).index("loss") < list(shown).index(WHOLE)  # first what can be looked at
     assert shown[WHOLE].value == str(draft.artefact.path / "loss.full.svg")
     assert shown["list"].value == "# list"
     assert shown["parent_generation"] == "3"  # a number would be plotted

@@ -99,7 +99,10 @@ def test_the_environment_can_name_a_gpu_that_is_not_seen(monkeypatch: pytest.Mon
     assert pools.pool_of("checkpoint") == "gpu" and pools.limits()["gpu"] == 3
 
 
-@pytest.mark.parametrize(("name", "value"), [("RINGRIFT_POOL", "tpu"), ("RINGRIFT_GPU_STEPS", "0")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RINGRIFT_POOL", "tpu"), ("RINGRIFT_GPU_STEPS", "0"), ("RINGRIFT_GPU_STEPS", "²")],
+)
 def test_nonsense_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RINGRIFT_DEVICE", "cuda")
     monkeypatch.setenv(name, value)

@@ -187,6 +187,19 @@ def test_runs_that_do_not_say_their_generation_keep_all(
     assert working(own, history) == every
 
 
+@pytest.mark.parametrize("key", ["²²²²", "1"])
+def test_a_run_under_a_key_of_no_generation_keeps_all(
+    key: str, history: Store, own: DagsterInstance
+) -> None:
+    create_run_for_test(
+        own,
+        job_name=f"{CONFIG}_generation",
+        tags={names.PARTITION_TAG: key},
+        status=DagsterRunStatus.STARTED,
+    )
+    assert working(own, history) == {(CONFIG, generation) for generation in range(3)}
+
+
 def values_of(store: Store, run_id: str) -> Path:
     folder = home_folder(store.root) / "values" / run_id / "plan"
     folder.mkdir(parents=True)

@@ -57,7 +57,7 @@ def test_nothing_given_is_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_values_are_named() -> None:
-    with pytest.raises(ConfigError, match="batch_size"):
+    with pytest.raises(ConfigError, match=r"batch_size .*\(got -4, from run configuration\)"):
         resolve({"training": {"batch_size": -4}})
 
 

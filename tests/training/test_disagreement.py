@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ringrift_pipeline.drawing import charts
 from ringrift_pipeline.network import load_model
 from ringrift_pipeline.selfplay import (
     Interrupted,
@@ -34,6 +35,7 @@ from ringrift_pipeline.training import (
     read_table,
 )
 from ringrift_pipeline.training.hard_examples import read_hard_examples
+from ringrift_pipeline.training.pictures import draw_disagreement
 from ringrift_pipeline.training.run import TrainingRun
 
 from .conftest import CONFIG, NOW, save_model_of, settings
@@ -235,3 +237,12 @@ def test_an_ensemble_of_one_has_no_doubts_and_another_is_another_input(
     gone = {**plan.raw, "ensemble": {**plan.ensemble, "digest": "0" * 64}}
     with pytest.raises(PlanError, match="restore that folder"):
         mine_hard_examples(store, Plan.from_dict(gone))
+
+
+def test_the_picture_names_the_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(charts, "save_chart", lambda figure, *_: kept.append(figure))
+    draw_disagreement(tmp_path, np.arange(20), np.full(20, 0.1), np.full(20, 0.2))
+    policy, value = kept[0].axes
+    assert policy.get_ylabel() == "nats"
+    assert value.get_ylabel() == "standard deviation, share of the win"

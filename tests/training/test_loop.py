@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ringrift_pipeline.training import (
     score_games,
     train,
 )
+from ringrift_pipeline.training import loop as training_loop
 from ringrift_pipeline.training.forward import held_out_losses
 from ringrift_pipeline.training.run import network_config, new_rows, planned_steps
 
@@ -79,6 +81,27 @@ def test_auto_resumes_and_then_returns_what_is_there(store: Store, first: Plan) 
     assert heard[-1] == (14, 14) and heard[0][0] == 6
     assert train(store, first) == done
     assert len(store.artefacts(CONFIG, 0, "training_state")) == 1  # older ones are removed
+
+
+def test_the_time_before_it_was_stopped_counts(
+    store: Store, first: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, tick = 0.0, 1000.0
+
+    def monotonic() -> float:
+        nonlocal now
+        now += tick
+        return now
+
+    monkeypatch.setattr(training_loop, "time", SimpleNamespace(monotonic=monotonic))
+    prepare(store, first)
+    with pytest.raises(Interrupted):
+        train(store, first, should_stop=stop_after(5))
+    before = store.require(CONFIG, 0, "training_state").metadata["seconds"]
+    tick = 0.001
+    after = train(store, first).metadata
+    assert 5000.0 <= before < after["train/seconds"] < before + 1.0
+    assert after["train/rows_per_s"] > 1000.0  # of what was trained since
 
 
 def test_training_lowers_the_held_out_loss_and_reports_it(store: Store, first: Plan) -> None:

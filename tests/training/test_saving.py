@@ -58,7 +58,7 @@ def test_what_lands_is_the_state_when_it_was_saved(
     with StateSaver(store, second, {"made": "of this"}) as saver:
         wanted, step = run.state_dict(), run.iteration
         packed = pack_state(wanted)
-        saver.save(run)
+        saver.save(run, 0.0)
         assert gate.reached.wait(60)
         while not run.finished:  # the training goes on
             run.step()
@@ -82,7 +82,7 @@ def test_states_land_one_after_the_other_and_the_last_stays(
     with StateSaver(store, second, {}) as saver:
         for _ in range(3):
             run.step()
-            saver.save(run)
+            saver.save(run, 0.0)
     (state,) = store.artefacts(CONFIG, 1, "training_state")
     assert state.metadata["step"] == run.iteration
 
@@ -95,27 +95,27 @@ def test_a_state_that_cannot_be_written_is_heard_of_at_the_next_save(
     store: Store, second: Plan, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with StateSaver(store, second, {}) as saver:
-        saver.save(run)
+        saver.save(run, 0.0)
         saver.wait()
         before = store.require(CONFIG, 1, "training_state")
         monkeypatch.setattr(room, "write_state", failing)
-        saver.save(run)
+        saver.save(run, 0.0)
         with pytest.raises(OSError, match="No space left"):
-            saver.save(run)
+            saver.save(run, 0.0)
     assert store.artefacts(CONFIG, 1, "training_state") == [before]
     with pytest.raises(OSError, match="No space left"), StateSaver(store, second, {}) as saver:
-        saver.save(run)
+        saver.save(run, 0.0)
 
 
 def test_the_trainings_own_error_is_the_one_to_hear_of(
     store: Store, second: Plan, run: TrainingRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ZeroDivisionError), StateSaver(store, second, {}) as saver:
-        saver.save(run)
+        saver.save(run, 0.0)
         raise ZeroDivisionError  # what is about to land lands all the same
     assert store.require(CONFIG, 1, "training_state").metadata["step"] == run.iteration
     monkeypatch.setattr(room, "write_state", failing)
     with pytest.raises(ZeroDivisionError), StateSaver(store, second, {}) as saver:
-        saver.save(run)
+        saver.save(run, 0.0)
         raise ZeroDivisionError
     assert not [t for t in threading.enumerate() if t.name.startswith("saving")]

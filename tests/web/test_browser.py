@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,23 +14,6 @@ from .conftest import CONFIG, Client
 pytestmark = pytest.mark.browser
 Page = Any  # playwright's, where it is installed
 WAIT = 30_000  # ms; kernels may have to be compiled first
-
-
-def chromium() -> str:
-    """Path of the browser; the test is skipped where there is none."""
-    named = os.environ.get("RINGRIFT_CHROMIUM")
-    found = named or shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("no Chromium here: install it or name it in RINGRIFT_CHROMIUM")
-    return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = chromium()
-    with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
 
 
 @pytest.fixture()

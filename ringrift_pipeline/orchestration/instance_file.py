@@ -1,0 +1,120 @@
+"""``dagster.yaml``: what a new data root gets, and what becomes of an earlier version's."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from ringrift_pipeline.orchestration.names import ORDER_TAG
+from ringrift_pipeline.selfplay.workers import cores
+
+NAME = "dagster.yaml"
+BEFORE = "dagster.yaml.before"  # where one that was brought up to date stays as it was
+
+_COORDINATOR = {
+    "module": "ringrift_pipeline.orchestration.run_order",
+    "class": "GenerationsInOrder",
+}
+_ORDER = {"key": ORDER_TAG, "value": {"applyLimitPerUniqueValue": True}, "limit": 1}
+_NOTE = f"""\
+# Brought up to date by a later version: generations of one config follow each other (run_coordinator
+# and tag_concurrency_limits). What it was: {BEFORE}
+"""
+
+
+def instance_file() -> str:
+    """The text of a new ``dagster.yaml``.
+
+    A run uses every core by itself (shards side by side, training with all threads), so on a
+    small machine runs follow each other: parallel runs times parallel steps must not be more
+    than the cores. The pools keep steps of several runs together within them. Generations of one
+    config follow each other on any machine: each learns from the one before.
+    """
+    count = cores()
+    return f"""\
+# Written once; yours to edit. Made for a machine with {count} cores.
+telemetry: {{enabled: false}}
+concurrency:
+  runs:
+    max_concurrent_runs: {max(1, count // 2)}
+    tag_concurrency_limits:
+      - {{key: {ORDER_TAG}, value: {{applyLimitPerUniqueValue: true}}, limit: 1}}
+  pools: {{granularity: op, default_limit: {count}}}
+run_coordinator:
+  module: {_COORDINATOR["module"]}
+  class: {_COORDINATOR["class"]}
+  config: {{dequeue_interval_seconds: 1}}
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 3
+  start_timeout_seconds: 60
+  cancel_timeout_seconds: 15
+  free_slots_after_run_end_seconds: 5  # slots leak when a run worker is killed
+run_retries:
+  enabled: true
+  max_retries: 1
+  retry_on_asset_or_op_failure: false  # a lost worker is retried, a failed step is not
+nux: {{enabled: false}}
+"""
+
+
+def brought_up_to_date(text: str) -> str | None:
+    """The text of an earlier version's file as this version needs it; None where nothing is to be
+    changed.
+
+    Earlier versions left the queue to Dagster (``run_queue``), which knows no order of generations.
+    Now it is ours, with the settings that the queue had. A file with a ``run_coordinator`` is up to
+    date, or somebody has chosen another queue: it stays. What people changed or added stays, their
+    comments too.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None  # Dagster says what is wrong with it
+    if not isinstance(found, dict) or "run_queue" not in found or "run_coordinator" in found:
+        return None
+    queue, concurrency = (found.get(name) or {} for name in ("run_queue", "concurrency"))
+    runs = concurrency.get("runs") or {} if isinstance(concurrency, dict) else None
+    if not isinstance(queue, dict) or not isinstance(runs, dict):
+        return None
+    # The limits of the queue would not count beside those of `concurrency`.
+    limits = ("max_concurrent_runs", "tag_concurrency_limits")
+    runs = {name: queue[name] for name in limits if name in queue} | runs
+    tagged = runs.get("tag_concurrency_limits") or []
+    if _ORDER not in tagged:
+        runs = {**runs, "tag_concurrency_limits": [*tagged, _ORDER]}
+    settings = {name: value for name, value in queue.items() if name not in limits}
+    changed = {
+        "concurrency": {**concurrency, "runs": runs},
+        "run_coordinator": {**_COORDINATOR, "config": settings},
+    }
+    wanted = {name: value for name, value in found.items() if name != "run_queue"} | changed
+    return _NOTE + _written(text, wanted, changed)
+
+
+def _written(text: str, wanted: dict[str, Any], changed: dict[str, Any]) -> str:
+    """``wanted`` as YAML: the text with the parts of what has ``changed`` replaced, as far as it can
+    be taken apart.
+    """
+    left = dict(changed)
+    parts = []
+    for part in re.split(r"(?m)^(?=[^\s#])", text):  # one a setting of the top level
+        name = part.partition(":")[0].strip("\"' ")
+        name = "run_coordinator" if name == "run_queue" else name
+        if name in left:
+            comments = [line for line in part.splitlines() if line.lstrip().startswith("#")]
+            part = "\n".join([_yaml({name: left.pop(name)}).rstrip("\n"), *comments, ""])
+        parts.append(part if part.endswith("\n") or not part else f"{part}\n")
+    edited = "".join(parts) + (_yaml(left) if left else "")
+    try:
+        if yaml.safe_load(edited) == wanted:
+            return edited
+    except yaml.YAMLError:
+        pass
+    return _yaml(wanted)
+
+
+def _yaml(settings: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
