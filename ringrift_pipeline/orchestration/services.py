@@ -33,7 +33,13 @@ _SERVICE = "ringrift_pipeline.orchestration.service"
 # How long each way of asking is given, seconds; the last one cannot be refused.
 PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
+# Seconds between two looks for runs that were lost and are to be retried; Dagster's own are 5.
+_DAEMON = {"DAGSTER_EVENT_LOG_CONSUMER_DAEMON_INTERVAL_SECONDS": "1"}
+
 START_PATIENCE = 120.0  # seconds a server may take to answer
+# A service that has ended is started again, but for one that does so four times in two minutes.
+MOST_ENDS = 4
+RECENTLY = 120.0  # seconds
 
 Stopping = Callable[[], bool]
 
@@ -52,6 +58,9 @@ class Service:
     Args:
         more: variables added to its environment.
         inherits: file descriptors that it takes over.
+
+    Attributes:
+        again: whether `check` starts it anew where it has ended.
     """
 
     def __init__(
@@ -63,17 +72,25 @@ class Service:
         inherits: tuple[int, ...] = (),
     ) -> None:
         self.kind = kind
+        self.again = False
         self.log = services_folder(data) / f"{kind}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._command = [sys.executable, "-m", _SERVICE, kind, *arguments]
+        self._environment = {**environment(data), **(more or {})}
+        self._inherits = inherits
+        self._ends: list[float] = []
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", _SERVICE, kind, *arguments],
-                env={**environment(data), **(more or {})},
+            return subprocess.Popen(
+                self._command,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=inherits,
+                pass_fds=self._inherits,
             )
 
     @property
@@ -82,13 +99,23 @@ class Service:
         return self._process.pid
 
     def check(self) -> None:
-        """Raises ServiceError if the process has ended."""
+        """Raises ServiceError if the process has ended, unless it is one to start ``again`` and has
+        not ended `MOST_ENDS` times within `RECENTLY`; its log says that it was.
+        """
         code = self._process.poll()
-        if code is not None:
+        if code is None:
+            return
+        now = time.monotonic()
+        self._ends = [*(end for end in self._ends if now - end < RECENTLY), now]
+        if not self.again or len(self._ends) >= MOST_ENDS:
             raise ServiceError(
                 f"the service {self.kind} ended with code {code}; the end of {self.log}:\n"
                 + "\n".join(self.last_lines())
             )
+        self._end_group()
+        with open(self.log, "ab") as output:
+            output.write(f"The {self.kind} ended with code {code} and is started again.\n".encode())
+        self._process = self._start()
 
     def wait_for(self, answers: Callable[[], object], stopping: Stopping = _never) -> None:
         """Until ``answers`` no longer raises.
@@ -126,8 +153,12 @@ class Service:
                     self._process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=patience)
+        self._end_group()
+
+    def _end_group(self) -> None:
+        """End what the process has started and left behind: run workers, code servers."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGTERM)  # run workers and code servers that stayed
+            os.killpg(self.pid, signal.SIGTERM)
             time.sleep(0.5)
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -153,6 +184,7 @@ class Backend:
         more: Mapping[str, str] | None = None,
         module: str = MODULE,
     ) -> None:
+        more = more or {}
         # The path of a socket has at most about a hundred characters; a data root may have more.
         self._folder = Path(tempfile.mkdtemp(prefix="ringrift-"))
         self._instance = instance
@@ -167,7 +199,10 @@ class Backend:
             code_server = Service(data, "code-server", *arguments, more=more)
             self.services.append(code_server)
             code_server.wait_for(self._ping, stopping)
-            self.services.append(Service(data, "daemon", "run", *self.workspace, more=more))
+            self.services.append(
+                Service(data, "daemon", "run", *self.workspace, more={**_DAEMON, **more})
+            )
+            self.services[-1].again = True  # runs go on meanwhile: they are the code server's
         except BaseException:
             self.stop()
             raise
@@ -178,7 +213,9 @@ class Backend:
         DagsterGrpcClient(socket=str(self.socket)).ping("")
 
     def check(self) -> None:
-        """Raises ServiceError if one of the two has ended."""
+        """Starts the daemon anew if it has ended. Raises ServiceError if it ends again and again,
+        or if the code server has ended, and with it the runs.
+        """
         for service in self.services:
             service.check()
 
@@ -215,6 +252,7 @@ def start_webserver(
     except BaseException:
         service.stop()
         raise
+    service.again = True
     return service
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ from ringrift_pipeline.store.atomic import (
     write_json_atomic,
 )
 from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
-from ringrift_pipeline.store.layout import MANIFEST, POINTER, Layout, generation_key
+from ringrift_pipeline.store.layout import MANIFEST, PLAN, POINTER, Layout, generation_key
 from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
     Artefact,
@@ -35,6 +35,8 @@ from ringrift_pipeline.store.manifest import (
     require_fields,
     sealed_bytes,
 )
+
+CLOCK_SLACK = timedelta(days=1)  # by which the clock may have been set back
 
 
 class Draft:
@@ -153,14 +155,26 @@ def landed_at(folder: Path) -> datetime | None:
 
 
 def last_sign(layout: Layout, config: str) -> datetime | None:
-    """See `Store.last_sign`."""
+    """See `Store.last_sign`. What landed last is mostly found first: the names in the other kinds'
+    folders are then not read, for nothing has been put into these since.
+    """
     newest: datetime | None = None
-    for plan in layout.generations(config).glob("*/plan.json"):
-        times = [landed_at(folder) for folder in plan.parent.glob("*/[0-9]*Z-*")]
-        with contextlib.suppress(FileNotFoundError):
-            times.append(datetime.fromtimestamp(plan.stat().st_mtime, UTC))
+    for generation in reversed(layout.planned(config)):
+        folder = layout.generation(config, generation)
+        times: list[datetime | None] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            times.append(_changed(os.stat(folder / PLAN)))
+            for kind in os.scandir(folder):
+                if not kind.is_dir():
+                    continue
+                if newest is None or _changed(kind.stat()) > newest - CLOCK_SLACK:
+                    times += map(landed_at, folders(Path(kind.path)))
         newest = max((time for time in (newest, *times) if time is not None), default=None)
     return newest
+
+
+def _changed(about: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(about.st_mtime, UTC)
 
 
 # --- removing -----------------------------------------------------------------------------------

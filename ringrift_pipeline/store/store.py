@@ -12,9 +12,9 @@ from ringrift_pipeline.store import artefacts as _artefacts
 from ringrift_pipeline.store import champion as _champion
 from ringrift_pipeline.store import switches as _switches
 from ringrift_pipeline.store.atomic import (
-    TEMPORARY,
     ensure_folder,
     remove_abandoned,
+    temporaries,
     write_bytes_once,
 )
 from ringrift_pipeline.store.champion import Champion
@@ -24,7 +24,6 @@ from ringrift_pipeline.store.layout import (
     Layout,
     check_name,
     generation_key,
-    parse_generation,
 )
 from ringrift_pipeline.store.locks import named_lock
 from ringrift_pipeline.store.manifest import (
@@ -171,14 +170,15 @@ class Store:
 
     def configs(self) -> list[str]:
         """Configs that have a generation with a plan, sorted."""
-        plans = self.root.glob("*/generations/*/plan.json")
-        return sorted({plan.relative_to(self.root).parts[0] for plan in plans})
+        return sorted(
+            folder.name
+            for folder in self.root.glob("*")
+            if next((folder / "generations").glob("*/plan.json"), None) is not None
+        )
 
     def generations(self, config: str) -> list[int]:
         """Generations that have a plan, ascending."""
-        plans = self._layout.generations(config).glob("*/plan.json")
-        numbers = (parse_generation(plan.parent.name) for plan in plans)
-        return sorted(number for number in numbers if number is not None)
+        return self._layout.planned(config)
 
     def write_plan(self, config: str, generation: int, plan: dict[str, Any]) -> dict[str, Any]:
         """Write a generation's plan unless it has one, and return the plan that holds.
@@ -286,11 +286,11 @@ class Store:
             places = [self.root, *self.root.glob("*")]
         else:
             places = [self._layout.config(check_name(config, "config"))]
-        patterns = ("", "quarantine/", ".locks/", "generations/*/", "generations/*/*/")
+        depths = {"": 0, "quarantine": 0, ".locks": 0, "generations": 2}
         leftovers = {
             path
             for place in places
-            for pattern in patterns
-            for path in place.glob(f"{pattern}{TEMPORARY}*")
+            for name, depth in depths.items()
+            for path in temporaries(place / name, depth)
         }
         return [path for path in sorted(leftovers) if remove_abandoned(path)]

@@ -36,7 +36,7 @@ def test_dagster_takes_the_file_and_parallelism_stays_within_the_cores(data: Pat
     with open_instance(data) as instance:
         assert instance.run_monitoring_enabled and instance.run_retries_enabled
         assert not instance.telemetry_enabled
-        assert instance.run_retries_max_retries == 1
+        assert instance.run_retries_max_retries == 3
         assert instance.run_retries_retry_on_asset_or_op_failure is False
         runs = instance.get_concurrency_config().run_queue_config.max_concurrent_runs  # type: ignore[union-attr]
         assert 1 <= runs <= max(1, cores() // 2)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ringrift_pipeline.selfplay import Plan, PlanError, load_plan, plan_generation
-from ringrift_pipeline.selfplay.plan import open_model, window_games
+from ringrift_pipeline.selfplay.plan import open_model
+from ringrift_pipeline.selfplay.windowing import window_games
 from ringrift_pipeline.store import MissingArtefactError, Store
 
 from .conftest import CONFIG, NOW, save_champion, settings
