@@ -14,8 +14,9 @@ Then each stage runs on it in a process of its own:
 
 Claims, by size:
 
-- the processor time of a game (the wall time beside it), against that at the smallest size: linear means a ratio of 1, or more where what
-  does not depend on the number of games (a picture) weighs at the smallest size;
+- the processor time of a game (the wall time beside it), against that at the smallest size: linear
+  means a ratio of 1, or more where what does not depend on the number of games (a picture) weighs at
+  the smallest size;
 - the most memory beyond what the process had when it began, against a bound that is the same for all
   sizes, some megabytes and so many bytes a game and a decision. Memory is what is the process's own
   (``RssAnon``; Linux): pages of a mapped file are the kernel's to take back.
