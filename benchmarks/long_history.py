@@ -391,7 +391,9 @@ class History:
             landed = bulk.newest()
             if name == "evaluation":
                 self.evaluated = {number: landed}
-            target = AssetCheckEvaluationTargetMaterializationData(landed, run.run_id, clock)
+            target = AssetCheckEvaluationTargetMaterializationData(
+                storage_id=landed, run_id=run.run_id, timestamp=clock
+            )
             for check in CHECKS:
                 if check.asset == name:
                     judged = AssetCheckEvaluation(

@@ -1,4 +1,4 @@
-"""One list of ratings a config: random, heuristic, rollouts and every generation, one fit.
+"""One list of ratings a config: random, heuristic, rollouts and every generation.
 
 A generation's own evaluation rates it by its own games. The list takes the games of all
 evaluations and gauntlets that were played alike, and of rollout search against the heuristic, into

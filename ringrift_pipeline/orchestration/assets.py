@@ -165,7 +165,7 @@ RECIPES: tuple[Recipe, ...] = (
         _evaluate,
         "Seat-rotated matches of the candidate against random, heuristic and champion, ratings "
         "with intervals, and what the promotion gate says of them. With it the list and the curve "
-        "of all ratings so far: random, heuristic, rollouts and every generation in one fit.",
+        "of all ratings so far: random, heuristic, rollouts and the newest generations in one fit.",
         frozenset({"numba", "torch", "parquet", "matplotlib"}),
         RATINGS,
         beside=_rate,

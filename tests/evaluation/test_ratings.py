@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import polars as pl
@@ -235,3 +236,21 @@ def test_bad_arguments() -> None:
         fit_ratings(frame.select("players"))
     with pytest.raises(RatingError, match="no player 'b'"):
         fit_ratings(frame)["b"]
+
+
+def test_memory_does_not_grow_with_games_times_players() -> None:
+    rng = np.random.default_rng(0)
+    names = ["heuristic", *(f"generation:{number:04d}" for number in range(300))]
+    rows = [
+        ([name, "heuristic"], [0, 1] if rng.random() < 0.6 else [1, 0])
+        for name in names[1:]
+        for _ in range(40)
+    ]
+    tracemalloc.start()
+    try:
+        ratings = fit_ratings(games(rows, list(range(len(rows)))), depth=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(ratings.players) == 301
+    assert peak < len(rows) * len(names) * 8  # bytes of one number for each of both
