@@ -16,8 +16,8 @@ from dagster import (
     job,
     multiprocess_executor,
     op,
-    reconstructable,
 )
+from dagster._core.definitions.reconstruct import ReconstructableJob
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import progress
@@ -140,7 +140,7 @@ def test_a_step_whose_process_is_killed_is_begun_again(tmp_path: Path) -> None:
     with (
         open_instance(tmp_path) as instance,
         execute_job(
-            reconstructable(killed),
+            ReconstructableJob.for_file(__file__, "killed"),
             instance,
             run_config={"resources": {"store": {"config": {"root": str(tmp_path)}}}},
         ) as result,
