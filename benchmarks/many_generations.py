@@ -136,7 +136,7 @@ def pages(history: History) -> dict[str, list[tuple[str, dict[str, Any]]]]:
         "an asset, events and plots": [
             (
                 "RecentAssetEventsQuery",
-                {"assetKey": evaluation, "limit": 100, "eventTypeSelectors": kinds},
+                {"assetKey": key("checkpoint"), "limit": 100, "eventTypeSelectors": kinds},
             )
         ],
         "an asset, partitions": [
