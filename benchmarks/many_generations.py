@@ -263,6 +263,7 @@ def of_store(history: History) -> Iterator[tuple[str, Timed, dict[str, Any]]]:
 
     store, config, newest = history.store, history.config, history.size - 1
     yield "status", timed(lambda: status_of(history.root)), {}
+    store.remove(config, newest, "rating_list")  # one that is there is handed back
     yield "rating list", timed(lambda: rate_all(store, config, newest)), {}
 
     def owned() -> None:
