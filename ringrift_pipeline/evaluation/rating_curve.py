@@ -13,6 +13,8 @@ __all__ = ["MOST_ROWS", "draw_curve", "write_list"]
 CURVE = "rating_curve"
 MOST_ROWS = 60
 """Generations in the Markdown table, the newest; the Parquet table has all."""
+MOST_POINTS = 300
+"""Generations in the picture: of more, the newest half of as many, and the others evenly."""
 
 
 def write_list(path: Path, frame: pl.DataFrame, confidence: float) -> None:
@@ -65,7 +67,7 @@ def draw_curve(folder: Path, frame: pl.DataFrame, config: str, confidence: float
     from ringrift_pipeline.drawing.charts import new_chart, save_chart
 
     figure, (axes,) = new_chart()
-    rated = frame.filter(pl.col("generation").is_not_null()).sort("generation")
+    rated = _thinned(frame.filter(pl.col("generation").is_not_null()).sort("generation"))
     x = rated["generation"].to_numpy()
     y = rated["rating"].to_numpy()
     bars = np.stack([y - rated["low"].to_numpy(), rated["high"].to_numpy() - y])
@@ -99,3 +101,13 @@ def draw_curve(folder: Path, frame: pl.DataFrame, config: str, confidence: float
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="best", fontsize=8)
     save_chart(figure, folder, CURVE)
+
+
+def _thinned(rated: pl.DataFrame) -> pl.DataFrame:
+    """At most `MOST_POINTS` of the rows."""
+    newest = MOST_POINTS // 2
+    older = rated.height - newest
+    if rated.height <= MOST_POINTS:
+        return rated
+    kept = [place * older // (MOST_POINTS - newest) for place in range(MOST_POINTS - newest)]
+    return rated[[*kept, *range(older, rated.height)]]

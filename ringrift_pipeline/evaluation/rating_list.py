@@ -1,9 +1,10 @@
-"""One list of ratings a config: random, heuristic, rollouts and every generation, one fit.
+"""One list of ratings a config: random, heuristic, rollouts and every generation.
 
 A generation's own evaluation rates it by its own games. The list takes the games of all
 evaluations and gauntlets that were played alike, and of rollout search against the heuristic, into
 one maximum-likelihood fit (`ratings.fit_ratings`), so that every chain of games counts and all
-intervals are on one scale.
+intervals are on one scale. In a long history it is the games of the newest generations: those before
+keep the rating of the last list that fitted them, or each new one would take longer than the last.
 
 A match with the champion ends when the gate's test decides, which is sooner where the candidate was
 lucky: a promoted model's rating is a little too high by it, a refused one's too low, and the list
@@ -35,6 +36,8 @@ ANCHOR_KIND = "anchor_games"
 TABLE = "ratings.parquet"
 CURVE = "rating_curve.png"
 LIST = "rating_list.md"
+FITTED = 200
+"""Generations, the newest, whose games are fitted, and those of whom they met."""
 ANCHOR_SEED = 1200  # of the baselines' games: the same whatever the config's seed
 
 
@@ -108,12 +111,14 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
     """Rate the baselines and every generation up to this one that was evaluated as it was.
 
     Games count whose models are those that the generations' evaluations are of, and that were
-    played with as many simulations and from as random an opening as this generation's.
+    played with as many simulations and from as random an opening as this generation's. Those of
+    the newest `FITTED` generations do, and of whomever these met; a generation before them has the
+    rating of the newest earlier list, if that has the same anchor and as many simulations.
 
     Files: ``ratings.parquet`` (`tables.RATING_LIST`), ``rating_list.md`` (the same for people),
     ``rating_curve.png`` (rating by generation with intervals, the baselines as lines). Metadata:
-    ``games``, ``rated``, ``left_out`` (artefacts whose games did not count), ``anchor``,
-    ``confidence``, ``dispersion``, ``inputs``.
+    ``games``, ``rated``, ``carried`` (rated by an earlier list), ``left_out`` (artefacts whose games
+    did not count), ``anchor``, ``confidence``, ``dispersion``, ``inputs``.
 
     Returns:
         Artefact of kind ``rating_list``; the current one if it was made from the same games.
@@ -122,6 +127,8 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         MissingArtefactError: the generation has not been evaluated.
         RatingListError: none of its games can be rated.
     """
+    import polars as pl
+
     from ringrift_pipeline.evaluation.rating_curve import draw_curve, write_list
     from ringrift_pipeline.evaluation.tables import RATING_LIST
     from ringrift_pipeline.store import CorruptArtefactError
@@ -129,12 +136,14 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
 
     own = store.require(config, generation, EVALUATION)
     how = _evaluated(own).how
-    reports = dict(_reports(store, config, generation))
+    known = [number for number in store.generations(config) if number <= generation]
+    fitted = _fitted(store, config, known)
+    reports = dict(_reports(store, config, fitted))
     models = {
         report["candidate"]["name"]: report["candidate"]["digest"] for report in reports.values()
     }
     sources, left_out = [], 0
-    for source in _sources(store, config, generation):
+    for source in _sources(store, config, known, fitted):
         if source.how == how:
             sources.append(source)
         else:
@@ -143,6 +152,9 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         [source.artefact.generation, source.artefact.kind, source.artefact.digest]
         for source in sources
     ]
+    before = _list_before(store, config, known) if len(fitted) < len(known) else None
+    if before is not None:
+        inputs.append([before.generation, KIND, before.digest])
     try:
         existing = store.current(config, generation, KIND)
     except CorruptArtefactError:
@@ -158,15 +170,21 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
     confidence = float(reports[generation]["confidence"])
     fit = _fit(games, confidence)
     frame = _frame(fit, {f"generation:{n:04d}": r["gate"]["promote"] for n, r in reports.items()})
+    scale = {"anchor": fit.anchor, "simulations": how[0]}
+    carried = 0
+    if before is not None and scale.items() <= before.metadata.items():
+        older = _carried(before, set(known) - set(fitted))
+        carried = older.height
+        frame = pl.concat([frame, older]).sort("rating", descending=True, maintain_order=True)
     metadata = {
         "inputs": inputs,
         "games": games.height,
         "rated": frame.height,
+        "carried": carried,
         "left_out": left_out,
-        "anchor": fit.anchor,
         "confidence": confidence,
         "dispersion": fit.dispersion,
-        "simulations": how[0],
+        **scale,
     }
     with store.create(config, generation, KIND, metadata=metadata) as draft:
         write_table(draft.path / TABLE, frame, RATING_LIST)
@@ -178,12 +196,46 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
 # -- whose games count ----------------------------------------------------------------------
 
 
-def _reports(store: Store, config: str, last: int) -> Iterator[tuple[int, dict[str, Any]]]:
+def _fitted(store: Store, config: str, known: list[int]) -> list[int]:
+    """Of the generations ``known``, ascending: the newest `FITTED`, and whom they met."""
+    newest = known[-FITTED:]
+    if len(newest) == len(known):
+        return known
+    met = {name for source in _sources(store, config, [], newest) for name in source.models}
+    return [n for n in known if n >= newest[0] or f"generation:{n:04d}" in met]
+
+
+def _list_before(store: Store, config: str, known: list[int]) -> Artefact | None:
+    """The newest list of an earlier generation, of the last `FITTED` ones."""
     from ringrift_pipeline.store import CorruptArtefactError
 
-    for generation in store.generations(config):
-        if generation > last:
-            return
+    for generation in reversed(known[-FITTED - 1 : -1]):
+        try:
+            found = store.current(config, generation, KIND)
+        except CorruptArtefactError:
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def _carried(before: Artefact, older: set[int]) -> pl.DataFrame:
+    """The rows of an earlier list that are of the generations ``older``."""
+    import polars as pl
+
+    from ringrift_pipeline.evaluation.tables import RATING_LIST
+    from ringrift_pipeline.training.tables import read_table
+
+    rows = read_table(before.file(TABLE), RATING_LIST)
+    return rows.filter(pl.col("generation").is_in(sorted(older)))
+
+
+def _reports(
+    store: Store, config: str, generations: list[int]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    from ringrift_pipeline.store import CorruptArtefactError
+
+    for generation in generations:
         try:
             found = store.current(config, generation, EVALUATION)
         except CorruptArtefactError:
@@ -202,14 +254,18 @@ def _evaluated(artefact: Artefact) -> _Source:
     return _Source(artefact, models, (report["simulations"], report["opening_decisions"]))
 
 
-def _sources(store: Store, config: str, last: int) -> Iterator[_Source]:
-    """Everything up to generation ``last`` that holds games, corrupt artefacts left out."""
+def _sources(store: Store, config: str, known: list[int], fitted: list[int]) -> Iterator[_Source]:
+    """Everything that holds games, corrupt artefacts left out: the baselines' of the generations
+    ``known``, the others' of those that are ``fitted``.
+    """
     from ringrift_pipeline.store import CorruptArtefactError
 
-    for generation in store.generations(config):
-        if generation > last:
-            return
-        for kind in (ANCHOR_KIND, EVALUATION, GAUNTLET):
+    kinds = {generation: (ANCHOR_KIND,) for generation in known}
+    kinds |= {
+        generation: (*kinds.get(generation, ()), EVALUATION, GAUNTLET) for generation in fitted
+    }
+    for generation in sorted(kinds):
+        for kind in kinds[generation]:
             try:
                 found = store.current(config, generation, kind)
             except CorruptArtefactError:

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy import sparse
 from scipy.special import ndtri
 
 __all__ = [
@@ -174,10 +175,13 @@ def _expand(
     seats: np.ndarray, ranks: np.ndarray, clusters: np.ndarray, depth: int | None
 ) -> _Choices:
     """Choices of all games; equal line-ups with equal rankings are expanded once."""
-    patterns, which = np.unique(np.hstack([seats, ranks]), axis=0, return_inverse=True)
+    patterns, which, counts = np.unique(
+        np.hstack([seats, ranks]), axis=0, return_inverse=True, return_counts=True
+    )
+    games = np.split(np.argsort(which.ravel(), kind="stable"), np.cumsum(counts)[:-1])
     pieces = []
     width = seats.shape[1]
-    for number, pattern in enumerate(patterns):
+    for pattern, rows in zip(patterns, games, strict=True):
         count = int((pattern[:width] >= 0).sum())
         line_up = [int(player) for player in pattern[:count]]
         orders = _orders(tuple(int(rank) for rank in pattern[width : width + count]))
@@ -187,7 +191,6 @@ def _expand(
                 left = [line_up[seat] for seat in order[stage:]]
                 key = (tuple(sorted(left)), left[0])
                 stages[key] = stages.get(key, 0.0) + 1.0 / len(orders)
-        rows = np.flatnonzero(which.ravel() == number)
         for (left_seats, best), weight in stages.items():
             padded = list(left_seats) + [-1] * (4 - len(left_seats))
             pieces.append(
@@ -209,9 +212,12 @@ def _merge(choices: _Choices) -> _Choices:
     return _Choices(unique[:, :4], unique[:, 4], weight, unique[:, 5])
 
 
-def _likelihood(theta: np.ndarray, choices: _Choices) -> tuple[float, np.ndarray, np.ndarray]:
-    """Log-likelihood, score of each choice (M, K), and information (K, K) at log strengths."""
-    size = theta.size
+def _likelihood(theta: np.ndarray, choices: _Choices) -> tuple[float, sparse.csr_array, np.ndarray]:
+    """Log-likelihood, score of each choice (M, K), and information (K, K) at log strengths.
+
+    A choice has no more than four players, so that its score is mostly zeros.
+    """
+    shape = (choices.weight.size, theta.size)
     present = choices.seats >= 0
     strength = np.where(present, theta[np.maximum(choices.seats, 0)], -np.inf)
     top = strength.max(axis=1, keepdims=True)
@@ -220,15 +226,13 @@ def _likelihood(theta: np.ndarray, choices: _Choices) -> tuple[float, np.ndarray
     share /= total
     log_p = theta[choices.chosen] - (top + np.log(total))[:, 0]
     # probability that the next best is each player, over all seats it holds
-    probability = np.zeros((choices.weight.size, size))
-    rows = np.arange(choices.weight.size)
-    for seat in range(4):
-        np.add.at(probability, (rows, np.maximum(choices.seats[:, seat], 0)), share[:, seat])
-    score = -probability
-    score[rows, choices.chosen] += 1.0
-    w = choices.weight[:, None]
-    information = np.diag((w * probability).sum(axis=0)) - probability.T @ (w * probability)
-    return float((choices.weight * log_p).sum()), score * w, information
+    at = (np.nonzero(present)[0], choices.seats[present])
+    weight = choices.weight
+    probability = sparse.csr_array((share[present], at), shape)
+    chosen = sparse.csr_array((weight, (np.arange(weight.size), choices.chosen)), shape)
+    weighted = sparse.csr_array(((weight[:, None] * share)[present], at), shape)
+    information = np.diag(weight @ probability) - (probability.T @ weighted).toarray()
+    return float((weight * log_p).sum()), chosen - weighted, information
 
 
 def _fit(choices: _Choices, size: int, anchor: int) -> tuple[np.ndarray, np.ndarray]:
@@ -381,16 +385,19 @@ def fit_ratings(
     covariance[np.ix_(free, free)] = inverse * dispersion * ELO**2
 
     order = np.argsort(-theta, kind="stable")
-    holds = (seats[:, :, None] == np.arange(len(names))[None, None, :]) & (seats >= 0)[:, :, None]
-    best = np.where(seats >= 0, ranks, np.iinfo(np.int64).max).min(axis=1, keepdims=True)
-    won = (ranks == best) & (seats >= 0)
+    there = seats >= 0
+    best = np.where(there, ranks, np.iinfo(np.int64).max).min(axis=1, keepdims=True)
+    won = (ranks == best) & there
     shares = won / won.sum(axis=1, keepdims=True)
-    share = (holds * shares[:, :, None]).sum(axis=(0, 1)) / holds.sum(axis=(0, 1))
+    taken = np.bincount(seats[there], shares[there], minlength=len(names))
+    share = taken / np.bincount(seats[there], minlength=len(names))
+    # once a game, however many seats of it a player holds
+    played = np.unique(np.nonzero(there)[0] * len(names) + seats[there]) % len(names)
     return Ratings(
         players=tuple(names[i] for i in order),
         rating=(theta * ELO + anchor_rating)[order],
         covariance=covariance[np.ix_(order, order)],
-        games=holds.any(axis=1).sum(axis=0)[order],
+        games=np.bincount(played, minlength=len(names))[order],
         share=share[order],
         anchor=anchor,
         confidence=confidence,
@@ -399,14 +406,14 @@ def fit_ratings(
     )
 
 
-def _dispersion(score: np.ndarray, cluster: np.ndarray, inverse: np.ndarray) -> float:
+def _dispersion(score: sparse.csr_array, cluster: np.ndarray, inverse: np.ndarray) -> float:
     """Mean ratio of the variance of the sets' scores to the model's, at least 1."""
     _, which = np.unique(cluster, return_inverse=True)
     sets = int(which.max()) + 1
     if sets < 2 or not inverse.size:
         return 1.0
-    total = np.zeros((sets, score.shape[1]))
-    np.add.at(total, which.ravel(), score)
-    total -= total.mean(axis=0)
-    observed = total.T @ total * sets / (sets - 1)
-    return max(1.0, float(np.trace(inverse @ observed)) / inverse.shape[0])
+    member = (np.ones(which.size), (which.ravel(), np.arange(which.size)))
+    total = sparse.csr_array(member, (sets, which.size)) @ score
+    mean = total.sum(axis=0) / sets
+    observed = ((total.T @ total).toarray() - sets * np.outer(mean, mean)) * sets / (sets - 1)
+    return max(1.0, float((inverse * observed).sum()) / inverse.shape[0])  # both are symmetric

@@ -22,7 +22,7 @@ from ringrift_pipeline.orchestration.names import CHAMPION, OWNERS, asset_key, p
 from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.selfplay_asset import selfplay_shards
 from ringrift_pipeline.orchestration.settings import settings_of
-from ringrift_pipeline.orchestration.step import Step, running_step
+from ringrift_pipeline.orchestration.step import LOST, Step, once, running_step
 from ringrift_pipeline.store import Artefact
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
 from ringrift_pipeline.training.tables import (
@@ -172,11 +172,11 @@ RECIPES: tuple[Recipe, ...] = (
         _evaluate,
         "Seat-rotated matches of the candidate against random, heuristic and champion, ratings "
         "with intervals, and what the promotion gate says of them. With it the list and the curve "
-        "of all ratings so far: random, heuristic, rollouts and every generation in one fit. Ratings "
-        "are Elo, the heuristic has 1200: `eval/elo` by this evaluation's games alone, the list's by "
-        "those of all. A win rate counts games, a draw in equal shares. The match with the champion "
-        "ends when the gate has decided, which flatters those it promotes; the weekly gauntlet does "
-        "not.",
+        "of all ratings so far: random, heuristic, rollouts and the newest generations in one fit. "
+        "Ratings are Elo, the heuristic has 1200: `eval/elo` by this evaluation's games alone, the "
+        "list's by those of all. A win rate counts games, a draw in equal shares. The match with the "
+        "champion ends when the gate has decided, which flatters those it promotes; the weekly "
+        "gauntlet does not.",
         frozenset({"numba", "torch", "parquet", "matplotlib"}),
         RATINGS,
         beside=_rate,
@@ -216,9 +216,10 @@ def recipe(config: str, made: Recipe) -> AssetsDefinition:
         io_manager_key="tables" if made.read_as_table else None,
         pool=pool_of(made.name),
         op_tags=tags_of(made.name),
+        retry_policy=LOST,
     )
     def body(context: AssetExecutionContext) -> MaterializeResult:
-        with running_step(context, config) as step:
+        with once(), running_step(context, config) as step:
             artefact = made.make(step, context.resources.settings.resume)
             return materialized(artefact, made.beside(step) if made.beside else None)
 

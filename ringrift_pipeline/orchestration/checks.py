@@ -24,7 +24,7 @@ from ringrift_pipeline.orchestration import integrity, judgements, regressions
 from ringrift_pipeline.orchestration.judgements import Judgement
 from ringrift_pipeline.orchestration.launchable import next_generation
 from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, asset_key, partitions
-from ringrift_pipeline.orchestration.step import running_step
+from ringrift_pipeline.orchestration.step import LOST, once, running_step
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _define(config: str, asset: str) -> AssetChecksDefinition:
         generation = None
         if asset == CHAMPION and not op.has_partition_key:  # alone, from the Checks tab
             generation = next_generation(op.resources.store.open(), config)
-        with running_step(context, config, generation) as step:
+        with once(), running_step(context, config, generation) as step:
             for check in recipes:
                 if check.name in wanted:
                     more = tables if check.table else ()
@@ -226,6 +226,7 @@ def _define(config: str, asset: str) -> AssetChecksDefinition:
         ],
         can_subset=True,
         required_resource_keys={"store"},
+        retry_policy=LOST,
         ins={"table": AssetIn(key)} if table else None,
     )
     if table:

@@ -54,7 +54,7 @@ run_monitoring:
   free_slots_after_run_end_seconds: 5  # slots leak when a run worker is killed
 run_retries:
   enabled: true
-  max_retries: 1
+  max_retries: 3
   retry_on_asset_or_op_failure: false  # a lost worker is retried, a failed step is not
 nux: {{enabled: false}}
 """

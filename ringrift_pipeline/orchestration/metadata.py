@@ -16,7 +16,7 @@ from ringrift_pipeline.orchestration.places import game_address
 from ringrift_pipeline.store import Artefact
 
 MOST_NUMBERS = 15
-MOST_PICTURE = 50_000  # characters of a data URI: it lives in the event log
+MOST_PICTURE = 50_000  # characters of a data URI, or of a text: it lives in the event log
 FULL = ".full"  # what a name ends in before its suffix where it is the whole of a small picture
 IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 
@@ -102,6 +102,12 @@ def picture(path: Path) -> MetadataValue:
     return MetadataValue.md(f"![{path.stem}]({uri})")
 
 
+def text(path: Path) -> MetadataValue:
+    """A Markdown file as it is; the path of one that is too long for the event log."""
+    said = path.read_text(encoding="utf-8")
+    return MetadataValue.md(said) if len(said) <= MOST_PICTURE else MetadataValue.path(path)
+
+
 def of_artefact(artefact: Artefact) -> dict[str, Any]:
     """Dagster metadata of an artefact: pictures, games, numbers, digest, path."""
     shown = for_people(artefact) | games_of(artefact)
@@ -139,7 +145,7 @@ def for_people(artefact: Artefact) -> dict[str, Any]:
         elif path.suffix in IMAGES:
             shown[path.stem] = picture(artefact.file(name))
         elif name.endswith(".md"):
-            shown[path.stem] = MetadataValue.md(artefact.file(name).read_text(encoding="utf-8"))
+            shown[path.stem] = text(artefact.file(name))
     return shown | whole  # first what can be looked at
 
 

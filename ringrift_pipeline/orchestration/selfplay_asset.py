@@ -30,7 +30,7 @@ from ringrift_pipeline.orchestration.metadata import of_artefact
 from ringrift_pipeline.orchestration.names import CHAMPION, OWNERS, asset_key, partitions
 from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.settings import settings_of
-from ringrift_pipeline.orchestration.step import running_step
+from ringrift_pipeline.orchestration.step import LOST, once, running_step
 from ringrift_pipeline.selfplay.workers import SILENCE
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
 
@@ -67,13 +67,14 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         ins={CHAMPION: In(Nothing)},
         out=DynamicOut(dict, io_manager_key="io_manager"),
         required_resource_keys={"store", "settings"},
+        retry_policy=LOST,
         description="Writes the generation's plan, which all that follows reads, and one output "
         "per shard.",
     )
     def plan(context: OpExecutionContext) -> Iterator[DynamicOutput[dict]]:
         from ringrift_pipeline.selfplay import plan_generation
 
-        with running_step(context, config) as step:
+        with once(), running_step(context, config) as step:
             settings = context.resources.settings.of(config)
             made = plan_generation(step.store, config, step.generation, settings)
             if made.settings != settings:
@@ -107,6 +108,7 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         name=f"{config}_collect",
         out=Out(dict, io_manager_key="io_manager"),
         required_resource_keys={"store"},
+        retry_policy=LOST,
         description="The index of the generation's shards, with what was played.",
     )
     def collect(
@@ -114,7 +116,7 @@ def selfplay_shards(config: str) -> AssetsDefinition:
     ) -> Output[dict[str, Any]]:
         from ringrift_pipeline.selfplay import collect as collect_shards
 
-        with running_step(context, config) as step:
+        with once(), running_step(context, config) as step:
             artefact = collect_shards(step.store, step.plan())
             context.log.info(f"{step.key}: {len(shards)} shards collected")
             return Output(

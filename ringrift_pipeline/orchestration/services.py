@@ -37,7 +37,13 @@ _SERVICE = "ringrift_pipeline.orchestration.service"
 PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
 LOOK_BACK = 1 << 16  # bytes of a log that are looked at
+# Seconds between two looks for runs that were lost and are to be retried; Dagster's own are 5.
+_DAEMON = {"DAGSTER_EVENT_LOG_CONSUMER_DAEMON_INTERVAL_SECONDS": "1"}
+
 START_PATIENCE = 120.0  # seconds a server may take to answer
+# A service that has ended is started again, but for one that does so four times in two minutes.
+MOST_ENDS = 4
+RECENTLY = 120.0  # seconds
 
 Stopping = Callable[[], bool]
 
@@ -56,6 +62,9 @@ class Service:
     Args:
         more: variables added to its environment.
         inherits: file descriptors that it takes over.
+
+    Attributes:
+        again: whether `check` starts it anew where it has ended.
     """
 
     def __init__(
@@ -67,17 +76,25 @@ class Service:
         inherits: tuple[int, ...] = (),
     ) -> None:
         self.kind = kind
+        self.again = False
         self.log = services_folder(data) / f"{kind}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._command = [sys.executable, "-m", _SERVICE, kind, *arguments]
+        self._environment = {**environment(data), **(more or {})}
+        self._inherits = inherits
+        self._ends: list[float] = []
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
         with open(self.log, "ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", _SERVICE, kind, *arguments],
-                env={**environment(data), **(more or {})},
+            return subprocess.Popen(
+                self._command,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                pass_fds=inherits,
+                pass_fds=self._inherits,
             )
 
     @property
@@ -86,13 +103,23 @@ class Service:
         return self._process.pid
 
     def check(self) -> None:
-        """Raises ServiceError if the process has ended."""
+        """Raises ServiceError if the process has ended, unless it is one to start ``again`` and has
+        not ended `MOST_ENDS` times within `RECENTLY`; its log says that it was.
+        """
         code = self._process.poll()
-        if code is not None:
+        if code is None:
+            return
+        now = time.monotonic()
+        self._ends = [*(end for end in self._ends if now - end < RECENTLY), now]
+        if not self.again or len(self._ends) >= MOST_ENDS:
             raise ServiceError(
                 f"the service {self.kind} ended with code {code}; the end of {self.log}:\n"
                 + "\n".join(self.last_lines())
             )
+        self._end_group()
+        with open(self.log, "ab") as output:
+            output.write(f"The {self.kind} ended with code {code} and is started again.\n".encode())
+        self._process = self._start()
 
     def wait_for(self, answers: Callable[[], object], stopping: Stopping = _never) -> None:
         """Until ``answers`` no longer raises.
@@ -131,8 +158,12 @@ class Service:
                     self._process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=patience)
+        self._end_group()
+
+    def _end_group(self) -> None:
+        """End what the process has started and left behind: run workers, code servers."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGTERM)  # run workers and code servers that stayed
+            os.killpg(self.pid, signal.SIGTERM)
             time.sleep(0.5)
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -163,6 +194,7 @@ class Backend:
         more: Mapping[str, str] | None = None,
         module: str = MODULE,
     ) -> None:
+        more = more or {}
         # The path of a socket has at most about a hundred characters; a data root may have more.
         self._folder = Path(tempfile.mkdtemp(prefix="ringrift-"))
         self._data, self._more = data, more
@@ -191,12 +223,18 @@ class Backend:
         DagsterGrpcClient(socket=str(self.socket)).ping("")
 
     def _start_daemon(self) -> Service:
-        return Service(self._data, "daemon", "run", *self.workspace, more=self._more)
+        more = {**_DAEMON, **self._more}
+        daemon = Service(self._data, "daemon", "run", *self.workspace, more=more)
+        daemon.again = True  # runs go on meanwhile: they are the code server's
+        return daemon
 
     def check(self) -> None:
-        """Put right what the two cannot: kill steps that hang, and start the daemon again if the
-        clock was turned back. To be called every few seconds. Raises ServiceError if one of the two
-        has ended.
+        """Put right what the two cannot: kill steps that hang, start the daemon again if it has
+        ended or if the clock was turned back. To be called every few seconds.
+
+        Raises:
+            ServiceError: the daemon ends again and again, or the code server has ended, and with it
+                the runs.
         """
         for service in self.services:
             service.check()
@@ -260,6 +298,7 @@ def start_webserver(
     except BaseException:
         service.stop()
         raise
+    service.again = True
     return service
 
 

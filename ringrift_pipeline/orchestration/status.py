@@ -128,15 +128,16 @@ def status_of(data: Path) -> Status:
             waiting = [_run(record) for record in queued]
             following = list(_following(instance, store, [*working, *queued]))
     there = next((folder for folder in (data, *data.parents) if folder.exists()), data)
+    usage = usage_below(data)
     return Status(
         data=str(data),
         running=running,
         waiting=waiting,
         following=following,
-        configs=[_strength(store, config) for config in store.configs()],
+        configs=[_strength(store, config, usage.get(config, 0)) for config in store.configs()],
         services=present(data),
-        bytes=disk_usage(data),
-        history_bytes=disk_usage(home_folder(data)),
+        bytes=sum(usage.values()),
+        history_bytes=usage.get(home_folder(data).name, 0),
         free_bytes=shutil.disk_usage(there).free,
     )
 
@@ -215,16 +216,16 @@ def schedule_times(schedule: ScheduleDefinition) -> Iterator[Any]:
 # --- how strong ---------------------------------------------------------------------------------
 
 
-def _strength(store: Store, config: str) -> Strength:
+def _strength(store: Store, config: str, used: int) -> Strength:
     generations = store.generations(config)
     return Strength(
         config=config,
         newest=generations[-1],
-        games=sum(_games(store, config, generation) for generation in generations),
+        games=_games(store, config, generations),
         evaluated=_evaluated(store, config),
         champion=_champion(store, config),
         paused=_paused(store, config),
-        bytes=disk_usage(store.root / config),
+        bytes=used,
     )
 
 
@@ -260,20 +261,42 @@ def _rated(store: Store, config: str, generation: int, at: str) -> Rated:
     return Rated(generation, at, summary.rating, summary.rating_low, summary.rating_high)
 
 
-def _games(store: Store, config: str, generation: int) -> int:
-    """Games of a generation whose selfplay has been collected."""
-    try:
-        shards = store.current(config, generation, "selfplay_shards", verify=False)
-    except CorruptArtefactError:
-        return 0
-    return int(shards.metadata.get("selfplay/games", 0)) if shards is not None else 0
+def _games(store: Store, config: str, generations: list[int]) -> int:
+    """Games of the generations whose selfplay has been collected. The newest plan that notes how
+    many there were before it ends the count.
+    """
+    games = 0
+    for generation in reversed(generations):
+        with contextlib.suppress(CorruptArtefactError):
+            shards = store.current(config, generation, "selfplay_shards", verify=False)
+            games += int(shards.metadata.get("selfplay/games", 0)) if shards is not None else 0
+        with contextlib.suppress(CorruptArtefactError):
+            played = store.read_plan(config, generation).get("played")
+            if isinstance(played, int):
+                return games + played
+    return games
+
+
+def usage_below(folder: Path) -> dict[str, int]:
+    """Bytes on the disk of every file in a folder, and of every folder in it, by name."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return {entry.name: _bytes(entry) for entry in entries}
+    return {}
 
 
 def disk_usage(folder: Path) -> int:
     """Bytes that a folder takes on the disk; what vanishes meanwhile is not counted."""
-    total = 0
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+    return sum(usage_below(folder).values())
+
+
+def _bytes(entry: os.DirEntry[str]) -> int:
+    total, left = 0, [entry]
+    while left:
+        one = left.pop()
+        with contextlib.suppress(OSError):
+            if one.is_dir(follow_symlinks=False):
+                with os.scandir(one) as entries:
+                    left += entries
+            else:
+                total += one.stat(follow_symlinks=False).st_blocks * 512
     return total

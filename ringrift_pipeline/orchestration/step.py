@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dagster import OpExecutionContext
+from dagster import Failure, OpExecutionContext, RetryPolicy
 from dagster._core.events import EngineEventData
 
 from ringrift_pipeline.orchestration.names import generation_key, generation_of
@@ -23,6 +23,27 @@ if TYPE_CHECKING:
 # Metadata of the event that says how long a step's own work took, Dagster's share left out.
 BEGAN = "step/began"  # seconds since the epoch
 SECONDS = "step/seconds"
+
+# Dagster's policy of a step whose process may be lost: killed, or out of memory.
+LOST = RetryPolicy(max_retries=2)
+
+
+@contextmanager
+def once() -> Iterator[None]:
+    """Around the body of a step that has the policy `LOST`: an error of its own fails it at once,
+    for it would only come again. What Dagster retries then is a step that could not say why it
+    ended.
+
+    Raises:
+        Failure: that allows no retries, from the error.
+    """
+    try:
+        yield
+    except Failure as error:
+        error.allow_retries = False
+        raise
+    except Exception as error:
+        raise Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,9 @@ def draw_opponents(
     ]
     if not members or not any(games):
         return [None] * len(sizes)
-    pool, mode = _pool(store, ensemble, members, champion["digest"], players)
+    pool, mode = _pool(
+        store, ensemble, members, champion["digest"], champion["generation"], players
+    )
     by_name = {member.name: member.artefact for member in members}
     entries: list[dict[str, Any] | None] = []
     met = 0
@@ -130,14 +132,24 @@ def draw_opponents(
 
 
 def _pool(
-    store: Store, ensemble: Artefact, members: list[Member], champion: str, players: int
+    store: Store,
+    ensemble: Artefact,
+    members: list[Member],
+    champion: str,
+    generation: int,
+    players: int,
 ) -> tuple[Any, Any]:
-    """The members as a ``ModelEnsemble`` that knows the champion's results, and how to draw."""
+    """The members as a ``ModelEnsemble`` that knows the results of the champion, which is of
+    ``generation``, and how to draw.
+    """
     from ringrift_pipeline.enhancements.model_ensemble import ModelEnsemble
     from ringrift_pipeline.network import load_model
 
     pool = ModelEnsemble(value_kind="logits")
-    known = results_of(store, ensemble.config, ensemble.generation, champion, players)
+    # one of the two was the candidate of the evaluation in which they met
+    asked = {member.artefact.generation for member in members} | {generation}
+    asked = {number for number in asked if number <= ensemble.generation}
+    known = results_of(store, ensemble.config, asked, champion, players)
     for member in members:
         pool.add_model(load_model(member.artefact.path), member.weight, member.name)
         if member.artefact.digest in known:
@@ -146,19 +158,17 @@ def _pool(
 
 
 def results_of(
-    store: Store, config: str, last: int, champion: str, players: int
+    store: Store, config: str, generations: Iterable[int], champion: str, players: int
 ) -> dict[str, tuple[float, float]]:
     """The champion's (points, games) against other models, by their digest.
 
-    Read from the evaluations of the generations up to ``last``, where it was the candidate or met
-    one. There one model holds one seat against the other in all the rest; a share w of the win is
-    turned into the points of a game between two: w (n - 1) / (w (n - 1) + 1 - w) for n players
-    (Luce's choice axiom: what strengths a and b = 1 - a with a / (a + (n - 1) b) = w make of it).
+    Read from the evaluations of ``generations``, where it was the candidate or met one. There one
+    model holds one seat against the other in all the rest; a share w of the win is turned into
+    the points of a game between two: w (n - 1) / (w (n - 1) + 1 - w) for n players (Luce's
+    choice axiom: what strengths a and b = 1 - a with a / (a + (n - 1) b) = w make of it).
     """
     results: dict[str, tuple[float, float]] = {}
-    for generation in store.generations(config):
-        if generation > last:
-            continue
+    for generation in sorted(generations):
         try:
             evaluation = store.current(config, generation, EVALUATION)
         except CorruptArtefactError:

@@ -46,7 +46,7 @@ class Plan:
         ``"config"`` where it is another config's (``finetune.source``).
     window:
         Earlier shards that training also reads: ``{"generation", "shard", "digest"}``; how many
-        follows from the games played so far (:func:`window_games`).
+        follows from the games played so far (:func:`windowing.window_games`).
     shards:
         This generation's shards: ``{"index", "games", "seed"}``, and ``"opponent"`` where some
         of the games are against an earlier model (see :func:`opponents.draw_opponents`).
@@ -63,6 +63,9 @@ class Plan:
     precision:
         ``float32`` or ``bfloat16``, the arithmetic of the network in selfplay: what
         ``search.precision`` meant on the machine and device that the plan was made for.
+    played:
+        Games that the earlier generations had played when this was planned, those included that
+        were deleted since; None in plans of earlier versions.
     device:
         Where the plan is carried out, if not where its settings say; not part of the plan.
     """
@@ -79,6 +82,7 @@ class Plan:
     ensemble: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     precision: str = "float32"
+    played: int | None = None
     device: str | None = None
 
     @classmethod
@@ -105,6 +109,7 @@ class Plan:
             ensemble=raw.get("ensemble"),  # plans of earlier versions name none
             finetune=raw.get("finetune"),
             precision=raw.get("precision", "float32"),  # all that earlier versions knew
+            played=raw.get("played"),
         )
 
     @cached_property
@@ -180,6 +185,7 @@ def plan_generation(
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import resolve_precision
     from ringrift_pipeline.selfplay.opponents import draw_opponents, newest_ensemble
+    from ringrift_pipeline.selfplay.windowing import window_of
 
     players = get_rules(config).players
     if generation < 0:
@@ -206,6 +212,7 @@ def plan_generation(
             ),
         )
     parent = _parent(store, config, generation, champion)
+    window, played = window_of(store, config, generation, sum(sizes), settings)
     finetune = _finetune(store, config, generation, settings, parent)
     if parent is None and finetune is not None:
         parent = finetune["source"]
@@ -217,7 +224,8 @@ def plan_generation(
         "seed": seed,
         "champion": champion,
         "parent": parent,
-        "window": _window(store, config, generation, sum(sizes), settings),
+        "window": window,
+        "played": played,
         "ensemble": ensemble
         and _reference(store, ensemble.generation, ensemble.digest, ensemble.path),
         "shards": [
@@ -353,52 +361,3 @@ def _finetune(
         "generation": generation,
         "samples": settings.finetune.ewc_samples,
     }
-
-
-def window_games(games: int, settings: TrainingConfig) -> int:
-    """How many of the newest of so many games the training window holds.
-
-    All up to ``N0 = training.window_games``; of N games beyond it
-    ``N0 * (1 + growth * ((N / N0) ** exponent - 1) / exponent)``, at least N0 and at most N, with
-    ``training.window_growth`` and ``training.window_exponent`` (the window of KataGo, Wu 2019,
-    appendix C). A growth of 0 keeps N0.
-    """
-    training = settings.training
-    first = training.window_games
-    if games <= first:
-        return games
-    grown = ((games / first) ** training.window_exponent - 1.0) / training.window_exponent
-    return min(games, round(first * (1.0 + training.window_growth * grown)))
-
-
-def _window(
-    store: Store, config: str, generation: int, own: int, settings: TrainingConfig
-) -> list[dict[str, Any]]:
-    """The earlier shards that the window holds beside ``own`` games, whole shards, newest first
-    until there are enough; listed oldest generation first.
-    """
-    entries: list[dict[str, Any]] = []
-    games: list[int] = []
-    deleted = 0  # games that were played and collected; retention has made room since
-    for earlier in store.generations(config):
-        if earlier >= generation:
-            continue
-        collected = store.current(config, earlier, "selfplay_shards", verify=False) is not None
-        for shard in load_plan(store, config, earlier).shards:
-            artefact = store.current(
-                config, earlier, f"selfplay-shard-{shard['index']:04d}", verify=False
-            )
-            if artefact is not None:
-                entries.append(
-                    {
-                        "generation": earlier,
-                        "shard": shard["index"],
-                        "digest": artefact.digest,
-                    }
-                )
-                games.append(int(shard["games"]))
-            elif collected:
-                deleted += int(shard["games"])
-    room = window_games(own + deleted + sum(games), settings) - own
-    newer = np.cumsum(games[::-1])[::-1] - games if games else np.zeros(0)
-    return [entry for entry, after in zip(entries, newer, strict=True) if after < room]

@@ -90,6 +90,7 @@ class _Plan(_Form):
     ensemble: _Model | None = None  # plans of earlier versions name none
     finetune: _Finetune | None = None
     precision: _Text = "float32"
+    played: _Whole | None = None
 
     @model_validator(mode="after")
     def _shards_are_numbered(self) -> _Plan:

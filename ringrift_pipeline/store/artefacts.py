@@ -24,6 +24,7 @@ from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
 from ringrift_pipeline.store.layout import (
     MANIFEST,
+    PLAN,
     POINTER,
     Layout,
     generation_key,
@@ -42,6 +43,8 @@ from ringrift_pipeline.store.manifest import (
     require_fields,
     sealed_bytes,
 )
+
+CLOCK_SLACK = timedelta(days=1)  # by which the clock may have been set back
 
 
 class Draft:
@@ -170,16 +173,31 @@ def _landing_name(kind_folder: Path, now: datetime) -> str:
 
 
 def signs(layout: Layout, config: str) -> tuple[datetime | None, int]:
-    """See `Store.signs`."""
+    """See `Store.signs`. What landed last is mostly found first: the names in the other kinds'
+    folders are then not read, for nothing has been put into these since.
+    """
     newest: datetime | None = None
-    count = 0
-    for plan in layout.generations(config).glob("*/plan.json"):
-        times = [landed_at(folder) for folder in plan.parent.glob("*/[0-9]*Z-*")]
-        with contextlib.suppress(FileNotFoundError):
-            times.append(datetime.fromtimestamp(plan.stat().st_mtime, UTC))
-        count += len(times)
+    mark = 0
+    for generation in reversed(layout.planned(config)):
+        folder = layout.generation(config, generation)
+        times: list[datetime | None] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            plan = os.stat(folder / PLAN)
+            times.append(_changed(plan))
+            mark += plan.st_mtime_ns
+            for kind in os.scandir(folder):
+                if not kind.is_dir():
+                    continue
+                about = kind.stat()
+                mark += about.st_mtime_ns
+                if newest is None or _changed(about) > newest - CLOCK_SLACK:
+                    times += map(landed_at, folders(Path(kind.path)))
         newest = max((time for time in (newest, *times) if time is not None), default=None)
-    return newest, count
+    return newest, mark
+
+
+def _changed(about: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(about.st_mtime, UTC)
 
 
 # --- removing -----------------------------------------------------------------------------------

@@ -70,6 +70,20 @@ def _claim(descriptor: int, path: Path) -> bool:
     return os.path.samestat(there, os.fstat(descriptor))
 
 
+def temporaries(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """Temporary files and folders in `folder`, and up to `depth` folders below it."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.name.startswith(TEMPORARY):
+            yield Path(entry.path)
+        elif depth and entry.is_dir():
+            yield from temporaries(Path(entry.path), depth - 1)
+
+
 def temporary_folder(parent: Path) -> tuple[Path, int]:
     """Make a folder in `parent` that is locked by this process. Returns it and its descriptor.
 

@@ -11,7 +11,8 @@ from ringrift_pipeline.store.errors import InvalidNameError, OutsideError
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _GENERATION = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
 LARGEST_GENERATION = 999_999_999
-_RESERVED = frozenset({"plan.json"})
+PLAN = "plan.json"
+_RESERVED = frozenset({PLAN})
 
 MANIFEST = "manifest.json"
 POINTER = "current.json"
@@ -89,8 +90,20 @@ class Layout:
     def generation(self, config: str, generation: int) -> Path:
         return self.generations(config) / generation_key(generation)
 
+    def planned(self, config: str) -> list[int]:
+        """Generations that have a plan, ascending."""
+        folder = self.generations(config)
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        numbers = ((parse_generation(name), os.path.join(folder, name, PLAN)) for name in names)
+        return sorted(
+            number for number, plan in numbers if number is not None and os.path.exists(plan)
+        )
+
     def plan(self, config: str, generation: int) -> Path:
-        return self.generation(config, generation) / "plan.json"
+        return self.generation(config, generation) / PLAN
 
     def kind(self, config: str, generation: int, kind: str) -> Path:
         return self.generation(config, generation) / check_name(kind, "artefact kind")

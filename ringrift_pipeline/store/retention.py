@@ -166,7 +166,7 @@ def delete(
 def basis(store: Store) -> Any:
     """What a survey rests on: all plans, all promotions."""
     return {
-        config: (tuple(store.generations(config)), len(store.champions(config)))
+        config: (tuple(store.generations(config)), store.champion(config))
         for config in _configs(store)
     }
 
@@ -188,9 +188,9 @@ def used_bytes(root: Path) -> int:
 
 def _configs(store: Store) -> list[str]:
     """Configs that have a plan, a champion or something in quarantine."""
-    marks = ("generations/*/plan.json", "champion.json", "quarantine")
-    found = {path for mark in marks for path in store.root.glob(f"*/{mark}")}
-    return sorted(filter(is_name, {path.relative_to(store.root).parts[0] for path in found}))
+    marks = ("champion.json", "quarantine")
+    found = {path.parent.name for mark in marks for path in store.root.glob(f"*/{mark}")}
+    return sorted(set(filter(is_name, found)).union(store.configs()))
 
 
 def _stored(store: Store) -> Iterator[Stored]:

@@ -16,6 +16,7 @@ from ringrift_pipeline.store.atomic import (
     TEMPORARY,
     ensure_folder,
     remove_abandoned,
+    temporaries,
     write_bytes_once,
 )
 from ringrift_pipeline.store.champion import Champion
@@ -26,7 +27,6 @@ from ringrift_pipeline.store.layout import (
     check_name,
     generation_key,
     is_name,
-    parse_generation,
 )
 from ringrift_pipeline.store.locks import named_lock
 from ringrift_pipeline.store.manifest import (
@@ -171,8 +171,8 @@ class Store:
         return self.signs(config)[0]
 
     def signs(self, config: str) -> tuple[datetime | None, int]:
-        """`last_sign`, and how much has landed: that changes with everything that lands, also while
-        a clock that was turned back has not caught up.
+        """`last_sign`, and a number that changes with everything that lands or goes, also while a
+        clock that was turned back has not caught up. Reads names and times only.
         """
         return _artefacts.signs(self._layout, config)
 
@@ -180,14 +180,16 @@ class Store:
 
     def configs(self) -> list[str]:
         """Configs that have a generation with a plan, sorted."""
-        plans = self.root.glob("*/generations/*/plan.json")
-        return sorted(filter(is_name, {plan.relative_to(self.root).parts[0] for plan in plans}))
+        return sorted(
+            folder.name
+            for folder in self.root.glob("*")
+            if is_name(folder.name)
+            and next((folder / "generations").glob("*/plan.json"), None) is not None
+        )
 
     def generations(self, config: str) -> list[int]:
         """Generations that have a plan, ascending."""
-        plans = self._layout.generations(config).glob("*/plan.json")
-        numbers = (parse_generation(plan.parent.name) for plan in plans)
-        return sorted(number for number in numbers if number is not None)
+        return self._layout.planned(config)
 
     def write_plan(self, config: str, generation: int, plan: dict[str, Any]) -> dict[str, Any]:
         """Write a generation's plan unless it has one, and return the plan that holds.
@@ -295,12 +297,12 @@ class Store:
             places = [self.root, *self.root.glob("*")]
         else:
             places = [self._layout.config(check_name(config, "config"))]
-        patterns = ("", "quarantine/", ".locks/", "generations/*/", "generations/*/*/")
+        depths = {"": 0, "quarantine": 0, ".locks": 0, "generations": 2}
         leftovers = {
             path
             for place in places
-            for pattern in patterns
-            for path in place.glob(f"{pattern}{TEMPORARY}*")
+            for name, depth in depths.items()
+            for path in temporaries(place / name, depth)
             if not self._layout.leads_outside(path.parent)
         }
         return [path for path in sorted(leftovers) if remove_abandoned(path)]

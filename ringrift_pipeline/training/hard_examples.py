@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.plan import Plan, open_model
+from ringrift_pipeline.selfplay.ragged import flat_positions, offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
 from ringrift_pipeline.training.disagreement import STOPPED, disagreement, panel
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 KIND = "hard_examples"
 TABLE = "hard_examples.parquet"
+AT_ONCE = 1 << 16  # decisions whose moves are held in memory at a time
 GLANCE = 4096  # decisions that are scored where nobody trains on them
 
 
@@ -87,9 +89,8 @@ def mine_hard_examples(
     reporter = Reporter(progress, should_stop)
     settings = plan.settings
     surprise, uniform = _surprise(window, rows, heuristic=plan.champion is None)
-    policy = np.zeros(len(rows))
-    value = np.zeros(len(rows))
-    uncertainty = np.zeros(len(rows))
+    nothing = np.broadcast_to(0.0, rows.shape)  # takes no memory
+    policy = value = uncertainty = nothing
     total = passes * len(rows)
     if plan.parent is not None:
         policy, value = _divergences(plan, sources[1], window, rows, reporter, total)
@@ -97,22 +98,23 @@ def mine_hard_examples(
         done = total - len(rows)
         uncertainty = disagreement(plan, members, window, rows, reporter, done, total)
     if plan.champion is None:
-        value[:] = 0.0  # the heuristic knows no values
-    terms = {
-        "policy_loss": settings.training.policy_weight * policy,
-        "value_loss": settings.training.value_weight * value,
-        "uniform_prior_surprise" if uniform else "surprise": settings.mining.surprise_weight
-        * surprise,
-    }
-    if plan.parent is None:
-        terms = {name: term for name, term in terms.items() if "surprise" in name}
-        terms = {name: surprise for name in terms}
+        value = nothing  # the heuristic knows no values
+    told = "uniform_prior_surprise" if uniform else "surprise"
+    terms = {told: (1.0, surprise)}  # weight and values
+    if plan.parent is not None:
+        terms = {
+            "policy_loss": (settings.training.policy_weight, policy),
+            "value_loss": (settings.training.value_weight, value),
+            told: (settings.mining.surprise_weight, surprise),
+        }
     if members:
-        terms["uncertainty"] = settings.mining.uncertainty_weight * uncertainty
-    stacked = np.stack(list(terms.values()))
-    hardness = stacked.sum(axis=0)
-    reasons = np.array(list(terms))[stacked.argmax(axis=0)]
-    keep = np.sort(np.argsort(-hardness, kind="stable")[: settings.mining.buffer_size])
+        terms["uncertainty"] = (settings.mining.uncertainty_weight, uncertainty)
+    hardness = np.zeros(len(rows))
+    for weight, values in terms.values():
+        hardness += weight * values
+    keep = hardest_places(hardness, settings.mining.buffer_size)
+    kept = np.stack([weight * values[keep] for weight, values in terms.values()])
+    reasons = np.array(list(terms))[kept.argmax(axis=0)]
     frame = pl.DataFrame(
         {
             "game_id": [window.games[game] for game in window.game[rows[keep]]],
@@ -123,7 +125,7 @@ def mine_hard_examples(
             "value_loss": value[keep],
             "surprise": surprise[keep],
             "uncertainty": uncertainty[keep],
-            "reason": reasons[keep].tolist(),
+            "reason": reasons.tolist(),
         },
         schema=tables.polars_schema(tables.HARD_EXAMPLES),
     )
@@ -143,7 +145,7 @@ def mine_hard_examples(
     }
     if members:
         metadata["train/uncertainty_mean"] = float(uncertainty.mean())
-    metadata |= {f"reason_{name}": int((reasons[keep] == name).sum()) for name in terms}
+    metadata |= {f"reason_{name}": int((reasons == name).sum()) for name in terms}
     judged = {}
     if plan.parent is not None and hardest:
         judged = judged_by(sources[1], window, [row["row"] for row in hardest], settings.device)
@@ -172,16 +174,32 @@ def read_hard_examples(artefact: Artefact) -> HardRows:
     return HardRows(*columns)
 
 
+def hardest_places(hardness: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """Places (at most ``most``,) of the largest values (K,), ascending; of equal ones the first."""
+    if len(hardness) <= most:
+        return np.arange(len(hardness))
+    least = np.partition(hardness, len(hardness) - most)[len(hardness) - most]
+    above = np.flatnonzero(hardness > least)
+    ties = np.flatnonzero(hardness == least)[: most - len(above)]
+    return np.sort(np.concatenate([above, ties]))
+
+
 def _surprise(
     window: Window, rows: NDArray[np.int64], heuristic: bool
 ) -> tuple[NDArray[np.float64], bool]:
     """Surprise of the rows (K,), nats, and whether it is measured against a uniform prior."""
     if not heuristic:
         return np.maximum(window.surprise[rows].astype(np.float64), 0.0), False
-    policy = np.asarray(window.policy, np.float64)
-    terms = policy * np.log(np.maximum(policy, 1e-300))
-    negative_entropy = np.add.reduceat(terms, window.offsets[:-1])[rows]
-    return np.maximum(negative_entropy + np.log(window.counts[rows]), 0.0), True
+    surprise = np.empty(len(rows))
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows[start : start + AT_ONCE]
+        starts = window.offsets[some]
+        counts = window.offsets[some + 1] - starts
+        policy = window.policy[flat_positions(starts, counts)].astype(np.float64)
+        terms = policy * np.log(np.maximum(policy, 1e-300))
+        negative_entropy = np.add.reduceat(terms, offsets_of(counts)[:-1])
+        surprise[start : start + len(some)] = negative_entropy + np.log(counts)
+    return np.maximum(surprise, 0.0, out=surprise), True
 
 
 def _divergences(
@@ -203,7 +221,6 @@ def _divergences(
 
     device = resolve_device(plan.settings.device)
     model = load_model(parent.path, device)
-    searched = torch.from_numpy(np.array(window.search_value)).double()
 
     def apart(batch: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         logits, values = model(batch["features"])
@@ -211,7 +228,8 @@ def _divergences(
             logits.double().masked_fill(~batch["legal_mask"], -1e9), dim=1
         )
         log_value = torch.log_softmax(values.double()[:, : window.players], dim=1)
-        found = searched[batch["indices"].cpu()].to(device)
+        rows = batch["indices"].cpu().numpy()
+        found = torch.from_numpy(window.search_value[rows]).double().to(device)
         return _kl(batch["policy_targets"].double(), log_policy), _kl(found, log_value)
 
     policy = np.zeros(len(rows))
@@ -243,4 +261,11 @@ def _kl(target: Any, log_prediction: Any) -> NDArray[np.float64]:
     return divergence.clamp_min(0.0).cpu().numpy()
 
 
-__all__ = ["KIND", "TABLE", "HardRows", "mine_hard_examples", "read_hard_examples"]
+__all__ = [
+    "KIND",
+    "TABLE",
+    "HardRows",
+    "hardest_places",
+    "mine_hard_examples",
+    "read_hard_examples",
+]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KIND = "window"
 WINDOW_FORMAT = 2
 LARGEST_NAMES = 1 << 30  # bytes of the games' names
+ROWS_AT_ONCE = 1 << 20  # where all rows of a window would not fit into memory
 UNKNOWN = -2
 """In ``owners`` and ``eliminated`` of games whose shards did not record their end."""
 
@@ -319,7 +320,8 @@ class _Writer:
             )
         self._columns: dict[str, np.memmap] = {}
         self._games: dict[str, int] = {}
-        self._owners: list[NDArray] = []
+        self._ended = 0
+        self._owners: list[NDArray] = []  # (some games, ...) each
         self._eliminated: list[NDArray] = []
         self.rows = 0
         self._moves = 0
@@ -378,7 +380,7 @@ class _Writer:
         names = ids.dictionary.to_pylist()
         index = ids.indices.to_numpy(zero_copy_only=False)
         known = np.array([self._games.setdefault(game, len(self._games)) for game in names])
-        fresh = known >= len(self._owners)
+        fresh = known >= self._ended
         self._note_ends(batch, np.unique(index, return_index=True)[1][fresh])
         return known[index]
 
@@ -387,20 +389,23 @@ class _Writer:
         from ringrift_pipeline.selfplay.shards import column
 
         if "owners" in batch.schema.names:
-            self._owners.extend(column(batch, "owners")[rows])
-            self._eliminated.extend(column(batch, "eliminated")[rows])
+            self._owners.append(column(batch, "owners")[rows])
+            self._eliminated.append(column(batch, "eliminated")[rows])
         else:
-            self._owners.extend(np.full((len(rows), self._size**2), UNKNOWN, np.int8))
-            self._eliminated.extend(np.full((len(rows), self._players), UNKNOWN, np.int16))
+            self._owners.append(np.full((len(rows), self._size**2), UNKNOWN, np.int8))
+            self._eliminated.append(np.full((len(rows), self._players), UNKNOWN, np.int16))
+        self._ended += len(rows)
 
     def close(self, holdout_fraction: float) -> dict[str, Any]:
         games = list(self._games)
         held_out = split_games(games, holdout_fraction)
-        flags = held_out[self._columns["game"]]
-        self._column("holdout", self._total_rows, flags)[:] = flags
+        game = self._columns["game"]
+        flags = self._column("holdout", self._total_rows, held_out)
+        for start in range(0, self._total_rows, ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            flags[rows] = held_out[game[rows]]
         for name, ends in (("owners", self._owners), ("eliminated", self._eliminated)):
-            stacked = np.stack(ends)
-            self._column(name, len(games), stacked)[:] = stacked
+            np.concatenate(ends, out=self._column(name, len(games), ends[0]))
         for values in self._columns.values():
             values.flush()
         (self._folder / "games.txt").write_text("\n".join(games) + "\n")

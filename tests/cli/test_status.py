@@ -27,7 +27,7 @@ from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.presence import announce, present
 from ringrift_pipeline.orchestration.progress import ProgressFile
 from ringrift_pipeline.orchestration.settings import run_config
-from ringrift_pipeline.orchestration.status import disk_usage
+from ringrift_pipeline.orchestration.status import disk_usage, status_of
 from ringrift_pipeline.store import Store
 
 CONFIG = "square8_2p"
@@ -228,3 +228,28 @@ def test_sizes(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_bytes(b"x" * 10_000)
     assert 10_000 <= disk_usage(tmp_path) < 30_000 and disk_usage(tmp_path / "none") == 0
+
+
+def test_games_before_the_newest_plan_are_taken_from_it(store: Store) -> None:
+    generation(store, 0, 320, None, False)
+    generation(store, 1, 300, None, False)
+    settings = TrainingConfig.preset("smoke").to_dict()
+    store.write_plan(CONFIG, 2, {"settings": settings, "played": 1000})
+    with store.create(CONFIG, 2, "selfplay_shards", {"selfplay/games": 7}):
+        pass
+    (strength,) = status_of(store.root).configs
+    assert strength.games == 1007
+
+
+def test_every_file_is_counted_once(store: Store) -> None:
+    generation(store, 0, 320, 1236.0, True)
+    (store.root / "dagster" / "deep").mkdir(parents=True)
+    (store.root / "dagster" / "deep" / "log").write_bytes(b"x" * 100_000)
+    (store.root / "lies about").write_bytes(b"x" * 10_000)
+    found = status_of(store.root)
+    assert 100_000 <= found.history_bytes < 120_000
+    assert found.configs[0].bytes == disk_usage(store.root / CONFIG) > 0
+    assert found.bytes == disk_usage(store.root)
+    rest = found.bytes - found.history_bytes - found.configs[0].bytes
+    assert 10_000 <= rest < 20_000
+    assert disk_usage(store.root / "is not there") == 0

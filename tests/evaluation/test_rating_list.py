@@ -12,8 +12,13 @@ import polars as pl
 import pytest
 
 from ringrift_pipeline.drawing.charts import MOST_BYTES
-from ringrift_pipeline.evaluation import evaluate
-from ringrift_pipeline.evaluation.rating_curve import MOST_ROWS, draw_curve, write_list
+from ringrift_pipeline.evaluation import evaluate, rating_list
+from ringrift_pipeline.evaluation.rating_curve import (
+    MOST_POINTS,
+    MOST_ROWS,
+    draw_curve,
+    write_list,
+)
 from ringrift_pipeline.evaluation.rating_list import play_anchors, rate_all
 from ringrift_pipeline.evaluation.ratings import fit_ratings
 from ringrift_pipeline.evaluation.tables import RATING_LIST
@@ -208,3 +213,50 @@ def test_the_text_has_the_newest_generations_and_all_baselines(tmp_path: Path) -
     assert "generation:0007" in text and "generation:0006" not in text
     assert "7 older generations" in text
     assert text.index("generation:0066") < text.index("generation:0010")  # strongest first
+
+
+def test_generations_long_before_keep_their_rating(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    lists = []
+    for number in range(3):
+        plan, _ = generation(store, number, evaluation__anchor_games=4)
+        evaluate(store, plan)
+        play_anchors(store, plan)
+        lists.append(rate_all(store, CONFIG, number))
+    assert [one.metadata["carried"] for one in lists] == [0, 0, 0]
+    monkeypatch.setattr(rating_list, "FITTED", 1)
+    shorter = rate_all(store, CONFIG, 2)
+    assert shorter.metadata["carried"] == 2
+    assert set(rows(shorter)) == set(rows(lists[2]))
+    for name in ("generation:0000", "generation:0001"):
+        assert rows(shorter)[name] == rows(lists[1])[name] != rows(lists[2])[name]
+    alone = shorter.metadata["games"]
+    assert alone < lists[2].metadata["games"]
+    assert [e[1] for e in shorter.metadata["inputs"]] == [
+        "anchor_games",
+        "evaluation",
+        "rating_list",
+    ]
+    # whom the newest met is fitted with it
+    store.promote(CONFIG, 0, store.require(CONFIG, 0, "ema_model"), {})
+    plan, _ = generation(store, 3, evaluation__anchor_games=4)
+    evaluate(store, plan)
+    with_champion = rate_all(store, CONFIG, 3)
+    assert with_champion.metadata["carried"] == 2
+    assert [e[:2] for e in with_champion.metadata["inputs"]] == [
+        [0, "anchor_games"],
+        [0, "evaluation"],
+        [3, "evaluation"],
+        [2, "rating_list"],
+    ]
+
+
+def test_the_picture_of_many_generations_is_no_larger(tmp_path: Path) -> None:
+    sizes = []
+    for generations in (MOST_POINTS, 20 * MOST_POINTS):
+        draw_curve(tmp_path, many(generations), CONFIG, 0.95)
+        sizes.append((tmp_path / "rating_curve.full.svg").stat().st_size)
+        assert (tmp_path / "rating_curve.png").stat().st_size <= MOST_BYTES
+    assert sizes[1] < 1.2 * sizes[0]

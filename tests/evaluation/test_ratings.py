@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import polars as pl
@@ -254,3 +255,21 @@ def test_ranks_that_are_no_whole_numbers_are_refused_by_game(rank: float) -> Non
 def test_an_anchor_without_a_rating_is_refused(rating: float) -> None:
     with pytest.raises(RatingError, match="anchor_rating must be finite"):
         fit_ratings(games([(["heuristic", "random"], [0, 1])]), anchor_rating=rating)
+
+
+def test_memory_does_not_grow_with_games_times_players() -> None:
+    rng = np.random.default_rng(0)
+    names = ["heuristic", *(f"generation:{number:04d}" for number in range(300))]
+    rows = [
+        ([name, "heuristic"], [0, 1] if rng.random() < 0.6 else [1, 0])
+        for name in names[1:]
+        for _ in range(40)
+    ]
+    tracemalloc.start()
+    try:
+        ratings = fit_ratings(games(rows, list(range(len(rows)))), depth=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(ratings.players) == 301
+    assert peak < len(rows) * len(names) * 8  # bytes of one number for each of both

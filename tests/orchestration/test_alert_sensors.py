@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -316,6 +317,22 @@ def test_every_landing_counts_whatever_generation_it_is_of(
     second = store.last_sign(CONFIG)
     assert first is not None and second is not None and second > first
     assert store.last_sign("hex8_3p") is None
+
+
+def test_where_nothing_has_been_put_since_no_names_are_read(store: Store) -> None:
+    begun(store)
+    store.write_plan(CONFIG, 1, PLAN)
+    newest = datetime(2026, 5, 1, tzinfo=UTC)
+    other = store.root / CONFIG / "generations" / "0000" / "ema_model"
+    (other / "20991231T000000.000000Z-00000000").mkdir(parents=True)
+    for path in store.root.rglob("*"):
+        os.utime(path, (newest.timestamp(), newest.timestamp()))
+    with store.create(CONFIG, 1, "checkpoint"):
+        pass
+    landed = datetime.fromisoformat(store.require(CONFIG, 1, "checkpoint").created)
+    assert store.last_sign(CONFIG) == landed
+    os.utime(other)  # now something has
+    assert store.last_sign(CONFIG) == datetime(2099, 12, 31, tzinfo=UTC)
 
 
 def test_a_paused_config_rests_and_is_given_its_time_when_it_is_resumed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from ringrift_pipeline.orchestration.instance_file import brought_up_to_date, in
 from ringrift_pipeline.orchestration.jobs import cores
 from ringrift_pipeline.orchestration.places import data_folder, home_folder, progress_folder
 from ringrift_pipeline.orchestration.run_order import GenerationsInOrder
+from ringrift_pipeline.orchestration.services import MOST_ENDS, Service, ServiceError
 from ringrift_pipeline.store import LockedError, Store
 from ringrift_pipeline.store.atomic import TEMPORARY
 
@@ -37,7 +39,7 @@ def test_dagster_takes_the_file_and_parallelism_stays_within_the_cores(data: Pat
     with open_instance(data) as instance:
         assert instance.run_monitoring_enabled and instance.run_retries_enabled
         assert not instance.telemetry_enabled
-        assert instance.run_retries_max_retries == 1
+        assert instance.run_retries_max_retries == 3
         assert instance.run_retries_retry_on_asset_or_op_failure is False
         runs = instance.get_concurrency_config().run_queue_config.max_concurrent_runs  # type: ignore[union-attr]
         assert 1 <= runs <= max(1, cores() // 2)
@@ -232,3 +234,25 @@ def test_where_the_data_root_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path / "set"))
     assert data_folder() == tmp_path / "set"
     assert data_folder(tmp_path / "given") == tmp_path / "given"
+
+
+def test_a_service_is_started_again_unless_it_ends_again_and_again(tmp_path: Path) -> None:
+    service = Service(tmp_path, "nonsense")  # which ends as soon as it has begun
+    begun = {service.pid}
+    with pytest.raises(ServiceError, match="ended with code 1"):
+        ended(service)
+        service.check()
+    service.again = True
+    with pytest.raises(ServiceError, match="no service is called 'nonsense'"):
+        while len(begun) < 20:
+            ended(service)
+            service.check()
+            begun.add(service.pid)
+    assert len(begun) == MOST_ENDS - 1
+    assert service.log.read_text().count("is started again") == MOST_ENDS - 2
+
+
+def ended(service: Service) -> None:
+    deadline = time.monotonic() + 120
+    while service._process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -36,6 +36,16 @@ def test_a_large_picture_is_a_path(tmp_path: Path) -> None:
     assert len(str(picture(path).value)) <= MOST_PICTURE + 20
 
 
+def test_a_long_text_is_a_path(store: Store) -> None:
+    with store.create("square8_2p", 4, "evaluation") as draft:
+        (draft.path / "long.md").write_text("x" * (MOST_PICTURE + 1))
+        (draft.path / "short.md").write_text("x" * MOST_PICTURE)
+        (draft.path / "large.png").write_bytes(b"x" * MOST_PICTURE)
+    shown = of_artefact(draft.artefact)
+    assert shown["long"].value == str(draft.artefact.path / "long.md")
+    assert all(len(str(getattr(one, "value", one))) <= MOST_PICTURE for one in shown.values())
+
+
 def test_an_artefact_shows_its_picture_and_where_the_whole_one_is(store: Store) -> None:
     about: dict[str, Any] = {"train/loss": 1.5, "parent_generation": 3, "note": "plain"}
     with store.create("square8_2p", 4, "checkpoint", about) as draft:

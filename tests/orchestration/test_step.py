@@ -1,16 +1,34 @@
 """What every step has around it, as the run's log shows it."""
 
 import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import DagsterEventType, DagsterInstance, OpExecutionContext, job, op
+from dagster import (
+    DagsterEventType,
+    DagsterInstance,
+    OpDefinition,
+    OpExecutionContext,
+    execute_job,
+    in_process_executor,
+    job,
+    multiprocess_executor,
+    op,
+)
+from dagster._core.definitions.reconstruct import ReconstructableJob
 
+from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import progress
+from ringrift_pipeline.orchestration.failure_sensor import first_failure
+from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.resources import StoreResource
 from ringrift_pipeline.orchestration.step import (
     BEGAN,
+    LOST,
     SECONDS,
+    once,
     running_step,
 )
 from ringrift_pipeline.store import Store
@@ -65,3 +83,78 @@ def test_only_what_this_process_was_writing_is_removed(store: Store) -> None:
     file.touch()
     store.remove_own("hex8_2p")
     assert not mine.exists() and not file.exists() and others.exists()
+
+
+# --- what is lost is tried again, what failed is not --------------------------------------------
+
+
+def note(context: OpExecutionContext) -> int:
+    """Note a try; how many there were before."""
+    log = Path(context.resources.store.root) / "tries"
+    before = log.read_text().count("\n") if log.exists() else 0
+    log.write_text("again\n" * (before + 1))
+    return before
+
+
+@op(required_resource_keys={"store"}, retry_policy=LOST)
+def fails(context: OpExecutionContext) -> None:
+    with once(), running_step(context, "hex8_2p", 3):
+        note(context)
+        raise ValueError("the games are no games")
+
+
+@op(required_resource_keys={"store"}, retry_policy=LOST)
+def is_killed(context: OpExecutionContext) -> None:
+    with once(), running_step(context, "hex8_2p", 3):
+        if note(context) < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job(executor_def=in_process_executor)
+def failing() -> None:
+    fails()
+
+
+@job(
+    executor_def=multiprocess_executor, resource_defs={"store": StoreResource.configure_at_launch()}
+)
+def killed() -> None:
+    is_killed()
+
+
+def test_an_error_fails_a_step_at_once_and_is_told(tmp_path: Path) -> None:
+    instance = DagsterInstance.ephemeral()
+    result = failing.execute_in_process(
+        instance=instance,
+        resources={"store": StoreResource(root=str(tmp_path))},
+        raise_on_error=False,
+    )
+    assert not result.success
+    assert (tmp_path / "tries").read_text() == "again\n"
+    step, why = first_failure(instance, result.run_id)
+    assert step == "fails" and why == "ValueError: the games are no games"
+
+
+def test_a_step_whose_process_is_killed_is_begun_again(tmp_path: Path) -> None:
+    with (
+        open_instance(tmp_path) as instance,
+        execute_job(
+            ReconstructableJob.for_file(__file__, "killed"),
+            instance,
+            run_config={"resources": {"store": {"config": {"root": str(tmp_path)}}}},
+        ) as result,
+    ):
+        assert result.success
+    assert (tmp_path / "tries").read_text() == "again\n" * 3
+
+
+def test_every_step_of_a_generation_is_begun_again_if_it_is_lost() -> None:
+    names_of = {node.name for node in generation_steps()}
+    assert len(names_of) == 3 + 7 + 9  # of selfplay, of the other assets, checks
+    assert [node.name for node in generation_steps() if node.retry_policy is None] == []
+
+
+def generation_steps() -> list[OpDefinition]:
+    repository = defs.get_repository_def()
+    graph = repository.get_job("square8_2p_generation").graph
+    return list(graph.iterate_op_defs())

@@ -176,20 +176,20 @@ def test_opponents_come_by_weight_until_results_are_known(store: Store) -> None:
 
 def test_results_against_a_model_are_added_up_over_evaluations(store: Store) -> None:
     champion, first, second = three_models(store)
-    assert results_of(store, CONFIG, 2, champion.digest, 2) == {}
+    assert results_of(store, CONFIG, range(3), champion.digest, 2) == {}
     save_evaluation(store, 1, first, champion, 0.25, 40)
     save_evaluation(store, 0, champion, first, 0.5, 10)
     save_evaluation(store, 2, second, first, 0.5, 10)  # without the champion
     expected = {first.digest: (0.75 * 40 + 0.5 * 10, 50.0)}
-    assert results_of(store, CONFIG, 2, champion.digest, 2) == {
+    assert results_of(store, CONFIG, range(3), champion.digest, 2) == {
         first.digest: pytest.approx(expected[first.digest])
     }
-    assert results_of(store, CONFIG, 0, champion.digest, 2)[first.digest][1] == 10.0
+    assert results_of(store, CONFIG, [0], champion.digest, 2)[first.digest][1] == 10.0
     # Three at the table: one seat in three is even, and half the points between two.
     save_evaluation(store, 1, first, champion, 1 / 3, 40)
     save_evaluation(store, 0, champion, first, 0.6, 10)
     # strengths 3 : 1 give 3 / (3 + 1 + 1) = 0.6 of the win against two of them
-    points, games = results_of(store, CONFIG, 2, champion.digest, 3)[first.digest]
+    points, games = results_of(store, CONFIG, range(3), champion.digest, 3)[first.digest]
     assert (points, games) == (pytest.approx(0.5 * 40 + 0.75 * 10), 50.0)
 
 

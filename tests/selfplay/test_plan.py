@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ringrift_pipeline.selfplay import Plan, PlanError, load_plan, plan_generation
-from ringrift_pipeline.selfplay.plan import open_model, window_games
+from ringrift_pipeline.selfplay.plan import open_model
+from ringrift_pipeline.selfplay.windowing import window_games, window_of
 from ringrift_pipeline.store import MissingArtefactError, Store
 
 from .conftest import CONFIG, NOW, save_champion, settings
@@ -225,3 +227,41 @@ def test_weights_that_are_worse_are_not_handed_on(
     plan = plan_generation(store, CONFIG, 2, settings(), NOW)
     assert plan.parent is not None and plan.parent["generation"] == parent
     assert plan.champion is not None and plan.champion["generation"] == 0
+
+
+def test_games_played_before_are_noted_and_need_not_be_counted_again(tmp_path: Path) -> None:
+    changed = settings(training__window_games=7, training__window_growth=0.5)
+    noted, counted = Store(tmp_path / "noted"), Store(tmp_path / "counted")
+    for generation in range(7):
+        plan = plan_generation(noted, CONFIG, generation, changed, NOW)
+        assert plan.played == 5 * generation
+        old = {name: value for name, value in plan.raw.items() if name != "played"}
+        again = Plan.from_dict(counted.write_plan(CONFIG, generation, old))
+        assert again.played is None
+        for store in (noted, counted):
+            for shard in plan.shards:
+                kind = f"selfplay-shard-{shard['index']:04d}"
+                with store.create(CONFIG, generation, kind, {"games": shard["games"]}) as draft:
+                    (draft.path / "shard.arrow").write_bytes(bytes([generation]))
+        # a history without such notes is counted, to the same end
+        found = [window_of(store, CONFIG, generation + 1, 5, changed) for store in (noted, counted)]
+        assert found[0] == found[1] and found[0][1] == 5 * (generation + 1)
+
+
+def test_a_plan_reads_no_more_plans_than_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for generation in range(6):
+        plan = plan_generation(store, CONFIG, generation, settings(), NOW)
+        for shard in plan.shards:
+            kind = f"selfplay-shard-{shard['index']:04d}"
+            with store.create(CONFIG, generation, kind, {"games": shard["games"]}):
+                pass
+    read: list[int] = []
+    whole = Store.read_plan
+
+    def reading(self: Store, config: str, generation: int) -> dict[str, Any]:
+        read.append(generation)
+        return whole(self, config, generation)
+
+    monkeypatch.setattr(Store, "read_plan", reading)
+    assert len(window_of(store, CONFIG, 6, 5, settings())[0]) == 6 * 3
+    assert read == [5]
