@@ -7,6 +7,7 @@ weights are landed as the next two candidates. The gate's settings are the defau
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,10 +134,9 @@ def older(store: Store, folder: Path) -> None:
         shutil.copyfile(first.file(name), folder / name)
 
 
-@pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallLoop, list[Any]]]:
+@contextlib.contextmanager
+def small_loop(data: Path) -> Iterator[tuple[SmallLoop, list[Any]]]:
     """Generations 0 to 3, and what the sensor said after each."""
-    data = tmp_path_factory.mktemp("refused")
     with pytest.MonkeyPatch.context() as patch, DagsterInstance.ephemeral() as instance:
         patch.setenv("RINGRIFT_DATA", str(data))
         made = SmallLoop(data, instance)
@@ -149,18 +149,26 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallLoop, 
         yield made, ticks
 
 
-def test_a_better_model_is_promoted(loop: tuple[SmallLoop, list[Any]]) -> None:
+def test_worse_candidates_are_refused_and_the_loop_goes_on(tmp_path: Path) -> None:
+    """One test: the loop takes half a minute, which nobody needs twice."""
+    with small_loop(tmp_path) as (made, ticks):
+        a_better_model_is_promoted(made)
+        for generation in (2, 3):
+            noised_and_older_weights_are_refused(made, ticks, generation)
+        the_reason_is_in_the_ui(made)
+        the_loop_goes_on_from_the_champion(made, ticks)
+        the_list_of_ratings_tells_them_apart(made)
+
+
+def a_better_model_is_promoted(made: SmallLoop) -> None:
     """The same gate lets through who is better: what follows is not refused for its size."""
-    made, _ = loop
     assert [one.generation for one in made.store.champions(CONFIG)] == [0, 1]
     assert made.store.require(CONFIG, 1, "decision").metadata["promoted"]
 
 
-@pytest.mark.parametrize("generation", [2, 3])
-def test_noised_and_older_weights_are_refused(
-    loop: tuple[SmallLoop, list[Any]], generation: int
+def noised_and_older_weights_are_refused(
+    made: SmallLoop, ticks: list[Any], generation: int
 ) -> None:
-    made, ticks = loop
     decision = made.store.require(CONFIG, generation, "decision").metadata
     assert decision["promoted"] is False
     assert decision["reasons"][0].startswith("not 35 Elo better than the champion")
@@ -169,8 +177,7 @@ def test_noised_and_older_weights_are_refused(
     assert gate["sprt"]["verdict"] == "reject"
 
 
-def test_the_reason_is_in_the_ui(loop: tuple[SmallLoop, list[Any]]) -> None:
-    made, _ = loop
+def the_reason_is_in_the_ui(made: SmallLoop) -> None:
     told = made.told()
     assert [one.passed for one in told] == [False, False, True, True]
     for shown in told[:2]:
@@ -182,10 +189,7 @@ def test_the_reason_is_in_the_ui(loop: tuple[SmallLoop, list[Any]]) -> None:
         assert "even is 50.0%" in shown.metadata["generation:0001 wins"].value
 
 
-def test_the_loop_goes_on_from_the_champion(
-    loop: tuple[SmallLoop, list[Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, ticks = loop
+def the_loop_goes_on_from_the_champion(made: SmallLoop, ticks: list[Any]) -> None:
     champion = made.store.champion(CONFIG)
     assert champion is not None and champion.generation == 1
     third = load_plan(made.store, CONFIG, 3)
@@ -202,10 +206,9 @@ def test_the_loop_goes_on_from_the_champion(
     assert second.parent is not None and second.parent["generation"] == 1
 
 
-def test_the_list_of_ratings_tells_them_apart(loop: tuple[SmallLoop, list[Any]]) -> None:
+def the_list_of_ratings_tells_them_apart(made: SmallLoop) -> None:
     import polars as pl
 
-    made, _ = loop
     table = pl.read_parquet(made.store.require(CONFIG, 3, "rating_list").file("ratings.parquet"))
     rating = dict(zip(table["player"], table["rating"], strict=True))
     generations = [f"generation:{g:04d}" for g in range(4)]
