@@ -2,7 +2,7 @@
 
     python benchmarks/strength.py [--data DIR] [--config square8_2p] [--player champion] [--games 1000]
         [--simulations 64] [--playouts N] [--seed 20260101] [--workers 0] [--only NAME,...]
-        [--quick] [--json]
+        [--keep DIR] [--quick] [--json]
 
 Without ``--data`` a loop is run in an empty folder first: the ``hour`` preset (``--quick``: two tiny
 generations). The player (``champion``, ``generation:0007``, a model's folder or a baseline, which needs no data) searches with ``--simulations`` a
@@ -14,14 +14,18 @@ N is what one core plays out in the time in which it searches ``--simulations`` 
 one game, both measured here in processor time on positions of random games (or given by
 ``--playouts``). The claim of a match is the lower end of the 95% interval of the share of the win
 (Wilson, with the design effect of the sets); its reference is what the ``hour`` preset must reach.
+With ``--keep`` finished games stay in that folder, with N, and the same command goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,6 +36,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import polars as pl
 import torch
 from anchors import QUICK_GENERATIONS, run_loop
 
@@ -39,7 +44,7 @@ from ringrift_pipeline.evaluation import Entrant, Match, play_matches, set_inter
 from ringrift_pipeline.game import CONFIGS, get_rules, kernels
 from ringrift_pipeline.search import RolloutPlayer, load_player
 from ringrift_pipeline.selfplay import load_plan
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Store, write_bytes_atomic
 
 SEED = 20_260_101
 HOUR_GENERATIONS = 13
@@ -52,6 +57,47 @@ LEAST_TIMES_FAIR = 2.0
 BASELINES = ("random", "heuristic", "rollout")  # as --player they need no data
 
 Claim = dict[str, Any]
+
+
+class Kept:
+    """Finished games of one match, a file a job, in a folder named by all that decides them."""
+
+    def __init__(self, folder: Path, *decisive: object) -> None:
+        name = hashlib.sha256(repr(decisive).encode()).hexdigest()[:16]
+        self.folder = folder / name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(self.folder / "what", repr(decisive).encode())
+
+    def load(self, job: int) -> pl.DataFrame | None:
+        path = self.folder / f"{job:04d}.parquet"
+        return pl.read_parquet(path) if path.exists() else None
+
+    def keep(self, job: int, games: pl.DataFrame) -> None:
+        written = io.BytesIO()
+        games.write_parquet(written)
+        write_bytes_atomic(self.folder / f"{job:04d}.parquet", written.getvalue())
+
+
+class Told:
+    """Progress as lines on standard error, one in ten seconds."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def progress(self, done: int, total: int, message: str) -> None:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 10.0
+            print(f"{done}/{total} games: {message}", file=sys.stderr, flush=True)
+
+
+def model_of(name: str, config: str, data: Path | None) -> str:
+    """What decides how a player plays: the digest of a champion's or a generation's model."""
+    if name == "champion" and data is not None:
+        champion = Store(data).champion(config)
+        return champion.digest if champion is not None else name
+    if name.startswith("generation:") and data is not None:
+        return Store(data).require(config, int(name.split(":")[1]), "ema_model").digest
+    return name
 
 
 def decisions(config: str, count: int) -> np.ndarray:
@@ -116,15 +162,21 @@ def measure(arguments: argparse.Namespace) -> Iterator[Claim]:
     wanted = arguments.only or list(LEAST)
     if unknown := [one for one in wanted if one not in LEAST]:
         raise SystemExit(f"no opponent {unknown[0]!r} among {', '.join(LEAST)}")
+    who = (config, model_of(name, config, arguments.data), simulations, settings, arguments.seed)
+    known = Kept(arguments.keep, "N", *who).folder / "playouts" if arguments.keep else None
     playouts = arguments.playouts or 1
     timed = any(one.startswith("rollout") for one in wanted)
-    if timed and arguments.playouts is None:
+    if timed and arguments.playouts is None and known is not None and known.exists():
+        playouts = int(known.read_text())
+    elif timed and arguments.playouts is None:
         torch.set_num_threads(1)
         player = load_player(name, config, **shared)
         each, rate = equal_time(config, player, quick)
         playouts = max(1, round(each * rate))
         yield information(f"{config} {name}: {simulations} simulations a move", each * 1e3, "ms")
         yield information(f"{config}: rollout search, one core", rate, "playouts/s")
+        if known is not None:
+            write_bytes_atomic(known, str(playouts).encode())
     if timed:
         yield information(f"{config}: N, playouts in the time of such a move", playouts, "playouts")
 
@@ -137,13 +189,17 @@ def measure(arguments: argparse.Namespace) -> Iterator[Claim]:
     ours = Entrant(name, name, seed=arguments.seed, **shared)
     for opponent in wanted:
         match = Match(opponent, (name, *[opponent] * (seats - 1)), max(1, games // seats))
-        began = time.monotonic()
+        began, told = time.monotonic(), Told()
         table = play_matches(
             config,
             [ours, opponents[opponent]],
             [match],
             seed=arguments.seed,
             workers=arguments.workers,
+            played=Kept(arguments.keep, *who, opponents[opponent], match)
+            if arguments.keep
+            else None,
+            progress=None if arguments.json else told.progress,
         )
         scores = set_scores(table, name)
         low, high = set_interval(scores, seats)
@@ -189,6 +245,7 @@ def main() -> None:
     parser.add_argument(
         "--only", type=lambda text: text.split(","), default=[], help="opponents, comma-separated"
     )
+    parser.add_argument("--keep", type=Path, help="folder for finished games, to go on from")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_GAMES} games each")
     parser.add_argument("--json", action="store_true", help="only the JSON lines")
     arguments = parser.parse_args()
