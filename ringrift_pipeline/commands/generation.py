@@ -125,7 +125,10 @@ def evaluate(
     generation: GenerationOption = None,
     promote: Annotated[
         bool,
-        typer.Option("--promote", help="Make it champion if the gate says so, as the loop does."),
+        typer.Option(
+            "--promote",
+            help="Make it champion if it passes every blocking check and the gate says so.",
+        ),
     ] = False,
 ) -> None:
     """Play one generation's model against random, heuristic and champion, and ask the gate.
@@ -139,15 +142,31 @@ def evaluate(
         with progress("evaluation") as report:
             artefact = evaluate_generation(store, plan, progress=report, should_stop=should_stop)
         gate = artefact.read_json("report.json")["gate"]
-        if promote and gate["promote"]:
-            model = store.require(plan.config, plan.generation, "ema_model")
-            reason = {"gate": gate, "evaluation": artefact.digest, "run": None}
-            store.promote(plan.config, plan.generation, model, reason)
-            say(f"generation {plan.generation:04d} is champion of {plan.config}")
-    _show(common, [artefact], {"gate": gate})
-    if not common.as_json:
-        verdict = "would be promoted" if gate["promote"] else "is not promoted"
+        decided = _promote(store, artefact, should_stop) if promote else None
+    _show(common, [artefact], {"gate": gate} | (decided or {}))
+    if common.as_json:
+        return
+    if decided is None:
+        verdict = "would be promoted" if gate["promote"] else "would not be promoted"
         say(f"The gate: it {verdict}. " + "; ".join(gate["reasons"]))
+    else:
+        verdict = "is champion" if decided["promoted"] else "is not promoted"
+        say(f"Generation {plan.generation:04d} {verdict}. " + "; ".join(decided["reasons"]))
+
+
+def _promote(store: Store, evaluation: Artefact, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    """What the loop does with an evaluation: its blocking checks, the gate, the champion it met."""
+    from ringrift_pipeline.orchestration.checks import objections
+    from ringrift_pipeline.orchestration.decisions import promote_evaluated
+    from ringrift_pipeline.orchestration.step import Step
+
+    with progress("checks") as report:
+        step = Step(evaluation.config, evaluation.generation, store, report, should_stop)
+        found = objections(step)
+    if found:
+        return {"promoted": False, "reasons": found}
+    promoted, reasons = promote_evaluated(store, evaluation, run_id=None)
+    return {"promoted": promoted, "reasons": reasons}
 
 
 @contextmanager

@@ -21,10 +21,11 @@ from dagster import (
 )
 
 from ringrift_pipeline.orchestration import integrity, judgements, regressions
+from ringrift_pipeline.orchestration.io_managers import table_of
 from ringrift_pipeline.orchestration.judgements import Judgement
 from ringrift_pipeline.orchestration.launchable import next_generation
 from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, asset_key, partitions
-from ringrift_pipeline.orchestration.step import LOST, once, running_step
+from ringrift_pipeline.orchestration.step import LOST, Step, once, running_step
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,28 @@ CHECKS: tuple[CheckRecipe, ...] = (
 def blocking_checks(asset: str) -> list[str]:
     """Names of the checks of ``asset`` that must pass before anything rests on it."""
     return [check.name for check in CHECKS if check.asset == asset and check.blocking]
+
+
+def objections(step: Step) -> list[str]:
+    """What the blocking checks of a whole generation say against it, all made now; empty if nothing.
+
+    For a generation that no run has made, and so nobody has judged.
+    """
+    found = []
+    for check in CHECKS:
+        if check.blocking and check.asset != CHAMPION:
+            judgement = judgements.judge(_with_its_table(check), step)
+            if not judgement.passed:
+                found.append(f"{check.asset}: {check.name}: {judgement.why}")
+    return found
+
+
+def _with_its_table(check: CheckRecipe) -> Callable[..., Judgement]:
+    if not check.table:
+        return check.judge
+    return lambda step: check.judge(
+        step, table_of(step.store, step.config, step.generation, check.asset)
+    )
 
 
 def result(check: CheckRecipe, judgement: Judgement, key: Any) -> AssetCheckResult:

@@ -53,12 +53,23 @@ def _evaluation(store: Store, config: str, generation: int, record: EventLogReco
 def promote(
     store: Store, config: str, generation: int, record: EventLogRecord
 ) -> tuple[bool, list[str]]:
+    """As `promote_evaluated`, by the very evaluation that the record tells of."""
+    evaluation = _evaluation(store, config, generation, record)
+    return promote_evaluated(store, evaluation, record.run_id)
+
+
+def promote_evaluated(
+    store: Store, evaluation: Artefact, run_id: str | None
+) -> tuple[bool, list[str]]:
     """Ask the gate's report; promote if it says so. Is or was the generation champion, and why.
+
+    The report must be of a match with the champion of this moment: an old generation that is made
+    anew, or an evaluation that waited for its checks, has met an earlier one, or none.
 
     Raises:
         StoreError: a file that this rests on is not there, or damaged.
     """
-    evaluation = _evaluation(store, config, generation, record)
+    config, generation = evaluation.config, evaluation.generation
     report = evaluation.read_json("report.json")
     gate = report["gate"]
     reasons = [str(reason) for reason in gate["reasons"]]
@@ -68,12 +79,17 @@ def promote(
     model = store.require(config, generation, "ema_model")
     if report["candidate"]["digest"] != model.digest:
         return before, [*reasons, "but the model was made anew since: materialize evaluation again"]
+    now = store.champion(config)
+    met = (report.get("champion") or {}).get("digest")
+    if now is not None and now.digest not in (met, model.digest):
+        since = f"generation {generation_key(now.generation)} is champion since, and was not met"
+        return before, [*reasons, since]
     rating = report.get("ratings", {}).get(report["candidate"].get("name"))
     reason = {
         "gate": gate,
         "rating": rating,
         "evaluation": evaluation.digest,
-        "run": record.run_id,
+        "run": run_id,
     }
     champion = store.promote(config, generation, model, reason)
     if (champion.generation, champion.digest) != (generation, model.digest):

@@ -103,15 +103,20 @@ class ParquetIOManager(ConfigurableIOManager):
 
     def load_input(self, context: InputContext) -> pl.LazyFrame:
         """Raises GenerationKeyError, and MissingArtefactError or CorruptArtefactError as the store."""
-        import polars as pl
-
         config, name = context.asset_key.path
         generation = generation_of(context.partition_key, config)
-        artefact = Store(data_folder(self.root)).require(config, generation, name)
-        tables = [file for file in artefact.files if file.endswith(".parquet")]
-        if len(tables) != 1:
-            raise MissingArtefactError(
-                f"the one Parquet table of {artefact.path}",
-                f"it holds: {', '.join(artefact.files)}",
-            )
-        return pl.scan_parquet(artefact.file(tables[0]))
+        return table_of(Store(data_folder(self.root)), config, generation, name)
+
+
+def table_of(store: Store, config: str, generation: int, name: str) -> pl.LazyFrame:
+    """The only Parquet table of an asset, verified. Raises MissingArtefactError, CorruptArtefactError."""
+    import polars as pl
+
+    artefact = store.require(config, generation, name)
+    tables = [file for file in artefact.files if file.endswith(".parquet")]
+    if len(tables) != 1:
+        raise MissingArtefactError(
+            f"the one Parquet table of {artefact.path}",
+            f"it holds: {', '.join(artefact.files)}",
+        )
+    return pl.scan_parquet(artefact.file(tables[0]))

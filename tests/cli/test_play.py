@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -173,8 +174,7 @@ def test_a_move_is_asked_for_until_it_is_one(
     from ringrift_pipeline.game import new_game
 
     state = new_game("square8_2p")
-    answers = iter(["²", "9999", "count 1", "1"])
-    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    monkeypatch.setattr("sys.stdin", io.StringIO("²\n9999\ncount 1\n1\n"))
     assert play.ask(state, state.legal_moves(), {}) == state.legal_moves()[1]
     said = capsys.readouterr().out
     assert "no move contains that" in said and "there are moves 0 to " in said

@@ -43,6 +43,7 @@ def fake_evaluation(
     model = store.current(config, generation, "ema_model") or fake_model(store, config, generation)
     report = {
         "candidate": {"digest": model.digest},
+        "champion": _champion_before(store, config, generation),
         "gate": {"promote": promote, "reasons": ["beats everybody" if promote else "too weak"]},
     }
     numbers = {}
@@ -52,6 +53,15 @@ def fake_evaluation(
     with store.create(config, generation, "evaluation", numbers) as draft:
         (draft.path / "report.json").write_text(json.dumps(report))
     return draft.artefact
+
+
+def _champion_before(store: Store, config: str, generation: int) -> dict[str, Any] | None:
+    """The model that is champion once all earlier generations have been decided."""
+    for number in range(generation - 1, -1, -1):
+        evaluation = store.current(config, number, "evaluation")
+        if evaluation is not None and evaluation.read_json("report.json")["gate"]["promote"]:
+            return {"digest": store.require(config, number, "ema_model").digest}
+    return None
 
 
 def landing(

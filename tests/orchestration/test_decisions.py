@@ -151,3 +151,23 @@ def test_another_model_of_the_generation_was_not_promoted(
     land(CONFIG, 0, promote=False)
     tick(instance, cursor)
     assert decided(store, 0)["promoted"] is False
+
+
+@pytest.mark.parametrize("when", ["anew", "late"])
+def test_a_generation_that_has_not_met_the_champion_is_not_promoted(
+    when: str, instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    """Made anew after a later one was promoted, or judged late: its gate asked nobody of that."""
+    land(CONFIG, 0, passed=when == "anew")
+    cursor = tick(instance).cursor
+    land(CONFIG, 1)
+    cursor = tick(instance, cursor).cursor
+    assert store.champion(CONFIG).generation == 1  # type: ignore[union-attr]
+    if when == "anew":
+        with store.create(CONFIG, 0, "ema_model") as draft:
+            (draft.path / "model.safetensors").write_bytes(b"trained again")
+    land(CONFIG, 0, promote=True)
+    tick(instance, cursor)
+    assert store.champion(CONFIG).generation == 1  # type: ignore[union-attr]
+    assert decided(store, 0)["promoted"] is False
+    assert "generation 0001 is champion since, and was not met" in decided(store, 0)["reasons"]
