@@ -135,7 +135,7 @@ class GamesPage:
 
 
 def _watch(services: list[Any], page: GamesPage | None, stopping: Callable[[], bool]) -> None:
-    """Until it is asked to stop. Raises ServiceError if a service has ended."""
+    """Until it is asked to stop. Raises ServiceError if a service has ended for good."""
     while not stopping():
         for service in services:
             service.check()

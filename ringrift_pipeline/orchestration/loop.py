@@ -221,7 +221,7 @@ class Loop:
 
         Raises:
             LoopError: a run failed or was cancelled, or a decision does not come.
-            ServiceError: the daemon ended by itself.
+            ServiceError: the daemon ended again and again, or the code server did.
             KeyboardInterrupt: ``stopping`` says so.
         """
         while True:

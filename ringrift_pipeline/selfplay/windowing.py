@@ -69,7 +69,8 @@ def _landed_shards(store: Store, config: str, generation: int) -> list[tuple[int
     found = []
     for kind in store.kinds(config, generation):
         number = kind.removeprefix(SHARD_PREFIX)
-        if number != kind and number.isdecimal():
+        # people put copies beside what is ours: only the name that we give counts
+        if number.isascii() and number.isdecimal() and shard_kind(int(number)) == kind:
             artefact = store.current(config, generation, kind, verify=False)
             if artefact is not None:
                 found.append((int(number), artefact))

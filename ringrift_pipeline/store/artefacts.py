@@ -186,12 +186,12 @@ def signs(layout: Layout, config: str) -> tuple[datetime | None, int]:
             times.append(_changed(plan))
             mark += plan.st_mtime_ns
             for kind in os.scandir(folder):
-                if not kind.is_dir():
-                    continue
-                about = kind.stat()
-                mark += about.st_mtime_ns
-                if newest is None or _changed(about) > newest - CLOCK_SLACK:
-                    times += map(landed_at, folders(Path(kind.path)))
+                with contextlib.suppress(FileNotFoundError):
+                    if not kind.is_dir():
+                        continue
+                    if newest is None or _changed(kind.stat()) > newest - CLOCK_SLACK:
+                        times += map(landed_at, folders(Path(kind.path)))
+                    mark += os.stat(os.path.join(kind.path, POINTER)).st_mtime_ns
         newest = max((time for time in (newest, *times) if time is not None), default=None)
     return newest, mark
 

@@ -171,8 +171,9 @@ class Store:
         return self.signs(config)[0]
 
     def signs(self, config: str) -> tuple[datetime | None, int]:
-        """`last_sign`, and a number that changes with everything that lands or goes, also while a
-        clock that was turned back has not caught up. Reads names and times only.
+        """`last_sign`, and a number that changes with everything that lands, also while a clock that
+        was turned back has not caught up; not with what is begun, swept or left over. Reads names and
+        times only.
         """
         return _artefacts.signs(self._layout, config)
 

@@ -81,6 +81,7 @@ def start(data: Path, log: Path) -> subprocess.Popen[bytes]:
     words = [f"--set={name}={value}" for name, value in SETTINGS.items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RINGRIFT_DATA", None)
+    environment["RINGRIFT_PLAY_URL"] = "http://pages.invalid"  # so that no page is served here
     with open(log, "ab") as output:
         return subprocess.Popen(
             [

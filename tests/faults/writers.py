@@ -273,6 +273,20 @@ def _home_file(root: Path) -> Any:
     return path.read_text() if path.exists() else None
 
 
+def _earlier_home(root: Path) -> None:
+    """Of a version that left the queue to Dagster."""
+    old(root)
+    path = root / "dagster" / "dagster.yaml"
+    path.parent.mkdir()
+    path.write_text("# mine\nrun_queue: {dequeue_interval_seconds: 1}\n")
+
+
+def _bring_up_to_date(root: Path) -> None:
+    from ringrift_pipeline.orchestration.instance import _bring_up_to_date
+
+    _bring_up_to_date(root)
+
+
 def _value(root: Path) -> None:
     from dagster import build_output_context
 
@@ -364,6 +378,7 @@ WRITERS: dict[str, Writer] = {
     "an alert's delivery": Writer(_deliver, _alerts, _waiting),
     "a presence": Writer(_announce, _present, old),
     "the home": Writer(_home, _home_file, old),
+    "an earlier home": Writer(_bring_up_to_date, _home_file, _earlier_home),
     "a value": Writer(_value, _read_value, old),
     "a table": Writer(_table, everything, old, landed_but_not_current),
     "progress": Writer(_progress, _read_progress, old),

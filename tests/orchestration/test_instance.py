@@ -85,7 +85,9 @@ def test_an_earlier_versions_file_becomes_todays(data: Path) -> None:
     with own_instance(data) as instance:
         assert isinstance(instance.run_coordinator, GenerationsInOrder)
         assert instance.run_coordinator.dequeue_interval_seconds == 1
-    assert yaml.safe_load(path.read_text()) == yaml.safe_load(instance_file())
+    wanted = yaml.safe_load(instance_file())
+    wanted["run_retries"]["max_retries"] = 1  # a number that somebody may have chosen
+    assert yaml.safe_load(path.read_text()) == wanted
     assert "# slots leak when" in path.read_text()
     assert path.with_name("dagster.yaml.before").read_text() == earlier
     now = path.read_text()

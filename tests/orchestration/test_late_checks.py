@@ -106,9 +106,11 @@ def test_the_checks_of_a_lost_run_are_waited_for_until_its_retry_has_made_them(
 def test_a_retry_that_brings_no_result_either_ends_the_waiting(
     instance: DagsterInstance, store: Store, land: Land
 ) -> None:
-    lost = land(CONFIG, 0, passed=None).run_id
+    once = {"dagster/max_retries": "1"}
+    lost = land(CONFIG, 0, passed=None, tags=once).run_id
     fail(instance, lost)
     retry = working(instance, lost)
+    instance.add_run_tags(retry.run_id, once)
     instance.add_run_tags(lost, {AUTO_RETRY_RUN_ID_TAG: retry.run_id})
     first = tick(instance)
     assert decision(store) is None

@@ -70,3 +70,18 @@ def test_every_landing_is_a_sign_though_the_clock_was_turned_back(
     put(store, 1, "checkpoint")
     after = store.signs(CONFIG)
     assert after[0] == before[0] and after[1] != before[1]
+
+
+def test_what_is_begun_or_goes_is_no_sign(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write_plan(CONFIG, 0, {"seed": 1})
+    put(store, 0)
+    put(store, 1)
+    before = store.signs(CONFIG)
+    with pytest.raises(KeyError), store.create(CONFIG, 0, "training_state"):
+        assert store.signs(CONFIG) == before
+        raise KeyError
+    superseded = store.artefacts(CONFIG, 0, "training_state")[0]
+    artefacts.remove_landed(superseded.path)
+    store.sweep()
+    assert store.signs(CONFIG) == before
