@@ -57,11 +57,21 @@ def lines(found: Status) -> Iterator[str]:
         if one.paused:
             what = ", ".join(one.paused)
             yield f"paused: {one.config}'s {what}; ringrift resume --config {one.config} ends it"
+        if one.stopped:
+            where = f"{one.config} generation {one.stopped.generation:04d}"
+            yield f"stopped: {where}, {'; '.join(one.stopped.reasons)}"
+            yield f"      once that is put right: ringrift loop --config {one.config}"
+    for run in found.failed:
+        began = datetime.fromtimestamp(run.since, UTC).isoformat()
+        yield f"failed: {described(run)}, begun {ago(began)}; its page in the UI says why"
+    if found.alerts:
+        yield f"alerts: {found.alerts} not told to anybody yet; the daemon passes them on"
     for run in found.waiting:
         yield f"waits: {described(run)}"
     for following in found.following:
         yield f"next: {following.what}, {following.when}"
-    if not (found.running or found.waiting or found.following):
+    stopped = any(one.stopped for one in found.configs)
+    if not (found.running or found.waiting or found.following or stopped):
         yield "nothing runs and nothing waits: ringrift loop plays a generation"
 
 

@@ -93,6 +93,7 @@ def evaluate(
         EvaluationError: for an opponent that is not earlier than the candidate.
         Interrupted: if asked to stop.
     """
+    from ringrift_pipeline.evaluation.tables import GAMES as GAME_COLUMNS
     from ringrift_pipeline.evaluation.tables import RATINGS as RATING_COLUMNS
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import resolve_device
@@ -125,7 +126,7 @@ def evaluate(
     metadata = {"inputs": inputs, "model": model.digest} | _numbers(report, field)
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         write_json_atomic(draft.path / REPORT, report)
-        games.write_parquet(draft.path / GAMES, compression="zstd")
+        write_table(draft.path / GAMES, games, GAME_COLUMNS)
         write_table(draft.path / RATINGS, fit.to_frame(), RATING_COLUMNS)
     parts.clear()
     return draft.artefact
@@ -164,8 +165,11 @@ class _PlayedJobs:
 
     def keep(self, job: int, games: pl.DataFrame) -> None:
         """Land the games of a job."""
+        from ringrift_pipeline.evaluation.tables import GAMES as GAME_COLUMNS
+        from ringrift_pipeline.training.tables import write_table
+
         with self._parts.create(f"{job:04d}") as draft:
-            games.write_parquet(draft.path / GAMES, compression="zstd")
+            write_table(draft.path / GAMES, games, GAME_COLUMNS)
 
 
 # -- who meets whom -------------------------------------------------------------------------

@@ -71,8 +71,10 @@ def play_anchors(
         Interrupted: if asked to stop; nothing is kept.
     """
     from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS
+    from ringrift_pipeline.evaluation.tables import GAMES
     from ringrift_pipeline.evaluation.tournament import Entrant, Match, play_matches
     from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.training.tables import write_table
 
     settings = plan.settings.evaluation
     if not settings.anchor_games:
@@ -103,7 +105,7 @@ def play_anchors(
         should_stop=should_stop,
     )
     with store.create(plan.config, plan.generation, ANCHOR_KIND, metadata=how) as draft:
-        games.write_parquet(draft.path / "games.parquet", compression="zstd")
+        write_table(draft.path / "games.parquet", games, GAMES)
     return draft.artefact
 
 

@@ -18,10 +18,17 @@ class AblationConfig(Config):
 
     config: ConfigName = Field(description="Board and players: square8_2p, …, hexagonal_4p.")
     generation: int | None = Field(
-        default=None, ge=0, description="Whose data; without it, the newest that has been played."
+        default=None,
+        ge=0,
+        le=999_999_999,
+        description="Whose data; without it, the newest that has been played.",
     )
-    seeds: int = Field(default=SEEDS, ge=2, description="Paired seeds: runs of every variant.")
-    steps: int = Field(default=STEPS, ge=1, description="Optimizer steps of every run.")
+    seeds: int = Field(
+        default=SEEDS, ge=2, le=1000, description="Paired seeds: runs of every variant."
+    )
+    steps: int = Field(
+        default=STEPS, ge=1, le=1_000_000, description="Optimizer steps of every run."
+    )
     fresh: bool = Field(
         default=False, description="Start from fresh weights, not from the generation's parent."
     )

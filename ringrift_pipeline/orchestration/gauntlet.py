@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext, job, op
 from pydantic import Field
 
-from ringrift_pipeline.orchestration.metadata import for_people
+from ringrift_pipeline.orchestration.metadata import for_people, numbers
 from ringrift_pipeline.orchestration.names import CHAMPION, asset_key, generation_key
 from ringrift_pipeline.orchestration.pools import pool_of
 from ringrift_pipeline.orchestration.settings import ConfigName, refusing
@@ -73,7 +73,9 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         set_scores,
     )
     from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS
+    from ringrift_pipeline.evaluation.tables import GAMES
     from ringrift_pipeline.selfplay import load_plan
+    from ringrift_pipeline.training.tables import write_table
 
     champion = step.store.champion(step.config)
     if champion is None:
@@ -125,25 +127,31 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         "opening_decisions": OPENING_DECISIONS,
         "matches": [],
     }
-    numbers: dict[str, Any] = {}
+    before = [name for name in models if name != mine]
+    shown: dict[str, Any] = {}
     for match in matches:
         scores = set_scores(games.filter(games["match"] == match.name), mine)
         low, high = set_interval(scores, seats, confidence)
         report["matches"].append(
             {"opponent": match.name, "win_rate": float(scores.mean()), "low": low, "high": high}
         )
-        numbers[f"eval/win_rate_{match.name.replace(':', '_')}"] = float(scores.mean())
+        # one name for each place in the field: the champions before it are others every time
+        named = (
+            f"predecessor_{before.index(match.name) + 1}" if match.name in before else match.name
+        )
+        shown[f"eval/win_rate_{named}"] = float(scores.mean())
     report["ratings"] = {row.pop("player"): row for row in ratings.to_frame().to_dicts()}
     own = report["ratings"][mine]
-    numbers |= {
+    about = {
         "eval/elo": own["rating"],
         "eval/elo_low": own["low"],
         "eval/elo_high": own["high"],
         "eval/games": games.height,
+        **shown,
     }
-    with step.store.create(step.config, champion.generation, GAUNTLET, metadata=numbers) as draft:
+    with step.store.create(step.config, champion.generation, GAUNTLET, metadata=about) as draft:
         write_json_atomic(draft.path / "report.json", report)
-        games.write_parquet(draft.path / "games.parquet", compression="zstd")
+        write_table(draft.path / "games.parquet", games, GAMES)
     return draft.artefact
 
 
@@ -186,7 +194,7 @@ def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:
                 asset_key(name, CHAMPION),
                 description=f"Gauntlet of generation {generation_key(artefact.generation)}",
                 metadata={
-                    **artefact.metadata,
+                    **numbers(artefact.metadata),
                     "path": MetadataValue.path(artefact.path),
                     **_rated_list(step),
                 },

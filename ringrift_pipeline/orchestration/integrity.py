@@ -68,11 +68,20 @@ def bins_schema(step: Step) -> Judgement:
 
 
 def games_schema(step: Step) -> Judgement:
-    """The tables of games and of ratings have exactly their columns, types and bounds."""
-    from ringrift_pipeline.evaluation import evaluating, tables
+    """The tables of games, of ratings and of the list of all ratings have exactly their columns,
+    types and bounds.
+    """
+    from ringrift_pipeline.evaluation import evaluating, rating_list, tables
 
     files = {evaluating.GAMES: tables.GAMES, evaluating.RATINGS: tables.RATINGS}
-    return _schema(step, "evaluation", files)
+    made = _schema(step, "evaluation", files)
+    if (
+        not made.passed
+        or step.store.current(step.config, step.generation, rating_list.KIND) is None
+    ):
+        return made  # the command line's verbs make no list
+    listed = _schema(step, rating_list.KIND, {rating_list.TABLE: tables.RATING_LIST})
+    return made if listed.passed else listed
 
 
 def shards_sound(step: Step) -> Judgement:

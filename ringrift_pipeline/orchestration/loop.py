@@ -20,7 +20,7 @@ from dagster import (
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import next_settings
-from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.decisions import FAULTS, read_decision
 from ringrift_pipeline.orchestration.failure_sensor import first_failure
 from ringrift_pipeline.orchestration.instance import no_retry, own_instance
 from ringrift_pipeline.orchestration.names import (
@@ -91,9 +91,10 @@ class Snapshot:
 
 
 def first_generation(store: Store, config: str, resume: str) -> int:
-    """Where the loop goes on: the newest generation if it is not finished, else the next one.
+    """Where the loop goes on: the newest generation if it is not finished, or stopped at a failed
+    check, else the next one.
 
-    With ``resume="never"`` an unfinished generation is left as it is.
+    With ``resume="never"`` such a generation is left as it is.
     """
     generations = store.generations(config)
     if not generations:
@@ -105,8 +106,11 @@ def first_generation(store: Store, config: str, resume: str) -> int:
 
 
 def is_decided(store: Store, config: str, generation: int) -> bool:
-    """Has the sensor decided on this generation? On whichever evaluation of it, and however."""
-    return read_decision(store, config, generation) is not None
+    """Has the sensor decided on this generation for good? On whichever evaluation of it; one that
+    stopped at a failed check has to be put right first.
+    """
+    decision = read_decision(store, config, generation)
+    return decision is not None and decision.get("end") not in FAULTS
 
 
 def _never() -> bool:
@@ -220,7 +224,8 @@ class Loop:
         """A snapshot every `LOOK` seconds, the last one when the last generation is decided.
 
         Raises:
-            LoopError: a run failed or was cancelled, or a decision does not come.
+            LoopError: a run failed or was cancelled, a blocking check failed, or a decision does not
+                come.
             ServiceError: the daemon ended again and again, or the code server did.
             KeyboardInterrupt: ``stopping`` says so.
         """
@@ -233,6 +238,7 @@ class Loop:
             yield Snapshot(
                 self.request.config, list(self.states.values()), time.monotonic() - self._began
             )
+            self._stop_at_faults()
             if all(state.decided for state in self.states.values()):
                 return
             self._judge()
@@ -299,6 +305,17 @@ class Loop:
             until = latest if over and latest else time.time()
             state.seconds[asset] = max(0.0, until - min(starts))
 
+    def _stop_at_faults(self) -> None:
+        """Raise LoopError for a generation at which somebody has to put something right."""
+        for state in self.states.values():
+            known = read_decision(self.store, self.request.config, state.generation)
+            if state.decided and known is not None and known.get("end") in FAULTS:
+                raise LoopError(
+                    f"{self.request.config} generation {state.key}: {'; '.join(known['reasons'])}. "
+                    "Once that is put right, ringrift loop goes on from here; with --resume never it "
+                    "leaves the generation as it is"
+                )
+
     def _judge(self) -> None:
         """Raise LoopError for what will not get better by waiting."""
         now = time.monotonic()
@@ -331,8 +348,9 @@ class Loop:
                 if self._runs(after.generation):
                     raise LoopError(
                         f"{name} was started before and is not started twice: the run history in "
-                        f"{home_folder(self.request.data)} knows it, but its files are gone; "
-                        "restore them, or begin with an empty data folder"
+                        f"{home_folder(self.request.data)} knows a run of it that was cancelled "
+                        "before it made anything, or whose files are gone; restore them, or run "
+                        "ringrift loop again, which begins it anew"
                     )
                 raise LoopError(f"{name} was not started: {'; '.join(known['reasons'])}")
 

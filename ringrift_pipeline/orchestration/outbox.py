@@ -84,6 +84,10 @@ class Outbox:
             say("another process is passing alerts on")
         return told
 
+    def waiting(self) -> int:
+        """How many alerts nobody has been told of yet."""
+        return sum(1 for _ in self._files(WAITING))
+
     def _path(self, state: str, identity: str) -> Path:
         return self.folder / state / f"{identity}.json"
 

@@ -27,6 +27,7 @@ from dagster import (
 )
 from dagster._config.pythonic_config import infer_schema_from_config_class
 from pydantic import Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from ringrift_pipeline.enhancements.training_config import (
     PRESETS,
@@ -265,13 +266,25 @@ ConfigName = choice("ConfigName", CONFIGS)
 ConfigOrAll = choice("ConfigOrAll", (ALL, *CONFIGS))
 
 
+def _limits(info: FieldInfo) -> str:
+    """The bounds of a field in words: ``(>= 1; <= 1000)``; empty where it has none."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "entries >="}
+    parts = [
+        f"{sign} {getattr(bound, name)}"
+        for name, sign in signs.items()
+        for bound in info.metadata
+        if getattr(bound, name, None) is not None
+    ]
+    return f"({'; '.join(parts)})" if parts else ""
+
+
 def refusing(
     raw: OpDefinition, model: type[Model], check: Callable[[Model], object] = lambda _: None
 ) -> OpDefinition:
     """The op ``raw``, which takes a ``model``, with the bounds of its fields held at launch.
 
     Dagster knows types and names only; pydantic sees the values when the step begins. Here it sees
-    them in a config mapping, as the settings do.
+    them in a config mapping, as the settings do. The descriptions in the launchpad name the bounds.
 
     Args:
         check: raises ConfigError for what no single field tells.
@@ -283,6 +296,9 @@ def refusing(
             check(model(**plain))
         return plain
 
+    for info in model.model_fields.values():
+        if (limits := _limits(info)) and not (info.description or "").endswith(limits):
+            info.description = f"{info.description or ''} {limits}".strip()
     return raw.configured(
         checked, name=raw.name, config_schema=infer_schema_from_config_class(model)
     )

@@ -29,6 +29,7 @@ from dagster import (
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration.decisions import FAULTS, LIMIT, newest_decision
 from ringrift_pipeline.orchestration.names import (
+    CONFIG_TAG,
     CONFIGS,
     SENSOR,
     STALLED_SENSOR,
@@ -218,8 +219,15 @@ def find_stall(
 
 
 def _newest_run(instance: DagsterInstance, config: str) -> RunRecord | None:
-    records = instance.get_run_records(RunsFilter(job_name=job_name(config)), limit=1)
-    return records[0] if records else None
+    """The newest run of a generation: of its job, or of some of its assets, as a backfill's and the
+    night's are.
+    """
+    found = list(instance.get_run_records(RunsFilter(job_name=job_name(config)), limit=1))
+    for record in instance.get_run_records(RunsFilter(tags={CONFIG_TAG: config}), limit=20):
+        if generation_in(record.dagster_run.tags) is not None:
+            found.append(record)
+            break
+    return max(found, key=lambda record: record.storage_id, default=None)
 
 
 def _later(newest: RunRecord | None, generation: int) -> bool:

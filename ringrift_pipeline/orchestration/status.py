@@ -23,6 +23,7 @@ from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.scheduler.instigation import InstigatorStatus
 
+from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
@@ -32,6 +33,7 @@ from ringrift_pipeline.orchestration.names import (
     generation_key,
     job_name,
 )
+from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.presence import Presence, present
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
@@ -39,6 +41,8 @@ from ringrift_pipeline.orchestration.schedules import schedules
 from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import SWITCHES, CorruptArtefactError, Store
+
+LOOKED_THROUGH = 100  # newest runs among which a failed one is looked for
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,19 @@ class Rated:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """The generation at which a loop stands still until somebody puts something right, and why."""
+
+    generation: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Strength:
     """How far a config has come; ``evaluated`` is the newest generation that has been.
 
-    ``paused``: what does not start by itself (``loop``, ``nightly``, ``gauntlet``).
+    ``paused``: what does not start by itself (``loop``, ``nightly``, ``gauntlet``). ``stopped``: a
+    failed check or a plan that cannot be used, of the newest generation that was decided.
     """
 
     config: str
@@ -90,12 +103,15 @@ class Strength:
     evaluated: Rated | None
     champion: Rated | None
     paused: tuple[str, ...]
+    stopped: Stopped | None
     bytes: int
 
 
 @dataclass(frozen=True)
 class Status:
-    """A data root at one moment. ``history_bytes`` are Dagster's own."""
+    """A data root at one moment. ``failed``: of every config and job that has one, the newest run, if
+    it failed. ``alerts``: those not delivered yet. ``history_bytes`` are Dagster's own.
+    """
 
     data: str
     running: list[RunState]
@@ -103,6 +119,8 @@ class Status:
     following: list[Next]
     configs: list[Strength]
     services: list[Presence]
+    failed: list[RunState]
+    alerts: int
     bytes: int
     history_bytes: int
     free_bytes: int
@@ -117,6 +135,7 @@ def status_of(data: Path) -> Status:
     running: list[RunState] = []
     waiting: list[RunState] = []
     following: list[Next] = []
+    failed: list[RunState] = []
     store = Store(data)
     if (home_folder(data) / "dagster.yaml").exists():
         with open_instance(data) as instance:
@@ -127,6 +146,7 @@ def status_of(data: Path) -> Status:
             running = [_run(record, read_progress(data, _id(record))) for record in working]
             waiting = [_run(record) for record in queued]
             following = list(_following(instance, store, [*working, *queued]))
+            failed = list(_failed(instance))
     there = next((folder for folder in (data, *data.parents) if folder.exists()), data)
     usage = usage_below(data)
     return Status(
@@ -136,6 +156,8 @@ def status_of(data: Path) -> Status:
         following=following,
         configs=[_strength(store, config, usage.get(config, 0)) for config in store.configs()],
         services=present(data),
+        failed=failed,
+        alerts=Outbox(store).waiting(),
         bytes=sum(usage.values()),
         history_bytes=usage.get(home_folder(data).name, 0),
         free_bytes=shutil.disk_usage(there).free,
@@ -163,6 +185,18 @@ def _run(record: RunRecord, steps: list[StepProgress] | None = None) -> RunState
 def _where(record: RunRecord) -> tuple[str | None, int | None]:
     tags = record.dagster_run.tags
     return config_in(tags), generation_in(tags)
+
+
+def _failed(instance: DagsterInstance) -> Iterator[RunState]:
+    """Of every config the newest run, if it failed and is not retried."""
+    looked_at = set()
+    for record in instance.get_run_records(limit=LOOKED_THROUGH):
+        config = config_in(record.dagster_run.tags)
+        if config is None or config in looked_at:
+            continue
+        looked_at.add(config)
+        if record.dagster_run.status == DagsterRunStatus.FAILURE:
+            yield _run(record)
 
 
 # --- what is next -------------------------------------------------------------------------------
@@ -225,8 +259,16 @@ def _strength(store: Store, config: str, used: int) -> Strength:
         evaluated=_evaluated(store, config),
         champion=_champion(store, config),
         paused=_paused(store, config),
+        stopped=_stopped(store, config),
         bytes=used,
     )
+
+
+def _stopped(store: Store, config: str) -> Stopped | None:
+    newest = newest_decision(store, config)
+    if newest is None or newest[1].get("end") not in FAULTS:
+        return None
+    return Stopped(newest[0], tuple(newest[1]["reasons"]))
 
 
 def _paused(store: Store, config: str) -> tuple[str, ...]:

@@ -28,7 +28,9 @@ def test_a_models_folder_is_exported(
     said = json.loads(capsys.readouterr().out)
     assert said["folder"] == str(target) and said["generation"] == 3
     assert said["files"] == {path.name: path.stat().st_size for path in target.iterdir()}
-    assert {"model.onnx", "model.safetensors", "position.npz"} <= set(said["files"])
+    assert {
+        "README.md", "config.json", "model.onnx", "model.safetensors", "position.npz", "SHA256SUMS",
+    } <= set(said["files"])  # fmt: skip
     assert (target / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
 

@@ -24,6 +24,8 @@ from ringrift_pipeline.commands.status import size
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.notify import Alert
+from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.presence import announce, present
 from ringrift_pipeline.orchestration.progress import ProgressFile
 from ringrift_pipeline.orchestration.settings import run_config
@@ -131,6 +133,34 @@ def test_a_busy_folder(store: Store, capsys: pytest.CaptureFixture[str]) -> None
         "700",
     ):
         assert words in said, words
+
+
+def test_what_stands_still_and_what_failed_is_said(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generation(store, 0, 320, 1236.0, True)
+    decision = {"promoted": False, "reasons": ["checkpoint: no_leakage failed"], "end": "checks"}
+    with store.create(CONFIG, 0, "decision", decision):
+        pass
+    with open_instance(store.root) as instance:
+        started(instance, CONFIG, "0000", DagsterRunStatus.SUCCESS, 5)
+        started(instance, CONFIG, "0000", DagsterRunStatus.FAILURE, 5)
+        started(instance, "hex8_3p", "0000", DagsterRunStatus.FAILURE, 5)
+        started(instance, "hex8_3p", "0000", DagsterRunStatus.SUCCESS, 5)
+    Outbox(store).put(Alert(kind="run_failed", key="one", title="a run", text="failed"))
+    found = as_json(capsys)
+    (strength,) = found["configs"]
+    assert strength["stopped"] == {"generation": 0, "reasons": decision["reasons"]}
+    assert [(one["config"], one["status"]) for one in found["failed"]] == [(CONFIG, "failure")]
+    assert found["alerts"] == 1
+    assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert f"stopped: {CONFIG} generation 0000, checkpoint: no_leakage failed" in said
+    assert f"failed: {CONFIG} generation 0000" in said and "alerts: 1" in said
+    assert "nothing runs and nothing waits" not in said
+    with store.create(CONFIG, 0, "decision", {**decision, "end": "started"}):
+        pass
+    assert as_json(capsys)["configs"][0]["stopped"] is None
 
 
 def test_nothing_follows_what_a_backfill_makes(

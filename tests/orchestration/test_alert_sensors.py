@@ -307,6 +307,19 @@ def test_a_standstill_is_what_the_setting_says(instance: DagsterInstance, store:
     assert find_stall(instance, store, "hex8_3p", in_hours(1.1)) is not None
 
 
+def test_a_run_of_some_assets_is_a_sign_too(instance: DagsterInstance, store: Store) -> None:
+    """As a backfill and the night make them, in Dagster's own job."""
+    begun(store)
+    tags = {names.CONFIG_TAG: CONFIG}
+    create_run_for_test(instance, job_name="champion_gauntlet", tags=tags)  # of no generation
+    stall = find_stall(instance, store, CONFIG, in_hours(7))
+    assert stall is not None and stall.run_id is None
+    tags[names.PARTITION_TAG] = "0001"
+    run = create_run_for_test(instance, job_name="__ASSET_JOB", tags=tags)
+    stall = find_stall(instance, store, CONFIG, in_hours(7))
+    assert stall is not None and stall.run_id == run.run_id
+
+
 def test_every_landing_counts_whatever_generation_it_is_of(
     instance: DagsterInstance, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
-from ringrift_pipeline.orchestration.checks import CHECKS
+from ringrift_pipeline.orchestration.checks import CHECKS, objections
+from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.store import Store
 
 pytestmark = pytest.mark.slow
@@ -157,6 +158,10 @@ def more_columns(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(more=pl.lit(1))
 
 
+def more_of(path: Path) -> None:
+    more_columns(pl.read_parquet(path)).write_parquet(path)
+
+
 def edit_games(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         path = folder / "games.parquet"
@@ -243,6 +248,11 @@ BREAKS: list[tuple[str, Break, str]] = [
         "games",
     ),
     ("games_schema", lambda s: replace(s, "evaluation", edit_games(more_columns)), "more"),
+    (
+        "games_schema",
+        lambda s: replace(s, "rating_list", lambda f: more_of(f / "ratings.parquet")),
+        "more",
+    ),
     ("no_leakage", held_out_mined, "1 hard examples are of held-out games"),
     (
         "no_leakage",
@@ -435,6 +445,30 @@ def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -
     recipe = next(recipe for recipe in CHECKS if recipe.name == check)
     assert result.blocking is recipe.blocking
     assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")
+
+
+def test_a_damaged_champion_plays_nothing(copied: Store) -> None:
+    champion_flipped(copied)
+    job = defs.get_repository_def().get_job(names.job_name(CONFIG))
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0001"])
+        result = job.get_subset(
+            asset_selection={names.asset_key(CONFIG, "selfplay_shards")},
+            asset_check_selection={
+                AssetCheckKey(names.asset_key(CONFIG, names.CHAMPION), "champion_verifies")
+            },
+        ).execute_in_process(partition_key="0001", instance=instance, raise_on_error=False)
+    assert not result.success
+    assert [one.passed for one in result.get_asset_check_evaluations()] == [False]
+    assert copied.generations(CONFIG) == [0]  # nothing was even planned
+
+
+def test_objections_are_what_the_blocking_checks_say(copied: Store) -> None:
+    step = Step(CONFIG, 0, copied, lambda *_: None, lambda: False)
+    assert objections(step) == []
+    replace(copied, "hard_examples", edit_table(lambda t: t.with_columns(reason=pl.lit("a whim"))))
+    found = objections(step)
+    assert any(one.startswith("hard_examples: examples_schema: ") for one in found)
 
 
 def test_a_failed_blocking_check_stops_what_comes_after(

@@ -16,7 +16,7 @@ from dagster._core.errors import DagsterInvalidConfigError
 import ringrift_pipeline.definitions as definitions
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
-from ringrift_pipeline.orchestration.checks import CHECKS, blocking_checks
+from ringrift_pipeline.orchestration.checks import CHECKS
 from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, numbers
 from ringrift_pipeline.orchestration.settings import LaunchRefusedError
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
@@ -75,9 +75,28 @@ def test_every_asset_has_a_check_and_promotion_a_blocking_one() -> None:
     graph = defs.get_repository_def().asset_graph
     checked = {key.asset_key for key in graph.asset_check_keys}
     assert checked == set(graph.get_all_asset_keys())
-    assert blocking_checks("evaluation") and blocking_checks("checkpoint")
+    assert {check.name for check in CHECKS if check.blocking} == {
+        "champion_verifies", "shards_complete", "shards_sound", "window_fresh", "scores_schema",
+        "scores_sound", "examples_schema", "examples_sound", "losses_finite", "training_learned",
+        "no_leakage", "average_fits", "bins_schema", "calibration_sound", "games_schema",
+        "evaluation_sound", "gate_sound",
+    }  # fmt: skip
     for check in CHECKS:
         assert check.judge.__doc__, check.name
+
+
+@pytest.mark.parametrize("job", ["champion_gauntlet", "ablation", "disk_retention"])
+def test_the_launchpad_names_the_bounds_of_every_number(job: str) -> None:
+    graph = defs.get_repository_def().get_job(job).graph
+    numbers = 0
+    for node in graph.nodes:
+        fields = node.definition.config_schema.config_type.fields  # type: ignore[union-attr]
+        for name, field in fields.items():
+            if "Int" in field.config_type.key or "Float" in field.config_type.key:
+                numbers += 1
+                low, high = (any(s in field.description for s in signs) for signs in (">", "<"))
+                assert low and high, (job, name, field.description)
+    assert numbers
 
 
 def test_what_to_do_can_work() -> None:

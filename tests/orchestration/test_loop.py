@@ -18,6 +18,7 @@ from dagster._core.test_utils import create_run_for_test
 from faults.supervising import TINY
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration.decisions import CHECKS, LIMIT, PLAN, STARTED
 from ringrift_pipeline.orchestration.instance import no_retry, open_instance
 from ringrift_pipeline.orchestration.loop import (
     Loop,
@@ -61,6 +62,33 @@ def test_where_a_loop_goes_on(store: Store) -> None:
     store.write_plan(config, 1, {})
     assert first_generation(store, config, "auto") == 1
     assert first_generation(store, "hex8_2p", "auto") == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "goes_on"), [(LIMIT, 1), (STARTED, 1), (None, 1), (CHECKS, 0), (PLAN, 0)]
+)
+def test_a_loop_goes_on_past_no_failed_check(store: Store, end: str | None, goes_on: int) -> None:
+    config = "square8_2p"
+    store.write_plan(config, 0, {})
+    with store.create(config, 0, "decision", {"promoted": False, "reasons": [], "end": end}):
+        pass
+    assert first_generation(store, config, "auto") == goes_on
+    assert first_generation(store, config, "never") == 1
+
+
+def test_a_loop_ends_with_an_error_where_a_check_has_failed(data: Path) -> None:
+    work = Loop(LoopRequest("square8_2p", data, TrainingConfig.preset("smoke"), generations=1))
+    decision = {"promoted": True, "reasons": ["no_leakage failed: 3 games"], "end": None}
+    with work.store.create("square8_2p", 0, "decision", decision):
+        pass
+    work.states[0].decided = True
+    work._stop_at_faults()
+    with work.store.create("square8_2p", 0, "decision", {**decision, "end": CHECKS}):
+        pass
+    with pytest.raises(LoopError, match="0000: no_leakage failed: 3 games"):
+        work._stop_at_faults()
+    work.states[0].decided = False  # a decision on an older run says nothing of this one
+    work._stop_at_faults()
 
 
 def test_a_summary_of_nothing_is_empty(store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -197,6 +198,10 @@ def test_an_unknown_time_zone_is_refused_with_a_hint(
 @pytest.mark.slow
 def test_a_real_gauntlet_observes_the_champion(copied: Store) -> None:
     model = copied.require("square8_2p", 0, "ema_model")
+    with copied.create("square8_2p", 1, "ema_model") as draft:  # a champion before it
+        for name in model.files:
+            shutil.copyfile(model.file(name), draft.path / name)
+    copied.promote("square8_2p", 1, draft.artefact, {"gate": {"reasons": []}})
     copied.promote("square8_2p", 0, model, {"gate": {"reasons": []}})
     config = {"config": "square8_2p", "games": 4, "baselines": ["random", "heuristic"]}
     job = defs.get_repository_def().get_job(JOB)
@@ -210,7 +215,10 @@ def test_a_real_gauntlet_observes_the_champion(copied: Store) -> None:
             if event.is_asset_observation
         ]
     assert observed.asset_key == AssetKey(["square8_2p", "champion"])
-    assert observed.metadata["eval/games"].value == 8
+    assert observed.metadata["eval/games"].value == 12
+    assert {name for name in observed.metadata if name.startswith("eval/win_rate")} == {
+        "eval/win_rate_random", "eval/win_rate_heuristic", "eval/win_rate_predecessor_1",
+    }  # fmt: skip
     low, high = (observed.metadata[f"eval/elo_{end}"].value for end in ("low", "high"))
     assert low < observed.metadata["eval/elo"].value < high  # type: ignore[operator]
     assert copied.require("square8_2p", 0, "gauntlet").file("games.parquet").exists()
