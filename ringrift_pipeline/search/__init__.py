@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         NonFiniteOutputError,
         PlayerSpecError,
         SearchError,
+        SearchStopped,
     )
     from ringrift_pipeline.search.evaluators import Evaluator, RolloutEvaluator, UniformEvaluator
     from ringrift_pipeline.search.gumbel import GumbelSearch
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     )
     from ringrift_pipeline.search.pool import SearchPool, SearchResult, SearchSettings
     from ringrift_pipeline.search.readout import Readout
+    from ringrift_pipeline.search.stopping import stoppable
 
 _MODULE_OF = {
     "Analysis": "players",
@@ -55,6 +57,7 @@ _MODULE_OF = {
     "SearchPool": "pool",
     "SearchResult": "pool",
     "SearchSettings": "pool",
+    "SearchStopped": "errors",
     "UniformEvaluator": "evaluators",
     "VALID_SPECS": "loading",
     "derive_seeds": "noise",
@@ -62,6 +65,7 @@ _MODULE_OF = {
     "load_player": "loading",
     "policy_from_scores": "heuristic",
     "score_batch": "heuristic",
+    "stoppable": "stopping",
 }
 
 __all__ = [
@@ -84,12 +88,14 @@ __all__ = [
     "SearchPool",
     "SearchResult",
     "SearchSettings",
+    "SearchStopped",
     "UniformEvaluator",
     "derive_seeds",
     "heuristic_scores",
     "load_player",
     "policy_from_scores",
     "score_batch",
+    "stoppable",
 ]
 
 

@@ -13,4 +13,14 @@ class PlayerSpecError(ValueError):
     """A player specification names no player; the message lists the valid ones."""
 
 
-__all__ = ["EvaluationError", "NonFiniteOutputError", "PlayerSpecError", "SearchError"]
+class SearchStopped(Exception):
+    """A search was given up by whoever asked for it (see :func:`~.stopping.stoppable`)."""
+
+
+__all__ = [
+    "EvaluationError",
+    "NonFiniteOutputError",
+    "PlayerSpecError",
+    "SearchError",
+    "SearchStopped",
+]

@@ -24,6 +24,7 @@ from ringrift_pipeline.search.pool import (
     SearchResult,
     checked_settings,
 )
+from ringrift_pipeline.search.stopping import check_stop
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Rules
@@ -84,7 +85,7 @@ class GumbelSearch:
 
         Raises :class:`SearchError` for malformed input or a position where the game is over, and
         :class:`EvaluationError` when the evaluator returns a wrong shape or a value that is not
-        finite.
+        finite; :class:`SearchStopped` where it is given up (:func:`~.stopping.stoppable`).
         """
         states, seeds, budgets = self._checked(states, seeds, simulations)
         games = len(states)
@@ -95,6 +96,7 @@ class GumbelSearch:
             pool.clear()
             pool.start(slots, states, seeds, budgets)
             while pool.busy:
+                check_stop()
                 pool.step()
             return pool.take(slots, pool.evaluations - before, depth)
 

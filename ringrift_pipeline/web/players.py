@@ -14,6 +14,7 @@ import numpy as np
 from ringrift_pipeline.drawing import describe
 from ringrift_pipeline.game import CONFIGS, State
 from ringrift_pipeline.search import Player, derive_seeds, load_player
+from ringrift_pipeline.search.stopping import check_stop
 from ringrift_pipeline.search.value_temperature import tempered
 from ringrift_pipeline.store import CorruptArtefactError, Store, StoreError, generation_key
 from ringrift_pipeline.store.kinds import EMA_MODEL
@@ -114,7 +115,10 @@ class Players:
 
     @contextmanager
     def _seated(self, config: str, spec: str, simulations: int) -> Iterator[Player]:
-        """The player, for this thread alone."""
+        """The player, for this thread alone.
+
+        Raises SearchStopped where it was given up while another thread had the player.
+        """
         known = spec in (*BASELINES, "champion") or spec.startswith("generation:")
         if not known and self._folders is not None and spec not in self._folders:
             raise RequestError(
@@ -130,6 +134,7 @@ class Players:
             while len(self._seats) > self._kept:
                 self._seats.popitem(last=False)
         with seat.lock:
+            check_stop()
             if seat.player is None:
                 seat.player = self._load(config, spec, simulations)
             yield seat.player

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp
 
 from ringrift_pipeline.game import CONFIGS, get_rules
 from ringrift_pipeline.network.errors import EvaluationError
+from ringrift_pipeline.search import SearchStopped, stoppable
 from ringrift_pipeline.selfplay.shards import ShardError
 from ringrift_pipeline.store import StoreError
 from ringrift_pipeline.web.errors import RequestError
@@ -228,16 +230,34 @@ def _file(name: str) -> Response:
 
 
 def _post(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
-    """A route that answers a JSON object with one, in a worker thread."""
+    """A route that answers a JSON object with one, in a worker thread.
+
+    Where the client hangs up or the server stops, the search for an answer is given up.
+    """
 
     async def endpoint(request: Request) -> Response:
         try:
             body = await _body(request)
         except ClientDisconnect:
             return Response(status_code=499)
+        gone = threading.Event()
+        watching = asyncio.create_task(_watch(request, gone))
         try:
-            return JSONResponse(await run_in_threadpool(answer, body))
+            with stoppable(gone.is_set):  # the thread works in a copy of this context
+                return JSONResponse(await run_in_threadpool(answer, body))
+        except SearchStopped:
+            return Response(status_code=499)
         except asyncio.CancelledError:
             return _error("the server was stopped", None, 503)
+        finally:
+            gone.set()
+            watching.cancel()
 
     return endpoint
+
+
+async def _watch(request: Request, gone: threading.Event) -> None:
+    """Set ``gone`` when the client of a request that was read to its end hangs up."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()

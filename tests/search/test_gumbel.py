@@ -12,7 +12,9 @@ from ringrift_pipeline.search import (
     NonFiniteOutputError,
     SearchError,
     SearchSettings,
+    SearchStopped,
     UniformEvaluator,
+    stoppable,
 )
 from ringrift_pipeline.search.schedule import round_widths
 
@@ -306,3 +308,17 @@ def last_decision(config: str) -> tuple[np.ndarray, int]:
             if child[layout.PLAYER] < 0:
                 return row, move
     raise AssertionError("no game ended")
+
+
+def test_a_search_that_is_given_up_ends_and_the_next_is_as_ever():
+    rules = get_rules("square8_2p")
+    rows, seeds, simulations = mixed_batch()
+    expected = GumbelSearch(rules, HashEvaluator(2), SETTINGS).search(rows, seeds, simulations)
+    search = GumbelSearch(rules, HashEvaluator(2), SETTINGS)
+    asked = iter([False, False, True])
+    with stoppable(lambda: next(asked)), pytest.raises(SearchStopped):
+        search.search(rows, seeds, simulations)
+    assert list(asked) == []  # asked before each batch
+    found = search.search(rows, seeds, simulations)  # nobody is asked any longer
+    for name in ("moves", "policy", "visits", "search_value", "selected", "surprise"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name), equal_nan=True), name

@@ -103,11 +103,14 @@ class Client:
         return self.ask("POST", path, json.dumps(body).encode(), sent)
 
 
-def running(data: Path, token: str | None = None) -> Iterator[Client]:
+def running(
+    data: Path, token: str | None = None, players: Players | None = None
+) -> Iterator[Client]:
     """A server in a thread, until the generator is closed."""
     listening, access = listen("127.0.0.1", 0)
     access = Access(access.host, access.port, token)
-    server = server_of(create_app(data, access, players=Players(data, device="cpu")))
+    players = players or Players(data, device="cpu")
+    server = server_of(create_app(data, access, players=players))
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     while not server.started and thread.is_alive():

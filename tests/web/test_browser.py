@@ -118,6 +118,38 @@ def test_a_move_by_keyboard_alone(opened: Callable[..., Page]) -> None:
     assert page.locator("[data-cell]").count() == 61 and page.locator("#seats li").count() == 3
 
 
+def pressed(page: Page, key: str, on: str = "body", **modifiers: bool) -> bool:
+    """Press a key with the focus on an element; whether the page took it from the browser."""
+    return page.evaluate(
+        """([on, init]) => !document.querySelector(on).dispatchEvent(
+            new KeyboardEvent("keydown", {bubbles: true, cancelable: true, ...init}))""",
+        [on, {"key": key, **modifiers}],
+    )
+
+
+MODIFIERS = ("ctrlKey", "metaKey", "altKey")
+
+
+def test_keys_with_a_modifier_are_the_browsers(opened: Callable[..., Page]) -> None:
+    page = opened("/", against("human"))
+    page.locator("#moves [role=option]").first.wait_for()
+    for on in ("body", "#play-board .view"):
+        for modifier in MODIFIERS:
+            for key in ("u", "a", "n", "/", "Escape", "1", "ArrowLeft", "+"):
+                assert not pressed(page, key, on, **{modifier: True}), (on, modifier, key)
+    assert not page.locator("#setup").is_visible() and page.locator("#analysis *").count() == 0
+    assert pressed(page, "n") and page.locator("#setup").is_visible()
+    page.locator("#cancel").click()
+    place = f"/games/{CONFIG}/0001/0000/0001?ply=3"
+    page = opened(place)
+    page.locator("#ply-status", has_text="Ply 3 of").wait_for()
+    for on, own in (("body", ("ArrowLeft", "Home")), ("#game-board .view", ("PageUp", "Home"))):
+        for key in own:
+            for modifier in MODIFIERS:
+                assert not pressed(page, key, on, **{modifier: True}), (on, modifier, key)
+    assert page.locator("#slider").input_value() == "3"
+
+
 def test_a_reload_keeps_the_game_and_players_play_by_themselves(
     opened: Callable[..., Page],
 ) -> None:
@@ -148,6 +180,18 @@ def test_what_a_network_thinks(opened: Callable[..., Page]) -> None:
     page.locator("#log li", has_text=played).first.wait_for()
 
 
+def test_an_analysis_is_given_up_by_the_next_move(opened: Callable[..., Page]) -> None:
+    page = opened("/", against("human"))
+    page.route("**/api/analyze", lambda route: None)  # thinks for ever
+    page.locator("#moves [role=option]").first.wait_for()
+    page.locator("#analyze").click()
+    page.locator("#analysis", has_text="thinks…").wait_for()
+    with page.expect_event("requestfailed", lambda asked: asked.url.endswith("/api/analyze")):
+        page.locator("#moves [role=option]").first.click()
+    page.locator("#log li").first.wait_for()
+    assert page.locator("#analysis *").count() == 0
+
+
 def test_a_recorded_game_step_by_step(opened: Callable[..., Page], client: Client) -> None:
     place = f"{CONFIG}/0001/0000/0001"
     game = client.get(f"/api/games/{place}").json
@@ -175,17 +219,77 @@ def test_a_recorded_game_step_by_step(opened: Callable[..., Page], client: Clien
     assert page.url.endswith("?ply=0")
     page.locator("#next").click()
     at(1)
+
+
+def test_the_keys_of_a_recorded_game_are_named_and_leave_the_page_its_own(
+    opened: Callable[..., Page],
+) -> None:
+    page = opened(f"/games/{CONFIG}/0001/0000/0001?ply=2")
+    board = "#game-board .view"
+    at = page.locator("#ply-status")
+    at.filter(has_text="Ply 2 of").wait_for()
+    for key in ("PageUp", "PageDown"):
+        assert not pressed(page, key)  # scrolls the page
+    for key, on, ply in (
+        ("ArrowRight", "body", 3),
+        ("ArrowLeft", "body", 2),
+        ("PageDown", board, 3),
+        ("PageUp", board, 2),
+        ("Home", board, 0),
+    ):
+        assert pressed(page, key, on)
+        at.filter(has_text=f"Ply {ply} of").wait_for()
+    assert pressed(page, "ArrowRight", board)  # its cursor's
+    assert page.locator("[data-cell].cursor").count() == 1
+    assert at.inner_text().startswith("Ply 0 of")
+    page.locator("#games summary", has_text="Keys").click()
+    named = set(page.locator("#games kbd:visible").all_inner_texts())
+    assert {"←", "→", "Home", "End", "PageUp", "PageDown"} <= named
+
+
+def test_a_recorded_game_is_played_on_against_whom_one_likes(
+    opened: Callable[..., Page], client: Client
+) -> None:
+    place = f"{CONFIG}/0001/0000/0001"
+    game = client.get(f"/api/games/{place}").json
+    page = opened(f"/games/{place}?ply=5")
+    page.locator("#ply-status", has_text="Ply 5 of").wait_for()
     page.locator("#go-on").click()
-    page.locator("#log li").first.wait_for()
-    assert (
-        len(
-            client.post("/api/position", {"config": CONFIG, "moves": game["moves"][:1]}).json[
-                "played"
-            ]
-        )
-        >= len(log(page))
-        >= 1
-    )
+    page.locator("#setup").wait_for()
+    asked = {"config": CONFIG, "moves": game["moves"][:5]}
+    before = client.post("/api/position", asked).json
+    recorded = [ply["text"].replace("_", " ") for ply in before["played"] if not ply["forced"]]
+    assert log(page) == recorded and page.locator("#pause").inner_text() == "Continue"
+    seats = page.locator("#set-seats select")
+    assert [seat.input_value() for seat in seats.all()] == ["human", "champion"]
+    assert page.locator("#set-keep").is_checked() and page.locator("#set-swap").is_disabled()
+    seats.nth(before["position"]["player"] - 1).select_option("generation:0000")
+    seats.nth(2 - before["position"]["player"]).select_option("human")
+    page.locator("#set-simulations").fill("2")
+    page.locator("#set-simulations").press("Enter")
+    page.locator(f"#log li:nth-child({len(recorded) + 1})").wait_for()  # it has answered
+    page.locator("#moves [role=option]").first.wait_for()
+    assert log(page)[: len(recorded)] == recorded
+    assert "generation:0000" in page.locator("#seats").inner_text()
+    kept = page.evaluate("JSON.parse(sessionStorage.getItem('ringrift-game'))")
+    assert kept["moves"][:5] == game["moves"][:5] and kept["simulations"] == 2
+    page.locator("#new").click()  # another game has another position, or asks for this one
+    assert not page.locator("#set-keep").is_checked() and page.locator("#set-keep").is_enabled()
+    page.locator("#set-config").select_option("hex8_2p")
+    assert page.locator("#set-keep").is_disabled()
+    assert [seat.input_value() for seat in seats.all()] == ["human", "heuristic"]
+    page.locator("#setup .main").click()
+    page.locator("#config", has_text="hex8_2p").wait_for()
+    assert log(page) == []
+
+
+def test_a_finished_game_is_not_played_on(opened: Callable[..., Page]) -> None:
+    page = opened(f"/games/{CONFIG}/0001/0000/0001")
+    page.locator("#ply-status", has_text="Ply 0 of").wait_for()
+    assert page.locator("#go-on").is_enabled()
+    page.locator("#last").click()
+    page.locator("#ply", has_text="The game is over").wait_for()
+    assert page.locator("#go-on").is_disabled()
 
 
 def test_a_game_that_was_cut_short_has_no_winner(opened: Callable[..., Page]) -> None:
@@ -228,3 +332,29 @@ def test_a_narrow_window_needs_no_sideways_scrolling(
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(re.findall(r"\d+", ground)[0])
     assert (red > 200) if scheme == "light" else (red < 60)
+
+
+def test_a_narrow_window_is_played_in_by_touch(opened: Callable[..., Page]) -> None:
+    narrow = {"viewport": {"width": 320, "height": 640}, "has_touch": True, "is_mobile": True}
+    page = opened("/", against("random"), **narrow)
+    option = page.locator("#moves [role=option]")
+    option.first.wait_for()
+    page.locator('[data-cell="3,4"]').tap()
+    page.locator('[data-cell="3,4"].picked').wait_for()
+    assert option.count() == 3 and page.evaluate("scrollY") == 0
+    box = option.nth(1).bounding_box()  # to be seen without scrolling, just below the board
+    assert box["y"] + box["height"] <= 640
+    option.nth(1).tap()
+    page.locator("#status", has_text="Seat 1 moves a stack").wait_for()
+    assert log(page) == ["place ring to 3,4 count 2"]
+    page.locator("#new").tap()
+    page.locator("#set-config").select_option("hex8_4p")
+    for part in ("#setup", "#set-seats select >> nth=3", "#set-seed"):
+        box = page.locator(part).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 320, part
+    for seat in page.locator("#set-seats select").all()[1:]:
+        seat.select_option("random")
+    page.locator("#setup .main").tap()
+    page.locator("#config", has_text="hex8_4p").wait_for()
+    assert not page.locator("#setup").is_visible() and page.locator("#seats li").count() == 4
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 from ringrift_pipeline.drawing import describe
 from ringrift_pipeline.game import CONFIGS, State, new_game
-from ringrift_pipeline.search import load_player
+from ringrift_pipeline.search import NetworkPlayer, SearchStopped, load_player, stoppable
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.web import Players, RequestError
 
@@ -209,6 +210,40 @@ def test_beyond_this_machine_only_named_folders_are_opened(tmp_path: Path) -> No
         players.load(CONFIG, spec, 1)
     with pytest.raises(RequestError, match="no player that this server offers"):
         players.load(CONFIG, str(model.path.parent), 1)
+
+
+# --- what nobody waits for any longer -------------------------------------------------------------
+
+
+def test_a_search_whose_client_hangs_up_is_given_up(data: Path) -> None:
+    """The search under way ends, and that of another, which waited for the player, never begins."""
+    players = Players(data, device="cpu")
+    asked = {"config": CONFIG, "moves": [], "player": "champion", "simulations": 10_000}
+    players.load(CONFIG, "champion", 10_000)
+    (seat,) = players._seats.values()
+    assert isinstance(seat.player, NetworkPlayer)
+    pool = seat.player.search._kept_pool(1, 10_000)
+    for client in running(data, players=players):
+        port = client.access.port
+        connections = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(2)]
+        for connection in connections:
+            headers = {"Content-Type": "application/json"}
+            connection.request("POST", "/api/choose", json.dumps(asked), headers)
+        while not pool.evaluations:
+            time.sleep(0.001)
+        for connection in connections:
+            connection.close()
+        with seat.lock:
+            pass
+        assert pool.evaluations < 5_000
+
+
+def test_who_has_given_up_gets_no_player(tmp_path: Path) -> None:
+    players = Players(tmp_path)
+    with stoppable(lambda: True), pytest.raises(SearchStopped):
+        players.choose(new_game(CONFIG), "random", 1, seed=0)
+    assert [seat.player for seat in players._seats.values()] == [None]
+    assert players.choose(new_game(CONFIG), "random", 1, seed=0) > 0
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ export class Board {
   }
 
   keydown(event, key) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (taken(event)) return;
     if (STEPS[event.key]) this.move(...STEPS[event.key]);
     else if (event.key === "Enter" || event.key === " ") this.cursor && this.pick?.(this.cursor);
     else if (event.key === "+" || event.key === "=") this.scale(1);
@@ -131,5 +131,6 @@ export class Board {
   }
 }
 
-export const typing = (event) =>
-  /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || $("setup").open;
+// Keys that are not the page's: the browser's own, with a modifier, and those that a field takes.
+export const taken = (event) =>
+  event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || $("setup").open;

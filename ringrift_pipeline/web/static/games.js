@@ -1,6 +1,6 @@
 // Recorded games: config, generation, shard, game; then ply by ply.
 
-import { Board, typing } from "./board.js";
+import { Board, taken } from "./board.js";
 import { $, bar, chances, el, fill, get, guarded, percent, say, showSeats, svg, token, words } from "./dom.js";
 import { leave } from "./play.js";
 
@@ -61,7 +61,7 @@ async function view(place, found) {
   game = { ...found, place };
   $("listing").hidden = true;
   $("viewer").hidden = false;
-  board = new Board($("game-board"), { key: stepped });
+  board = new Board($("game-board"), { key: (event) => stepped(event, "Page") });
   $("game-title").textContent = game.id;
   const who = game.player === "heuristic" ? "the heuristic, which records no values or surprise" : `the model of generation ${game.model_generation}`;
   $("summary").textContent =
@@ -75,15 +75,18 @@ async function view(place, found) {
   $("last").onclick = () => go(game.plies);
   $("go-on").onclick = playOn;
   document.addEventListener("keydown", (event) => {
-    if (!typing(event) && event.target !== board.view && stepped(event, true)) event.preventDefault();
+    if (!taken(event) && event.target !== board.view && stepped(event, "Arrow")) event.preventDefault();
   });
   const wanted = Number(new URLSearchParams(location.search).get("ply"));
   await go(Number.isInteger(wanted) ? wanted : 0);
 }
 
-// On the board the arrows move its cursor, so its own keys for plies are others.
-function stepped(event, arrows = false) {
-  const to = { Home: 0, End: game.plies, PageUp: at - 1, PageDown: at + 1, ...(arrows ? { ArrowLeft: at - 1, ArrowRight: at + 1 } : {}) }[event.key];
+// On the board the arrows move its cursor, so there other keys step, which elsewhere scroll the page.
+const STEPS = { Arrow: { ArrowLeft: -1, ArrowRight: 1 }, Page: { PageUp: -1, PageDown: 1 } };
+
+function stepped(event, keys) {
+  const by = STEPS[keys][event.key];
+  const to = by ? at + by : { Home: 0, End: game.plies }[event.key];
   if (to === undefined) return false;
   go(to);
   return true;
@@ -104,6 +107,7 @@ async function go(ply) {
 function render({ ply, position, played, decision }) {
   board.show(position);
   showSeats($("game-seats"), position);
+  $("go-on").disabled = position.player === null;
   const end = cut() ? "cut short" : "the end";
   const kind = !decision ? "forced" : decision.full_search ? "full search" : "cheap search";
   const text = played ? `Ply ${ply} of ${game.plies}, seat ${played.seat}: ${words(played.text)} (${kind})` : `Ply ${ply} of ${game.plies}: ${end}`;
@@ -167,8 +171,6 @@ function timeline() {
 }
 
 function playOn() {
-  const players = game.timeline[0].value.map((_, index) => (index ? "heuristic" : "human"));
-  const moves = game.moves.slice(0, at);
-  leave({ config: game.config, swap_rule: false, players, simulations: 64, seed: 0, moves });
+  leave({ config: game.config, swap_rule: false, moves: game.moves.slice(0, at) });
   location.assign("/");
 }

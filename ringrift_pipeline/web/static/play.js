@@ -1,6 +1,6 @@
 // A game against any player. The server keeps nothing: the moves so far go with every request.
 
-import { Board, typing } from "./board.js";
+import { Board, taken } from "./board.js";
 import { $, bar, chances, el, fill, get, guarded, percent, post, say, showSeats, token, words } from "./dom.js";
 import { Moves } from "./moves.js";
 
@@ -25,6 +25,7 @@ let board;
 let moves;
 let turn = 0; // whatever was asked in an earlier turn is out of date
 let pending = null; // the request under way
+let analysis = null; // and that for an analysis
 
 // Who plays a seat: after a swap the two have changed places.
 const playerOf = (seat) => game.players[position.swapped ? 2 - seat : seat - 1];
@@ -36,17 +37,18 @@ export async function start() {
   moves = new Moves({ play: (move) => mine() && played(move), change: mark });
   setup = await guarded(() => get("/api/setup"));
   if (!setup) return;
-  $("new").onclick = openSetup;
+  $("new").onclick = () => openSetup();
   $("undo").onclick = undo;
   $("pause").onclick = () => pause(!game.paused);
   $("analyze").onclick = analyze;
   $("analyst").onchange = () => fill($("analysis"));
   $("always").onchange = () => $("always").checked && mine() && analyze();
   $("set-config").onchange = () => seatFields($("set-config").value, []);
+  $("set-keep").onchange = keepField;
   $("cancel").onclick = () => $("setup").close();
   $("setup-form").onsubmit = begin;
   document.addEventListener("keydown", (event) => {
-    if (!typing(event) && !event.defaultPrevented && event.target !== board.view && pressed(event)) event.preventDefault();
+    if (!taken(event) && !event.defaultPrevented && event.target !== board.view && pressed(event)) event.preventDefault();
   });
   let saved = null;
   try {
@@ -55,9 +57,20 @@ export async function start() {
     /* no game is kept */
   }
   const fresh = { ...setup.defaults, moves: [] };
-  await open(saved && setup.configs[saved.config] ? saved : fresh);
-  if (!position) await open(fresh); // the kept game is none that these rules play
+  if (!setup.configs[saved?.config]) saved = fresh;
+  const asks = !saved.players; // who is to play on from there
+  await open(asks ? { ...fresh, ...saved, players: usual(saved.config), paused: true } : saved);
+  const found = Boolean(position);
+  if (!found) await open(fresh); // the kept game is none that these rules play
   board.focus();
+  if (asks && found) openSetup(true);
+}
+
+// Who plays where nobody has chosen yet.
+function usual(config) {
+  const { seats, networks } = setup.configs[config];
+  const other = networks.includes("champion") ? "champion" : "heuristic";
+  return Array.from({ length: seats }, (_, index) => (index ? other : "human"));
 }
 
 async function open(begun) {
@@ -69,12 +82,18 @@ async function open(begun) {
   await ask("/api/position", {});
 }
 
-// Ask for the next position, of this game or of how it was `from`. An answer that comes after
-// another question is dropped; until there is one the game stays as it is.
+// Begin a turn: what was asked before is given up, and its answer dropped.
+function nextTurn() {
+  for (const request of [pending, analysis]) request?.abort();
+  pending = analysis = null;
+  return ++turn;
+}
+
+// Ask for the next position, of this game or of how it was `from`. Until there is one the game
+// stays as it is.
 async function ask(url, more, from = {}) {
-  const mineTurn = ++turn;
+  const mineTurn = nextTurn();
   const { moves: sent, log, marks } = { ...game, ...from };
-  pending?.abort();
   pending = new AbortController();
   const began = performance.now();
   const { config, swap_rule } = game;
@@ -123,11 +142,7 @@ function undo() {
 
 function pause(paused) {
   game.paused = paused;
-  if (paused) {
-    turn += 1;
-    pending?.abort();
-    pending = null;
-  }
+  if (paused) nextTurn();
   save();
   render();
   if (!paused) guarded(go);
@@ -201,12 +216,13 @@ function pressed(event) {
 
 async function analyze() {
   if (position.player === null) return;
-  const now = turn;
+  analysis?.abort();
+  const mineAnalysis = (analysis = new AbortController());
   const player = $("analyst").value;
   const { config, swap_rule, moves: sent, simulations } = game;
   fill($("analysis"), el("p", { class: "quiet" }, `${player} thinks…`));
-  const found = await guarded(() => post("/api/analyze", { config, swap_rule, moves: sent, player, simulations }));
-  if (turn !== now) return;
+  const found = await guarded(() => post("/api/analyze", { config, swap_rule, moves: sent, player, simulations }, mineAnalysis.signal));
+  if (analysis !== mineAnalysis) return;
   if (!found) return fill($("analysis"));
   board.show(found.position);
   mark();
@@ -239,22 +255,25 @@ function analysisOf(found) {
 
 // --- a new game ---------------------------------------------------------------------------------
 
-function openSetup() {
+// With `keep` the game on the board is to go on, with other players.
+function openSetup(keep = false) {
   fill($("set-config"), ...Object.keys(setup.configs).map((name) => el("option", { value: name, selected: name === game.config }, name)));
   $("set-simulations").value = game.simulations;
   $("set-simulations").max = setup.most_simulations;
   $("set-seed").value = game.seed + 1;
   $("set-swap").checked = game.swap_rule;
+  $("set-keep").checked = keep;
   seatFields(game.config, game.players);
   $("setup").showModal();
 }
 
 function seatFields(config, players) {
   const { seats, networks } = setup.configs[config];
+  const nobody = usual(config);
   const specs = ["human", ...setup.baselines, ...networks];
   const fields = [];
   for (let seat = 1; seat <= seats; seat += 1) {
-    const wanted = players[seat - 1] ?? (seat === 1 ? "human" : networks[0] ?? "heuristic");
+    const wanted = players[seat - 1] ?? nobody[seat - 1];
     const folder = specs.includes(wanted) ? "" : wanted;
     const path = el("input", { type: "text", value: folder, hidden: !folder, required: Boolean(folder), placeholder: "folder with model.json", "aria-label": `Folder of seat ${seat}'s model` });
     const select = el("select", { onchange: () => (path.hidden = !(path.required = select.value === FOLDER)) });
@@ -262,13 +281,24 @@ function seatFields(config, players) {
     fields.push(el("label", {}, el("span", {}, token(seat), ` Seat ${seat} `), select), path);
   }
   fill($("set-seats"), ...fields);
-  $("set-swap").disabled = seats !== 2;
+  const more = config === game.config && game.moves.length > 0 && position.player !== null && !position.swapped;
+  $("set-keep").disabled = !more;
+  $("set-keep").checked &&= more;
+  keepField();
+}
+
+// A game that goes on does so by its own rules.
+function keepField() {
+  const keep = $("set-keep").checked;
+  if (keep) $("set-swap").checked = game.swap_rule;
+  $("set-swap").disabled = keep || setup.configs[$("set-config").value].seats !== 2;
 }
 
 function begin(event) {
   event.preventDefault();
   const seats = [...$("set-seats").querySelectorAll("select")];
   const players = seats.map((select) => (select.value === FOLDER ? select.parentElement.nextElementSibling.value.trim() : select.value));
+  const keep = $("set-keep").checked;
   $("setup").close();
   open({
     config: $("set-config").value,
@@ -276,12 +306,14 @@ function begin(event) {
     players,
     simulations: Number($("set-simulations").value),
     seed: Number($("set-seed").value),
-    moves: [],
+    moves: keep ? game.moves : [],
+    marks: keep ? game.marks : [],
   });
   board.focus();
 }
 
-// Leave a game for this page to open, such as a recorded one up to a ply.
+// Leave a game for this page to open, such as a recorded one up to a ply: its `config` and `moves`.
+// Who plays on is asked there.
 export function leave(begun) {
   sessionStorage.setItem(SAVED, JSON.stringify(begun));
 }
