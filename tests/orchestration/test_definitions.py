@@ -90,7 +90,8 @@ def test_the_launchpad_names_the_bounds_of_every_number(job: str) -> None:
     graph = defs.get_repository_def().get_job(job).graph
     numbers = 0
     for node in graph.nodes:
-        fields = node.definition.config_schema.config_type.fields  # type: ignore[union-attr]
+        schema = node.definition.config_schema
+        fields = getattr(schema.config_type if schema else None, "fields", {})  # a check has none
         for name, field in fields.items():
             if "Int" in field.config_type.key or "Float" in field.config_type.key:
                 numbers += 1
