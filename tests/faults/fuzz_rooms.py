@@ -102,7 +102,9 @@ async def answer_of(app: Any, scope: dict[str, Any], body: bytes) -> tuple[int, 
     told: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return waiting.pop(0) if waiting else {"type": f"{kind}.disconnect", "code": 1000}
+        if not waiting and kind == "http":
+            await asyncio.Event().wait()  # the client stays until it has its answer
+        return waiting.pop(0) if waiting else {"type": "websocket.disconnect", "code": 1000}
 
     async def send(message: Any) -> None:
         told.append(message)

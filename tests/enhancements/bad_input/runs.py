@@ -37,6 +37,7 @@ from .changes import (
     of_class,
     rows,
     tensor,
+    text,
     values,
     whole,
 )
@@ -142,6 +143,7 @@ def config_rows() -> list[Row]:
                 "overrides": settings,
                 "base": of_class(FacadeConfig(), optional=True),
                 "config": config,
+                "origin": text(),
             },
             lambda it, folder: {"preset": "smoke", "environ": {}, "overrides": {"seed": 3}},
             says={
