@@ -178,6 +178,7 @@ def work_through(
                     desk.hear(content)
                 elif kind == "gone":
                     crew.remove(worker)
+                    worker.connection.close()  # nobody listens to it any more
                     if worker.job is not None:
                         desk.check()  # a supervisor may have told the workers to end as well as us
                         raise WorkerDiedError("a worker process died (killed, or out of memory?)")
