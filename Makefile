@@ -2,18 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AUDIT := .venv-audit
 CONFIG ?= square8_2p
 GENERATIONS ?= 2
 PRESET ?= smoke
 WORKERS ?= 2
 
-.PHONY: help setup loop ui test playwright browser lint bench clean
+.PHONY: help setup loop ui test playwright browser auditor audit lint bench clean
 
 help:
 	@echo "make loop   play, train, evaluate and gate $(GENERATIONS) generations of $(CONFIG) ($(PRESET))"
 	@echo "make ui     open the Dagster UI on what the loop made"
 	@echo "make test   lint, types and the whole test suite"
 	@echo "make browser  the pages in a real browser (needs Chromium)"
+	@echo "make audit  known holes in the packages of constraints.txt (needs the network)"
 	@echo "make bench  every benchmark, quick form"
 
 setup: $(VENV)/.installed
@@ -50,8 +52,17 @@ playwright: setup
 browser: playwright
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser tests/web/test_browser.py
 
+# In an environment of its own, and the newest there is.
+auditor:
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip-audit
+
+# Without --strict a package that the database could not be asked about counts as one without holes.
+audit: auditor
+	@$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt $(AUDIT_OPTIONS)
+
 bench: setup
 	@for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(AUDIT) build dist *.egg-info

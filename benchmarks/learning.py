@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 import tempfile
@@ -230,7 +231,8 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
     say(f"{config} generation {plan.generation:04d}: {len(jobs)} runs of {steps} steps")
     desk = Results(len(jobs), say)
     workers = arguments.workers or os.cpu_count() or 1
-    work_through(jobs, partial(work, root, config, arguments.fresh), workers, desk)
+    once = partial(work, root, config, arguments.fresh)
+    work_through(jobs, once, workers, desk, silence=math.inf)  # it tells nothing before it is done
     results = desk.of
 
     def losses(name: str) -> NDArray[np.float64]:

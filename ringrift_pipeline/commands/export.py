@@ -27,12 +27,18 @@ def export(
         str,
         typer.Option("--player", help="The model: champion, generation:NNNN or a model's folder."),
     ] = "champion",
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Write nothing; check FOLDER, which an export has written."),
+    ] = False,
 ) -> None:
     """Write a model as a folder: ONNX, safetensors, config.json, model card, a solved position.
 
     Needs the extra `onnx`: pip install 'ringrift-pipeline[onnx]'. `examples/onnx_policy.py FOLDER`
     reproduces the policy on the shipped position with onnxruntime and numpy alone.
     """
+    if verify:
+        return _verify(common, folder)
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import ModelError, load_model
     from ringrift_pipeline.network.export import ExportError, export_model
@@ -69,6 +75,21 @@ def export(
         print_json({"folder": str(written), "files": files, **facts})
     else:
         say(f"{written}: {', '.join(files)}, {sum(files.values()) / 1e6:.1f} MB")
+
+
+def _verify(common: Common, folder: Path | None) -> None:
+    from ringrift_pipeline.network.export import ExportError, verify_export
+
+    if folder is None:
+        raise InputError("--verify: name the folder that an export has written")
+    try:
+        files = verify_export(folder)
+    except ExportError as error:
+        raise InputError(str(error)) from error
+    if common.as_json:
+        print_json({"folder": str(folder), "verified": files})
+    else:
+        say(f"{folder}: {', '.join(files)} are what was exported")
 
 
 def record(store: Store, model: Artefact) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,15 @@ from torch import Tensor
 
 from ringrift_pipeline.enhancements.argument_checks import check_device
 
+logger = logging.getLogger(__name__)
+
 MODEL_FILE = "model.safetensors"
+# In a header's metadata: the hash of the whole file, and that there is one. One of the two names may
+# itself be what was damaged. (Within a text quotes are escaped.)
+_HASH, _SEALED = "file_sha256", "file_sealed_by"
+_BLANK = b"0" * 64  # stands for the hash while the file is hashed
+_HASH_PATTERN = re.compile(rf'"{_HASH}":"([^"]*)"'.encode())
+_SEALED_PATTERN = f'"{_SEALED}":"'.encode()
 
 _DTYPES = {
     "F64": torch.float64,
@@ -45,8 +56,8 @@ def average_checkpoints(
 
     Raises:
         ValueError: no paths, a file that is missing or not safetensors (a pickle is never loaded:
-            the message says how to save it anew), or names and shapes that differ between files,
-            all by path.
+            the message says how to save it anew) or damaged, or names and shapes that differ
+            between files, all by path.
     """
     if device is not None:
         device = check_device("device", device)
@@ -79,10 +90,50 @@ def unreadable(path: Path, error: Exception) -> str:
     )
 
 
+def check_hash(path: Path) -> bool:
+    """Whether a safetensors file has a SHA-256 in its header, as `write_checkpoint` writes it; the
+    file is read once. For one that has none, as those of others and of before, the log warns that
+    damage cannot be told.
+
+    Raises:
+        ValueError: the file does not have the hash that its header names, by path.
+    """
+    found, named, _ = _hash(path)
+    if named is None:
+        logger.warning("checkpoint %s has no SHA-256: whether it is damaged cannot be told", path)
+    elif named != found:
+        raise ValueError(
+            f"checkpoint {path} is damaged: it does not have the SHA-256 that its header names; "
+            "restore it from a copy or save it again"
+        )
+    return named is not None
+
+
+def _hash(path: Path) -> tuple[str, str | None, int]:
+    """SHA-256 of a safetensors file with zeros for the hash in its header; that hash, "" where it
+    should be there, None where not; and where it is, in bytes.
+    """
+    with path.open("rb") as handle:
+        length = handle.read(8)
+        header = handle.read(int.from_bytes(length, "little"))
+        place = _HASH_PATTERN.search(header)
+        if place is not None:
+            header = header[: place.start(1)] + _BLANK + header[place.end(1) :]
+        sealed = place is not None or _SEALED_PATTERN in header
+        found = hashlib.sha256(length + header)
+        block = memoryview(bytearray(1 << 20))
+        while count := handle.readinto(block):
+            found.update(block[:count])
+    named = "" if place is None else place[1].decode(errors="replace")
+    start = -1 if place is None else 8 + place.start(1)
+    return found.hexdigest(), named if sealed else None, start
+
+
 class CheckpointReader:
     """The tensors of one checkpoint, from memory or from a file, one at a time.
 
-    A file's tensors are read, not mapped: mapped pages would count as memory, file after file.
+    A file's tensors are read, not mapped: mapped pages would count as memory, file after file. The
+    file's hash is checked before its first tensor is read (`check_hash`).
     """
 
     def __init__(self, entry: Path | dict[str, Tensor]) -> None:
@@ -90,6 +141,7 @@ class CheckpointReader:
         self.label = "checkpoint in memory" if isinstance(entry, dict) else str(entry)
         self._data_start = 0
         self._header: dict[str, Any] = {}
+        self._checked = False
         if isinstance(entry, dict):
             return
         if not entry.is_file():
@@ -128,9 +180,15 @@ class CheckpointReader:
         Args:
             name: which one.
             scratch: uint8, of at least the tensor's bytes; the next read into it overwrites it.
+
+        Raises:
+            ValueError: the file is damaged, by path.
         """
         if self._tensors is not None:
             return self._tensors[name]
+        if not self._checked:
+            check_hash(Path(self.label))
+            self._checked = True
         entry = self._header[name]
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:  # an exotic type: let the library map it
@@ -242,7 +300,8 @@ def write_checkpoint(
 ) -> None:
     """Safetensors to a temporary name, fsync, rename, fsync of the folder.
 
-    ``metadata`` goes into the header.
+    ``metadata`` goes into the header, and with it, as "file_sha256", the hash of the file as it is
+    with 64 zeros there: of every tensor, name, shape and metadata.
     """
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -255,8 +314,21 @@ def write_checkpoint(
         plain[name] = value
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file(plain, str(temporary), dict(metadata) if metadata else None)
-        with open(temporary, "rb") as handle:
+        save_file(
+            plain, str(temporary), {**(metadata or {}), _SEALED: _HASH, _HASH: _BLANK.decode()}
+        )
+        with open(temporary, "r+b") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            header = json.loads(handle.read(length))
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # else by chance
+            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+            handle.seek(8)
+            handle.write(text.ljust(length))
+            handle.flush()
+            found, _, place = _hash(temporary)
+            handle.seek(place)
+            handle.write(found.encode())
+            handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -272,6 +344,7 @@ __all__ = [
     "MODEL_FILE",
     "CheckpointReader",
     "average_checkpoints",
+    "check_hash",
     "check_match",
     "checked_dtypes",
     "checked_tensors",

@@ -32,7 +32,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
     check_whole,
     whole_state,
 )
-from ringrift_pipeline.enhancements.checkpoint_files import write_checkpoint
+from ringrift_pipeline.enhancements.checkpoint_files import check_hash, write_checkpoint
 from ringrift_pipeline.enhancements.ewc_penalty import Quadratic, add_pulls
 from ringrift_pipeline.enhancements.fisher_information import fisher_information
 from ringrift_pipeline.enhancements.model_views import plain_names, unwrapped
@@ -294,8 +294,9 @@ class EWCRegularizer:
             ValueError: another format, something missing or out of range, or parameters that the
                 model lacks or has in another shape, by name; the state is as before then.
         """
-        if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
-            raise ValueError(f"format: state is not an {STATE_FORMAT} state")
+        found = state.get("format") if isinstance(state, Mapping) else None
+        if not isinstance(state, Mapping) or found != STATE_FORMAT:
+            raise ValueError(f"format: state is not an {STATE_FORMAT} state, but {found!r}")
         check_keys(state, (*_SETTINGS, "tasks", "fisher", "anchors"), type(self).__name__)
         forms.record(fisher=forms.mapping(forms.tensor), anchors=forms.mapping(forms.tensor))(
             "", state
@@ -344,6 +345,7 @@ class EWCRegularizer:
             raise ValueError(f"path {path} holds no EWC state that can be read: {error}") from error
         if not isinstance(state, dict):
             raise ValueError(f"path {path} holds no EWC state")
+        check_hash(Path(path))
         for kind, entry in (("fisher", "fisher/"), ("anchors", "anchor/")):
             state[kind] = {
                 name.removeprefix(entry): tensor

@@ -34,6 +34,7 @@ from ringrift_pipeline.enhancements.argument_checks import (
 )
 from ringrift_pipeline.enhancements.checkpoint_files import (
     MODEL_FILE,
+    check_hash,
     mean_of_checkpoints,
     unreadable,
 )
@@ -148,6 +149,7 @@ class ModelEnsemble:
         file = path / MODEL_FILE if path.is_dir() else path
         try:
             tensors = load_file(str(file))
+            check_hash(file)
         except SafetensorError as error:
             raise ValueError(f"model_or_path: {unreadable(file, error)}") from error
         except OSError as error:

@@ -45,7 +45,7 @@ PATIENCE = 30.0
 killed ends by itself within seconds."""
 
 
-class AblationFailed(RuntimeError):
+class AblationFailed(WorkerDiedError):
     """An ablation ended before it was done; the message says what to do."""
 
 
@@ -94,7 +94,7 @@ def ablate(
     Raises:
         AblationError: for arguments out of range, or too few games.
         MissingArtefactError: if a shard or the parent is not there.
-        AblationFailed: if a worker dies.
+        AblationFailed: if a worker dies or hangs; finished runs are kept.
         Interrupted: if asked to stop.
         LockedError: if another process is at it.
     """
@@ -196,8 +196,8 @@ class _Work:
             work_through(missing, partial(_run_in_worker, self.material), count, self)
         except WorkerDiedError as error:
             raise AblationFailed(
-                "a worker of the ablation died (killed, or out of memory?): run again to make the "
-                "runs that are missing, with fewer --workers if memory is short"
+                f"ablation: {error}; run again to make the runs that are missing, with fewer --workers "
+                "if memory is short"
             ) from error
 
     def wanted(self, trial: Trial) -> bool:

@@ -29,7 +29,7 @@ JOB_GAMES = 32
 """Games that one job plays side by side, at most (and at least one set)."""
 
 
-class TournamentError(RuntimeError):
+class TournamentError(WorkerDiedError):
     """Matches could not be played to their end; the message says what to do."""
 
 
@@ -132,7 +132,7 @@ def play_matches(
 
     Raises:
         Interrupted: if asked to stop; only what ``played`` holds is kept.
-        TournamentError: if a worker dies.
+        TournamentError: if a worker dies or hangs; what ``played`` holds is kept.
         MatchError: for a line-up that does not fit.
     """
     from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS, MatchError
@@ -365,6 +365,6 @@ def _play_in_processes(jobs: Sequence[_Job], ledger: _Ledger, count: int) -> Non
         work_through(jobs, _work, count, ledger)
     except WorkerDiedError as error:
         raise TournamentError(
-            "a worker of the evaluation died (killed, or out of memory?): run again, with fewer "
-            "selfplay.workers if memory is short"
+            f"evaluation: {error}; run again to play what is missing, with fewer selfplay.workers if "
+            "memory is short"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from ringrift_pipeline.network.onnx_export import (
     example_position,
     export_onnx,
 )
-from ringrift_pipeline.store import write_bytes_atomic, write_json_atomic
+from ringrift_pipeline.store import read_bounded, write_bytes_atomic, write_json_atomic
 from ringrift_pipeline.store.atomic import (
     TEMPORARY,
     ensure_folder,
@@ -33,7 +34,7 @@ from ringrift_pipeline.store.atomic import (
     remove_abandoned,
     temporary_folder,
 )
-from ringrift_pipeline.store.manifest import hash_file, walk_files
+from ringrift_pipeline.store.manifest import ManifestMismatch, hash_file, walk_files
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Rules
@@ -49,7 +50,7 @@ FILES = {
     f"`{WEIGHTS_FILE}`, `{SIDECAR_FILE}`": "the weights, for `ringrift_pipeline.network.load_model`",
     f"`{CONFIG_FILE}`": "shapes, and the meaning of every plane, global and move kind",
     f"`{POSITION_FILE}`": "a position, its legal moves, and the policy and value the network gives",
-    f"`{SUMS_FILE}`": f"check them all with `sha256sum --check {SUMS_FILE}`",
+    f"`{SUMS_FILE}`": f"check them all with `sha256sum --check {SUMS_FILE}` or `ringrift export --verify FOLDER`",
 }
 
 
@@ -98,6 +99,41 @@ def export_model(
     finally:
         os.close(lock)
     return folder
+
+
+_SUMS = re.compile(r"(?:[0-9a-f]{64}  [^\s/]+\n)+")
+
+
+def verify_export(folder: str | Path) -> list[str]:
+    """Check an exported folder against its ``SHA256SUMS``; returns the names of the files listed.
+
+    Every file that is listed must be there with its hash, and no other but the sums themselves. They
+    say that nothing was damaged, not that nobody changed it.
+
+    Raises:
+        ExportError: a file is missing, not listed or not what was exported, or the sums are none: it
+            says which file.
+    """
+    folder = Path(folder)
+    again = "export the model again, or copy the folder anew"
+    try:
+        sums = read_bounded(folder / SUMS_FILE, 1 << 16).decode("ascii")
+        there = {name for name, _ in walk_files(folder)} - {SUMS_FILE}
+    except (OSError, ValueError, ManifestMismatch) as error:
+        raise ExportError(f"{folder / SUMS_FILE} cannot be checked: {error}; {again}") from error
+    lines = sums.splitlines()
+    listed = {line[66:]: line[:64] for line in lines}
+    if not _SUMS.fullmatch(sums) or len(listed) != len(lines):
+        raise ExportError(f"{folder / SUMS_FILE} is no list of SHA-256 and names; {again}")
+    if odd := sorted(there ^ listed.keys()):
+        what = "is not listed in" if odd[0] in there else "is missing, though listed in"
+        raise ExportError(f"{folder / odd[0]} {what} {SUMS_FILE}; {again}")
+    for name, digest in listed.items():
+        if hash_file(folder / name)["sha256"] != digest:
+            raise ExportError(
+                f"{folder / name} is not what was exported: its SHA-256 differs; {again}"
+            )
+    return list(listed)
 
 
 def _solved_position(network: RingRiftNetwork, rules: Rules) -> dict[str, Any]:

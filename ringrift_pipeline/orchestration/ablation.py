@@ -8,7 +8,7 @@ from ringrift_pipeline.orchestration.metadata import for_people
 from ringrift_pipeline.orchestration.names import asset_key, generation_key
 from ringrift_pipeline.orchestration.pools import pool_of
 from ringrift_pipeline.orchestration.settings import ConfigName, refusing
-from ringrift_pipeline.orchestration.step import running_step
+from ringrift_pipeline.orchestration.step import LOST, once, running_step
 
 JOB = "ablation"
 
@@ -42,6 +42,7 @@ class NothingPlayedError(LookupError):
     name="ablate",
     required_resource_keys={"store"},
     pool=pool_of("ablation"),
+    retry_policy=LOST,
     description="Trains with and without each enhancement and observes the checkpoint.",
 )
 def ablate(context: OpExecutionContext, config: AblationConfig) -> None:
@@ -49,11 +50,12 @@ def ablate(context: OpExecutionContext, config: AblationConfig) -> None:
     from ringrift_pipeline.evaluation import ablate as run_ablation
 
     name, generation = str(config.config), config.generation
-    if generation is None:
-        generation = context.resources.store.open().newest(name, "selfplay_shards")
-    if generation is None:
-        raise NothingPlayedError(f"{name} has no games yet: run its generation job")
-    with running_step(context, name, generation) as step:
+    with once():
+        if generation is None:
+            generation = context.resources.store.open().newest(name, "selfplay_shards")
+        if generation is None:
+            raise NothingPlayedError(f"{name} has no games yet: run its generation job")
+    with once(), running_step(context, name, generation) as step:
         plan = step.plan()
         artefact = run_ablation(
             step.store,

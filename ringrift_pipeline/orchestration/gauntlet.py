@@ -15,7 +15,7 @@ from ringrift_pipeline.orchestration.metadata import for_people, numbers
 from ringrift_pipeline.orchestration.names import CHAMPION, asset_key, generation_key
 from ringrift_pipeline.orchestration.pools import pool_of
 from ringrift_pipeline.orchestration.settings import ConfigName, refusing
-from ringrift_pipeline.orchestration.step import Step, running_step
+from ringrift_pipeline.orchestration.step import LOST, Step, once, running_step
 from ringrift_pipeline.store import Artefact, write_json_atomic
 from ringrift_pipeline.store.kinds import GAUNTLET
 
@@ -180,14 +180,16 @@ def _rated(games: "pl.DataFrame") -> "pl.DataFrame":
     name="gauntlet",
     required_resource_keys={"store"},
     pool=pool_of("gauntlet"),
+    retry_policy=LOST,
     description="Plays a champion against baselines and predecessors and observes the asset.",
 )
 def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:
     """One config's gauntlet."""
     name = str(config.config)
-    champion = context.resources.store.open().champion(name)
+    with once():
+        champion = context.resources.store.open().champion(name)
     generation = champion.generation if champion is not None else 0
-    with running_step(context, name, generation) as step:
+    with once(), running_step(context, name, generation) as step:
         artefact = run_gauntlet(step, config)
         context.log_event(
             AssetObservation(

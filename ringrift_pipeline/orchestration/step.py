@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dagster import Failure, OpExecutionContext, RetryPolicy
 from dagster._core.events import EngineEventData
 
+from ringrift_pipeline.evaluation.processes import WorkerDiedError
 from ringrift_pipeline.orchestration.names import generation_key, generation_of
 from ringrift_pipeline.orchestration.progress import Progress, ProgressFile
 from ringrift_pipeline.orchestration.watchdog import Watchdog
@@ -24,21 +25,30 @@ if TYPE_CHECKING:
 BEGAN = "step/began"  # seconds since the epoch
 SECONDS = "step/seconds"
 
-# Dagster's policy of a step whose process may be lost: killed, or out of memory.
+# Dagster's policy of a step whose process, or a worker of it, may be lost: killed, hung, or out of
+# memory.
 LOST = RetryPolicy(max_retries=2)
+
+# Seconds without progress after which a step is taken for hung. All of them tell how far they are,
+# or are over long before; the longest that one tells nothing is a training's look at its held-out
+# games, and an evaluation of which all workers hang: it kills them itself after half of this.
+SILENCE = 3600.0
 
 
 @contextmanager
 def once() -> Iterator[None]:
     """Around the body of a step that has the policy `LOST`: an error of its own fails it at once,
     for it would only come again. What Dagster retries then is a step that could not say why it
-    ended.
+    ended, or that lost a worker; it goes on from what was finished.
 
     Raises:
-        Failure: that allows no retries, from the error.
+        WorkerDiedError: as it came.
+        Failure: that allows no retries, from any other error.
     """
     try:
         yield
+    except WorkerDiedError:
+        raise
     except Failure as error:
         error.allow_retries = False
         raise
@@ -74,7 +84,7 @@ class Step:
 
 @contextmanager
 def running_step(
-    context: Any, config: str, generation: int | None = None, silence: float | None = None
+    context: Any, config: str, generation: int | None = None, silence: float | None = SILENCE
 ) -> Iterator[Step]:
     """Progress and watchdog around a step of ``config``; the generation is the partition, where it
     is not given.
@@ -84,7 +94,7 @@ def running_step(
 
     Args:
         silence: seconds without progress after which the step is taken for hung, and killed by
-            whoever runs the daemon; None for work that does not tell regularly how far it is.
+            whoever runs the daemon; None for work that may tell nothing for ever.
 
     Raises:
         GenerationKeyError: the partition, which anybody may add in the UI, is no generation's.

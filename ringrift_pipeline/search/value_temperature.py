@@ -30,7 +30,7 @@ def value_temperature(store: Store, model: Artefact, config: str) -> ValueTemper
 
     The newest report in ``store`` that was made of the model's digest counts; those of other
     models of its generation are not looked at. Where there is none, where it does not verify (the
-    store quarantines it), where its format is newer than ours, or where the model was calibrated
+    store quarantines it), where its format is another than ours, or where the model was calibrated
     on another config, the temperature is 1 and the reason says which: play does not depend on
     the report, so a damaged one stops nobody from playing.
     """
@@ -45,9 +45,11 @@ def value_temperature(store: Store, model: Artefact, config: str) -> ValueTemper
         except CorruptArtefactError as error:
             reason = f"the calibration report of this model was ignored: {error}"
             continue
-        if report.get("format", 1) > CALIBRATION_FORMAT:
+        if report.get("format", 1) != CALIBRATION_FORMAT:  # those of the first version name none
             return ValueTemperature(
-                1.0, f"the calibration report has format {report['format']}, newer than this code"
+                1.0,
+                f"the calibration report has format {report['format']!r}, this version reads "
+                f"{CALIBRATION_FORMAT}",
             )
         return _checked(report.get("temperature"), found)
     return ValueTemperature(1.0, reason)

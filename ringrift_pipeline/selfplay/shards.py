@@ -286,7 +286,8 @@ def open_shard(
     Raises
     ------
     ShardError
-        if the file is absent, damaged, no Arrow file, or has another format or schema.
+        if the file is absent, damaged, no Arrow file, or has another format or schema, or games
+        by other rules.
     """
     try:
         check_file(path)
@@ -314,6 +315,7 @@ def open_shard(
                 f"{path}: has shard format {metadata.get(b'format')!r}, this version reads "
                 f"{', '.join(map(str, _READ))}: play the generation again"
             )
+        _check_versions(path, metadata)
         try:
             expected = SHARD_SCHEMA(json.loads(metadata.get(b"config", b"null")), found)
             {name.decode(): json.loads(value) for name, value in metadata.items()}
@@ -328,6 +330,20 @@ def open_shard(
             yield reader
         except pa.ArrowException as error:
             raise ShardError(f"{path}: is damaged ({error})") from error
+
+
+def _check_versions(path: Path, metadata: dict[bytes, bytes]) -> None:
+    """Refuse games by other rules, and positions that mean something else in the same columns."""
+    from ringrift_pipeline.game import ENGINE_VERSION
+    from ringrift_pipeline.network import ENCODING_VERSION
+
+    for name, ours in (("engine_version", ENGINE_VERSION), ("encoding_version", ENCODING_VERSION)):
+        found = metadata.get(name.encode())
+        if found is not None and found != json.dumps(ours).encode():
+            raise ShardError(
+                f"{path}: has {name} {found.decode(errors='replace')}, this version reads "
+                f"{json.dumps(ours)}: play the generation again"
+            )
 
 
 def _check_sizes(path: Path, source: pa.MemoryMappedFile, config: str) -> None:

@@ -65,7 +65,7 @@ def calibrate(
     from ringrift_pipeline.training.threads import torch_threads
 
     candidate = store.require(plan.config, plan.generation, "ema_model")
-    source = build_window(store, plan, should_stop=should_stop)
+    source = build_window(store, plan, progress=progress, should_stop=should_stop)
     inputs = sealed_inputs(plan, KIND, [candidate, source])
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:

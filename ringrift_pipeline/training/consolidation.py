@@ -64,7 +64,7 @@ def measure_fisher(
     first = load_plan(store, plan.config, entry["generation"])
     source = open_model(store, entry["source"])
     theirs = load_plan(store, source.config, source.generation)
-    window = build_window(store, theirs, should_stop=should_stop)
+    window = build_window(store, theirs, progress=progress, should_stop=should_stop)
     inputs = sealed_inputs(first, KIND, [source, window])
     existing = reuse(store, first, KIND, inputs)
     if existing is not None:

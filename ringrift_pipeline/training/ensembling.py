@@ -54,7 +54,7 @@ def build_ensemble(
     from ringrift_pipeline.training.threads import torch_threads
 
     members = _members(store, plan)
-    source = build_window(store, plan, should_stop=should_stop)
+    source = build_window(store, plan, progress=progress, should_stop=should_stop)
     inputs = sealed_inputs(plan, KIND, [*members.values(), source])
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:

@@ -68,7 +68,7 @@ def mine_hard_examples(
         judged_by,
     )
 
-    artefact = build_window(store, plan, should_stop=should_stop)
+    artefact = build_window(store, plan, progress=progress, should_stop=should_stop)
     sources = [artefact]
     if plan.parent is not None:
         sources.append(open_model(store, plan.parent))

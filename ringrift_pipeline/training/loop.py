@@ -158,7 +158,7 @@ def _sources(
     store: Store, plan: Plan, progress: Progress | None, should_stop: ShouldStop | None
 ) -> dict[str, Artefact]:
     """The artefacts that a run reads, by their role."""
-    sources = {"window": build_window(store, plan, should_stop=should_stop)}
+    sources = {"window": build_window(store, plan, progress=progress, should_stop=should_stop)}
     if plan.settings.quality.enabled:
         sources["quality_scores"] = store.require(plan.config, plan.generation, "quality_scores")
     if plan.settings.mining.enabled:

@@ -32,6 +32,14 @@ def test_a_models_folder_is_exported(
         "README.md", "config.json", "model.onnx", "model.safetensors", "position.npz", "SHA256SUMS",
     } <= set(said["files"])  # fmt: skip
     assert (target / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    assert run(["export", str(target), "--verify", "--json"]) == 0
+    verified = json.loads(capsys.readouterr().out)["verified"]
+    assert {*verified, "SHA256SUMS"} == set(said["files"])
+    (target / "model.safetensors").write_bytes(b"another")
+    assert run(["export", str(target), "--verify"]) == 2
+    assert "model.safetensors is not what was exported" in capsys.readouterr().err
+    assert run(["export", "--verify"]) == 2
+    assert "name the folder" in capsys.readouterr().err
 
 
 def test_another_models_evaluation_does_not_count(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ringrift_pipeline.enhancements.checkpoint_averaging import (
     CheckpointAverager,
     average_checkpoints,
 )
+from ringrift_pipeline.enhancements.checkpoint_files import check_hash, write_checkpoint
 
 
 class Mixed(nn.Module):
@@ -437,3 +438,42 @@ def test_another_buffer_is_refused_before_anything_changes(buffer: torch.Tensor 
     for name, tensor in before["ema"].items():
         assert torch.equal(after["ema"][name], tensor)
     averager.update(Mixed().fill(0.75), 4)
+
+
+def test_a_bit_of_any_byte_of_a_file_of_ours_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "ours.safetensors"
+    tensors = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(7), "b": torch.ones(3) > 0}
+    said = {"a text": 'with "file_sha256":"' + "0" * 64 + '" in it', "another": "é"}
+    write_checkpoint(path, tensors, said)
+    assert check_hash(path)
+    whole = path.read_bytes()
+    for more in range(3):  # names of metadata are in no order in memory
+        again = tmp_path / f"again-{more}.safetensors"
+        write_checkpoint(again, tensors, dict(reversed(said.items())) if more % 2 else said)
+        assert again.read_bytes() == whole
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match="ours.safetensors"):
+            average_checkpoints([path])
+
+
+def test_a_file_of_others_has_none_and_loads_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "theirs.safetensors"
+    save_file({"w": torch.ones(3)}, path)
+    assert not check_hash(path)
+    assert torch.equal(average_checkpoints([path])["w"], torch.ones(3))
+    assert "theirs.safetensors has no SHA-256" in caplog.text
+
+
+def test_a_checkpoint_of_the_window_that_was_damaged_is_named(tmp_path: Path) -> None:
+    averager = CheckpointAverager(2, tmp_path)
+    for epoch in range(2):
+        averager.add_checkpoint({"w": torch.full((3,), float(epoch))}, epoch)
+    path = min(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        averager.get_averaged_state_dict()

@@ -21,12 +21,17 @@ from . import tally
 HERE = Path(__file__).parent
 PARTS = {
     "kills": ["test_kills.py", "test_writers.py::test_a_writer_killed_at_every_event"],
-    "disk": ["test_failing_disk.py", "test_writers.py::test_every_event_of_a_writer_fails"],
+    "disk": [
+        "test_failing_disk.py",
+        "test_writers.py::test_every_event_of_a_writer_fails",
+        "test_sensor_disk.py::test_every_event_of_a_tick_fails",
+    ],
     "power": [
         "test_power_loss.py",
         "test_writers.py::test_the_power_goes_at_any_moment_of_a_writer",
+        "test_sensor_disk.py::test_the_power_goes_at_any_moment_of_a_tick",
     ],
-    "corruption": ["test_corruption.py"],
+    "corruption": ["test_corruption.py", "test_loose_corruption.py"],
     "loop": ["test_random_kills.py::test_a_loop_killed_again_and_again"],
     "training": ["test_random_kills.py::test_a_training_killed_at_any_step_makes_the_same_weights"],
     "workers": ["test_worker_kills.py"],

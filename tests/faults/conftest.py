@@ -46,6 +46,23 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     made.close()
 
 
+@pytest.fixture(scope="session")
+def ticker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    """A process that does ticks of the sensor."""
+    tracer()
+    made = Zygote(tmp_path_factory.mktemp("ticker"), "ticks")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def landed(ticker: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root in which two evaluations have landed that the sensor has not seen."""
+    root = tmp_path_factory.mktemp("landed") / "data"
+    assert ticker.run(root, "land", 0) == 0, ticker.log.read_text()
+    return root
+
+
 class Roots:
     """Stage -> data root as it is when that stage of generation 1 begins; "end": after all.
 

@@ -5,30 +5,38 @@ The quick ones are in ``tests/orchestration/test_once.py`` and ``test_backfill.p
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import random
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
-from dagster import DagsterRunStatus
+import yaml
+from dagster import DagsterRunStatus, RunsFilter
 
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.orchestration import names
-from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.instance import open_instance, prepare_home
+from ringrift_pipeline.orchestration.instance_file import instance_file
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.sensor import INTERVAL
+from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.selfplay import collect, plan_generation, play_shards
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.locks import folder_lock
 
 from . import stages
-from .outcomes import contents
+from .outcomes import contents, made
 from .supervising import Command, all_gone, loop
+from .test_loop_kills import SETTINGS, free_port
 from .test_sensor_kills import runs
 from .ticks import TWO
 from .tracing import Zygote
@@ -106,14 +114,99 @@ def test_two_configs_at_once_each_played_twice(tmp_path: Path) -> None:
         assert not [*together.root.rglob("quarantine/*")]
 
 
+# --- two configs through one daemon --------------------------------------------------------------
+
+LAUNCH = """
+mutation ($params: ExecutionParams!) {
+  launchRun(executionParams: $params) {
+    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+  }
+}
+"""
+
+
+def launch(port: int, root: Path, config: str) -> str:
+    """Launch generation 0 of a config, and no later one, as the launchpad does; the run's id."""
+    settings = TrainingConfig().with_overrides({"device": "cpu", **SETTINGS})
+    parameters = {
+        "selector": {
+            "repositoryLocationName": names.MODULE,
+            "repositoryName": "__repository__",
+            "jobName": names.job_name(config),
+        },
+        "runConfigData": run_config(settings, last_generation=0),
+        "executionMetadata": {"tags": [{"key": names.PARTITION_TAG, "value": "0000"}]},
+    }
+    with open_instance(root) as instance:
+        instance.add_dynamic_partitions(names.partitions_name(config), ["0000"])
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        json.dumps({"query": LAUNCH, "variables": {"params": parameters}}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as page:
+        answer = json.load(page)["data"]["launchRun"]
+    assert answer["__typename"] == "LaunchRunSuccess", answer
+    return str(answer["run"]["runId"])
+
+
+def made_through_the_ui(root: Path, configs: Sequence[str]) -> tuple[dict[str, Any], list[Any]]:
+    """What ``ringrift ui`` makes of a generation of each, launched together; their runs' times."""
+    roomy = yaml.safe_load(instance_file())
+    roomy["concurrency"]["runs"]["max_concurrent_runs"] = 2  # however few cores there are
+    (prepare_home(root) / "dagster.yaml").write_text(yaml.safe_dump(roomy))
+    port = free_port()
+    command = Command(root, "ui", "--no-play", "--port", str(port))
+    try:
+        command.says("Ctrl-C stops it.")
+        ids = [launch(port, root, config) for config in configs]
+        with open_instance(root) as instance:
+            for run_id in ids:
+                command.until(
+                    lambda run_id=run_id: instance.get_run_by_id(run_id).is_finished,  # type: ignore[union-attr, misc]
+                    f"end of the run {run_id}",
+                )
+                run = instance.get_run_by_id(run_id)
+                assert run is not None and run.status == DagsterRunStatus.SUCCESS, run
+            for config in configs:
+                command.until(
+                    lambda config=config: read_decision(Store(root), config, 0),  # type: ignore[misc]
+                    f"decision on {config}",
+                )
+            records = instance.get_run_records(RunsFilter(run_ids=ids))
+    finally:
+        command.ask()
+        assert command.end() == 0, command.told
+    assert all_gone(root) == []
+    found = made(root)
+    for config in configs:
+        decision = read_decision(Store(root), config, 0)
+        assert decision is not None
+        found[f"{config} promoted"] = decision["promoted"]
+    return found, [(record.start_time, record.end_time) for record in records]
+
+
+def test_two_configs_at_once_through_one_daemon_make_what_each_makes_alone(
+    tmp_path: Path,
+) -> None:
+    together, times = made_through_the_ui(tmp_path / "together", TWO)
+    (one, two) = times
+    assert max(one[0], two[0]) < min(one[1], two[1])  # they were at work at once
+    alone: dict[str, Any] = {}
+    for config in TWO:
+        alone |= made_through_the_ui(tmp_path / config, [config])[0]
+    assert len([name for name in alone if name.endswith("evaluation")]) == len(TWO)
+    assert together == alone
+
+
 # --- two daemons --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def tickers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Zygote, Zygote]]:
-    made = [Zygote(tmp_path_factory.mktemp(name), "ticks") for name in ("one", "other")]
-    yield made[0], made[1]
-    for zygote in made:
+    both = [Zygote(tmp_path_factory.mktemp(name), "ticks") for name in ("one", "other")]
+    yield both[0], both[1]
+    for zygote in both:
         zygote.close()
 
 

@@ -12,10 +12,8 @@ import random
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from ringrift_pipeline.orchestration import names
@@ -27,7 +25,7 @@ from ringrift_pipeline.store import Store
 from . import tally
 from .tally import Cases
 from .ticks import TWO
-from .tracing import KILLED, Zygote, tracer
+from .tracing import KILLED, Zygote
 
 ENOUGH = 100  # kills a stage
 MODES = ("before", "torn", "after")
@@ -38,22 +36,6 @@ STAGES = (  # that a tick cannot do without
     "2 runs submitted, cursor not kept",
     "cursor kept",
 )
-
-
-@pytest.fixture(scope="module")
-def ticker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    tracer()
-    made = Zygote(tmp_path_factory.mktemp("ticker"), "ticks")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def landed(ticker: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root in which two evaluations have landed that the sensor has not seen."""
-    root = tmp_path_factory.mktemp("landed") / "data"
-    assert ticker.run(root, "land", 0) == 0, ticker.log.read_text()
-    return root
 
 
 def runs(instance: DagsterInstance) -> list[tuple[str, str]]:
@@ -99,12 +81,17 @@ def kill(ticker: Zygote, landed: Path, place: Path, mode: str, number: int) -> s
     assert run.status == KILLED, run.errors
     stage = stage_of(place)
     what = f"killed {mode} event {number} ({run.events[-1].name} {run.events[-1].path}): {stage}"
-    for _ in range(2):  # the second finds nothing to do
+    go_on(ticker, place, began, what)
+    return stage
+
+
+def go_on(ticker: Zygote, place: Path, began: float, what: str, how: str = "tick") -> None:
+    """Two ticks that nothing disturbs, the second of which finds nothing to do; then `check`."""
+    for _ in range(2):
         time.sleep(max(0.0, INTERVAL + 0.1 - (time.time() - began)))
         began = time.time()
-        assert ticker.run(place, "tick", 0) == 0, f"{what}: {ticker.log.read_text()}"
+        assert ticker.run(place, how, 0) == 0, f"{what}: {ticker.log.read_text()}"
     check(place, what)
-    return stage
 
 
 def check(place: Path, what: str) -> None:

@@ -11,7 +11,7 @@ from orchestration.ticking import daemon, sensor_tick
 
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.orchestration import names
-from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.instance import open_instance, own_instance
 from ringrift_pipeline.orchestration.settings import run_config, settings_resource
 from ringrift_pipeline.store import Store
 
@@ -20,18 +20,19 @@ TWO = ("square8_2p", "hex8_3p")
 
 def work(root: Path, what: str, generation: int) -> None:
     """``land``: evaluations of that generation land for two configs; ``tick``: the sensor looks;
-    ``tick beside another``: the newest tick may be another daemon's.
+    ``tick beside another``: the newest tick may be another daemon's; ``start``: as `tick`, once what
+    the last one's end has left is tidied up.
     """
     os.environ["RINGRIFT_DATA"] = str(root)
     os.environ.pop("DAGSTER_HOME", None)
-    with open_instance(root) as instance:
+    with (own_instance if what == "start" else open_instance)(root) as instance:
         if what == "land":
             for config in TWO:
                 _land(instance, Store(root), config, generation)
         else:
             with daemon(instance) as workspace:
                 sensor_tick(workspace)
-            if what == "tick":
+            if what != "tick beside another":
                 _check_tick(instance)
 
 

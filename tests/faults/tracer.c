@@ -350,8 +350,9 @@ static void write_down(struct pending *p, const uint64_t *arguments, long result
     }
     if (known && call->number == SYS_mmap)
         map(&about);
+    /* a folder may have got the number of a mapped file that is gone */
     if (known && data && (call->number == SYS_fsync || call->number == SYS_fdatasync) &&
-        is_mapped(&about)) {
+        S_ISREG(about.st_mode) && is_mapped(&about)) {
         place = data_place;
         length = about.st_size;
         p->offset = 0;

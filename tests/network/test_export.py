@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from ringrift_pipeline.game import CONFIGS, get_rules
 from ringrift_pipeline.network import encode_states, export, features_to_tensors, load_model
-from ringrift_pipeline.network.export import ExportError, export_model
+from ringrift_pipeline.network.export import ExportError, export_model, verify_export
 from ringrift_pipeline.network.onnx_export import INPUTS, example_position, export_onnx
 
 from .conftest import random_positions, spread
@@ -105,6 +106,46 @@ def test_the_folder_is_complete_and_says_what_it_holds(exported, onnxruntime):
     original = network("square", blocks=3).state_dict()
     for name, tensor in load_model(exported).state_dict().items():
         assert torch.equal(tensor, original[name])
+
+
+def test_an_export_is_verified_and_what_was_changed_is_named(exported, tmp_path):
+    names = sorted(path.name for path in exported.iterdir())
+    assert sorted([*verify_export(exported), "SHA256SUMS"]) == names
+    copy = tmp_path / "copy"
+
+    def refused(what, change):
+        shutil.copytree(exported, copy)
+        change()
+        with pytest.raises(ExportError, match=what):
+            verify_export(copy)
+        shutil.rmtree(copy)
+
+    def flip():
+        data = bytearray((copy / "model.onnx").read_bytes())
+        data[len(data) // 2] ^= 1
+        (copy / "model.onnx").write_bytes(data)
+
+    def edit(change):
+        text = change((copy / "SHA256SUMS").read_text())
+        (copy / "SHA256SUMS").write_text(text)
+
+    refused("model.onnx is not what was exported", flip)
+    refused("config.json is missing", lambda: (copy / "config.json").unlink())
+    refused("more is not listed", lambda: (copy / "more").touch())
+    refused("more cannot|is no plain file", lambda: (copy / "more").symlink_to("model.onnx"))
+    refused("SHA256SUMS cannot be checked", lambda: (copy / "SHA256SUMS").unlink())
+    for change in (
+        lambda text: "",
+        lambda text: text[:-1],
+        lambda text: text + text,
+        lambda text: text.replace("  README", " *README"),
+        lambda text: text.upper(),
+        lambda text: "\n" + text,
+    ):
+        refused("is no list of SHA-256", lambda change=change: edit(change))
+    refused("README.md is not listed", lambda: edit(lambda text: text.split("\n", 1)[1]))
+    with pytest.raises(ExportError, match="cannot be checked"):
+        verify_export(tmp_path / "nowhere")
 
 
 def test_an_existing_folder_is_left_alone(exported):

@@ -20,6 +20,7 @@ from dagster import (
 from dagster._core.definitions.reconstruct import ReconstructableJob
 
 from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.evaluation.tournament import TournamentError
 from ringrift_pipeline.orchestration import progress
 from ringrift_pipeline.orchestration.failure_sensor import first_failure
 from ringrift_pipeline.orchestration.instance import open_instance
@@ -28,6 +29,7 @@ from ringrift_pipeline.orchestration.step import (
     BEGAN,
     LOST,
     SECONDS,
+    SILENCE,
     once,
     running_step,
 )
@@ -110,9 +112,21 @@ def is_killed(context: OpExecutionContext) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@op(required_resource_keys={"store"}, retry_policy=LOST)
+def loses_a_worker(context: OpExecutionContext) -> None:
+    with once(), running_step(context, "hex8_2p", 3):
+        if note(context) < 2:
+            raise TournamentError("evaluation: a worker process died; run again")
+
+
 @job(executor_def=in_process_executor)
 def failing() -> None:
     fails()
+
+
+@job(executor_def=in_process_executor)
+def losing_workers() -> None:
+    loses_a_worker()
 
 
 @job(
@@ -135,6 +149,14 @@ def test_an_error_fails_a_step_at_once_and_is_told(tmp_path: Path) -> None:
     assert step == "fails" and why == "ValueError: the games are no games"
 
 
+def test_a_step_that_lost_a_worker_is_begun_again(tmp_path: Path) -> None:
+    result = losing_workers.execute_in_process(
+        resources={"store": StoreResource(root=str(tmp_path))}
+    )
+    assert result.success
+    assert (tmp_path / "tries").read_text() == "again\n" * 3
+
+
 def test_a_step_whose_process_is_killed_is_begun_again(tmp_path: Path) -> None:
     with (
         open_instance(tmp_path) as instance,
@@ -154,7 +176,32 @@ def test_every_step_of_a_generation_is_begun_again_if_it_is_lost() -> None:
     assert [node.name for node in generation_steps() if node.retry_policy is None] == []
 
 
+@pytest.mark.parametrize("name", ["champion_gauntlet", "ablation"])
+def test_long_jobs_beside_the_loop_are_begun_again_too(name: str) -> None:
+    (node,) = steps_of(name)
+    assert node.retry_policy == LOST
+
+
+def test_every_step_says_how_long_it_may_be_silent(data: Path) -> None:
+    told = []
+
+    @op(required_resource_keys={"store"})
+    def looks(context: OpExecutionContext) -> None:
+        with running_step(context, "hex8_2p", 3) as step:
+            told.extend(progress.read_progress(step.store.root, context.run_id))
+
+    @job
+    def looking() -> None:
+        looks()
+
+    looking.execute_in_process(resources={"store": StoreResource(root=str(data))})
+    assert [one.silence for one in told] == [SILENCE]
+
+
 def generation_steps() -> list[OpDefinition]:
-    repository = defs.get_repository_def()
-    graph = repository.get_job("square8_2p_generation").graph
+    return steps_of("square8_2p_generation")
+
+
+def steps_of(name: str) -> list[OpDefinition]:
+    graph = defs.get_repository_def().get_job(name).graph
     return list(graph.iterate_op_defs())

@@ -52,6 +52,7 @@ from .conftest import CONFIG
 from .test_learning import changed
 from .test_loop import prepare, stop_after
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 OFF = {"quality__enabled": False, "mining__enabled": False}
 NAN, INF = float("nan"), float("inf")
 Edit = Callable[[Any], Any]
@@ -135,12 +136,13 @@ def name_of(window: Window, row: int) -> str:
     return f"row {row} (game {window.games[window.game[row]]}, ply {window.ply[row]}, "
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("column", "value", "what"), ROWS)
 def test_no_batch_is_made_of_poisoned_rows(
-    window: Window, column: str, value: Any, what: str
+    window: Window, column: str, value: Any, what: str, device: str
 ) -> None:
     bad = poisoned(window, column, value, [40, 90])
-    dataset = WindowDataset(bad)
+    dataset = WindowDataset(bad, torch.device(device))
     dataset.batch([1, 2, 3])
     with pytest.raises(BadRowsError, match=what) as caught:
         dataset.batch([90, 3, 40, 90])
@@ -168,12 +170,13 @@ def finish(run: TrainingRun) -> list[dict[str, Any]]:
     return [record for record in run.records if "train/anomaly" in record]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_training_goes_on_without_batches_of_bad_rows(
-    window: Window, second: Plan, share: float
+    window: Window, second: Plan, share: float, device: str
 ) -> None:
     bad = window.training_rows[::50].tolist()
-    plan = changed(second, **OFF, training__territory_weight=share)
+    plan = changed(second, **OFF, device=device, training__territory_weight=share)
     run = TrainingRun(plan, poisoned(window, "globals", NAN, bad))
     found = finish(run)
     assert found and {record["train/anomaly"] for record in found} == {"bad_data"}
@@ -184,9 +187,10 @@ def test_training_goes_on_without_batches_of_bad_rows(
     assert run.iteration == run.total and sound(run)
 
 
-def test_training_halts_at_a_batch_of_bad_rows(window: Window, second: Plan) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_training_halts_at_a_batch_of_bad_rows(window: Window, second: Plan, device: str) -> None:
     bad = window.training_rows[::50].tolist()
-    plan = changed(second, **OFF, stability__on_non_finite="halt")
+    plan = changed(second, **OFF, device=device, stability__on_non_finite="halt")
     run = TrainingRun(plan, poisoned(window, "globals", NAN, bad))
     with pytest.raises(NonFiniteStepError, match=r"generation 0001, batch \d+ of 14: ") as caught:
         finish(run)
@@ -202,12 +206,13 @@ def overflow(run: TrainingRun) -> None:
         run.model.value.out.bias.fill_(3e38)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_overflow_in_training_names_games_and_rolls_back(
-    window: Window, second: Plan, precision: str
+    window: Window, second: Plan, precision: str, device: str
 ) -> None:
     settings = {"stability__divergence_patience": 2, "training__precision": precision}
-    run = TrainingRun(changed(second, **OFF, **settings), window)
+    run = TrainingRun(changed(second, **OFF, device=device, **settings), window)
     run.step()
     assert not run.anomalies
     overflow(run)
@@ -220,8 +225,10 @@ def test_overflow_in_training_names_games_and_rolls_back(
     assert run.facade.progress.rollbacks == 1 and run.iteration == run.total and sound(run)
 
 
-def test_overflow_halts_with_the_names_of_games(window: Window, second: Plan) -> None:
-    run = TrainingRun(changed(second, **OFF, stability__on_non_finite="halt"), window)
+@pytest.mark.parametrize("device", DEVICES)
+def test_overflow_halts_with_the_names_of_games(window: Window, second: Plan, device: str) -> None:
+    settings = {"device": device, "stability__on_non_finite": "halt"}
+    run = TrainingRun(changed(second, **OFF, **settings), window)
     run.step()
     overflow(run)
     with pytest.raises(NonFiniteStepError, match=r"batch 2 of 14: .*loss is (nan|inf).*\(game"):
@@ -236,9 +243,12 @@ def poison_average(run: TrainingRun) -> None:
         averaged.value.out.bias.fill_(3e38)
 
 
-def test_a_held_out_loss_that_is_not_finite_is_no_best_model(window: Window, second: Plan) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_held_out_loss_that_is_not_finite_is_no_best_model(
+    window: Window, second: Plan, device: str
+) -> None:
     """It rolls back; without, the first one would stay the best, as nothing is below NaN."""
-    run = TrainingRun(changed(second, **OFF), window)
+    run = TrainingRun(changed(second, **OFF, device=device), window)
     while run.iteration < run.validate_every - 1:
         run.step()
     run.facade.update_average()
