@@ -63,6 +63,10 @@ _RETIRED = ("training.epochs", "training.window_generations")
 _RAISED = {"calibration.bootstrap": (10, 20)}  # the least it could be, and now
 
 
+# Bounds as people read them, by pydantic's names.
+SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "entries >="}
+
+
 class ConfigError(ValueError):
     """A setting that cannot be used: one line that says which, why, and where it came from."""
 
@@ -79,11 +83,10 @@ class ConfigField(NamedTuple):
     @property
     def limits(self) -> str:
         """Default and bounds in words: ``default 256; >= 1``."""
-        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "entries >="}
         default = list(self.default) if isinstance(self.default, tuple) else self.default
         parts = [f"default {default}"]
         parts += [
-            f"{sign} {self.bounds[name]}" for name, sign in signs.items() if name in self.bounds
+            f"{sign} {self.bounds[name]}" for name, sign in SIGNS.items() if name in self.bounds
         ]
         if "choices" in self.bounds:
             parts.append("one of " + ", ".join(map(str, self.bounds["choices"])))

@@ -308,8 +308,10 @@ class Loop:
     def _stop_at_faults(self) -> None:
         """Raise LoopError for a generation at which somebody has to put something right."""
         for state in self.states.values():
+            if not state.decided:
+                continue
             known = read_decision(self.store, self.request.config, state.generation)
-            if state.decided and known is not None and known.get("end") in FAULTS:
+            if known is not None and known.get("end") in FAULTS:
                 raise LoopError(
                     f"{self.request.config} generation {state.key}: {'; '.join(known['reasons'])}. "
                     "Once that is put right, ringrift loop goes on from here; with --resume never it "

@@ -31,6 +31,7 @@ from pydantic.fields import FieldInfo
 
 from ringrift_pipeline.enhancements.training_config import (
     PRESETS,
+    SIGNS,
     ConfigError,
     ConfigField,
     TrainingConfig,
@@ -268,10 +269,9 @@ ConfigOrAll = choice("ConfigOrAll", (ALL, *CONFIGS))
 
 def _limits(info: FieldInfo) -> str:
     """The bounds of a field in words: ``(>= 1; <= 1000)``; empty where it has none."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "entries >="}
     parts = [
         f"{sign} {getattr(bound, name)}"
-        for name, sign in signs.items()
+        for name, sign in SIGNS.items()
         for bound in info.metadata
         if getattr(bound, name, None) is not None
     ]

@@ -109,9 +109,7 @@ class Strength:
 
 @dataclass(frozen=True)
 class Status:
-    """A data root at one moment. ``failed``: of every config and job that has one, the newest run, if
-    it failed. ``alerts``: those not delivered yet. ``history_bytes`` are Dagster's own.
-    """
+    """A data root at one moment. ``failed``: of every config the newest run, if it failed. ``alerts``: those not delivered yet. ``history_bytes`` are Dagster's own."""
 
     data: str
     running: list[RunState]
@@ -188,7 +186,7 @@ def _where(record: RunRecord) -> tuple[str | None, int | None]:
 
 
 def _failed(instance: DagsterInstance) -> Iterator[RunState]:
-    """Of every config the newest run, if it failed and is not retried."""
+    """Of every config the newest run, if it failed; once it is retried the retry is the newest."""
     looked_at = set()
     for record in instance.get_run_records(limit=LOOKED_THROUGH):
         config = config_in(record.dagster_run.tags)

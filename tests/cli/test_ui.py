@@ -17,19 +17,12 @@ from typing import Any
 
 import pytest
 from dagster import DagsterEventType, DagsterRunStatus
+from faults.supervising import launched
 
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.names import partitions_name
 from ringrift_pipeline.orchestration.presence import present
 from ringrift_pipeline.orchestration.status import status_of
-
-LAUNCH = """
-mutation ($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
-  }
-}
-"""
 
 
 def free_port() -> int:
@@ -116,15 +109,7 @@ def launch(port: int, data: Path) -> str:
     }
     with open_instance(data) as instance:
         instance.add_dynamic_partitions(partitions_name("hex8_2p"), ["0000"])
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
-        json.dumps({"query": LAUNCH, "variables": {"params": parameters}}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=120) as page:
-        answer = json.load(page)["data"]["launchRun"]
-    assert answer["__typename"] == "LaunchRunSuccess", answer
-    return answer["run"]["runId"]
+    return launched(port, parameters)
 
 
 @pytest.mark.slow

@@ -5,13 +5,11 @@ The quick ones are in ``tests/orchestration/test_once.py`` and ``test_backfill.p
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import random
 import shutil
 import signal
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +33,7 @@ from ringrift_pipeline.store.locks import folder_lock
 
 from . import stages
 from .outcomes import contents, made
-from .supervising import Command, all_gone, loop
+from .supervising import Command, all_gone, launched, loop
 from .test_loop_kills import SETTINGS, free_port
 from .test_sensor_kills import runs
 from .ticks import TWO
@@ -116,14 +114,6 @@ def test_two_configs_at_once_each_played_twice(tmp_path: Path) -> None:
 
 # --- two configs through one daemon --------------------------------------------------------------
 
-LAUNCH = """
-mutation ($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
-  }
-}
-"""
-
 
 def launch(port: int, root: Path, config: str) -> str:
     """Launch generation 0 of a config, and no later one, as the launchpad does; the run's id."""
@@ -139,15 +129,7 @@ def launch(port: int, root: Path, config: str) -> str:
     }
     with open_instance(root) as instance:
         instance.add_dynamic_partitions(names.partitions_name(config), ["0000"])
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql",
-        json.dumps({"query": LAUNCH, "variables": {"params": parameters}}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=120) as page:
-        answer = json.load(page)["data"]["launchRun"]
-    assert answer["__typename"] == "LaunchRunSuccess", answer
-    return str(answer["run"]["runId"])
+    return launched(port, parameters)
 
 
 def made_through_the_ui(root: Path, configs: Sequence[str]) -> tuple[dict[str, Any], list[Any]]:
