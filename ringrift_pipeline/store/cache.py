@@ -88,7 +88,7 @@ class Cache:
                 return artefact
             except ManifestMismatch as error:
                 self.put_aside(place, str(error))
-        return self._download(place, digest) if verify else self._look(place, digest)
+        return self._download(place, digest) if verify else self.look(place, digest)
 
     def put_aside(self, place: Place, reason: str) -> None:
         """Move a folder that is damaged here into the quarantine here."""
@@ -96,8 +96,8 @@ class Cache:
         reason = f"{reason} (the copy here)"
         local.quarantine(self._layout, *identity, self._path(place), reason)
 
-    def _look(self, place: Place, digest: str | None) -> Artefact:
-        """An artefact by its manifest, which is kept beside the place of its folder."""
+    def look(self, place: Place, digest: str | None = None) -> Artefact:
+        """An artefact by its manifest, which is kept beside the place of its folder. Raises as `have`."""
         path = self._path(place)
         kept = _kept_manifest(path)
         with contextlib.suppress(FileNotFoundError, ManifestMismatch, TooLargeError):

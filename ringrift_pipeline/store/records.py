@@ -93,7 +93,7 @@ class Records:
         key = self._plan_key(config, generation)
         if self._kept_plan(config, generation) is None and self._bucket.write_if(key, data, None):
             self._keep_plan(config, generation, data)
-            self.touch(config)
+            self.leave_sign(config)
             return normalize(plan, "plan")
         return self.read_plan(config, generation)
 
@@ -138,7 +138,7 @@ class Records:
 
     # --- signs of life --------------------------------------------------------------------------
 
-    def touch(self, config: str) -> None:
+    def leave_sign(self, config: str) -> None:
         """Leave a sign that something has landed: the clock is the bucket's, one for all."""
         self._bucket.write(f"{config}/sign", secrets.token_hex(8).encode())
 
@@ -168,7 +168,7 @@ class Records:
             record = new_record(self._layout, artefact, reason, len(history) + 1)
             data = sealed_bytes(record, "champion")
             if self._bucket.write_if(self._champion_key(config, len(history) + 1), data, None):
-                self.touch(config)
+                self.leave_sign(config)
                 return as_champion(self._layout, record)
 
     def champion(self, config: str) -> Champion | None:

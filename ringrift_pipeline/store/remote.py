@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +28,14 @@ from ringrift_pipeline.store.bucket import Bucket, Seen
 from ringrift_pipeline.store.cache import Cache
 from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
-from ringrift_pipeline.store.layout import MANIFEST, POINTER, Layout, generation_key, is_name
+from ringrift_pipeline.store.layout import (
+    MANIFEST,
+    POINTER,
+    Layout,
+    generation_key,
+    is_name,
+    parse_generation,
+)
 from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
     Artefact,
@@ -37,6 +45,8 @@ from ringrift_pipeline.store.manifest import (
 )
 from ringrift_pipeline.store.pending import Pending, Place, kind_key
 from ringrift_pipeline.store.records import Records
+
+_NOTE = ".reason.json"
 
 
 class Remote:
@@ -131,7 +141,7 @@ class Remote:
                     self.bucket.upload(artefact.path / name, f"{place.key}/{name}")
             self.bucket.upload(artefact.path / MANIFEST, f"{place.key}/{MANIFEST}")
         self._point(place, artefact.digest)
-        self.records.touch(place.config)
+        self.records.leave_sign(place.config)
 
     # --- pointers -------------------------------------------------------------------------------
 
@@ -314,6 +324,45 @@ class Remote:
         self.cache.drop(self._path(place))
         return bool(names)
 
+    # --- what there is --------------------------------------------------------------------------
+
+    def contents(self, config: str) -> Iterator[tuple[Place, int, bool]]:
+        """Every artefact of a config in the bucket, its bytes, and whether its upload was finished."""
+        sizes: dict[Place, int] = {}
+        whole = set()
+        for key, size in self.bucket.listing(f"{config}/generations").items():
+            parts = key.split("/")
+            generation = parse_generation(parts[0])
+            if generation is None or len(parts) < 4 or local.landed_when(parts[2]) is None:
+                continue
+            place = Place(config, generation, parts[1], parts[2])
+            sizes[place] = sizes.get(place, 0) + size
+            if parts[3:] == [MANIFEST]:
+                whole.add(place)
+        yield from ((place, size, place in whole) for place, size in sizes.items())
+
+    def is_current(self, place: Place) -> bool:
+        """Whether the pointer of its kind names an artefact. Raises ManifestMismatch."""
+        pointer = self._parsed(self.bucket.read(place.pointer_key))
+        return pointer is not None and pointer["artefact"] == place.name
+
+    def quarantined(self, config: str) -> dict[str, int]:
+        """What lies in the bucket's quarantine: name and bytes, notes left out."""
+        sizes: dict[str, int] = {}
+        for key, size in self.bucket.listing(f"{config}/quarantine").items():
+            name = key.partition("/")[0]
+            if not name.endswith(_NOTE):
+                sizes[name] = sizes.get(name, 0) + size
+        return sizes
+
+    def remove_quarantined(self, config: str, name: str) -> bool:
+        """Delete something that lies in quarantine. Returns whether it was there."""
+        keys = self.bucket.listing(f"{config}/quarantine")
+        gone = [key for key in keys if key.partition("/")[0] in (name, name + _NOTE)]
+        for key in gone:
+            self.bucket.delete(f"{config}/quarantine/{key}")
+        return bool(gone)
+
     # --- quarantine -----------------------------------------------------------------------------
 
     def _corrupt(self, place: Place, reason: str, action: str) -> CorruptArtefactError:
@@ -334,7 +383,7 @@ class Remote:
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 self.bucket.copy(f"{place.key}/{name}", f"{target}/{name}")
         about = local.note(self.bucket.at(place.key), reason)
-        self.bucket.write(f"{target}.reason.json", dump_json(about))
+        self.bucket.write(f"{target}{_NOTE}", dump_json(about))
         for name in sorted(names, key=lambda name: name != MANIFEST):
             self.bucket.delete(f"{place.key}/{name}")
         return self.bucket.at(target)
@@ -349,7 +398,7 @@ class Remote:
             target = _aside(config, generation, kind, POINTER)
             self.bucket.write(target, seen.data)
             about = local.note(self.bucket.at(key), reason)
-            self.bucket.write(f"{target}.reason.json", dump_json(about))
+            self.bucket.write(f"{target}{_NOTE}", dump_json(about))
 
 
 def _aside(config: str, generation: int, kind: str, name: str) -> str:

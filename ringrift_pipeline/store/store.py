@@ -367,8 +367,11 @@ class Store:
     def sweep(self, config: str | None = None) -> list[Path]:
         """Remove temporary files and folders of dead writers and return what was removed.
 
-        Those of living writers are locked by them and stay, whatever their age.
+        Those of living writers are locked by them and stay, whatever their age. With a bucket what has
+        landed here and is not there yet is uploaded first.
         """
+        if remote := self.remote:
+            remote.send_pending(*([] if config is None else [config]))
         if config is None:
             places = [self.root, *self.root.glob("*")]
         else:
