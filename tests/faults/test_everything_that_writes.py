@@ -31,7 +31,9 @@ LAND = {"create"}  # of a store, or of the parts of a work
 
 # Not disturbed, and why.
 SCRATCH = "outside the data root, or gone with the process that made it"
-BUCKET = "the cache of a bucket: tests/store/test_bucket.py kills uploads, and makes the bucket refuse"
+BUCKET = (
+    "the cache of a bucket: tests/store/test_bucket.py kills uploads, and makes the bucket refuse"
+)
 LITTER = "removes what nobody reads any more; what stays goes the next time"
 
 COVERED = {

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from s3_server import Request, S3Server
 
 from ringrift_pipeline.store import (
     Artefact,
@@ -25,8 +26,6 @@ from ringrift_pipeline.store import (
     MissingArtefactError,
     Store,
 )
-
-from .s3_server import Request, S3Server
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
 
