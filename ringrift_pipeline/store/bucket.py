@@ -233,9 +233,8 @@ class Bucket:
         if not kept:
             raise BucketSettingError(
                 f"{self.url} at {endpoint() or 'Amazon S3'} ignores If-None-Match or If-Match when it "
-                "is written to: two writers would overwrite each other's work. Use a server that "
-                "knows conditional writes (Amazon S3, MinIO, Ceph, Cloudflare R2 in their present "
-                "versions)"
+                "is written to: two writers would overwrite each other's work. Use a server, or a "
+                "version of it, that knows conditional writes, as Amazon S3 does"
             )
 
     def at(self, key: str) -> str:

@@ -81,8 +81,8 @@ def test_it_goes_in_the_bucket_and_never_a_champion_or_a_shard_of_a_window(
         assert there.open(champion.path).digest == champion.digest
     for shard in shards[2]:
         assert there.require(CONFIG, 2, shard.kind).digest == shard.digest
-    assert there.current(CONFIG, 0, "selfplay-shard-0000") is None
-    assert here.current(CONFIG, 0, "selfplay-shard-0000") is None  # though its files are here yet
+    assert there.current(CONFIG, 0, "checkpoint") is None
+    assert here.current(CONFIG, 0, "checkpoint") is None  # though its files are here yet
     assert survey(there, keep_generations=1).bytes < found.bytes
     assert not [item for item in survey(here, keep_generations=1).candidates if item in gone]
 
