@@ -39,6 +39,7 @@ _TRANSIENT = frozenset(  # beside every answer of 500 and above
         "XAmzContentSHA256Mismatch",
     }
 )
+_UNKNOWN = ("NotImplemented", "InvalidArgument", "InvalidRequest", "501")  # of a condition
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9][A-Za-z0-9._-]*)*)/?")
 _log = logging.getLogger(__name__)
 
@@ -225,11 +226,10 @@ class Bucket:
                 and not self.write_if(key, b"5", seen)
             )
         except BucketError as error:
-            if error.code not in ("NotImplemented", "InvalidArgument", "InvalidRequest", "501"):
+            if error.code not in _UNKNOWN:
                 raise
             kept = False
-        finally:
-            self.delete(key)
+        self.delete(key)
         if not kept:
             raise BucketSettingError(
                 f"{self.url} at {endpoint() or 'Amazon S3'} ignores If-None-Match or If-Match when it "
@@ -283,7 +283,10 @@ class Bucket:
         try:
             return tries(function, *args, **kwargs)
         except Exception as error:
-            raise _told(self.url, what, error, tries.statistics.get("idle_for", 0.0)) from error
+            told = _told(self.url, what, error, tries.statistics.get("idle_for", 0.0))
+            if told is error:
+                raise
+            raise told from error
 
 
 class _LostRace(Exception):

@@ -28,6 +28,7 @@ from ringrift_pipeline.store.attach import HIDDEN
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.bucket import Bucket
 from ringrift_pipeline.store.errors import BucketSettingError
+from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import MANIFEST, Layout, generation_key, is_name
 from ringrift_pipeline.store.manifest import (
     Artefact,
@@ -181,6 +182,10 @@ class Cache:
     def drop(self, path: Path) -> bool:
         """Remove a folder here, in one step for whoever looks. Returns whether it was there."""
         _kept_manifest(path).unlink(missing_ok=True)
+        if path.parent.name in LOCAL_KINDS:  # has its pointer here
+            with contextlib.suppress(ManifestMismatch):
+                return local.remove_landed(path)
+            return False
         doomed = temporary_name(path.parent)
         try:
             os.rename(path, doomed)

@@ -18,7 +18,7 @@ import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class Records:
         if found is None:
             return None, 0
         when, tag = found
-        return when, zlib.crc32(tag.encode())
+        return when.astimezone(UTC), zlib.crc32(tag.encode())
 
     # --- champion -------------------------------------------------------------------------------
 

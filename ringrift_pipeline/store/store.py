@@ -152,7 +152,7 @@ class Store:
         Every corrupt one met on the way is quarantined, and what is returned is current again.
         """
         if remote := self._remote_of(kind):
-            self._layout.kind(config, generation, kind)
+            self._layout.inside(self._layout.kind(config, generation, kind), config)
             return remote.last_good(config, generation, kind)
         return _artefacts.read_last_good(self._layout, config, generation, kind)
 

@@ -582,6 +582,19 @@ def test_the_environment_names_the_bucket(
         Store(tmp_path / "other")
 
 
+def test_a_bucket_without_a_prefix(tmp_path: Path, bucket_url: str, here: Store) -> None:
+    make(here)
+    whole = Store(tmp_path / "whole", bucket_url.removesuffix("/some/where"))
+    assert whole.configs() == [] and whole.kinds(CONFIG, GENERATION) == []
+    whole.write_plan(CONFIG, 12, {"seed": 1})
+    made = make(whole)
+    again = Store(tmp_path / "again", bucket_url.removesuffix("/some/where"))
+    assert again.configs() == [CONFIG] and again.generations(CONFIG) == [12]
+    assert again.kinds(CONFIG, GENERATION) == [KIND]
+    assert current(again).digest == made.digest
+    assert here.configs() == []
+
+
 def test_no_such_bucket(tmp_path: Path, s3: S3Server) -> None:
     with pytest.raises(BucketError, match="make the bucket"):
         Store(tmp_path / "data", "s3://nobody-made-this").generations(CONFIG)
