@@ -130,9 +130,7 @@ class Store:
         here are fetched by `Artefact.file` only.
         """
         if remote := self._remote_of(kind):
-            self._layout.kind(
-                config, generation, kind
-            )  # refuse bad names before they are part of a key
+            self._layout.inside(self._layout.kind(config, generation, kind), config)
             return remote.current(config, generation, kind, verify)
         return _artefacts.read_current(self._layout, config, generation, kind, verify=verify)
 
