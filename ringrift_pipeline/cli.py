@@ -97,6 +97,7 @@ def _bad_input(error: BaseException) -> bool:
 def _failed(error: BaseException) -> bool:
     """Is it a failure that is explained in its own words (no traceback needed)?"""
     named = {
+        "ringrift_pipeline.store.errors": ("BucketError",),
         "ringrift_pipeline.orchestration.loop": ("LoopError",),
         "ringrift_pipeline.orchestration.services": ("ServiceError",),
         "ringrift_pipeline.evaluation.ablation": ("AblationFailed",),

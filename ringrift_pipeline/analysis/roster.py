@@ -9,7 +9,7 @@ from typing import Any
 from ringrift_pipeline.analysis.limits import KEPT_PLAYERS
 from ringrift_pipeline.analysis.protocol import QueryError
 from ringrift_pipeline.search import NetworkPlayer, Player, load_player
-from ringrift_pipeline.store import Store, StoreError
+from ringrift_pipeline.store import BucketError, Store, StoreError
 from ringrift_pipeline.store.kinds import EMA_MODEL
 
 #: Players that need no model, as ``load_player`` names them.
@@ -62,7 +62,14 @@ class Roster:
                     device=self.device,
                     settings=self.settings,
                 )
-            except (ValueError, LookupError, OSError, RuntimeError, StoreError) as error:
+            except (
+                ValueError,
+                LookupError,
+                OSError,
+                RuntimeError,
+                BucketError,
+                StoreError,
+            ) as error:
                 raise QueryError("player", str(error)) from error
             self._loaded[key] = player
             while len(self._loaded) > KEPT_PLAYERS:

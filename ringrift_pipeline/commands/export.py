@@ -43,8 +43,7 @@ def export(
     from ringrift_pipeline.network import ModelError, load_model
     from ringrift_pipeline.network.export import ExportError, export_model
     from ringrift_pipeline.search.loading import model_folder
-    from ringrift_pipeline.search.value_temperature import data_root_of
-    from ringrift_pipeline.store import Store
+    from ringrift_pipeline.search.value_temperature import store_of
     from ringrift_pipeline.store.layout import MANIFEST
 
     if player in ("random", "heuristic", "rollout"):
@@ -62,7 +61,7 @@ def export(
     if generation is not None:
         facts["generation"] = int(generation)
     if (source / MANIFEST).is_file():
-        store = Store(data_root_of(source) or common.root)
+        store = store_of(source, common.root)
         facts |= record(store, store.open(source, verify=False))
     named = f"generation-{generation}" if generation else source.name
     target = folder or Path(f"ringrift-{common.config}-{named}")

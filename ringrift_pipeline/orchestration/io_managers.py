@@ -26,6 +26,7 @@ from ringrift_pipeline.store.manifest import ManifestMismatch, open_seal, sealed
 if TYPE_CHECKING:
     import polars as pl
 
+VALUES_KEY = ".ringrift/values"  # of a bucket
 LARGEST = 1_000_000  # bytes; what is bigger belongs into an artefact
 
 
@@ -33,19 +34,17 @@ class JsonIOManager(ConfigurableIOManager):
     """Small JSON values between the ops of one run (a shard's number, an artefact's path).
 
     One file an output under ``<data>/dagster/values/<run>/``, written atomically and
-    sealed with its own hash. A retried run reads what the run before it had written.
+    sealed with its own hash; with a bucket an object there instead, so that steps of one run need not
+    share a machine. A retried run reads what the run before it had written.
     """
 
     root: str = Field(default="", description="The data root, as for the store.")
 
+    def _name(self, context: OutputContext) -> str:
+        return "/".join(one_part(part) for part in context.get_identifier()) + ".json"
+
     def _path(self, context: OutputContext) -> Path:
-        parts = [one_part(part) for part in context.get_identifier()]
-        return (
-            home_folder(data_folder(self.root))
-            / "values"
-            / "/".join(parts[:-1])
-            / (f"{parts[-1]}.json")
-        )
+        return home_folder(data_folder(self.root)) / "values" / self._name(context)
 
     def handle_output(self, context: OutputContext, obj: Any) -> None:
         """Raises TypeError for what JSON cannot hold, ValueError for what is too large."""
@@ -58,7 +57,10 @@ class JsonIOManager(ConfigurableIOManager):
                 "its path"
             )
         data = sealed_bytes({"value": obj}, f"what {context.step_key} hands on")
-        write_bytes_atomic(self._path(context), data)
+        if remote := Store(data_folder(self.root)).remote:
+            remote.bucket.write(f"{VALUES_KEY}/{self._name(context)}", data)
+        else:
+            write_bytes_atomic(self._path(context), data)
 
     def load_input(self, context: InputContext) -> Any:
         """The value as JSON reads back (tuples are lists).
@@ -70,6 +72,11 @@ class JsonIOManager(ConfigurableIOManager):
             raise ValueError(f"input {context.name} has no upstream output to read")
         path = self._path(upstream)
         try:
+            if remote := Store(data_folder(self.root)).remote:
+                seen = remote.bucket.read(f"{VALUES_KEY}/{self._name(upstream)}")
+                if seen is None:
+                    raise FileNotFoundError
+                return open_seal(seen.data)["value"]
             return open_seal(read_bounded(path, 2 * LARGEST))["value"]
         except FileNotFoundError:
             raise MissingArtefactError(

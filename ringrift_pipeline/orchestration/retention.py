@@ -41,13 +41,14 @@ from dagster._core.storage.local_compute_log_manager import LocalComputeLogManag
 from pydantic import Field
 
 from ringrift_pipeline.orchestration import ablation
+from ringrift_pipeline.orchestration.io_managers import VALUES_KEY
 from ringrift_pipeline.orchestration.jobs import configs_of
 from ringrift_pipeline.orchestration.names import CONFIGS, OWNERS, generation_in
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.settings import refusing
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
-from ringrift_pipeline.store.retention import Stored, delete, survey, used_bytes
+from ringrift_pipeline.store.retention import Stored, delete, stored_bytes, survey, used_bytes
 
 JOB = "disk_retention"
 OP = "retention"
@@ -67,8 +68,9 @@ class RetentionConfig(Config):
         default=BUDGET_GB,
         gt=0.0,
         le=1_000_000.0,
-        description="Gigabytes (10^9 bytes) that everything under the data root may take; what "
-        "is above is deleted, in the order that store/retention.py gives.",
+        description="Gigabytes (10^9 bytes) that everything under the data root may take, or in the "
+        "bucket where there is one; what is above is deleted, in the order that store/retention.py "
+        "gives.",
     )
     keep_generations: int = Field(
         default=2,
@@ -132,7 +134,7 @@ def clear(
             left is cleared away then.
     """
     cutoff = (time.time() if now is None else now) - config.keep_days * DAY
-    before = used_bytes(store.root)
+    before = stored_bytes(store)
     litter: dict[str, int] = {}
     for name, paths in (
         ("values of runs", old_values(instance, store, cutoff)),
@@ -142,18 +144,24 @@ def clear(
             litter[name] = litter.get(name, 0) + _bytes(path)
             if not config.dry_run:
                 _remove(path)
+    for key, size in old_values_behind(instance, store, cutoff):
+        litter["values of runs"] = litter.get("values of runs", 0) + size
+        if not config.dry_run and (remote := store.remote):
+            remote.bucket.delete(key)
     if not config.dry_run:
         store.sweep()
     busy = working(instance, store)
     found = survey(store, config.keep_generations, busy)
     budget = int(config.budget_gb * GB)
-    spared = sum(litter.values()) if config.dry_run else 0
+    spared = sum(litter.values()) if config.dry_run and store.remote is None else 0
     chosen = found.surplus(budget + spared)
     if config.dry_run:
         after = found.bytes - spared - sum(item.bytes for item in chosen)
     else:
         chosen = delete(store, found, chosen, lambda: not working(instance, store) <= busy)
-        after = used_bytes(store.root)
+        after = stored_bytes(store)
+        if remote := store.remote:
+            remote.cache.make_room(0)
     return Cleared(before, after, budget, chosen, found.protected, config.dry_run, litter)
 
 
@@ -187,11 +195,31 @@ def old_values(instance: DagsterInstance, store: Store, cutoff: float) -> list[P
     for folder in sorted((home_folder(store.root) / "values").glob("*")):
         if folder.name in used or not folder.is_dir():
             continue
-        record = instance.get_run_record_by_id(folder.name)
-        ended = record.end_time if record is not None else None
-        if (folder.stat().st_mtime if ended is None else ended) < cutoff:
+        if _ended(instance, folder.name, folder.stat().st_mtime) < cutoff:
             old.append(folder)
     return old
+
+
+def old_values_behind(
+    instance: DagsterInstance, store: Store, cutoff: float
+) -> Iterator[tuple[str, int]]:
+    """Keys and bytes of `old_values` in the bucket, where there is one."""
+    if (remote := store.remote) is None:
+        return
+    used = _in_use(instance)
+    for run in remote.bucket.folders(VALUES_KEY):
+        found = remote.bucket.listing(f"{VALUES_KEY}/{run}")
+        if run in used or not found:
+            continue
+        written = remote.bucket.changed(f"{VALUES_KEY}/{run}/{next(iter(found))}")
+        if written is not None and _ended(instance, run, written[0].timestamp()) < cutoff:
+            yield from ((f"{VALUES_KEY}/{run}/{name}", size) for name, size in found.items())
+
+
+def _ended(instance: DagsterInstance, run_id: str, written: float) -> float:
+    """When a run ended, in Unix seconds; when its values were written, of one that is not known."""
+    record = instance.get_run_record_by_id(run_id)
+    return written if record is None or record.end_time is None else record.end_time
 
 
 def old_output(instance: DagsterInstance, store: Store, cutoff: float) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from ringrift_pipeline.search.players import (
 )
 from ringrift_pipeline.search.value_temperature import (
     ValueTemperature,
-    data_root_of,
+    store_of,
     value_temperature,
 )
 from ringrift_pipeline.store.kinds import EMA_MODEL
@@ -137,7 +137,7 @@ def model_folder(
         raise _unknown(text, f"{path} holds no model.json")
     if not (path / MANIFEST).is_file():
         return path, ValueTemperature(1.0, f"{path} is no artefact of a store")
-    store = Store(data_root_of(path) or root)
+    store = store_of(path, root)
     return _calibrated(store, store.open(path), config)
 
 

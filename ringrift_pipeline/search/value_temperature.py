@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,18 @@ def data_root_of(folder: Path) -> Path | None:
     # <root>/<config>/generations/<generation>/<kind>/<folder>
     places = folder.resolve().parents
     return places[4] if len(places) > 4 and places[2].name == "generations" else None
+
+
+def store_of(folder: Path, root: str | os.PathLike[str]) -> Store:
+    """The store that ``folder`` lies in by its place, else that of ``root``. Another one than
+    ``root`` is read as it lies there, without a bucket behind it.
+    """
+    from ringrift_pipeline.store import Store
+
+    found = data_root_of(folder)
+    if found is None or found == Path(root).expanduser().resolve():
+        return Store(root)
+    return Store(found, bucket="")
 
 
 def tempered(value: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:

@@ -10,6 +10,9 @@ This room knows nothing of games, numpy or torch. Layout under the data root::
     <root>/<config>/quarantine/                                 what failed verification, with reasons
     <root>/<config>/.locks/                                     named locks
 
+With ``RINGRIFT_BUCKET`` set all of it but the locks is in a bucket, and what is here is a cache of that
+(docs/bucket.md).
+
 POSIX only (Linux, macOS): liveness of writers rests on ``flock``, which the kernel drops with the
 process.
 """
@@ -24,6 +27,8 @@ from ringrift_pipeline.store.atomic import (
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.champion import Champion
 from ringrift_pipeline.store.errors import (
+    BucketError,
+    BucketSettingError,
     CorruptArtefactError,
     InvalidNameError,
     LockedError,
@@ -40,6 +45,8 @@ from ringrift_pipeline.store.switches import SWITCHES, Switches
 __all__ = [
     "SWITCHES",
     "Artefact",
+    "BucketError",
+    "BucketSettingError",
     "Champion",
     "CorruptArtefactError",
     "Draft",

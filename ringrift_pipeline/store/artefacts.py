@@ -6,10 +6,11 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.store.atomic import (
     ensure_folder,
@@ -38,11 +39,14 @@ from ringrift_pipeline.store.manifest import (
     load_folder,
     make_manifest,
     normalize,
-    read_sealed,
+    open_seal,
     relative_path,
     require_fields,
     sealed_bytes,
 )
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store.remote import Remote
 
 CLOCK_SLACK = timedelta(days=1)  # by which the clock may have been set back
 
@@ -55,9 +59,16 @@ class Draft:
     """
 
     def __init__(
-        self, layout: Layout, config: str, generation: int, kind: str, metadata: dict[str, Any]
+        self,
+        layout: Layout,
+        config: str,
+        generation: int,
+        kind: str,
+        metadata: dict[str, Any],
+        remote: Remote | None = None,
     ) -> None:
         self._layout = layout
+        self._remote = remote
         self._folder = layout.kind(config, generation, kind)
         self._identity = (config, generation, kind)
         self.metadata = metadata
@@ -113,8 +124,10 @@ class Draft:
         (temporary / MANIFEST).write_bytes(data)
         fsync_path(temporary / MANIFEST)
         fsync_path(temporary)
+        if self._remote is not None:
+            return self._remote.land(temporary, self._identity, now, content)
         with folder_lock(self._folder):
-            final = self._folder / _landing_name(self._folder, now)
+            final = self._folder / landing_name(self._folder, now)
             os.rename(temporary, final)
             fsync_path(self._folder)
             artefact = as_artefact(final, content)
@@ -127,21 +140,33 @@ class Draft:
 
 def write_pointer(artefact: Artefact) -> None:
     """Make `artefact` the current one of its kind. Hold `folder_lock` of the kind's folder."""
-    pointer = {"artefact": artefact.path.name, "digest": artefact.digest}
-    data = sealed_bytes(pointer, POINTER)
+    data = pointer_bytes(artefact.path.name, artefact.digest)
     write_bytes_atomic(artefact.path.parent / POINTER, data)
+
+
+def pointer_bytes(name: str, digest: str) -> bytes:
+    """Text of a pointer to the folder `name`."""
+    return sealed_bytes({"artefact": name, "digest": digest}, POINTER)
 
 
 def read_pointer(path: Path) -> tuple[bytes, dict[str, Any]] | None:
     """Text and content of a pointer; None if there is none. Raises ManifestMismatch."""
     try:
-        data, content = read_sealed(path)
+        data = read_bounded(path)
     except FileNotFoundError:
         return None
+    except TooLargeError as error:
+        raise ManifestMismatch(str(error)) from None
+    return data, parse_pointer(data)
+
+
+def parse_pointer(data: bytes) -> dict[str, Any]:
+    """What the text of a pointer says. Raises ManifestMismatch."""
+    content = open_seal(data)
     require_fields(content, artefact=str, digest=str)
     if len(relative_path(content["artefact"]).parts) != 1:
         raise ManifestMismatch("it names no folder beside it")
-    return data, content
+    return content
 
 
 def folders(kind_folder: Path) -> list[Path]:
@@ -156,17 +181,23 @@ def folders(kind_folder: Path) -> list[Path]:
 
 def landed_at(folder: Path) -> datetime | None:
     """When a folder landed, by its name; None for a name that the store did not give."""
+    return landed_when(folder.name)
+
+
+def landed_when(name: str) -> datetime | None:
+    """`landed_at` of a name alone."""
     try:
-        return datetime.strptime(folder.name.partition("Z-")[0] + "+0000", "%Y%m%dT%H%M%S.%f%z")
+        return datetime.strptime(name.partition("Z-")[0] + "+0000", "%Y%m%dT%H%M%S.%f%z")
     except ValueError:
         return None
 
 
-def _landing_name(kind_folder: Path, now: datetime) -> str:
+def landing_name(kind_folder: Path, now: datetime, others: Iterable[str] = ()) -> str:
     """A name for what lands now. Names sort in the order of landing even if the clock was turned
-    back since the last one. Hold `folder_lock` of the kind's folder.
+    back since the last one; `others` have landed elsewhere. Hold `folder_lock` of the kind's folder.
     """
-    times = [time for time in map(landed_at, folders(kind_folder)) if time is not None]
+    names = [*(folder.name for folder in folders(kind_folder)), *others]
+    times = [time for time in map(landed_when, names) if time is not None]
     if times and now <= max(times):
         now = max(times) + timedelta(microseconds=1)
     return f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}"
@@ -357,9 +388,13 @@ def _quarantine_name(layout: Layout, config: str, parts: tuple[str, ...]) -> Pat
 
 def _note(target: Path, origin: Path, reason: str) -> None:
     fsync_path(target.parent)
+    write_json_atomic(target.with_name(target.name + ".reason.json"), note(str(origin), reason))
+
+
+def note(origin: str, reason: str) -> dict[str, str]:
+    """What is written beside something in quarantine."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    note = {"found_at": str(origin), "reason": reason, "quarantined_at": when}
-    write_json_atomic(target.with_name(target.name + ".reason.json"), note)
+    return {"found_at": origin, "reason": reason, "quarantined_at": when}
 
 
 def open_folder(layout: Layout, path: Path, *, verify: bool) -> Artefact:
@@ -368,7 +403,7 @@ def open_folder(layout: Layout, path: Path, *, verify: bool) -> Artefact:
         return load_folder(path, verify=verify)
     except (ManifestMismatch, FileNotFoundError) as error:
         reason = str(error)
-    place = _place(layout, path)
+    place = place_of(layout, path)
     if place is None:  # not ours to move
         raise CorruptArtefactError(
             path, reason, "copy it again from where it came, or name another"
@@ -389,7 +424,7 @@ def open_folder(layout: Layout, path: Path, *, verify: bool) -> Artefact:
     raise CorruptArtefactError(path, reason, action, moved)
 
 
-def _place(layout: Layout, path: Path) -> tuple[str, int, str] | None:
+def place_of(layout: Layout, path: Path) -> tuple[str, int, str] | None:
     """Config, generation and kind of a landed folder inside this data root, by its path."""
     try:
         parts = path.relative_to(layout.root).parts

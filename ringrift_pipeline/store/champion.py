@@ -47,12 +47,12 @@ class Champion:
     reason: dict[str, Any] = field(compare=False)
 
 
-def _champion(layout: Layout, record: dict[str, Any]) -> Champion:
+def as_champion(layout: Layout, record: dict[str, Any]) -> Champion:
     fields = {name: record[name] for name in Champion.__dataclass_fields__ if name != "path"}
     return Champion(path=layout.root / record["path"], **fields)
 
 
-def _checked(record: dict[str, Any], config: str) -> dict[str, Any]:
+def checked(record: dict[str, Any], config: str) -> dict[str, Any]:
     """A record that names a champion of `config`. Raises ManifestMismatch."""
     require_fields(
         record,
@@ -73,7 +73,7 @@ def _checked(record: dict[str, Any], config: str) -> dict[str, Any]:
 def _read(layout: Layout, config: str) -> dict[str, Any] | None:
     path = layout.champion(config)
     try:
-        return _checked(read_sealed(path)[1], config)
+        return checked(read_sealed(path)[1], config)
     except FileNotFoundError:
         return None
     except ManifestMismatch as error:
@@ -85,12 +85,12 @@ def _read(layout: Layout, config: str) -> dict[str, Any] | None:
         ) from None
 
 
-def _history(path: Path, config: str, lines: list[Any]) -> list[dict[str, Any]]:
+def history_of(path: Path, config: str, lines: list[Any]) -> list[dict[str, Any]]:
     """The history in the lines of a file, each sealed and numbered. Raises CorruptArtefactError."""
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = _checked(unsealed(line), config)
+            record = checked(unsealed(line), config)
             if record.get("promotion") != number:
                 raise ManifestMismatch(f"it is promotion {record.get('promotion')}")
         except ManifestMismatch as error:
@@ -117,7 +117,7 @@ def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
     if (champion is None and older) or (champion is not None and "promotion" not in champion):
         champion = _migrated(layout, config, champion, lines)
         lines = read_jsonl(path)
-    history = _history(path, config, lines)
+    history = history_of(path, config, lines)
     if champion is None or champion in history[-1:]:
         return history
     if not path.exists():  # moved away on purpose, or never written
@@ -148,7 +148,7 @@ def _migrated(
             if not isinstance(line, dict):
                 raise ManifestMismatch("it is no object")
             # those of a migration that was killed have a seal
-            record = _checked(unsealed(line) if "seal" in line else line, config)
+            record = checked(unsealed(line) if "seal" in line else line, config)
             odd = record.keys() - Champion.__dataclass_fields__.keys() - {"promotion"}
             if odd:
                 raise ManifestMismatch(f"it has an unknown field {min(odd)!r}")
@@ -172,7 +172,7 @@ def _migrated(
 def read_champion(layout: Layout, config: str) -> Champion | None:
     """See `Store.champion`."""
     record = _read(layout, config)
-    return None if record is None else _champion(layout, record)
+    return None if record is None else as_champion(layout, record)
 
 
 def read_history(layout: Layout, config: str) -> list[Champion]:
@@ -181,7 +181,7 @@ def read_history(layout: Layout, config: str) -> list[Champion]:
     if not folder.is_dir():
         return []
     with folder_lock(folder):
-        return [_champion(layout, record) for record in _reconcile(layout, config)]
+        return [as_champion(layout, record) for record in _reconcile(layout, config)]
 
 
 def promote(
@@ -193,6 +193,25 @@ def promote(
     again: bool,
 ) -> Champion:
     """See `Store.promote`; `artefact` has been verified by the caller."""
+    reason = check_promotion(layout, config, generation, artefact, reason)
+    with folder_lock(layout.config(config)):
+        history = _reconcile(layout, config)
+        champion = _read(layout, config)
+        repeat = is_repeat(history, generation, artefact.digest, again)
+        if champion is not None and repeat and (layout.root / champion["path"]).is_dir():
+            return as_champion(layout, champion)
+        record = new_record(layout, artefact, reason, len(history) + 1)
+        write_bytes_atomic(layout.champion(config), sealed_bytes(record, "champion"))
+        append_jsonl(layout.champions(config), sealed(record, "champion"))
+        return as_champion(layout, record)
+
+
+def check_promotion(
+    layout: Layout, config: str, generation: int, artefact: Artefact, reason: dict[str, Any]
+) -> dict[str, Any]:
+    """The reason as JSON reads it back. Raises StoreError for an artefact that cannot be champion of
+    this generation here.
+    """
     if (artefact.config, artefact.generation) != (config, generation):
         raise StoreError(
             f"cannot promote {artefact.path} as generation {generation} of {config}: it is "
@@ -200,25 +219,26 @@ def promote(
         )
     if not artefact.path.is_relative_to(layout.root):
         raise StoreError(f"cannot promote {artefact.path}: it is outside the store {layout.root}")
-    reason = normalize(reason, "reason of the promotion")
-    with folder_lock(layout.config(config)):
-        history = _reconcile(layout, config)
-        champion = _read(layout, config)
-        if champion is not None and (layout.root / champion["path"]).is_dir():
-            identity = (generation, artefact.digest)
-            known = history if not again else history[-1:]
-            if any((past["generation"], past["digest"]) == identity for past in known):
-                return _champion(layout, champion)
-        record = {
-            "config": config,
-            "generation": generation,
-            "kind": artefact.kind,
-            "digest": artefact.digest,
-            "path": artefact.path.relative_to(layout.root).as_posix(),
-            "promoted_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "reason": reason,
-            "promotion": len(history) + 1,
-        }
-        write_bytes_atomic(layout.champion(config), sealed_bytes(record, "champion"))
-        append_jsonl(layout.champions(config), sealed(record, "champion"))
-        return _champion(layout, record)
+    return normalize(reason, "reason of the promotion")
+
+
+def is_repeat(history: list[dict[str, Any]], generation: int, digest: str, again: bool) -> bool:
+    """Was this promoted before (with `again`: last), so that promoting it changes nothing?"""
+    known = history if not again else history[-1:]
+    return any((past["generation"], past["digest"]) == (generation, digest) for past in known)
+
+
+def new_record(
+    layout: Layout, artefact: Artefact, reason: dict[str, Any], number: int
+) -> dict[str, Any]:
+    """What is kept of a promotion."""
+    return {
+        "config": artefact.config,
+        "generation": artefact.generation,
+        "kind": artefact.kind,
+        "digest": artefact.digest,
+        "path": artefact.path.relative_to(layout.root).as_posix(),
+        "promoted_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+        "reason": reason,
+        "promotion": number,
+    }

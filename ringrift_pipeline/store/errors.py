@@ -81,3 +81,28 @@ class LockedError(StoreError):
             f"{self.name} is locked by {who}; wait for it to finish or stop that process. "
             f"The lock file is {self.path} and need not be deleted: a dead process holds no lock."
         )
+
+
+class BucketSettingError(StoreError, ValueError):
+    """A bucket that cannot be used as it is named, or that cannot do what the store rests on."""
+
+
+class BucketError(Exception):
+    """A bucket that refuses, at once for good or for longer than is waited for.
+
+    No StoreError: who goes on without what is damaged must not go on without what cannot be asked.
+
+    Attributes: ``bucket`` (its address), ``what`` (was tried), ``reason`` (what the bucket or the
+    network said), ``action`` (what to do), ``code`` (the server's, or empty).
+    """
+
+    def __init__(self, bucket: str, what: str, reason: str, action: str, code: str = "") -> None:
+        super().__init__(bucket, what, reason, action, code)
+        self.bucket = bucket
+        self.what = what
+        self.reason = reason
+        self.action = action
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.bucket} refuses {self.what}: {self.reason}. What to do: {self.action}"

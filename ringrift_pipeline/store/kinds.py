@@ -30,6 +30,11 @@ TRAINING_STATE = "training_state"
 PART_PREFIXES = ("evaluation-part-", "ablation-run-")
 """Finished parts of a work that was interrupted; removed when the whole has landed."""
 
+LOCAL_KINDS = frozenset({WINDOW})
+"""Never sent to a bucket: a window is several times the size of the shards it is made of, and whoever
+has these makes it again, the same bytes; what it was made from is named by content hash.
+"""
+
 CODE_VERSIONS = {
     "selfplay_shards": "2",  # and of each shard
     "quality_scores": "1",

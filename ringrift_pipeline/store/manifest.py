@@ -9,7 +9,7 @@ import os
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,6 +44,7 @@ class Artefact:
             and hashes; metadata and time are not in it, so equal files give equal digests.
         created: ISO 8601 time in UTC at which it landed.
         files: name (posix, relative to `path`) -> ``{"size": bytes, "sha256": 64 hex digits}``.
+        fetch: brings the folder here, for one that was looked at in a bucket without its files.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Artefact:
     digest: str
     created: str
     files: dict[str, dict[str, Any]] = field(compare=False, repr=False)
+    fetch: Callable[[Artefact], None] | None = field(default=None, compare=False, repr=False)
 
     def __hash__(self) -> int:
         return hash((self.path, self.digest))
@@ -61,12 +63,15 @@ class Artefact:
     def file(self, name: str) -> Path:
         """Path of one of its files, checked against the manifest (:func:`check_file`).
 
-        Raises MissingArtefactError if the manifest has no such name, CorruptArtefactError.
+        Raises MissingArtefactError if the manifest has no such name, CorruptArtefactError, and
+        BucketError where it has to be fetched.
         """
         if name not in self.files:
             raise MissingArtefactError(
                 f"file {name!r} of artefact {self.path}", f"it holds: {', '.join(self.files)}"
             )
+        if self.fetch is not None:
+            self.fetch(self)
         path = self.path / name
         if os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
             raise CorruptArtefactError(path, "it is a link", _AGAIN)
@@ -374,9 +379,23 @@ def load_folder(path: Path, *, verify: bool) -> Artefact:
     Raises ManifestMismatch with the first difference, NewerFormatError, OSError.
     """
     try:
-        _, content = read_sealed(path / MANIFEST)
+        data = read_bounded(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise ManifestMismatch(f"it has no {MANIFEST}") from None
+    except TooLargeError as error:
+        raise ManifestMismatch(f"{MANIFEST}: {error}") from None
+    artefact = parse_manifest(data, path)
+    if verify:
+        _compare(path, artefact.files)
+    return artefact
+
+
+def parse_manifest(data: bytes, path: Path) -> Artefact:
+    """What the text of a manifest says of the folder `path`. Raises ManifestMismatch,
+    NewerFormatError.
+    """
+    try:
+        content = open_seal(data)
     except ManifestMismatch as error:
         raise ManifestMismatch(f"{MANIFEST}: {error}") from None
     if content.get("format") != FORMAT:
@@ -385,10 +404,7 @@ def load_folder(path: Path, *, verify: bool) -> Artefact:
             "install the version that wrote it"
         )
     _require_manifest(content)
-    artefact = as_artefact(path, content)
-    if verify:
-        _compare(path, artefact.files)
-    return artefact
+    return as_artefact(path, content)
 
 
 def _compare(path: Path, expected: dict[str, dict[str, Any]]) -> None:

@@ -22,8 +22,9 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.store.artefacts import folders, landed_at, read_pointer, remove_landed
 from ringrift_pipeline.store.atomic import fsync_path, remove_tree, temporary_name
@@ -41,7 +42,11 @@ from ringrift_pipeline.store.kinds import (
 )
 from ringrift_pipeline.store.layout import POINTER, Layout, is_name, parse_generation
 from ringrift_pipeline.store.manifest import ManifestMismatch, load_folder
+from ringrift_pipeline.store.pending import Place
 from ringrift_pipeline.store.store import Store
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store.remote import Remote
 
 SUPERSEDED = "a newer one has taken its place"
 LEFT_OVER = "left by an interrupted work"
@@ -50,6 +55,9 @@ QUARANTINED = "in quarantine"
 STATE = "a training's full state; its averaged model stays"
 UNREAD = "games that no training will read again"
 ORDER = (SUPERSEDED, LEFT_OVER, REBUILT, QUARANTINED, STATE, UNREAD)
+
+GIVEN_UP = 24 * 3600.0
+"""Seconds after its last object was written that an upload without a manifest counts as killed."""
 
 # Locks that say that somebody works on a generation: the command line, a training, an ablation.
 _WORK = ("generation", "training", "ablation")
@@ -81,7 +89,7 @@ class Survey:
     """What there is.
 
     Attributes:
-        bytes: of everything under the data root, whatever it is.
+        bytes: of everything under the data root, whatever it is; with a bucket of everything in that.
         candidates: what may go, in the order in which it goes.
         protected: what is of a kind that may go and must stay.
         basis: what all this rests on; it holds as long as `basis` of the store is the same.
@@ -129,7 +137,7 @@ def survey(
         else:
             candidates.append(item)
     candidates.sort(key=lambda item: (ORDER.index(item.why), item.path.name))
-    return Survey(used_bytes(store.root), tuple(candidates), tuple(protected), basis(store))
+    return Survey(stored_bytes(store), tuple(candidates), tuple(protected), basis(store))
 
 
 def delete(
@@ -156,7 +164,7 @@ def delete(
                 for name in _WORK if item.generation is not None else ():
                     lock = store.lock(item.config, f"{name}-{item.generation:04d}")
                     stack.enter_context(lock)
-                if _remove(item):
+                if _remove(store, item):
                     gone.append(item)
         except (LockedError, ManifestMismatch):
             continue
@@ -169,6 +177,13 @@ def basis(store: Store) -> Any:
         config: (tuple(store.generations(config)), store.champion(config))
         for config in _configs(store)
     }
+
+
+def stored_bytes(store: Store) -> int:
+    """Bytes of everything in the bucket where there is one, else under the data root."""
+    if remote := store.remote:
+        return sum(remote.bucket.listing("").values())
+    return used_bytes(store.root)
 
 
 def used_bytes(root: Path) -> int:
@@ -188,6 +203,8 @@ def used_bytes(root: Path) -> int:
 
 def _configs(store: Store) -> list[str]:
     """Configs that have a plan, a champion or something in quarantine."""
+    if remote := store.remote:
+        return [name for name in remote.bucket.folders() if is_name(name)]
     marks = ("champion.json", "quarantine")
     found = {path.parent.name for mark in marks for path in store.root.glob(f"*/{mark}")}
     return sorted(set(filter(is_name, found)).union(store.configs()))
@@ -196,6 +213,9 @@ def _configs(store: Store) -> list[str]:
 def _stored(store: Store) -> Iterator[Stored]:
     """Everything of a kind that may go, with why it may."""
     layout = Layout(store.root)
+    if remote := store.remote:
+        yield from _stored_behind(remote, layout, _configs(store))
+        return
     for config in _configs(store):
         for folder in sorted(layout.generations(config).glob("*/*/")):
             generation = parse_generation(folder.parent.name)
@@ -215,6 +235,31 @@ def _stored(store: Store) -> Iterator[Stored]:
             if not path.name.endswith(".reason.json"):
                 size = used_bytes(path) if path.is_dir() else path.lstat().st_size
                 yield Stored(config, None, "quarantine", path, size, "", QUARANTINED)
+
+
+def _stored_behind(remote: Remote, layout: Layout, configs: list[str]) -> Iterator[Stored]:
+    """`_stored` of a bucket: what is here of it is the cache's to drop."""
+    for config in configs:
+        for place, size, whole in remote.contents(config):
+            path = layout.root / place.key
+            try:
+                why = _reason(place.kind, remote.is_current(place)) if whole else LEFT_OVER
+                if why is None or not (whole or _given_up(remote, place)):
+                    continue
+                digest = remote.cache.look(place).digest if whole else ""
+            except (ManifestMismatch, FileNotFoundError):
+                continue
+            yield Stored(config, place.generation, place.kind, path, size, digest, why)
+        for name, size in remote.quarantined(config).items():
+            path = layout.quarantine(config) / name
+            yield Stored(config, None, "quarantine", path, size, "", QUARANTINED)
+
+
+def _given_up(remote: Remote, place: Place) -> bool:
+    """Was nothing of an upload written for so long that it is none any more?"""
+    times = (remote.bucket.changed(f"{place.key}/{n}") for n in remote.bucket.listing(place.key))
+    newest = max((found[0] for found in times if found is not None), default=None)
+    return newest is not None and (datetime.now(UTC) - newest).total_seconds() > GIVEN_UP
 
 
 def _landed(folder: Path) -> Iterator[tuple[Path, bool]]:
@@ -344,7 +389,11 @@ class _Needs:
 # -- removing ------------------------------------------------------------------------------------
 
 
-def _remove(item: Stored) -> bool:
+def _remove(store: Store, item: Stored) -> bool:
+    if remote := store.remote:
+        if item.generation is None:
+            return remote.remove_quarantined(item.config, item.path.name)
+        return remote.remove_landed(Place(item.config, item.generation, item.kind, item.path.name))
     if item.generation is not None:
         return remove_landed(item.path)
     item.path.with_name(item.path.name + ".reason.json").unlink(missing_ok=True)
@@ -361,4 +410,4 @@ def _remove(item: Stored) -> bool:
     return True
 
 
-__all__ = ["ORDER", "Stored", "Survey", "basis", "delete", "survey", "used_bytes"]
+__all__ = ["ORDER", "Stored", "Survey", "basis", "delete", "stored_bytes", "survey", "used_bytes"]

@@ -7,7 +7,7 @@ import os
 import shutil
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.store import artefacts as _artefacts
 from ringrift_pipeline.store import champion as _champion
@@ -19,8 +19,11 @@ from ringrift_pipeline.store.atomic import (
     temporaries,
     write_bytes_once,
 )
+from ringrift_pipeline.store.attach import refuse_attached
+from ringrift_pipeline.store.bucket import Bucket, bucket_url
 from ringrift_pipeline.store.champion import Champion
 from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
+from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import (
     MANIFEST,
     Layout,
@@ -39,9 +42,17 @@ from ringrift_pipeline.store.manifest import (
 )
 from ringrift_pipeline.store.switches import Switches
 
+if TYPE_CHECKING:
+    from ringrift_pipeline.store.remote import Remote
+
 
 class Store:
     """Artefacts, plans, champions and locks under one data root.
+
+    With a bucket (``RINGRIFT_BUCKET=s3://name/prefix``) what lands here lands there as well, what the
+    bucket says counts, and the data root is a cache of it (`store.remote`, `store.records`); paths are
+    those of files here all the same. Locks are this machine's own. Whatever asks the bucket raises
+    BucketError when that refuses, and BucketSettingError, the first time, when it cannot be used.
 
     Safe to use from any number of threads and processes at once; holds no open files and pickles.
     Makes nothing on disk until something is written. Every method that takes names raises
@@ -51,12 +62,32 @@ class Store:
 
     generation_key = staticmethod(generation_key)
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        """Raises StoreError if `root` exists and is not a folder."""
+    def __init__(self, root: str | os.PathLike[str], bucket: str | None = None) -> None:
+        """`bucket`: None is what ``RINGRIFT_BUCKET`` says, empty is none.
+
+        Raises StoreError if `root` exists and is not a folder; BucketSettingError for what names no
+        bucket, for a missing package, and for the cache of a bucket where none is named.
+        """
         self.root = Path(root).expanduser().resolve()
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"{self.root} is a file: name a folder as the data root")
         self._layout = Layout(self.root)
+        self._behind: Remote | None = None
+        url = bucket_url() if bucket is None else bucket
+        if url:
+            from ringrift_pipeline.store.remote import Remote
+
+            self._behind = Remote(self._layout, Bucket(url))
+        elif bucket is None:
+            refuse_attached(self.root)
+
+    @property
+    def remote(self) -> Remote | None:
+        """What there is behind the data root, None without a bucket."""
+        return None if self._behind is None else self._behind.attached()
+
+    def _remote_of(self, kind: str) -> Remote | None:
+        return None if kind in LOCAL_KINDS else self.remote
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r})"
@@ -75,12 +106,17 @@ class Store:
         Write files into ``draft.path``. When the block ends well every file is fsynced, the
         SHA-256 manifest is written last, the folder gets its final unique name and the pointer
         of the kind is moved to it; then ``draft.artefact`` is the artefact. When the block or the
-        landing raises, nothing is left and the old artefact stays current.
+        landing raises, nothing is left and the old artefact stays current. A bucket that refuses is
+        the exception: the artefact has landed here then, and is uploaded when its kind is next asked
+        for.
 
         Raises SerializationError for metadata that strict JSON cannot hold (now and, if changed,
         when the block ends), StoreError for links and for a file called ``manifest.json``.
         """
-        return _artefacts.Draft(self._layout, config, generation, kind, dict(metadata or {}))
+        remote = self._remote_of(kind)
+        return _artefacts.Draft(
+            self._layout, config, generation, kind, dict(metadata or {}), remote
+        )
 
     def current(
         self, config: str, generation: int, kind: str, verify: bool = True
@@ -90,8 +126,12 @@ class Store:
         With `verify` every file is hashed against the manifest (about 1 GB/s); without, only
         manifest and pointer are checked. Raises CorruptArtefactError for a mismatch, after the
         folder was moved to ``<config>/quarantine``; the kind has no current artefact then until
-        one is made or `last_good` falls back.
+        one is made or `last_good` falls back. With a bucket, and without `verify`, files that are not
+        here are fetched by `Artefact.file` only.
         """
+        if remote := self._remote_of(kind):
+            self._layout.inside(self._layout.kind(config, generation, kind), config)
+            return remote.current(config, generation, kind, verify)
         return _artefacts.read_current(self._layout, config, generation, kind, verify=verify)
 
     def require(self, config: str, generation: int, kind: str, verify: bool = True) -> Artefact:
@@ -99,7 +139,7 @@ class Store:
         artefact = self.current(config, generation, kind, verify)
         if artefact is None:
             raise MissingArtefactError(
-                f"{kind} of {config} generation {generation_key(generation)} in {self.root}",
+                f"{kind} of {config} generation {generation_key(generation)} in {self._where}",
                 _artefacts.advice(kind, config, generation),
             )
         return artefact
@@ -109,6 +149,9 @@ class Store:
 
         Every corrupt one met on the way is quarantined, and what is returned is current again.
         """
+        if remote := self._remote_of(kind):
+            self._layout.inside(self._layout.kind(config, generation, kind), config)
+            return remote.last_good(config, generation, kind)
         return _artefacts.read_last_good(self._layout, config, generation, kind)
 
     def open(self, path: str | os.PathLike[str], verify: bool = True) -> Artefact:
@@ -118,6 +161,8 @@ class Store:
         does not match its manifest; only folders of this store are moved to quarantine.
         """
         path = Path(path).expanduser().resolve()
+        if self._behind is not None and (place := self._behind.place(path)) is not None:
+            return self._behind.attached().open(place, verify)
         if not path.is_dir():
             raise MissingArtefactError(
                 f"artefact folder {path}", f"name a folder that holds a {MANIFEST}"
@@ -131,6 +176,8 @@ class Store:
         """
         found = []
         folder = self._layout.inside(self._layout.kind(config, generation, kind), config)
+        if remote := self._remote_of(kind):
+            return remote.artefacts(config, generation, kind)
         for path in _artefacts.folders(folder):
             with contextlib.suppress(ManifestMismatch):
                 found.append(load_folder(path, verify=False))
@@ -141,6 +188,8 @@ class Store:
         needs, and needs no longer. An interruption leaves whole artefacts and what a sweep removes.
         """
         folder = self._layout.inside(self._layout.kind(config, generation, kind), config)
+        if remote := self._remote_of(kind):
+            return remote.remove(config, generation, kind, keep)
         if keep is None:
             _artefacts.remove_kind(folder)
             return
@@ -151,7 +200,10 @@ class Store:
     def kinds(self, config: str, generation: int) -> list[str]:
         """Kinds that have a current artefact in a generation, sorted."""
         folder = self._layout.generation(config, generation)
-        return sorted(pointer.parent.name for pointer in folder.glob(f"*/{_artefacts.POINTER}"))
+        here = {pointer.parent.name for pointer in folder.glob(f"*/{_artefacts.POINTER}")}
+        if remote := self.remote:
+            here = (here & LOCAL_KINDS).union(remote.kinds(config, generation))
+        return sorted(here)
 
     def newest(self, config: str, kind: str) -> int | None:
         """The newest generation that has a current artefact of a kind, None if none has.
@@ -175,12 +227,16 @@ class Store:
         was turned back has not caught up; not with what is begun, swept or left over. Reads names and
         times only.
         """
+        if remote := self.remote:
+            return remote.records.signs(config)
         return _artefacts.signs(self._layout, config)
 
     # --- configs, generations, plans ------------------------------------------------------------
 
     def configs(self) -> list[str]:
         """Configs that have a generation with a plan, sorted."""
+        if remote := self.remote:
+            return remote.records.configs()
         return sorted(
             folder.name
             for folder in self.root.glob("*")
@@ -190,6 +246,8 @@ class Store:
 
     def generations(self, config: str) -> list[int]:
         """Generations that have a plan, ascending."""
+        if remote := self.remote:
+            return remote.records.generations(config)
         return self._layout.planned(config)
 
     def write_plan(self, config: str, generation: int, plan: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +257,8 @@ class Store:
         reads back from JSON (tuples are lists). Raises SerializationError, CorruptArtefactError.
         """
         path = self._layout.inside(self._layout.plan(config, generation), config)
+        if remote := self.remote:
+            return remote.records.write_plan(config, generation, plan)
         data = sealed_bytes(plan, "plan")
         if not path.exists():
             ensure_folder(path.parent)
@@ -209,6 +269,8 @@ class Store:
     def read_plan(self, config: str, generation: int) -> dict[str, Any]:
         """A generation's plan. Raises MissingArtefactError, CorruptArtefactError."""
         path = self._layout.inside(self._layout.plan(config, generation), config)
+        if remote := self.remote:
+            return remote.records.read_plan(config, generation)
         try:
             return read_sealed(path)[1]
         except FileNotFoundError:
@@ -247,6 +309,9 @@ class Store:
         verified = self.open(artefact.path)
         if verified.digest != artefact.digest:
             raise StoreError(f"cannot promote {artefact.path}: its digest is not the one given")
+        if remote := self.remote:
+            remote.send_pending(config, generation)  # what is promoted is there for everybody
+            return remote.records.promote(config, generation, verified, reason, again)
         return _champion.promote(self._layout, config, generation, verified, reason, again)
 
     def champion(self, config: str) -> Champion | None:
@@ -254,16 +319,22 @@ class Store:
 
         Its files are not hashed here: `open` its path for that.
         """
+        if remote := self.remote:
+            return remote.records.champion(config)
         return _champion.read_champion(self._layout, config)
 
     def champions(self, config: str) -> list[Champion]:
         """History of promotions, oldest first, reconciled with the pointer."""
+        if remote := self.remote:
+            return remote.records.champions(config)
         return _champion.read_history(self._layout, config)
 
     # --- switches -------------------------------------------------------------------------------
 
     def switches(self, config: str) -> Switches:
         """What may start by itself for `config`. Raises CorruptArtefactError."""
+        if remote := self.remote:
+            return remote.records.switches(config)
         return _switches.read_switches(self._layout, config)
 
     def set_switches(self, config: str, **changes: bool) -> Switches:
@@ -273,6 +344,8 @@ class Store:
         served one after the other. Raises InvalidNameError for an unknown switch or a value that
         is no bool.
         """
+        if remote := self.remote:
+            return remote.records.set_switches(config, changes)
         return _switches.set_switches(self._layout, config, changes)
 
     # --- locks and cleaning ---------------------------------------------------------------------
@@ -280,7 +353,8 @@ class Store:
     def lock(
         self, config: str | None, name: str, timeout: float = 0.0
     ) -> contextlib.AbstractContextManager[Path]:
-        """A named, exclusive, non-reentrant lock of a config (None: of the whole data root).
+        """A named, exclusive, non-reentrant lock of a config (None: of the whole data root), among
+        the processes of this machine, with a bucket as without.
 
         Waits `timeout` seconds (negative: for ever), then raises LockedError saying who holds it.
         The kernel frees the lock of a process that dies.
@@ -292,8 +366,11 @@ class Store:
     def sweep(self, config: str | None = None) -> list[Path]:
         """Remove temporary files and folders of dead writers and return what was removed.
 
-        Those of living writers are locked by them and stay, whatever their age.
+        Those of living writers are locked by them and stay, whatever their age. With a bucket what has
+        landed here and is not there yet is uploaded first.
         """
+        if remote := self.remote:
+            remote.send_pending(*([] if config is None else [config]))
         if config is None:
             places = [self.root, *self.root.glob("*")]
         else:
@@ -307,6 +384,11 @@ class Store:
             if not self._layout.leads_outside(path.parent)
         }
         return [path for path in sorted(leftovers) if remove_abandoned(path)]
+
+    @property
+    def _where(self) -> str:
+        """What this store holds, for people."""
+        return str(self.root) if self._behind is None else self._behind.bucket.url
 
     def remove_own(self, config: str) -> None:
         """Remove what this process is writing for `config` and will not finish.

@@ -119,6 +119,8 @@ def _player(store: Store, shard: Artefact) -> str | None:
     """Digest of the model that played a shard, None for the heuristic."""
     from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, read_metadata
 
+    if not shard.path.is_dir():  # in a bucket still
+        store.open(shard.path)
     try:
         model: str | None = read_metadata(shard.path / SHARD_FILE)["model"]
     except ShardError:

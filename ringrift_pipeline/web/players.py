@@ -16,7 +16,13 @@ from ringrift_pipeline.game import CONFIGS, State
 from ringrift_pipeline.search import Player, derive_seeds, load_player
 from ringrift_pipeline.search.stopping import check_stop
 from ringrift_pipeline.search.value_temperature import tempered
-from ringrift_pipeline.store import CorruptArtefactError, Store, StoreError, generation_key
+from ringrift_pipeline.store import (
+    BucketError,
+    CorruptArtefactError,
+    Store,
+    StoreError,
+    generation_key,
+)
 from ringrift_pipeline.store.kinds import EMA_MODEL
 from ringrift_pipeline.web.errors import RequestError
 from ringrift_pipeline.web.positions import Game, show
@@ -140,7 +146,8 @@ class Players:
             yield seat.player
 
     def _load(self, config: str, spec: str, simulations: int) -> Player:
-        expected: tuple[type[Exception], ...] = (ValueError, LookupError, OSError, StoreError)
+        expected: tuple[type[Exception], ...] = (ValueError, LookupError, OSError)
+        expected += (BucketError, StoreError)
         if spec not in BASELINES:
             from ringrift_pipeline.network import ModelError  # loads torch
 

@@ -22,7 +22,7 @@ from ringrift_pipeline.game import CONFIGS, get_rules
 from ringrift_pipeline.network.errors import EvaluationError
 from ringrift_pipeline.search import SearchStopped, stoppable
 from ringrift_pipeline.selfplay.shards import ShardError
-from ringrift_pipeline.store import StoreError
+from ringrift_pipeline.store import BucketError, StoreError
 from ringrift_pipeline.web.errors import RequestError
 from ringrift_pipeline.web.games import RecordedGames
 from ringrift_pipeline.web.guard import Access, Guard
@@ -71,6 +71,7 @@ def create_app(
             HTTPException: _http_error,
             RequestError: _request_error,
             StoreError: _data_error,
+            BucketError: _bucket_error,
             ShardError: _data_error,
             EvaluationError: _model_error,
             Exception: _our_error,
@@ -97,6 +98,10 @@ def _request_error(request: Request, error: Exception) -> Response:
 
 def _data_error(request: Request, error: Exception) -> Response:
     return _error(str(error), None, 409)
+
+
+def _bucket_error(request: Request, error: Exception) -> Response:
+    return _error(str(error), None, 503)
 
 
 def _model_error(request: Request, error: Exception) -> Response:

@@ -95,3 +95,15 @@ def read_of(made: Any, seen: list[pl.DataFrame], partitions: Any) -> Any:
         seen.append(table.collect())
 
     return read
+
+
+@pytest.mark.services
+def test_json_travels_through_a_bucket(
+    data: Any, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_BUCKET", bucket_url)
+    values = [{"index": 0, "games": 4}, [1, 2.5, None], "text"]
+    assert run_graph(values, data) == [{"made": value} for value in values]
+    remote = Store(data).remote
+    assert remote is not None and len(remote.bucket.folders(".ringrift/values")) == 1
+    assert not (home_folder(data) / "values").exists()

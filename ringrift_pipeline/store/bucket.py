@@ -1,0 +1,374 @@
+"""A bucket on the S3 API: objects read whole, written on a condition, sent and fetched as files.
+
+Nothing here knows of artefacts. What the bucket refuses for a while is asked for again; what it
+refuses for good is one error. Of S3 the rest of the store sees keys and bytes only.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ringrift_pipeline.store.bounded import MOST, TooLargeError
+from ringrift_pipeline.store.errors import BucketError, BucketSettingError, InvalidNameError
+
+BUCKET_VARIABLE = "RINGRIFT_BUCKET"
+PATIENCE_VARIABLE = "RINGRIFT_BUCKET_PATIENCE"
+PATIENCE = 300.0
+"""Seconds that are waited in all, between one try and the next, for a bucket that refuses."""
+
+LONGEST_WAIT = 15.0  # seconds between two tries
+SAY_EVERY = 10.0  # seconds
+_TRANSIENT = frozenset(  # beside every answer of 500 and above
+    {
+        "ConditionalRequestConflict",
+        "OperationAborted",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "XAmzContentSHA256Mismatch",
+    }
+)
+_UNKNOWN = ("NotImplemented", "InvalidArgument", "InvalidRequest", "501")  # of a condition
+_URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9][A-Za-z0-9._-]*)*)/?")
+_log = logging.getLogger(__name__)
+
+
+def bucket_url() -> str | None:
+    """What ``RINGRIFT_BUCKET`` says, None where it says nothing."""
+    return os.environ.get(BUCKET_VARIABLE, "").strip() or None
+
+
+def endpoint() -> str:
+    """The server that the environment names, empty for that of Amazon."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def _patience() -> float:
+    text = os.environ.get(PATIENCE_VARIABLE, "").strip()
+    try:
+        seconds = float(text) if text else PATIENCE
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds <= 86_400.0:
+        raise BucketSettingError(f"{PATIENCE_VARIABLE} is {text!r}: write seconds, from 0 to 86400")
+    return seconds
+
+
+class Seen(NamedTuple):
+    """An object as it was read: its bytes, and the tag that a conditional write asks for."""
+
+    data: bytes
+    tag: str
+
+
+class Bucket:
+    """One prefix of one bucket; keys are relative to it, their parts divided by ``/``.
+
+    Holds no connection (those belong to the process, see `_root`), so it pickles and may be used by
+    threads and by forked processes. Server and credentials come from the usual ``AWS_*`` variables.
+
+    Every method raises BucketError when the bucket refuses, at once where asking again is of no use,
+    else after `patience` seconds of waiting; and InvalidNameError for a key that leads elsewhere.
+    """
+
+    def __init__(self, url: str, patience: float | None = None) -> None:
+        """Raises BucketSettingError for what is no ``s3://name/prefix``, or if a package is missing."""
+        found = _URL.fullmatch(url)
+        if found is None or ".." in url:
+            raise BucketSettingError(
+                f"{url!r} names no bucket: write s3://name or s3://name/prefix in {BUCKET_VARIABLE}"
+            )
+        self.url = url.rstrip("/")
+        self.name = found[1]
+        self.prefix = found[2].strip("/")
+        self.patience = _patience() if patience is None else patience
+        try:
+            import s3fs  # noqa: F401
+            import tenacity  # noqa: F401
+            import upath  # noqa: F401
+        except ImportError as error:
+            raise BucketSettingError(
+                f"{BUCKET_VARIABLE} is set and {error.name} is not installed: "
+                "pip install 'ringrift-pipeline[bucket]'"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"Bucket({self.url!r})"
+
+    # --- small objects --------------------------------------------------------------------------
+
+    def read(self, key: str) -> Seen | None:
+        """The whole of a small object, None if there is none. Raises TooLargeError."""
+        import fsspec.asyn
+
+        fs = self._fs
+        where = self._call(key)
+
+        async def whole() -> Seen:
+            answer = await fs._call_s3("get_object", **where)
+            async with answer["Body"] as body:
+                if answer["ContentLength"] > MOST:
+                    raise TooLargeError(
+                        f"{self.at(key)} has {answer['ContentLength']} bytes, at most {MOST} can be"
+                    )
+                return Seen(await body.read(), answer["ETag"])
+
+        try:
+            return self._try(f"reading {key}", fsspec.asyn.sync, fs.loop, whole)
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write an object, whatever is there."""
+        self._try(f"writing {key}", self._fs.call_s3, "put_object", Body=data, **self._call(key))
+
+    def write_if(self, key: str, data: bytes, seen: Seen | None) -> bool:
+        """Write an object if it still is what was `seen` (None: if there is none).
+
+        Of any number of concurrent writers exactly one wins. A write whose answer was lost, and which
+        is found there when it is tried again, counts as won.
+
+        Neither universal-pathlib nor s3fs has writes with ``If-Match``: this asks the S3 client that
+        s3fs brings, through `call_s3`.
+        """
+        condition = {"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen.tag}
+        arguments = {**self._call(key), **condition, "Body": data}
+        try:
+            self._try(f"writing {key}", self._fs.call_s3, "put_object", **arguments)
+            return True
+        except (FileNotFoundError, _LostRace):
+            now = self.read(key)
+            return now is not None and now.data == data
+
+    def changed(self, key: str) -> tuple[datetime, str] | None:
+        """When an object was last written, by the bucket's clock, and its tag; None if there is none."""
+        try:
+            about = self._try(
+                f"asking for {key}", self._fs.call_s3, "head_object", **self._call(key)
+            )
+        except FileNotFoundError:
+            return None
+        return about["LastModified"], about["ETag"]
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def upload(self, path: Path, key: str) -> None:
+        """Send a file. Whoever reads the object gets the whole of it, or none."""
+        if not path.is_file():
+            raise FileNotFoundError(path)
+        self._try(f"uploading {key}", self._fs.put_file, str(path), self._path(key))
+
+    def download(self, key: str, path: Path) -> None:
+        """Fetch an object into a new file. Raises FileNotFoundError if there is none."""
+        self._try(f"downloading {key}", self._fs.get_file, self._path(key), str(path))
+
+    def copy(self, key: str, other: str) -> None:
+        """Copy an object within the bucket. Raises FileNotFoundError if there is none."""
+        self._try(f"copying {key}", self._fs.cp_file, self._path(key), self._path(other))
+
+    def delete(self, key: str) -> None:
+        """Delete an object if it is there."""
+        self._try(f"deleting {key}", self._fs.call_s3, "delete_object", **self._call(key))
+
+    # --- listings -------------------------------------------------------------------------------
+
+    def listing(self, key: str) -> dict[str, int]:
+        """Names of all objects below a key, relative to it, sorted, each with its size in bytes.
+
+        A request for each thousand. Names that would lead elsewhere as a path are left out: no such
+        object is ours.
+        """
+        base = self._path(key)
+        found = self._try(f"listing {key}", self._fs.find, base, detail=True)
+        sizes = {name[len(base) + 1 :]: int(about["size"]) for name, about in found.items()}
+        return {name: sizes[name] for name in sorted(sizes) if _is_key(name)}
+
+    def folders(self, key: str = "") -> list[str]:
+        """The next part of the names of all objects below a key that have further ones, sorted."""
+        try:
+            found = self._try(f"listing {key}", self._fs.ls, self._path(key), detail=True)
+        except FileNotFoundError:
+            return []
+        names = (about["name"].rstrip("/").rpartition("/")[2] for about in found)
+        kinds = (about["type"] for about in found)
+        return sorted(
+            name
+            for name, kind in zip(names, kinds, strict=True)
+            if kind == "directory" and _is_key(name)
+        )
+
+    # --- the server -----------------------------------------------------------------------------
+
+    def check_conditions(self, key: str) -> None:
+        """Find out, with an object of its own, whether the server keeps to conditions of writes.
+
+        Raises BucketSettingError if it ignores them or does not know them: everything that makes one
+        of several writers win rests on them.
+        """
+        try:
+            kept = (
+                self.write_if(key, b"1", None)
+                and not self.write_if(key, b"2", None)
+                and (seen := self.read(key)) is not None
+                and not self.write_if(key, b"3", seen._replace(tag='"0"'))
+                and self.write_if(key, b"4", seen)
+                and not self.write_if(key, b"5", seen)
+            )
+        except BucketError as error:
+            if error.code not in _UNKNOWN:
+                raise
+            kept = False
+        self.delete(key)
+        if not kept:
+            raise BucketSettingError(
+                f"{self.url} at {endpoint() or 'Amazon S3'} ignores If-None-Match or If-Match when it "
+                "is written to: two writers would overwrite each other's work. Use a server, or a "
+                "version of it, that knows conditional writes, as Amazon S3 does"
+            )
+
+    def at(self, key: str) -> str:
+        """The address of an object, for people."""
+        return f"{self.url}/{key}" if key else self.url
+
+    @property
+    def _fs(self) -> Any:
+        return _root(self.url, endpoint(), os.getpid()).fs
+
+    def _path(self, key: str) -> str:
+        if key and not _is_key(key):
+            raise InvalidNameError(f"{key[:200]!r} is no key of {self.url}: it leads elsewhere")
+        return "/".join(part for part in (self.name, self.prefix, key) if part)
+
+    def _call(self, key: str) -> dict[str, str]:
+        name, _, rest = self._path(key).partition("/")
+        return {"Bucket": name, "Key": rest}
+
+    def _try(self, what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `function` until the bucket lets it, with waits between that grow, and differ."""
+        from tenacity import Retrying, retry_if_exception, wait_random_exponential
+
+        said = time.monotonic()
+
+        def say(state: Any) -> None:
+            nonlocal said
+            if state.attempt_number == 1 or time.monotonic() - said >= SAY_EVERY:
+                said = time.monotonic()
+                _log.warning(
+                    "%s refuses %s (%s); tried again for %.0f of %.0f s",
+                    self.url,
+                    what,
+                    _reason(state.outcome.exception()),
+                    state.idle_for,
+                    self.patience,
+                )
+
+        tries = Retrying(
+            retry=retry_if_exception(_is_transient),
+            stop=lambda state: state.idle_for >= self.patience,
+            wait=wait_random_exponential(multiplier=0.5, max=min(LONGEST_WAIT, self.patience)),
+            before_sleep=say,
+            reraise=True,
+        )
+        try:
+            return tries(function, *args, **kwargs)
+        except Exception as error:
+            told = _told(self.url, what, error, tries.statistics.get("idle_for", 0.0))
+            if told is error:
+                raise
+            raise told from error
+
+
+class _LostRace(Exception):
+    """Internal: the condition of a write does not hold."""
+
+
+@functools.lru_cache(maxsize=4)
+def _root(url: str, server: str, process: int) -> Any:
+    """The prefix as a path of universal-pathlib: one client a process, shared by its threads.
+
+    Listings are not cached: others write. The client itself tries again twice, within seconds.
+    """
+    from upath import UPath
+
+    root = UPath(
+        url,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 3}},
+    )
+    root.fs.retries = 1
+    return root
+
+
+def _is_key(key: str) -> bool:
+    parts = key.split("/")
+    return key.isprintable() and not {"", ".", ".."}.intersection(parts) and "\\" not in key
+
+
+def _answer(error: BaseException | None) -> tuple[str, int]:
+    """Code and HTTP status that the server gave, ``("", 0)`` where it did not get to answer."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return str(response.get("Error", {}).get("Code", "")), int(status)
+        error = error.__cause__
+    return "", 0
+
+
+def _is_transient(error: BaseException) -> bool:
+    from botocore import exceptions
+    from s3fs.core import S3_RETRYABLE_ERRORS
+
+    code, status = _answer(error)
+    if code or status:
+        return code in _TRANSIENT or status == 429 or (status >= 500 and status != 501)
+    lost = (ConnectionError, TimeoutError, exceptions.ConnectionError, *S3_RETRYABLE_ERRORS)
+    return isinstance(error, lost)
+
+
+def _reason(error: BaseException | None) -> str:
+    code, status = _answer(error)
+    text = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{code or status}: {text}" if code or status else text
+
+
+def _told(url: str, what: str, error: Exception, waited: float) -> Exception:
+    """The error that the store knows for one of the client's."""
+    from botocore.exceptions import BotoCoreError
+
+    code, status = _answer(error)
+    if code == "PreconditionFailed" or status == 412:
+        return _LostRace()
+    if _is_transient(error):
+        action = (
+            "nothing is lost: what has landed lies in the data root, and is uploaded when the same "
+            "command, or run, is started again once the bucket answers"
+        )
+        return BucketError(url, f"{what} for {waited:.0f} s", _reason(error), action, code)
+    if code == "NoSuchBucket":
+        action = f"make the bucket, or name another in {BUCKET_VARIABLE}"
+    elif isinstance(error, FileNotFoundError):
+        return error
+    elif isinstance(error, BotoCoreError | PermissionError):
+        action = (
+            "look after the AWS_* variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_REGION) and what this key may do: get, put, delete and list "
+            "objects"
+        )
+    elif code or status:
+        action = "ask whoever runs the bucket; started again, the work goes on where it was"
+    else:
+        return error
+    return BucketError(url, what, _reason(error), action, code)

@@ -1,0 +1,242 @@
+"""What is here of a bucket's artefacts: fetched once, checked, and dropped when room is needed.
+
+The manifest's digest is the content hash: a folder that is here and is what its manifest, and the
+pointer in the bucket, say is never fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ringrift_pipeline.store import artefacts as local
+from ringrift_pipeline.store.atomic import (
+    ensure_folder,
+    fsync_path,
+    remove_tree,
+    temporary_folder,
+    temporary_name,
+    write_bytes_atomic,
+)
+from ringrift_pipeline.store.attach import HIDDEN
+from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
+from ringrift_pipeline.store.bucket import Bucket
+from ringrift_pipeline.store.errors import BucketSettingError
+from ringrift_pipeline.store.kinds import LOCAL_KINDS
+from ringrift_pipeline.store.layout import MANIFEST, Layout, generation_key, is_name
+from ringrift_pipeline.store.manifest import (
+    Artefact,
+    ManifestMismatch,
+    load_folder,
+    parse_manifest,
+)
+from ringrift_pipeline.store.pending import Pending, Place
+
+CACHE_VARIABLE = "RINGRIFT_CACHE_GB"
+CACHE_GB = 50.0
+GB = 10**9
+IN_USE = 3600.0
+"""Seconds after its last use in which a folder is never dropped: somebody may be reading it."""
+
+_LOOK_EVERY = 300.0  # seconds between two walks through the folder, in one process
+_LOCKS = 64  # files that keep two from fetching the same at once
+
+
+def cache_budget() -> int:
+    """Bytes that the artefacts here may take: ``$RINGRIFT_CACHE_GB``, else 50 GB. Raises
+    BucketSettingError.
+    """
+    text = os.environ.get(CACHE_VARIABLE, "").strip()
+    try:
+        budget = float(text) if text else CACHE_GB
+    except ValueError:
+        budget = 0.0
+    if not 0.0 < budget <= 1_000_000.0:
+        raise BucketSettingError(
+            f"{CACHE_VARIABLE} is {text!r}: write gigabytes, more than 0 and at most 1000000"
+        )
+    return int(budget * GB)
+
+
+class Cache:
+    """The artefacts' folders of a data root that has a bucket behind it. Pickles."""
+
+    def __init__(self, layout: Layout, bucket: Bucket, pending: Pending) -> None:
+        self._layout = layout
+        self._bucket = bucket
+        self._pending = pending
+        self._looked = -_LOOK_EVERY
+
+    def have(self, place: Place, verify: bool, digest: str | None = None) -> Artefact:
+        """An artefact that is here, or in the bucket; with `verify` it is here then, else perhaps its
+        manifest alone.
+
+        Raises FileNotFoundError if neither has a manifest of it, ManifestMismatch for what is damaged
+        in the bucket. What is damaged here alone is put aside and fetched again.
+        """
+        path = self._path(place)
+        if path.is_dir() and not path.is_symlink():
+            try:
+                artefact = _identified(load_folder(path, verify=verify), place, digest)
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(path)  # used now
+                return artefact
+            except ManifestMismatch as error:
+                self.put_aside(place, str(error))
+        return self._download(place, digest) if verify else self.look(place, digest)
+
+    def put_aside(self, place: Place, reason: str) -> None:
+        """Move a folder that is damaged here into the quarantine here."""
+        identity = (place.config, place.generation, place.kind)
+        reason = f"{reason} (the copy here)"
+        local.quarantine(self._layout, *identity, self._path(place), reason)
+
+    def look(self, place: Place, digest: str | None = None) -> Artefact:
+        """An artefact by its manifest, which is kept beside the place of its folder. Raises as `have`."""
+        path = self._path(place)
+        kept = _kept_manifest(path)
+        with contextlib.suppress(FileNotFoundError, ManifestMismatch, TooLargeError):
+            return _identified(parse_manifest(read_bounded(kept), path), place, digest)
+        data = self._manifest(place)
+        artefact = _identified(parse_manifest(data, path), place, digest)
+        self._layout.inside(path.parent, place.config)
+        write_bytes_atomic(kept, data)
+        return artefact
+
+    def _manifest(self, place: Place) -> bytes:
+        try:
+            seen = self._bucket.read(f"{place.key}/{MANIFEST}")
+        except TooLargeError as error:
+            raise ManifestMismatch(str(error)) from None
+        if seen is None:
+            raise FileNotFoundError(f"{self._bucket.at(place.key)} has no {MANIFEST}")
+        return seen.data
+
+    def _download(self, place: Place, digest: str | None) -> Artefact:
+        """Fetch, check and keep an artefact. Not synced: what a power loss takes is fetched again."""
+        path = self._path(place)
+        with self._only_one(place):
+            if path.is_dir():  # another process was first
+                return _identified(load_folder(path, verify=True), place, digest)
+            data = self._manifest(place)
+            artefact = _identified(parse_manifest(data, path), place, digest)
+            _check_listing(artefact, self._bucket.listing(place.key))
+            self.make_room(sum(about["size"] for about in artefact.files.values()))
+            ensure_folder(self._layout.inside(path.parent, place.config))
+            temporary, descriptor = temporary_folder(path.parent)
+            try:
+                for name in artefact.files:
+                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                    self._bucket.download(f"{place.key}/{name}", temporary / name)
+                (temporary / MANIFEST).write_bytes(data)
+                load_folder(temporary, verify=True)
+                os.rename(temporary, path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+                os.close(descriptor)
+            return artefact
+
+    def _only_one(self, place: Place) -> contextlib.AbstractContextManager[Any]:
+        from filelock import FileLock
+
+        folder = self._layout.root / HIDDEN / "locks"
+        ensure_folder(folder)
+        number = zlib.crc32(place.key.encode()) % _LOCKS
+        return FileLock(folder / f"{number:02d}.lock", thread_local=False)
+
+    def _path(self, place: Place) -> Path:
+        return place.path(self._layout.root)
+
+    # --- making room ----------------------------------------------------------------------------
+
+    def make_room(self, size: int) -> list[Path]:
+        """Drop what was not used for longest until `size` more bytes keep to the budget, and return
+        what went. Never what is not in the bucket yet, nor what was used within the last hour.
+
+        Looks once in five minutes at most, so that a process may be above the budget for so long.
+        """
+        if time.monotonic() - self._looked < _LOOK_EVERY:
+            return []
+        self._looked = time.monotonic()
+        return self.trim(cache_budget() - size)
+
+    def trim(self, budget: int) -> list[Path]:
+        """`make_room`, now, to leave `budget` bytes."""
+        found = sorted(self._folders())
+        left = sum(size for _, size, _ in found) - budget
+        gone = []
+        for used, size, path in found:
+            if left <= 0 or time.time() - used < IN_USE:
+                break
+            if self.drop(path):
+                gone.append(path)
+                left -= size
+        return gone
+
+    def drop(self, path: Path) -> bool:
+        """Remove a folder here, in one step for whoever looks. Returns whether it was there."""
+        _kept_manifest(path).unlink(missing_ok=True)
+        if path.parent.name in LOCAL_KINDS:  # has its pointer here
+            with contextlib.suppress(ManifestMismatch):
+                return local.remove_landed(path)
+            return False
+        doomed = temporary_name(path.parent)
+        try:
+            os.rename(path, doomed)
+        except FileNotFoundError:
+            return False
+        fsync_path(path.parent)
+        remove_tree(doomed)
+        return True
+
+    def _folders(self) -> Iterator[tuple[float, int, Path]]:
+        """(Time of the last use, bytes, path) of what may go: folders of artefacts, windows as well,
+        and what lies in quarantine here.
+        """
+        kinds = self._layout.root.glob("*/generations/*/*/")
+        asides = self._layout.root.glob("*/quarantine/")
+        waiting = {place.path(self._layout.root) for place in self._pending.places()}
+        for folder in (*kinds, *asides):
+            if not is_name(folder.name) or self._layout.leads_outside(folder):
+                continue
+            for path in local.folders(folder):
+                if path in waiting:
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    yield path.stat().st_mtime, _bytes(path), path
+
+
+def _bytes(path: Path) -> int:
+    return sum(one.lstat().st_size for one in path.rglob("*") if one.is_file())
+
+
+def _kept_manifest(path: Path) -> Path:
+    return path.with_name(f".manifest-{path.name}")
+
+
+def _identified(artefact: Artefact, place: Place, digest: str | None) -> Artefact:
+    """The artefact, if it is that of the place. Raises ManifestMismatch."""
+    found = (artefact.config, artefact.generation, artefact.kind)
+    if found != (place.config, place.generation, place.kind):
+        key = generation_key(artefact.generation)
+        raise ManifestMismatch(f"it belongs to {artefact.config} {key} {artefact.kind}")
+    if digest is not None and artefact.digest != digest:
+        raise ManifestMismatch("its digest is not the one its pointer names")
+    return artefact
+
+
+def _check_listing(artefact: Artefact, there: dict[str, int]) -> None:
+    """Compare a manifest with names and sizes in the bucket. Raises ManifestMismatch."""
+    for name, about in artefact.files.items():
+        if PurePosixPath(name).as_posix() != name or name == MANIFEST:
+            raise ManifestMismatch(f"it names {name[:100]!r}, which can be no file")
+        if name not in there:
+            raise ManifestMismatch(f"missing file {name!r}")
+        if there[name] != about["size"]:
+            raise ManifestMismatch(f"{name!r} has {there[name]} bytes instead of {about['size']}")
