@@ -7,13 +7,14 @@ GENERATIONS ?= 2
 PRESET ?= smoke
 WORKERS ?= 2
 
-.PHONY: help setup loop ui test playwright browser lint bench clean
+.PHONY: help setup loop ui test playwright browser celery services lint bench clean
 
 help:
 	@echo "make loop   play, train, evaluate and gate $(GENERATIONS) generations of $(CONFIG) ($(PRESET))"
 	@echo "make ui     open the Dagster UI on what the loop made"
 	@echo "make test   lint, types and the whole test suite"
 	@echo "make browser  the pages in a real browser (needs Chromium)"
+	@echo "make services  Celery's workers, Redis and PostgreSQL (needs redis-server, postgresql)"
 	@echo "make bench  every benchmark, quick form"
 
 setup: $(VENV)/.installed
@@ -49,6 +50,13 @@ playwright: setup
 
 browser: playwright
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser tests/web/test_browser.py
+
+# Redis and PostgreSQL come with the system (Debian: apt install redis-server postgresql iproute2).
+celery: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[celery]'
+
+services: celery
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
 
 bench: setup
 	@for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done

@@ -35,6 +35,7 @@ from ringrift_pipeline.orchestration.pools import CELERY, EXECUTOR_VARIABLE, SEL
 from ringrift_pipeline.orchestration.watchdog import run_is_over
 
 SIGN = 2.0  # seconds between two signs of life
+_PROCESS = multiprocessing.process.current_process()  # before Celery replaces it
 
 # What nobody acknowledges goes back into its queue after so many seconds. A step is acknowledged when
 # it begins, so this is about those that a worker took with it on the way there.
@@ -112,7 +113,7 @@ class StepTask(Task):
         step = remote.begin()
         # Matches are played by processes of the step. Celery has put itself in the place of the standard
         # library's process, as a daemon that may have no children, and whose key cannot be handed on.
-        multiprocessing.process._current_process = multiprocessing.process._MainProcess()  # type: ignore[attr-defined]
+        multiprocessing.process._current_process = _PROCESS  # type: ignore[attr-defined]
         done = threading.Event()
         who = {"pid": os.getpid(), "worker": self.request.hostname}
         task_id, number = self.request.id, 0

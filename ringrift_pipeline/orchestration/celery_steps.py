@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dagster import DagsterEvent
@@ -103,12 +103,14 @@ class CelerySteps(StepHandler):
         """Take a step back, or end it. A worker that does not hear of it leaves by itself."""
         key, handed = self._of(step_handler_context)
         self._revoke(self._handed.get(key, handed))
+        self.end(step_handler_context.dagster_run.run_id, key)
         yield from ()
 
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Is somebody working on the step, or can somebody begin? If not, why not."""
         key, new = self._of(step_handler_context)
-        handed = self._handed.setdefault(key, new)
+        # One that this process has not handed out was by the run's process before it.
+        handed = self._handed.setdefault(key, replace(new, sent=True))
         if handed.given_up:
             return _HEALTHY  # the executor will read of it in the event log
         now = time.monotonic()

@@ -1,7 +1,7 @@
 """Redis, PostgreSQL and Celery's workers as real processes on this machine, for tests and benchmarks.
 
 The servers are Debian's (``redis-server``, ``postgresql``), on free ports, with passwords, in folders
-of their own. Where the machine allows it every worker is in a network namespace of its own, from which
+of their own; the bucket is moto's server, where the store knows buckets and moto is installed. Where the machine allows it every worker is in a network namespace of its own, from which
 it reaches nothing but the servers.
 """
 
@@ -47,6 +47,15 @@ def _postgres_programs() -> Path | None:
         return found[-1].parent
     path = shutil.which("initdb")
     return Path(path).resolve().parent if path else None
+
+
+def has_buckets() -> bool:
+    """Can what lands be kept in a bucket here?"""
+    needed = ("ringrift_pipeline.store.bucket", "s3fs", "moto.server")
+    try:
+        return all(importlib.util.find_spec(module) is not None for module in needed)
+    except ModuleNotFoundError:
+        return False
 
 
 def free_port() -> int:
@@ -202,6 +211,43 @@ class Postgres:
         return {f"RINGRIFT_POSTGRES_{name}": value for name, value in names.items()}
 
 
+class Bucket:
+    """moto's server on all addresses, with one bucket in its memory."""
+
+    url = "s3://ringrift/tests"
+
+    def __init__(self, folder: Path) -> None:
+        import urllib.request
+
+        self.port = free_port()
+        folder.mkdir(parents=True)
+        command = [sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(self.port)]
+        with open(folder / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True
+            )
+        make = urllib.request.Request(f"http://127.0.0.1:{self.port}/ringrift", method="PUT")
+
+        def made() -> bool:
+            with contextlib.suppress(OSError):
+                return bool(urllib.request.urlopen(make, timeout=5.0).status == 200)
+            return False
+
+        until(made, "the bucket is there")
+
+    def environment(self, host: str) -> dict[str, str]:
+        return {
+            "RINGRIFT_BUCKET": self.url,
+            "AWS_ENDPOINT_URL": f"http://{host}:{self.port}",
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def stop(self) -> None:
+        _end(self._process)
+
+
 class Network:
     """A bridge on this machine, and a namespace for every worker on it.
 
@@ -209,9 +255,9 @@ class Network:
     route out of it, and no namespace reaches another one.
     """
 
-    def __init__(self) -> None:
-        self._name = f"rr{os.getpid() % 100_000}"
-        part = 16 + os.getpid() % 200
+    def __init__(self, part: int) -> None:
+        """Raises CalledProcessError if the network of that number is somebody else's."""
+        self._name = f"ringrift{part}"
         self.host, self.range = f"10.213.{part}.1", f"10.213.{part}.0/24"
         self._next = 2
         self._spaces: list[str] = []
@@ -228,14 +274,15 @@ class Network:
         """None where there can be none: no root, no iproute2, or the kernel refuses."""
         if os.geteuid() != 0 or shutil.which("ip") is None:
             return None
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            network = cls()
-            try:
-                network.namespace()
-                return network
-            except BaseException:
-                network.close()
-                raise
+        for part in range(16, 32):
+            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+                network = cls(part)
+                try:
+                    network.namespace()
+                    return network
+                except BaseException:
+                    network.close()
+                    raise
         return None
 
     def _ip(self, *words: str) -> None:
@@ -244,7 +291,7 @@ class Network:
     def namespace(self) -> str:
         """A new one, with an address."""
         number, self._next = self._next, self._next + 1
-        space, outside, inside = f"{self._name}-{number}", f"{self._name}o{number}", f"v{number}"
+        space, outside, inside = f"{self._name}-{number}", f"{self._name}v{number}", f"v{number}"
         self._ip("netns", "add", space)
         self._spaces.append(space)
         self._ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", space)
@@ -349,6 +396,9 @@ class Cluster:
             self.stack.callback(self.redis.kill)
             self.postgres = Postgres(self.folder / "postgres", hosts, where)
             self.stack.callback(self.postgres.stop)
+            self.bucket = Bucket(self.folder / "bucket") if has_buckets() else None
+            if self.bucket is not None:
+                self.stack.callback(self.bucket.stop)
             self.stack.callback(self.stop_workers)
         except BaseException:
             self.close()
@@ -360,6 +410,7 @@ class Cluster:
             "RINGRIFT_EXECUTOR": "celery",
             "RINGRIFT_CELERY_BROKER": self.redis.url(host),
             **self.postgres.environment(host),
+            **(self.bucket.environment(host) if self.bucket is not None else {}),
         }
 
     def prepare(self, data: Path) -> Path:
@@ -368,6 +419,14 @@ class Cluster:
         home.mkdir(parents=True, exist_ok=True)
         shutil.copy(INSTANCE_FILE, home / "dagster.yaml")
         return data
+
+    def root(self, name: str) -> Path:
+        """The data root of a worker: empty and its own where there is a bucket, else the daemon's."""
+        if self.bucket is None:
+            return self.data
+        root = self.folder / "roots" / name
+        root.mkdir(parents=True)
+        return root
 
     def worker(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from .cluster import Cluster, cluster, missing
 
 # Short enough for a test, long enough for a machine that has other work.
 PATIENCE = {"RINGRIFT_CELERY_LOST_AFTER": "12", "RINGRIFT_CELERY_NO_WORKER_AFTER": "15"}
-
-HAS_BUCKET = importlib.util.find_spec("ringrift_pipeline.store.bucket") is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,7 +68,7 @@ def test_a_killed_workers_step_is_done_again_elsewhere(servers: Cluster, toys: S
     until(lambda: len(toy.begun(run, "one")) == 2, "the step begins again")
     go(run)
     assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
-    assert toys.steps(run, AGAIN) == ["one"] and len(toys.steps(run, STARTED)) == 2
+    assert toys.steps(run, AGAIN) == ["one"]
     assert in_worker(toys, run) == ["first", "second"]
     assert len(toy.begun(run, "one")) == 2
     assert "no sign of life" in said(toys, run, AGAIN)
