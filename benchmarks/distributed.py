@@ -226,7 +226,7 @@ def play_steps(data: Path) -> list[float]:
 
     found = []
     with open_instance(data) as instance:
-        for record in instance.get_run_records():
+        for record in instance.get_run_records(ascending=True):
             for entry in instance.all_logs(record.dagster_run.run_id):
                 event = entry.dagster_event
                 if event is None or event.event_type_value != "ENGINE_EVENT":

@@ -44,7 +44,7 @@ def test_no_file_has_a_secret(path: Path) -> None:
             last = name.rpartition(".")[2]
             if re.search(r"(?i)password$|secret_access_key$", last):
                 assert str(value).startswith("${") and re.search(r":[?-]\}$", str(value)), name
-            for hidden in re.findall(r"://[^/@\s]*:([^/@\s]+)@", str(value)):
+            for hidden in re.findall(r"://[^/@\s:]*:([^/@\s]+)@", str(value)):
                 assert hidden.startswith("${"), name
     assert len(files()) >= 5
 
