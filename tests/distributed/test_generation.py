@@ -123,7 +123,7 @@ def test_a_shard_whose_worker_dies_is_played_again_elsewhere_once(
     settings = {
         "preset": "smoke",
         "device": "cpu",
-        "selfplay": {"games": 256, "games_per_shard": 64, "parallel_games": 1},
+        "selfplay": {"games": 2400, "games_per_shard": 600},
     }
     config = {"resources": {"settings": {"config": settings}}}
     with served(alone.data, names.MODULE, tmp_path_factory.mktemp("s") / "code") as serving:
