@@ -57,7 +57,7 @@ class PatientPostgresStorage(DagsterPostgresStorage):
             sqlalchemy.event.listen(storage._engine, "do_connect", _connect)
 
     @classmethod
-    def from_config_value(
+    def from_config_value(  # type: ignore[override]  # as dagster-postgres declares it
         cls, inst_data: ConfigurableClassData | None, config_value: PostgresStorageConfig
     ) -> PatientPostgresStorage:
         """As Dagster makes it from ``dagster.yaml``."""
