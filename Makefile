@@ -8,13 +8,14 @@ GENERATIONS ?= 2
 PRESET ?= smoke
 WORKERS ?= 2
 
-.PHONY: help setup loop ui test playwright browser auditor audit lint bench clean
+.PHONY: help setup loop ui test playwright browser servers services auditor audit lint bench clean
 
 help:
 	@echo "make loop   play, train, evaluate and gate $(GENERATIONS) generations of $(CONFIG) ($(PRESET))"
 	@echo "make ui     open the Dagster UI on what the loop made"
 	@echo "make test   lint, types and the whole test suite"
 	@echo "make browser  the pages in a real browser (needs Chromium)"
+	@echo "make services  workers with Redis and PostgreSQL, artefacts in a bucket, with real servers"
 	@echo "make audit  known holes in the packages of constraints.txt (needs the network)"
 	@echo "make bench  every benchmark, quick form"
 
@@ -51,6 +52,13 @@ playwright: setup
 
 browser: playwright
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser tests/web/test_browser.py
+
+# Redis and PostgreSQL come with the system (Debian: apt install redis-server postgresql iproute2).
+servers: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[services]'
+
+services: servers
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'services and not faults' tests
 
 # In an environment of its own, and the newest there is.
 auditor:

@@ -56,7 +56,7 @@ def s3_of_the_session() -> Iterator[S3Server]:
     for package in ("s3fs", "upath", "tenacity"):
         pytest.importorskip(package, reason=f"{package} is not installed (the extra 'bucket')")
     pytest.importorskip(
-        "moto.moto_server", reason="moto[server] is not installed (the extra 'dev')"
+        "moto.moto_server", reason="moto[server] is not installed (make services)"
     )
     server = S3Server()
     with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ from pydantic import Field
 from ringrift_pipeline.evaluation.ablation_budget import SEEDS, STEPS
 from ringrift_pipeline.orchestration.metadata import for_people
 from ringrift_pipeline.orchestration.names import asset_key, generation_key
-from ringrift_pipeline.orchestration.pools import pool_of
+from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.settings import ConfigName, refusing
 from ringrift_pipeline.orchestration.step import LOST, once, running_step
 
@@ -43,6 +43,7 @@ class NothingPlayedError(LookupError):
     required_resource_keys={"store"},
     pool=pool_of("ablation"),
     retry_policy=LOST,
+    tags=tags_of("ablation"),
     description="Trains with and without each enhancement and observes the checkpoint.",
 )
 def ablate(context: OpExecutionContext, config: AblationConfig) -> None:

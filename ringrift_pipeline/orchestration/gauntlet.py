@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ringrift_pipeline.orchestration.metadata import for_people, numbers
 from ringrift_pipeline.orchestration.names import CHAMPION, asset_key, generation_key
-from ringrift_pipeline.orchestration.pools import pool_of
+from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.settings import ConfigName, refusing
 from ringrift_pipeline.orchestration.step import LOST, Step, once, running_step
 from ringrift_pipeline.store import Artefact, write_json_atomic
@@ -181,6 +181,7 @@ def _rated(games: "pl.DataFrame") -> "pl.DataFrame":
     required_resource_keys={"store"},
     pool=pool_of("gauntlet"),
     retry_policy=LOST,
+    tags=tags_of("gauntlet"),
     description="Plays a champion against baselines and predecessors and observes the asset.",
 )
 def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:

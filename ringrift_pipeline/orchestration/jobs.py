@@ -21,15 +21,23 @@ from ringrift_pipeline.orchestration.names import (
     asset_key,
     job_name,
 )
-from ringrift_pipeline.orchestration.pools import limits_in_a_run
+from ringrift_pipeline.orchestration.pools import distributed, limits_in_a_run
 from ringrift_pipeline.selfplay.workers import cores
 
 
 def executor() -> ExecutorDefinition:
-    """Steps in processes of their own, forked from a server that has torch loaded already.
+    """Steps in processes of their own, forked from a server that has torch loaded already; on
+    Celery's workers where ``$RINGRIFT_EXECUTOR`` says so.
 
     A CUDA context must never exist before the fork: nothing preloaded touches a device.
+
+    Raises:
+        PoolError: the environment names no executor of ours.
     """
+    if distributed():
+        from ringrift_pipeline.orchestration.celery_executor import celery_executor
+
+        return celery_executor
     return multiprocess_executor.configured(
         {
             "max_concurrent": cores(),

@@ -1,10 +1,13 @@
-"""The pool that a step waits in: the processor's cores, or the GPU where the step works on one.
+"""Where a step waits for its turn.
 
-Pools are part of the definitions, so the device is looked for when they are loaded, without torch.
+On one machine that is a pool: the processor's cores, or the GPU where the step works on one. Pools are
+part of the definitions, so the device is looked for when they are loaded, without torch. With Celery
+(``$RINGRIFT_EXECUTOR``) it is one of two queues, whose workers are the limit, and there are no pools.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -32,23 +35,75 @@ ON_THE_DEVICE = frozenset(
     }
 )
 
+EXECUTOR_VARIABLE = "RINGRIFT_EXECUTOR"
+LOCAL, CELERY = "local", "celery"
+GPU_QUEUE_VARIABLE = "RINGRIFT_GPU_QUEUE"
+SELFPLAY_QUEUE, GPU_QUEUE = "selfplay", "gpu"
+
+# What a queue of devices is for. Games, of selfplay and of evaluations, are played by many processors.
+ON_THE_GPU_QUEUE = frozenset(
+    {"hard_examples", "checkpoint", "ema_model", "ensemble", "calibration_report", "ablation"}
+)
 
 POOL_TAG = "ringrift/pool"  # of a step, for its run's executor
+QUEUE_TAG = "dagster-celery/queue"  # dagster-celery's own
 
 
 class PoolError(ValueError):
-    """The environment says something of pools that means nothing."""
+    """The environment says something of pools, queues or executors that means nothing."""
 
 
-def pool_of(name: str) -> str:
-    """The pool of the steps that make ``name`` (an asset, or a job's only step).
+def distributed() -> bool:
+    """Do steps go to Celery's workers (``RINGRIFT_EXECUTOR=celery``)?
+
+    Raises:
+        PoolError: the variable holds something else, or what Celery needs is not installed.
+    """
+    name = os.environ.get(EXECUTOR_VARIABLE) or LOCAL
+    if name not in (LOCAL, CELERY):
+        raise PoolError(f"{EXECUTOR_VARIABLE} is {name!r}: set it to {LOCAL} or {CELERY}")
+    if name == CELERY and importlib.util.find_spec("dagster_celery") is None:
+        raise PoolError(
+            f"{EXECUTOR_VARIABLE} is {name!r}, which needs more packages: "
+            "pip install 'ringrift-pipeline[celery]'"
+        )
+    return name == CELERY
+
+
+def queue_of(name: str) -> str:
+    """The queue of the steps that make ``name``: ``selfplay`` or ``gpu``.
+
+    ``$RINGRIFT_GPU_QUEUE`` names what goes to ``gpu`` in place of `ON_THE_GPU_QUEUE`, with commas
+    between: ``checkpoint,evaluation``.
+
+    Raises:
+        PoolError: it names something that does not work on a device.
+    """
+    text = os.environ.get(GPU_QUEUE_VARIABLE)
+    if text is None:
+        return GPU_QUEUE if name in ON_THE_GPU_QUEUE else SELFPLAY_QUEUE
+    chosen = {part.strip() for part in text.split(",") if part.strip()}
+    if unknown := sorted(chosen - ON_THE_DEVICE):
+        raise PoolError(
+            f"{GPU_QUEUE_VARIABLE} names {', '.join(unknown)}: choose from "
+            + ", ".join(sorted(ON_THE_DEVICE))
+        )
+    return GPU_QUEUE if name in chosen else SELFPLAY_QUEUE
+
+
+def pool_of(name: str) -> str | None:
+    """The pool of the steps that make ``name`` (an asset, or a job's only step); None with Celery.
 
     ``$RINGRIFT_POOL`` (``cpu`` or ``gpu``) decides where it is set, else ``$RINGRIFT_DEVICE``, else
     whether there is a CUDA device.
 
     Raises:
-        PoolError: the variable holds something else.
+        PoolError: a variable holds something else.
     """
+    return None if distributed() else _pool(name)
+
+
+def _pool(name: str) -> str:
     return GPU_POOL if name in ON_THE_DEVICE and uses_gpu() else CPU_POOL
 
 
@@ -71,8 +126,11 @@ def _has_cuda() -> bool:
 
 def limits() -> dict[str, int]:
     """Steps that may work at once, by pool: as many as cores, and one on the GPU
-    (``$RINGRIFT_GPU_STEPS`` says how many else). Raises PoolError.
+    (``$RINGRIFT_GPU_STEPS`` says how many else). With Celery the workers are the limit. Raises
+    PoolError.
     """
+    if distributed():
+        return {}
     return {CPU_POOL: cores()} | ({GPU_POOL: _gpu_steps()} if uses_gpu() else {})
 
 
@@ -84,8 +142,10 @@ def _gpu_steps() -> int:
 
 
 def tags_of(name: str) -> dict[str, str]:
-    """Tags of the steps that make ``name``, by which `limits_in_a_run` knows them."""
-    return {POOL_TAG: pool_of(name)}
+    """Tags of the steps that make ``name``: by them `limits_in_a_run` knows them, or Celery's
+    executor their queue.
+    """
+    return {QUEUE_TAG: queue_of(name)} if distributed() else {POOL_TAG: _pool(name)}
 
 
 def limits_in_a_run() -> list[dict[str, object]]:

@@ -1,6 +1,7 @@
 """How far a running step is: one small JSON file per step, replaced in place, gone with it.
 
-The step's process writes it, the command line reads it. Nothing depends on it, so it is not
+The step's process writes it, the command line reads it. Of a step on another machine the process of
+its run writes it, from what the worker tells. Nothing depends on it, so it is not
 fsynced and lies outside the artefacts. Every ten seconds the run's own log gets a line as well,
 which is what the UI shows.
 """
@@ -13,10 +14,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ringrift_pipeline.orchestration import remote
 from ringrift_pipeline.orchestration.places import one_part, progress_folder
 from ringrift_pipeline.store import read_bounded
 
@@ -61,7 +63,7 @@ class ProgressFile:
         tell: Callable[[str], object] | None = None,
         silence: float | None = None,
     ) -> None:
-        self.path = progress_folder(data, run_id) / f"{one_part(step)}.json"
+        self.path = _path(data, run_id, step)
         self._identity = {
             "run_id": run_id,
             "step": step,
@@ -85,9 +87,8 @@ class ProgressFile:
 
     def remove(self) -> None:
         """The file goes, whoever holds the lock."""
-        with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
-            self.path.parent.rmdir()  # the last step of the run takes the folder with it
+        if remote.current() is None:
+            _remove(self.path)
 
     def __call__(self, done: int, total: int, message: str = "") -> None:
         now = time.monotonic()
@@ -113,11 +114,41 @@ class ProgressFile:
             pid=os.getpid(),
             silence=self._silence,
         )
-        temporary = self.path.with_suffix(".tmp")
-        with contextlib.suppress(OSError):  # progress must never fail a step
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(asdict(state)), encoding="utf-8")
-            temporary.replace(self.path)
+        if (step := remote.current()) is not None:
+            step.progress = state  # its number and its disk are another machine's
+        else:
+            _write(self.path, state)
+
+
+def _write(path: Path, state: StepProgress) -> None:
+    temporary = path.with_suffix(".tmp")
+    with contextlib.suppress(OSError):  # progress must never fail a step
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(asdict(state)), encoding="utf-8")
+        temporary.replace(path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()  # the last step of the run takes the folder with it
+
+
+def _path(data: Path, run_id: str, step: str) -> Path:
+    return progress_folder(data, run_id) / f"{one_part(step)}.json"
+
+
+def note_progress(data: Path, told: StepProgress, worker: str) -> None:
+    """Keep what a step on another machine has told, for those who read it here. Its process is
+    nobody's here, and nobody's to kill.
+    """
+    message = ", ".join(part for part in (told.message, f"on {worker}") if part)
+    _write(_path(data, told.run_id, told.step), replace(told, message=message, pid=0, silence=None))
+
+
+def forget_progress(data: Path, run_id: str, step: str) -> None:
+    """The step on another machine has ended."""
+    _remove(_path(data, run_id, step))
 
 
 def describe(done: int, total: int, message: str = "") -> str:

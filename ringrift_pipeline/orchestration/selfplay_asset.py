@@ -1,4 +1,8 @@
-"""Selfplay of one generation: plan the shards, play each in a step of its own, collect them."""
+"""Selfplay of one generation: plan the shards, play each in a step of its own, collect them.
+
+The steps hand each other nothing: which shard to play a step knows by its own key, what the shard is
+by the plan, and what was played the store knows. So they need no place in common but the store.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -65,13 +69,14 @@ def selfplay_shards(config: str) -> AssetsDefinition:
     @op(
         name=f"{config}_plan",
         ins={CHAMPION: In(Nothing)},
-        out=DynamicOut(dict, io_manager_key="io_manager"),
+        out=DynamicOut(Nothing),
         required_resource_keys={"store", "settings"},
         retry_policy=LOST,
+        tags=tags_of("plan"),
         description="Writes the generation's plan, which all that follows reads, and one output "
         "per shard.",
     )
-    def plan(context: OpExecutionContext) -> Iterator[DynamicOutput[dict]]:
+    def plan(context: OpExecutionContext) -> Iterator[DynamicOutput[None]]:
         from ringrift_pipeline.selfplay import plan_generation
 
         with once(), running_step(context, config) as step:
@@ -82,14 +87,12 @@ def selfplay_shards(config: str) -> AssetsDefinition:
                     f"{step.key} was planned before with other settings; its plan stands"
                 )
             for shard in made.shards:
-                yield DynamicOutput(
-                    {"index": shard["index"], "games": shard["games"]},
-                    mapping_key=f"{shard['index']:04d}",
-                )
+                yield DynamicOutput(None, mapping_key=f"{shard['index']:04d}")
 
     @op(
         name=f"{config}_play",
-        out=Out(dict, io_manager_key="io_manager"),
+        ins={"planned": In(Nothing)},
+        out=Out(Nothing),
         required_resource_keys={"store"},
         retry_policy=SHARD_RETRIES,
         pool=pool_of("selfplay_shards"),
@@ -97,30 +100,31 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         description="Plays one shard's games; a shard that exists and verifies is not played "
         "again.",
     )
-    def play(context: OpExecutionContext, shard: dict[str, Any]) -> dict[str, Any]:
+    def play(context: OpExecutionContext) -> None:
         from ringrift_pipeline.selfplay import play_shard
 
         with running_step(context, config, silence=SILENCE) as step:
-            artefact = play_shard(step.store, step.plan(), shard["index"], **step.hooks())
-            return {**shard, "path": str(artefact.path), "digest": artefact.digest}
+            index = int(str(context.get_mapping_key()))
+            play_shard(step.store, step.plan(), index, **step.hooks())
 
     @op(
         name=f"{config}_collect",
-        out=Out(dict, io_manager_key="io_manager"),
+        ins={"played": In(Nothing)},
+        out=Out(Nothing),
         required_resource_keys={"store"},
         retry_policy=LOST,
+        tags=tags_of("collect"),
         description="The index of the generation's shards, with what was played.",
     )
-    def collect(
-        context: OpExecutionContext, shards: list[dict[str, Any]]
-    ) -> Output[dict[str, Any]]:
+    def collect(context: OpExecutionContext) -> Output[None]:
         from ringrift_pipeline.selfplay import collect as collect_shards
 
         with once(), running_step(context, config) as step:
-            artefact = collect_shards(step.store, step.plan())
-            context.log.info(f"{step.key}: {len(shards)} shards collected")
+            made = step.plan()
+            artefact = collect_shards(step.store, made)
+            context.log.info(f"{step.key}: {len(made.shards)} shards collected")
             return Output(
-                {"path": str(artefact.path), "digest": artefact.digest},
+                None,
                 metadata={
                     **of_artefact(artefact),
                     "dagster/column_schema": columns_of_a_shard(config),

@@ -36,6 +36,7 @@ from ringrift_pipeline.enhancements.training_config import (
     ConfigField,
     TrainingConfig,
 )
+from ringrift_pipeline.orchestration import remote
 from ringrift_pipeline.orchestration.configs import CONFIGS
 from ringrift_pipeline.training.inputs import check_resume
 
@@ -236,8 +237,10 @@ def settings_of(config: str | None = None) -> SettingsResource:
         resume = values.get("resume") or "auto"
         with _refused():
             resolve(values, config)
-            if multiprocessing.parent_process() is None:  # a launch; a run's own processes also
-                _check_resume(resume)  # come here, when the state gone on from may be used up
+            # A launch. A run's own processes also come here, when the state gone on from may be
+            # used up, or on another machine.
+            if multiprocessing.parent_process() is None and remote.current() is None:
+                _check_resume(resume)
         return {
             "values": {"preset": _plain(values.get("preset")), **given(values)},
             "last_generation": values.get("last_generation"),

@@ -115,7 +115,8 @@ def running_step(
         os._exit(code)
 
     began, start = time.time(), time.monotonic()
-    with progress, Watchdog.of_run(op.instance, op.run_id, leave) as dog:
+    dog = Watchdog.of_run(op.instance, op.run_id, leave, step_key, op.retry_number)
+    with progress, dog:
         yield Step(config, generation, opened, progress, dog.stopping)
     seconds = time.monotonic() - start
     op.instance.report_engine_event(

@@ -12,9 +12,12 @@ import os
 import threading
 from collections.abc import Callable
 
-from dagster import DagsterInstance, DagsterRunStatus
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
+
+from ringrift_pipeline.orchestration import remote
 
 INTERVAL = 2.0  # seconds between two looks
+INTERVAL_FAR = 5.0  # the same of many workers at one database
 GRACE = 4.0  # seconds the step has to end by itself, once it should
 EXIT_CODE = 130
 
@@ -29,6 +32,14 @@ def run_is_over(instance: DagsterInstance, run_id: str) -> bool:
     """Is the run finished, on its way to be cancelled, or deleted?"""
     run = instance.get_run_by_id(run_id)
     return run is None or run.is_finished or run.status == DagsterRunStatus.CANCELING
+
+
+def is_given_up(instance: DagsterInstance, run_id: str, step_key: str, attempt: int) -> bool:
+    """Is a step, begun again after ``attempt`` times, done once more by somebody else? Its worker was
+    taken for lost.
+    """
+    ends = instance.get_records_for_run(run_id, of_type=DagsterEventType.STEP_UP_FOR_RETRY).records
+    return sum(end.event_log_entry.step_key == step_key for end in ends) > attempt
 
 
 class Watchdog:
@@ -66,14 +77,25 @@ class Watchdog:
 
     @classmethod
     def of_run(
-        cls, instance: DagsterInstance, run_id: str, leave: Callable[[int], object] = os._exit
+        cls,
+        instance: DagsterInstance,
+        run_id: str,
+        leave: Callable[[int], object] = os._exit,
+        step_key: str = "",
+        attempt: int = 0,
     ) -> Watchdog:
         """The watchdog of a step of ``run_id``, armed only where the process is the step's own."""
-        own_process = multiprocessing.parent_process() is not None
+        far = remote.current() is not None
+        own_process = far or multiprocessing.parent_process() is not None
+
+        def given_up() -> bool:
+            return far and is_given_up(instance, run_id, step_key, attempt)
+
         return cls(
-            lambda: run_is_over(instance, run_id),
-            finished=lambda: run_is_finished(instance, run_id),
+            lambda: run_is_over(instance, run_id) or given_up(),
+            finished=lambda: run_is_finished(instance, run_id) or given_up(),
             leave=leave if own_process else None,
+            interval=INTERVAL_FAR if far else INTERVAL,
         )
 
     def __enter__(self) -> Watchdog:

@@ -95,8 +95,7 @@ def test_one_failing_shard_is_played_again_alone(
         ]
         graph = names.node_name(CONFIG, "selfplay_shards")
         assert done == [f"{graph}.play[0001]", f"{graph}.collect"]
-    # what the other shards' steps handed on came from the first run
-    values = home_folder(data) / "values"
-    assert not [*(values / again.run_id).rglob("0000*")] and [*(values / first.run_id).rglob("*")]
+    # the steps hand each other nothing: all there is of the other shards is in the store
+    assert not (home_folder(data) / "values").exists()
     collected = Store(data).require(CONFIG, 0, "selfplay_shards")
     assert collected.metadata["selfplay/games"] == 3

@@ -1,0 +1,351 @@
+"""What several workers come to: shards an hour, what a shard costs beside its games, memory, landing.
+
+    python benchmarks/distributed.py [--quick] [--json]
+
+Needs ``redis-server``, ``postgresql`` and the extra ``celery``; the servers are started here, on this
+machine, and so are the workers, each with one core's worth of work at a time. Where the store knows
+buckets and moto is installed, every process has a folder of its own in front of moto's server.
+
+Whole generations are played by ``ringrift loop``: two on two workers, one on one worker, one by the
+executor of a single machine with two steps at a time. Then two processes that know nothing of each other
+play the shards of the same plan, half of them each.
+
+- **Rate**: shards an hour from the first shard's beginning to the last one's end, by what the shards say
+  of themselves. Two workers should reach 90% of the two processes.
+- **Overhead**: seconds of a worker that a shard takes beside the playing of its games; the reference is
+  the executor of a single machine.
+- **Transfer**: of a shard's step, the share that is not its playing: reading the plan, landing the shard.
+- **Memory**: the most that daemon, code server and the runs take together, and a worker with what it
+  works on, as proportional set sizes (Linux only).
+- **Landing**: from an evaluation's landing to the first step of the generation that it starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from orchestration import TINY, latency, read_runs  # noqa: E402
+from process_tree import family, measured  # noqa: E402
+
+from tests.distributed.cluster import Cluster, cluster, missing  # noqa: E402
+
+CONFIG = "square8_2p"
+TARGET = 0.9
+
+Claim = dict[str, Any]
+
+
+def claim(
+    name: str,
+    value: float,
+    unit: str,
+    reference: float | None,
+    target: float | None = None,
+    *,
+    more_is_better: bool = False,
+    **more: Any,
+) -> Claim:
+    """One claim; a bigger ratio is better."""
+    ratio = None
+    if reference and value > 0:
+        ratio = round(value / reference if more_is_better else reference / value, 3)
+    return {
+        "claim": f"distributed: {name}",
+        "value": round(value, 4),
+        "unit": unit,
+        "reference": round(reference, 4) if reference is not None else None,
+        "ratio": ratio,
+        "target": target,
+        **more,
+    }
+
+
+@dataclass(frozen=True)
+class Played:
+    """What the shards of a generation say of themselves. Times are seconds."""
+
+    began: list[float]
+    seconds: list[float]
+
+    @property
+    def span(self) -> float:
+        ends = [began + seconds for began, seconds in zip(self.began, self.seconds, strict=True)]
+        return max(ends) - min(self.began)
+
+    @property
+    def hourly(self) -> float:
+        return 3600 * len(self.began) / self.span
+
+    def beside(self, workers: int) -> float:
+        """Seconds of a worker that a shard took beside its games."""
+        return (workers * self.span - sum(self.seconds)) / len(self.began)
+
+
+def shards(data: Path, generation: int) -> Played:
+    """The shards of a generation."""
+    from ringrift_pipeline.store import Store
+    from ringrift_pipeline.store.kinds import shard_kind
+
+    store = Store(data)
+    count = len(store.read_plan(CONFIG, generation)["shards"])
+    found = [
+        store.require(CONFIG, generation, shard_kind(index)).metadata for index in range(count)
+    ]
+    return Played([one["started"] for one in found], [one["seconds"] for one in found])
+
+
+# --- generations --------------------------------------------------------------------------------
+
+
+class Memory(threading.Thread):
+    """Looks every few seconds how much the loop and each worker take, and keeps the most."""
+
+    def __init__(self, roots: dict[str, int]) -> None:
+        super().__init__(daemon=True)
+        self._roots = roots
+        self._over = threading.Event()
+        self.most: dict[str, float] = defaultdict(float)
+
+    def run(self) -> None:
+        while not self._over.wait(2.0):
+            for name, root in self._roots.items():
+                total = 0.0
+                for pid in family(root):
+                    with contextlib.suppress(OSError, StopIteration):
+                        total += measured(pid)["memory"]
+                self.most[name] = max(self.most[name], total)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+
+def loop(
+    data: Path,
+    settings: list[str],
+    environment: dict[str, str],
+    generations: int = 1,
+    workers: dict[str, int] | None = None,
+) -> dict[str, float]:
+    """``ringrift loop``; the most memory that it and the workers took."""
+    command = [sys.executable, "-m", "ringrift_pipeline", "loop", "--config", CONFIG, "--json"]
+    command += ["--generations", str(generations), "--preset", "smoke", "--data", str(data)]
+    command += [word for setting in settings for word in ("--set", setting)]
+    with open(os.devnull, "wb") as nowhere:
+        process = subprocess.Popen(
+            command, stdout=nowhere, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        )
+        memory = Memory({"loop": process.pid, **(workers or {})})
+        if sys.platform == "linux":
+            memory.start()
+        try:
+            if process.wait():
+                sys.exit(f"ringrift loop ended with code {process.returncode}")
+        finally:
+            if memory.is_alive():
+                memory.stop()
+    return dict(memory.most)
+
+
+APART = """
+import sys
+from ringrift_pipeline.selfplay import load_plan, play_shard
+from ringrift_pipeline.selfplay.warm_up import warm_up
+from ringrift_pipeline.store import Store
+root, config, first = sys.argv[1], sys.argv[2], int(sys.argv[3])
+warm_up(config)
+store = Store(root)
+plan = load_plan(store, config, 0)
+print("ready", flush=True)
+sys.stdin.readline()
+for index in range(first, len(plan.shards), 2):
+    play_shard(store, plan, index)
+"""
+
+
+def independent(plan: dict[str, Any]) -> Played:
+    """Two processes that play half of a plan's shards each, in one folder, beginning together."""
+    from ringrift_pipeline.store import Store
+
+    environment = {
+        name: value for name, value in os.environ.items() if name != "RINGRIFT_BUCKET"
+    } | {"OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder, _without_bucket():
+        Store(folder).write_plan(CONFIG, 0, plan)
+        both = [
+            subprocess.Popen(
+                [sys.executable, "-c", APART, folder, CONFIG, str(first)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+            )
+            for first in (0, 1)
+        ]
+        for process in both:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        for process in both:
+            assert process.stdin is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        if any([process.wait() for process in both]):
+            sys.exit("a process that played by itself has failed")
+        return shards(Path(folder), 0)
+
+
+@contextlib.contextmanager
+def _without_bucket() -> Iterator[None]:
+    bucket = os.environ.pop("RINGRIFT_BUCKET", None)
+    try:
+        yield
+    finally:
+        if bucket is not None:
+            os.environ["RINGRIFT_BUCKET"] = bucket
+
+
+def play_steps(data: Path) -> list[float]:
+    """Seconds of the shards' steps, as they say themselves."""
+    from ringrift_pipeline.orchestration.instance import open_instance
+    from ringrift_pipeline.orchestration.step import SECONDS
+
+    found = []
+    with open_instance(data) as instance:
+        for record in instance.get_run_records(ascending=True):
+            for entry in instance.all_logs(record.dagster_run.run_id):
+                event = entry.dagster_event
+                if event is None or event.event_type_value != "ENGINE_EVENT":
+                    continue
+                metadata = event.engine_event_data.metadata
+                if SECONDS in metadata and ".play[" in str(entry.step_key):
+                    found.append(float(metadata[SECONDS].value))
+    return found
+
+
+# --- the figures --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def known(servers: Cluster) -> Iterator[None]:
+    """This process reads what the cluster has made."""
+    before = dict(os.environ)
+    os.environ.update(servers.environment())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def on_workers(
+    count: int, generations: int, settings: list[str]
+) -> tuple[Played, dict[str, Any], list[float], dict[str, float], Claim | None]:
+    """Generations on workers: shards of the first, its plan, seconds of shards' steps, memory,
+    and what an evaluation's landing takes.
+    """
+    from ringrift_pipeline.store import Store
+
+    with cluster() as servers:
+        data = servers.prepare(servers.data)
+        for number in range(count):
+            queues = "selfplay,gpu" if number == 0 else "selfplay"
+            servers.worker(f"worker{number}", queues, servers.root(f"worker{number}"))
+        servers.ready()
+        pids = {worker.name: worker.process.pid for worker in servers.workers}
+        memory = loop(data, settings, servers.environment(), generations, pids)
+        with known(servers):
+            return (
+                shards(data, 0),
+                Store(data).read_plan(CONFIG, 0),
+                play_steps(data),
+                memory,
+                latency(read_runs(data)),
+            )
+
+
+def figures(quick: bool) -> Iterator[Claim]:
+    """All of it."""
+    games, each = (48, 8) if quick else (1600, 100)
+    # Without a champion the heuristic plays; what follows the games is as short as it can be.
+    settings = [
+        *(word for word in TINY if not word.startswith("selfplay.")),
+        f"selfplay.games={games}",
+        f"selfplay.games_per_shard={each}",
+        "selfplay.parallel_games=8",
+        "selfplay.workers=1",
+        "device=cpu",
+    ]
+    two, plan, steps, memory, landed = on_workers(2, 2, settings)
+    apart = independent(plan)
+    one, *_ = on_workers(1, 1, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        loop(Path(folder), settings, {"RINGRIFT_EXECUTOR": "local"})
+        with _without_bucket():
+            local = shards(Path(folder), 0)
+    yield claim(
+        f"two workers, {len(two.began)} shards of {each} games, against two processes apart",
+        two.hourly,
+        "shards/h",
+        apart.hourly,
+        None if quick else TARGET,
+        more_is_better=True,
+    )
+    yield claim(
+        "one worker, against half of two processes apart",
+        one.hourly,
+        "shards/h",
+        apart.hourly / 2,
+        more_is_better=True,
+    )
+    yield claim(
+        "a shard's seconds beside its games, two workers, against one machine's executor",
+        two.beside(2),
+        "s",
+        local.beside(2),
+        median_shard=round(statistics.median(two.seconds), 3),
+        processes_apart=round(apart.beside(2), 3),
+    )
+    played = steps[: len(two.seconds)]
+    if played:
+        part = 1 - sum(two.seconds) / sum(played)
+        yield claim("share of a shard's step that is not its playing", max(part, 0.0), "", None)
+    if memory.get("loop"):
+        workers = [size for name, size in memory.items() if name != "loop"]
+        yield claim("memory of daemon, code server and runs, most", memory["loop"], "MB", None)
+        yield claim("memory of a worker with its step, most", max(workers), "MB", None, all=workers)
+    if landed is not None:
+        yield {**landed, "claim": landed["claim"].replace("orchestration", "distributed", 1)}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="tiny shards, whose rates mean little")
+    parser.add_argument("--json", action="store_true", help="only the JSON lines (as always)")
+    arguments = parser.parse_args()
+    if reason := missing():
+        print(f"nothing measured: {reason}", file=sys.stderr)
+        return
+    began = time.monotonic()
+    for each in figures(arguments.quick):
+        print(json.dumps(each), flush=True)
+    print(f"{time.monotonic() - began:.0f} s in all", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

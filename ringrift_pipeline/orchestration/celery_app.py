@@ -1,0 +1,152 @@
+"""Celery's side of the steps: the application that workers are started with, and the task.
+
+``celery -A ringrift_pipeline.orchestration.celery_app worker -Q selfplay`` is a worker. Each step has a
+process of its own, forked from one that has torch and the definitions loaded, as on a single machine.
+The task is dagster-celery's; around it are the version, and signs of life that say how far it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.process
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from celery import Celery, Task
+from celery.signals import worker_init
+from dagster import DagsterInstance
+from dagster._grpc.types import ExecuteStepArgs
+from dagster._serdes import unpack_value
+from dagster_celery.make_app import make_app
+from dagster_celery.tasks import create_task
+
+from ringrift_pipeline.orchestration import remote
+from ringrift_pipeline.orchestration.celery_settings import (
+    HEADER,
+    PROGRESS,
+    CelerySettings,
+    refuse_other_versions,
+)
+from ringrift_pipeline.orchestration.pools import CELERY, EXECUTOR_VARIABLE, SELFPLAY_QUEUE
+from ringrift_pipeline.orchestration.watchdog import run_is_over
+
+SIGN = 2.0  # seconds between two signs of life
+_PROCESS = multiprocessing.process.current_process()  # before Celery replaces it
+
+# What nobody acknowledges goes back into its queue after so many seconds. A step is acknowledged when
+# it begins, so this is about those that a worker took with it on the way there.
+_VISIBILITY = 120
+
+_WAITING = {"max_retries": 2, "interval_start": 0, "interval_step": 0.5, "interval_max": 0.5}
+
+
+def make_celery(settings: CelerySettings) -> Celery:
+    """The application, for a worker as for whoever hands it steps."""
+    source = {
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # Redis may be away for longer than a worker lives
+        "broker_transport_options": {
+            "visibility_timeout": _VISIBILITY,
+            "socket_timeout": 20,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+        },
+        "redis_socket_timeout": 20,
+        "redis_socket_connect_timeout": 5,
+        "redis_socket_keepalive": True,
+        "result_backend_transport_options": {"retry_policy": _WAITING},
+        "task_publish_retry_policy": _WAITING,
+        "result_expires": 86_400,
+        "task_default_queue": SELFPLAY_QUEUE,
+        # One takes no more than it works on: what waits is for whoever is free first.
+        "worker_disable_prefetch": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_max_tasks_per_child": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_send_task_events": False,
+        "worker_redirect_stdouts": False,
+        "task_acks_late": False,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+    }
+    made = make_app({"broker": settings.broker, "backend": settings.backend})
+    made.conf.update(source)
+    return made
+
+
+class StepTask(Task):
+    """dagster-celery's task with what a step needs around it.
+
+    Raises:
+        WorkerVersionError: the run was made by another version.
+    """
+
+    # A step's result is what it tells Dagster; here only what kept it from telling is kept.
+    ignore_result = True
+    store_errors_even_if_ignored = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        refuse_other_versions((self.request.headers or {}).get(HEADER))
+        arguments = unpack_value(kwargs["execute_step_args_packed"], as_type=ExecuteStepArgs)
+        if arguments.instance_ref is None or self._is_begun():
+            return
+        with DagsterInstance.from_ref(arguments.instance_ref) as instance:
+            if run_is_over(instance, arguments.run_id):
+                return  # it was cancelled while this waited
+        with self._signs():
+            self.run(*args, **kwargs)
+
+    def _is_begun(self) -> bool:
+        """Has somebody begun this very task? It can come twice, where Redis forgot that it went."""
+        with contextlib.suppress(Exception):
+            return self.backend.get_task_meta(self.request.id, cache=False)["status"] == PROGRESS
+        return False
+
+    @contextmanager
+    def _signs(self) -> Iterator[None]:
+        """A thread that tells every `SIGN` seconds that this process lives, and how far it is."""
+        step = remote.begin()
+        # Matches are played by processes of the step. Celery has put itself in the place of the standard
+        # library's process, as a daemon that may have no children, and whose key cannot be handed on.
+        multiprocessing.process._current_process = _PROCESS  # type: ignore[attr-defined]
+        done = threading.Event()
+        who = {"pid": os.getpid(), "worker": self.request.hostname}
+        task_id, number = self.request.id, 0
+
+        def sign() -> None:
+            nonlocal number
+            number += 1
+            progress = asdict(step.progress) if step.progress is not None else None
+            told = {**who, "sign": number, "progress": progress}
+            with contextlib.suppress(Exception):  # Redis is away: the next one will tell
+                self.update_state(task_id=task_id, state=PROGRESS, meta=told)
+
+        def tell() -> None:
+            while not done.wait(SIGN):
+                sign()
+
+        sign()
+        thread = threading.Thread(target=tell, name="signs-of-life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            remote.end()
+
+
+@worker_init.connect
+def _load(**_: object) -> None:
+    """What every step needs, once, before the processes of the steps are forked."""
+    import ringrift_pipeline.orchestration.preload  # noqa: F401
+
+
+# Queues and pools are part of the definitions: a worker's are those of its runs.
+os.environ[EXECUTOR_VARIABLE] = CELERY
+app = make_celery(CelerySettings.from_environment())
+execute_step = create_task(app, base=StepTask)

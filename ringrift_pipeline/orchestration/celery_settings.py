@@ -1,0 +1,143 @@
+"""What the environment says to those who hand steps to Celery's workers, and what both ends say when
+something is amiss.
+
+Imports nothing of Celery's. Addresses may hold passwords: they stay in the environment, and no message
+or file repeats them.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import urlsplit
+
+from ringrift_pipeline.orchestration.pools import GPU_QUEUE, PoolError
+from ringrift_pipeline.store.kinds import CODE_VERSIONS
+
+BROKER_VARIABLE = "RINGRIFT_CELERY_BROKER"
+BACKEND_VARIABLE = "RINGRIFT_CELERY_BACKEND"
+NO_WORKER_VARIABLE = "RINGRIFT_CELERY_NO_WORKER_AFTER"
+LOST_VARIABLE = "RINGRIFT_CELERY_LOST_AFTER"
+OUTAGE_VARIABLE = "RINGRIFT_CELERY_OUTAGE"
+
+APP = "ringrift_pipeline.orchestration.celery_app"
+HEADER = "ringrift"  # of a task: the versions of who asked for it
+PROGRESS = "PROGRESS"  # state of a task that is worked on, with its signs of life
+
+
+class CelerySettingsError(PoolError):
+    """A variable of the environment is missing, or means nothing."""
+
+
+class WorkerVersionError(RuntimeError):
+    """A worker of another version than the run was asked to work for it."""
+
+
+class NoWorkerError(RuntimeError):
+    """Nobody takes steps from a queue."""
+
+
+class BrokerAwayError(RuntimeError):
+    """Redis does not answer."""
+
+
+@dataclass(frozen=True)
+class CelerySettings:
+    """Where the broker is, and how patient the executor is. Times are seconds.
+
+    Attributes:
+        broker: address of the Redis that holds the queues, ``redis://[:password@]host:port/0``.
+        backend: address of the one that holds the signs of life; the same, unless it is said.
+        no_worker_after: how long a step may wait in a queue that nobody takes from.
+        lost_after: how long a worker may give no sign of life; it gives one every two seconds.
+        outage: how long Redis may be away while a run waits for it.
+    """
+
+    broker: str
+    backend: str
+    no_worker_after: float = 40.0
+    lost_after: float = 60.0
+    outage: float = 300.0
+
+    @classmethod
+    def from_environment(cls) -> CelerySettings:
+        """Raises CelerySettingsError."""
+        broker = os.environ.get(BROKER_VARIABLE)
+        if not broker:
+            raise CelerySettingsError(
+                f"{BROKER_VARIABLE} is not set: name the Redis of the queues, redis://host:6379/0"
+            )
+        return cls(
+            broker,
+            os.environ.get(BACKEND_VARIABLE) or broker,
+            _seconds(NO_WORKER_VARIABLE, cls.no_worker_after),
+            _seconds(LOST_VARIABLE, cls.lost_after),
+            _seconds(OUTAGE_VARIABLE, cls.outage),
+        )
+
+    @property
+    def place(self) -> str:
+        """Host and port of the broker, for people."""
+        return place_of(self.broker)
+
+
+def _seconds(name: str, default: float) -> float:
+    text = os.environ.get(name)
+    try:
+        seconds = default if not text else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 1.0 <= seconds <= 86_400.0:
+        raise CelerySettingsError(f"{name} is {text!r}: set it to seconds, 1 to 86400")
+    return seconds
+
+
+def place_of(address: str) -> str:
+    """``host:port`` of an address, without what it may hold of names and passwords."""
+    try:
+        parts = urlsplit(address)
+        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+    except ValueError:
+        return "an address that cannot be read"
+
+
+def versions() -> dict[str, Any]:
+    """What two ends must have in common: the package, Dagster, and the code behind every asset."""
+    return {
+        "package": version("ringrift-pipeline"),
+        "dagster": version("dagster"),
+        "code": dict(CODE_VERSIONS),
+    }
+
+
+def refuse_other_versions(asked: Mapping[str, Any] | None) -> None:
+    """Raises WorkerVersionError unless ``asked``, the versions of a run, are this process's own."""
+    own = versions()
+    if asked == own:
+        return
+    raise WorkerVersionError(
+        f"the worker on {socket.gethostname()} has {_told(own, asked)}, the run was made by "
+        f"{_told(asked, own)}: give both the same version, and execute the run again from failure"
+    )
+
+
+def _told(these: Mapping[str, Any] | None, others: Mapping[str, Any] | None) -> str:
+    """Versions as text; of the assets' only those that differ."""
+    if not these:
+        return "a version that does not say which it is"
+    there = (others or {}).get("code", {})
+    code = {
+        name: number for name, number in these.get("code", {}).items() if there.get(name) != number
+    }
+    text = f"ringrift-pipeline {these.get('package')} with Dagster {these.get('dagster')}"
+    return text + (f" and {', '.join(f'{k} {v}' for k, v in code.items())}" if code else "")
+
+
+def start_line(queue: str) -> str:
+    """What to type on a machine that shall work on a queue."""
+    slots = "--concurrency 1" if queue == GPU_QUEUE else "--concurrency $(nproc)"
+    return f"celery -A {APP} worker -Q {queue} {slots} -n {queue}@%h"

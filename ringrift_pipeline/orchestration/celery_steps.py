@@ -1,0 +1,270 @@
+"""The steps of one run on Celery's workers: handed out, asked after, taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dagster import DagsterEvent
+from dagster._core.execution.plan.objects import StepFailureData
+from dagster._core.executor.step_delegating.step_handler.base import (
+    CheckStepHealthResult,
+    StepHandler,
+    StepHandlerContext,
+)
+from dagster._serdes import pack_value
+from dagster._utils.error import SerializableErrorInfo
+from dagster_celery.config import TASK_EXECUTE_PLAN_NAME
+
+from ringrift_pipeline.orchestration.celery_app import make_celery
+from ringrift_pipeline.orchestration.celery_settings import (
+    HEADER,
+    PROGRESS,
+    BrokerAwayError,
+    CelerySettings,
+    NoWorkerError,
+    WorkerVersionError,
+    start_line,
+    versions,
+)
+from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.pools import QUEUE_TAG, SELFPLAY_QUEUE
+from ringrift_pipeline.orchestration.progress import (
+    StepProgress,
+    forget_progress,
+    note_progress,
+)
+
+SENT = "SENT"  # state of a task that was handed out and has not begun
+STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest proves nothing
+ASK = 5.0  # seconds between two looks at the queues
+ANSWER = 1.5  # seconds that all workers are given to say what they take from
+SERVED = 12.0  # seconds for which that they have said so, or worked, holds
+
+_HEALTHY = CheckStepHealthResult.healthy()
+
+
+@dataclass
+class Handed:
+    """A step that was handed out. Times are seconds, counted while Redis answers."""
+
+    task_id: str
+    queue: str
+    looked: float
+    sent: bool = False
+    given_up: bool = (
+        False  # Dagster has been told, and hands it out again if it is to be done again
+    )
+    sign: Any = None  # the last one
+    still: float = 0.0  # since then
+    told: float | None = None  # when it last told how far it is, by its own clock
+    silent: float = 0.0  # since then
+    unserved: float = 0.0  # that nobody takes from the queue
+    missing: float = 0.0  # that the queue is empty, and still nobody has begun
+    away: float = 0.0  # that Redis does not answer
+
+
+class CelerySteps(StepHandler):
+    """What Dagster's executor asks about steps, answered by Celery; one object a run."""
+
+    def __init__(self, settings: CelerySettings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._app = make_celery(settings)
+        self._handed: dict[str, Handed] = {}
+        self._served: dict[str, float] = {}  # by queue, when somebody was seen to take from it
+        self._depths: dict[str, int] = {}
+        self._asked = -ASK
+
+    @property
+    def name(self) -> str:
+        """For the run's log."""
+        return f"Celery, Redis at {self._settings.place}"
+
+    # --- what the executor calls ----------------------------------------------------------------
+
+    def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        """Hand a step out; what Redis does not take now it is given at the next look."""
+        key, handed = self._of(step_handler_context)
+        self._handed[key] = handed
+        yield DagsterEvent.step_worker_starting(
+            step_handler_context.get_step_context(key),
+            f"For the queue {handed.queue}, as task {handed.task_id}.",
+            metadata={},
+        )
+        with contextlib.suppress(Exception):
+            self._send(step_handler_context, handed)
+
+    def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        """Take a step back, or end it. A worker that does not hear of it leaves by itself."""
+        key, handed = self._of(step_handler_context)
+        self._revoke(self._handed.get(key, handed))
+        self.end(step_handler_context.dagster_run.run_id, key)
+        yield from ()
+
+    def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
+        """Is somebody working on the step, or can somebody begin? If not, why not."""
+        key, new = self._of(step_handler_context)
+        # One that this process has not handed out was by the run's process before it.
+        handed = self._handed.setdefault(key, replace(new, sent=True))
+        if handed.given_up:
+            return _HEALTHY  # the executor will read of it in the event log
+        now = time.monotonic()
+        passed, handed.looked = min(now - handed.looked, STRIDE), now
+        try:
+            if not handed.sent:
+                self._send(step_handler_context, handed)
+            told = self._app.backend.get_task_meta(handed.task_id, cache=False)
+            if told["status"] not in (PROGRESS, "FAILURE"):
+                self._look_at_queues(handed.queue)
+        except Exception as error:  # of Redis, its client, Celery or the network
+            handed.away += passed
+            logging.getLogger(__name__).warning("Redis does not answer: %s", type(error).__name__)
+            if handed.away > self._settings.outage:
+                self._fail(
+                    step_handler_context,
+                    BrokerAwayError(
+                        f"Redis at {self._settings.place} has not answered for "
+                        f"{handed.away:.0f} s: start it, and execute the run again from failure"
+                    ),
+                )
+            return _HEALTHY
+        handed.away = 0.0
+        if told["status"] == "FAILURE":
+            why = self._failed(step_handler_context, told["result"])
+        elif told["status"] == PROGRESS:
+            why = self._worked_on(handed, told["result"], passed)
+        else:
+            why = self._waits(step_handler_context, handed, passed)
+        if why is None:
+            return _HEALTHY
+        handed.given_up = True
+        return CheckStepHealthResult.unhealthy(why)
+
+    def end(self, run_id: str, key: str) -> None:
+        """A step has ended, for now or for good."""
+        self._handed.pop(key, None)
+        forget_progress(data_folder(), run_id, key)
+
+    # --- the tasks ------------------------------------------------------------------------------
+
+    def _of(self, context: StepHandlerContext) -> tuple[str, Handed]:
+        arguments = context.execute_step_args
+        (key,) = arguments.step_keys_to_execute or ()
+        attempt = 0
+        if arguments.known_state is not None:
+            attempt = arguments.known_state.get_retry_state().get_attempt_count(key)
+        queue = context.step_tags[key].get(QUEUE_TAG, SELFPLAY_QUEUE)
+        return key, Handed(f"{arguments.run_id}/{key}/{attempt}", queue, time.monotonic())
+
+    def _send(self, context: StepHandlerContext, handed: Handed) -> None:
+        job: Any = context.get_step_context(self._of(context)[0])
+        # Said before it is so: who begins at once says more, and must have the last word.
+        self._app.backend.store_result(handed.task_id, None, SENT)
+        self._app.send_task(
+            TASK_EXECUTE_PLAN_NAME,
+            kwargs={
+                "execute_step_args_packed": pack_value(context.execute_step_args),
+                "executable_dict": job.reconstructable_job.to_dict(),
+            },
+            task_id=handed.task_id,
+            queue=handed.queue,
+            headers={HEADER: versions()},
+            ignore_result=True,
+        )
+        handed.sent = True
+
+    def _revoke(self, handed: Handed) -> None:
+        with contextlib.suppress(Exception):  # Redis is away: the step's watchdog ends it
+            self._app.control.revoke(handed.task_id, terminate=True, signal="SIGKILL")
+
+    # --- what may be with them ------------------------------------------------------------------
+
+    # Each says why the step is not worked on any more, None if it is, or has failed for good.
+
+    def _failed(self, context: StepHandlerContext, error: Any) -> str | None:
+        name = type(error).__name__
+        if name == WorkerVersionError.__name__:
+            self._fail(context, WorkerVersionError(str(error)))
+            return None
+        return f"the worker's process ended: {name}: {error}"
+
+    def _worked_on(self, handed: Handed, sign: Any, passed: float) -> str | None:
+        self._served[handed.queue] = time.monotonic()
+        handed.unserved = handed.missing = 0.0
+        handed.still = 0.0 if sign != handed.sign else handed.still + passed
+        handed.sign = sign
+        where = f"{sign['worker']}, process {sign['pid']}"
+        if handed.still > self._settings.lost_after:
+            self._revoke(handed)
+            return f"the worker {where} has given no sign of life for {handed.still:.0f} s"
+        if sign["progress"] is None:
+            return None
+        progress = StepProgress(**sign["progress"])
+        handed.silent = 0.0 if progress.updated != handed.told else handed.silent + passed
+        handed.told = progress.updated
+        note_progress(data_folder(), progress, sign["worker"])
+        if progress.silence is not None and handed.silent > progress.silence:
+            self._revoke(handed)
+            return (
+                f"it has told nothing for {handed.silent:.0f} s on {where}, and was killed: it hung"
+            )
+        return None
+
+    def _waits(self, context: StepHandlerContext, handed: Handed, passed: float) -> str | None:
+        """Nobody has begun. That is as it should be, while there are workers and they are busy."""
+        served = self._is_served(handed.queue)
+        handed.unserved = 0.0 if served else handed.unserved + passed
+        gone = served and not self._depths.get(handed.queue)
+        handed.missing = handed.missing + passed if gone else 0.0
+        if handed.unserved > self._settings.no_worker_after:
+            self._revoke(handed)
+            self._fail(
+                context,
+                NoWorkerError(
+                    f"no worker takes from the queue {handed.queue!r} of the Redis at "
+                    f"{self._settings.place}, for {handed.unserved:.0f} s now. Start one: "
+                    f"{start_line(handed.queue)}"
+                ),
+            )
+        elif handed.missing > self._settings.lost_after:
+            # Redis has forgotten it, or who took it was gone before it began.
+            handed.sent, handed.missing = False, 0.0
+        return None
+
+    def _fail(self, context: StepHandlerContext, error: Exception) -> None:
+        """The step fails for good: what is wrong would be so again."""
+        (key,) = context.execute_step_args.step_keys_to_execute or ()
+        name = type(error).__name__
+        DagsterEvent.step_failure_event(
+            step_context=context.get_step_context(key),
+            step_failure_data=StepFailureData(
+                error=SerializableErrorInfo(f"{name}: {error}\n", stack=[], cls_name=name),
+                user_failure_data=None,
+            ),
+        )
+        self._handed[key].given_up = True
+
+    # --- the queues -----------------------------------------------------------------------------
+
+    def _is_served(self, queue: str) -> bool:
+        return time.monotonic() - self._served.get(queue, -SERVED) < SERVED
+
+    def _look_at_queues(self, queue: str) -> None:
+        """How many steps wait in a queue, and who takes from it, if that was not asked just now."""
+        if time.monotonic() - self._asked > ASK:
+            self._depths.clear()
+            if not self._is_served(queue):
+                answers = self._app.control.inspect(timeout=ANSWER).active_queues() or {}
+                now = time.monotonic()
+                for answer in answers.values():
+                    self._served |= {str(one["name"]): now for one in answer}
+            self._asked = time.monotonic()
+        if queue not in self._depths:
+            with self._app.connection_for_read() as connection:
+                channel: Any = connection.default_channel
+                self._depths[queue] = int(channel._size(queue))

@@ -1,0 +1,106 @@
+"""Runs and events in PostgreSQL, as dagster-postgres keeps them, through a restart of the server.
+
+Named in ``dagster.yaml`` (deploy/celery), imported by nothing else. Dagster tries to connect for some
+seconds; a restart with recovery takes longer, and a run or a step that cannot write has failed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import sqlalchemy.event
+from dagster import DagsterError
+from dagster._core.storage.config import PostgresStorageConfig
+from dagster._serdes import ConfigurableClassData
+from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.utils import (
+    DagsterPostgresException,
+    get_token_provider_from_config,
+    pg_url_from_config,
+)
+
+from ringrift_pipeline.orchestration.celery_settings import CelerySettingsError, place_of
+
+PATIENCE_VARIABLE = "RINGRIFT_POSTGRES_PATIENCE"
+PATIENCE = 120.0  # seconds
+_PAUSE = 0.5  # seconds between two attempts
+# What waiting does not mend; everything else that keeps a connection from coming about may pass.
+_FOR_GOOD = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "no password supplied",
+)
+
+
+class DatabaseAwayError(DagsterError):
+    """PostgreSQL does not answer."""
+
+
+class PatientPostgresStorage(DagsterPostgresStorage):
+    """dagster-postgres's storage, which waits for a server that is away: ``PATIENCE`` seconds, or as
+    many as ``$RINGRIFT_POSTGRES_PATIENCE`` says. Pages of the web server do not wait.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        began = time.monotonic()
+        while True:
+            try:
+                super().__init__(*arguments, **named)
+                break
+            except DagsterPostgresException as error:  # it has tried for some seconds
+                _wait_or_give_up(error.__cause__ or error, began, place_of(self.postgres_url))
+        for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
+            sqlalchemy.event.listen(storage._engine, "do_connect", _connect)
+
+    @classmethod
+    def from_config_value(  # type: ignore[override]  # as dagster-postgres declares it
+        cls, inst_data: ConfigurableClassData | None, config_value: PostgresStorageConfig
+    ) -> PatientPostgresStorage:
+        """As Dagster makes it from ``dagster.yaml``."""
+        return cls(
+            inst_data=inst_data,
+            postgres_url=pg_url_from_config(config_value),
+            should_autocreate_tables=config_value.get("should_autocreate_tables", True),
+            token_provider=get_token_provider_from_config(config_value),
+        )
+
+
+def patience() -> float:
+    """Seconds that the server may be away. Raises CelerySettingsError."""
+    text = os.environ.get(PATIENCE_VARIABLE)
+    try:
+        seconds = PATIENCE if not text else float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds <= 86_400.0:
+        raise CelerySettingsError(f"{PATIENCE_VARIABLE} is {text!r}: set it to seconds, 0 to 86400")
+    return seconds
+
+
+def _connect(dialect: Any, _: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
+    """Connect, when the server is there again. Raises DatabaseAwayError if it is not in time."""
+    began = time.monotonic()
+    while True:
+        try:
+            return dialect.connect(*arguments, **parameters)
+        except dialect.dbapi.OperationalError as error:
+            where = f"{parameters.get('host', 'localhost')}:{parameters.get('port', 5432)}"
+            _wait_or_give_up(error, began, where)
+
+
+def _wait_or_give_up(error: BaseException, began: float, where: str) -> None:
+    """Wait a moment. Raises the error if waiting does not mend it, DatabaseAwayError if it is over."""
+    if any(text in str(error) for text in _FOR_GOOD):
+        raise error
+    away = time.monotonic() - began
+    if away > patience():
+        raise DatabaseAwayError(
+            f"PostgreSQL at {where} has not answered for {away:.0f} s: start it, or correct the "
+            "address in the environment (deploy/celery/README.md)"
+        ) from None
+    logging.getLogger(__name__).warning("PostgreSQL at %s does not answer: waiting for it", where)
+    time.sleep(_PAUSE)

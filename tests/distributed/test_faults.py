@@ -1,0 +1,188 @@
+"""What may happen to workers and servers in the middle of a run, done to real ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+from dagster import DagsterEventType, DagsterRunStatus
+
+from ringrift_pipeline.orchestration.progress import read_progress
+from ringrift_pipeline.store.kinds import CODE_VERSIONS
+from tests.orchestration.served import Served, is_gone
+
+from . import toy
+from .cluster import Cluster, until
+from .conftest import go, own_folder
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+AGAIN = DagsterEventType.STEP_UP_FOR_RETRY
+FAILED = DagsterEventType.STEP_FAILURE
+STARTED = DagsterEventType.STEP_START
+
+
+def worker(servers: Cluster, name: str, queues: str = "selfplay", **more: Any) -> Any:
+    return servers.worker(name, queues, own_folder(servers, name), **more)
+
+
+def in_worker(toys: Served, run_id: str) -> list[str]:
+    """Names of the workers in which steps of a run were begun, in order."""
+    names = []
+    for event in toys.instance.all_logs(run_id, of_type=DagsterEventType.ENGINE_EVENT):
+        data = event.dagster_event.engine_event_data if event.dagster_event else None
+        if data is not None and "Celery worker" in data.metadata:
+            names.append(str(data.metadata["Celery worker"].value).partition("@")[0])
+    return names
+
+
+def test_steps_come_to_the_workers_of_their_queue(servers: Cluster, toys: Served) -> None:
+    worker(servers, "player"), worker(servers, "device", "gpu")
+    servers.ready()
+    run = toys.launch("one", {})
+    until(lambda: toy.begun(run, "one"), "the step begins")
+    # How far it is can be read where the run is, as of a step on this machine; and it is nobody's there.
+    (progress,) = until(lambda: read_progress(toys.data, run), "its progress is known")
+    assert (progress.done, progress.total, progress.pid) == (1, 2, 0)
+    assert progress.message.startswith("waiting, on player@") and progress.silence is None
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert read_progress(toys.data, run) == []
+    assert not list(own_folder(servers, "player").iterdir())
+
+    run = toys.launch("device", {})
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert in_worker(toys, run) == ["device"]
+
+
+def test_a_killed_workers_step_is_done_again_elsewhere(servers: Cluster, toys: Served) -> None:
+    first = worker(servers, "first")
+    servers.ready()
+    run = toys.launch("one", {})
+    until(lambda: toy.begun(run, "one"), "the step begins")
+    worker(servers, "second")
+    first.kill()
+    until(lambda: len(toy.begun(run, "one")) == 2, "the step begins again")
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == ["one"]
+    assert in_worker(toys, run) == ["first", "second"]
+    assert len(toy.begun(run, "one")) == 2
+    assert "no sign of life" in said(toys, run, AGAIN)
+
+
+def test_a_killed_process_of_a_step_is_replaced(servers: Cluster, toys: Served) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("one", {})
+    (pid,) = until(lambda: toy.begun(run, "one"), "the step begins")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: len(toy.begun(run, "one")) == 2, "the step begins again")
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == ["one"] and "SIGKILL" in said(toys, run, AGAIN)
+
+
+@pytest.mark.parametrize(
+    ("job", "step", "why"),
+    [("stopping", "stops", "no sign of life"), ("silent", "says_nothing", "told nothing")],
+)
+def test_a_step_that_hangs_is_killed_and_done_again(
+    job: str, step: str, why: str, servers: Cluster, toys: Served
+) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch(job, {})
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == [step] and why in said(toys, run, AGAIN)
+    assert len(toy.begun(run, step)) == 2
+    until(lambda: all(is_gone(pid) for pid in toy.begun(run, step)), "both processes are gone")
+
+
+@pytest.mark.parametrize("how", ["restarted", "killed and restarted", "emptied"])
+def test_redis_goes_in_the_middle_of_a_run(how: str, servers: Cluster, toys: Served) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("two", {})  # one of them waits in the queue
+    until(lambda: toy.begun(run, "one") or toy.begun(run, "another"), "a step begins")
+    until(lambda: len(toys.steps(run, DagsterEventType.STEP_WORKER_STARTING)) == 2, "both are out")
+    time.sleep(3.0)
+    if how == "emptied":
+        import redis
+
+        redis.Redis("127.0.0.1", servers.redis.port, password=servers.redis.password).flushall()
+    else:
+        servers.redis.stop() if how == "restarted" else servers.redis.kill()
+        time.sleep(5.0)
+        servers.redis.start()
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == []
+    assert toys.steps(run, STARTED) == ["another", "one"]
+    assert [len(toy.begun(run, name)) for name in ("one", "another")] == [1, 1]
+
+
+def test_postgresql_is_restarted_in_the_middle_of_a_run(servers: Cluster, toys: Served) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("two", {})
+    until(lambda: toy.begun(run, "one") or toy.begun(run, "another"), "a step begins")
+    servers.postgres.stop()
+    go(run)  # the one that runs comes to its end meanwhile
+    time.sleep(5.0)
+    servers.postgres.start()
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == []
+    assert [len(toy.begun(run, name)) for name in ("one", "another")] == [1, 1]
+
+
+def test_a_worker_of_an_older_version_is_refused_by_name(servers: Cluster, toys: Served) -> None:
+    worker(servers, "old", app="tests.distributed.older")
+    servers.ready()
+    run = toys.launch("one", {})
+    assert toys.finished(run) == DagsterRunStatus.FAILURE
+    assert toys.steps(run, FAILED) == ["one"] and toys.steps(run, AGAIN) == []
+    error = said(toys, run, FAILED)
+    assert error.count("WorkerVersionError: ") == 1
+    assert f"the worker on {os.uname().nodename} has ringrift-pipeline" in error
+    assert "checkpoint 0.9" in error and f"checkpoint {CODE_VERSIONS['checkpoint']}" in error
+    assert toy.begun(run, "one") == []
+
+
+def test_without_a_worker_there_is_one_clear_error(servers: Cluster, toys: Served) -> None:
+    worker(servers, "player")  # of another queue
+    servers.ready()
+    run = toys.launch("device", {})
+    assert toys.finished(run) == DagsterRunStatus.FAILURE
+    assert toys.steps(run, FAILED) == ["on_a_device"] and toys.steps(run, AGAIN) == []
+    error = said(toys, run, FAILED)
+    assert error.count("NoWorkerError: ") == 1
+    assert "no worker takes from the queue 'gpu'" in error
+    assert "celery -A ringrift_pipeline.orchestration.celery_app worker -Q gpu" in error
+    assert servers.redis.password not in error
+
+
+def test_a_cancelled_run_leaves_nothing_behind(servers: Cluster, toys: Served) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("two", {})
+    (pid,) = until(lambda: toy.begun(run, "one") or toy.begun(run, "another"), "a step begins")
+    toys.terminate(run)
+    assert toys.finished(run) == DagsterRunStatus.CANCELED
+    until(lambda: is_gone(pid), "its process is gone")
+    after = toys.launch("one", {})  # the worker is there for the next one, and the other has gone
+    go(after)
+    assert toys.finished(after) == DagsterRunStatus.SUCCESS, toys.errors(after)
+    assert len(toy.begun(run, "one") + toy.begun(run, "another")) == 1
+
+
+def said(toys: Served, run: str, kind: DagsterEventType) -> str:
+    """What the events of a kind say, all together."""
+    return " ".join(
+        str(event.dagster_event.event_specific_data)
+        for event in toys.instance.all_logs(run, of_type=kind)
+        if event.dagster_event is not None
+    )

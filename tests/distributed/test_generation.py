@@ -1,0 +1,150 @@
+"""One whole generation on two workers, and a worker that dies in the middle of a real shard.
+
+With a bucket every process has an empty folder of its own, and the workers share nothing but Redis,
+PostgreSQL and the bucket. Where the store has no buckets, they share the data root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
+
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.progress import read_progress
+from ringrift_pipeline.selfplay import load_plan, play_shards
+from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.kinds import shard_kind
+from tests.faults.supervising import TINY
+from tests.orchestration.served import served
+
+from .cluster import PATIENCE, ROOT, Cluster, cluster, until
+from .conftest import PATIENCE as SETTINGS
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+CONFIG = "square8_2p"
+GAMES = ["--set=selfplay.games=16", "--set=selfplay.games_per_shard=4"]
+SHARDS = 4
+SELFPLAY = names.node_name(CONFIG, "selfplay_shards")
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster of its own, with the environment of this process set to it."""
+    with cluster() as made:
+        for name, value in {**made.environment(), **SETTINGS}.items():
+            monkeypatch.setenv(name, value)
+        made.prepare(made.data)
+        monkeypatch.setenv("RINGRIFT_DATA", str(made.data))
+        yield made
+
+
+def worked_by(instance: DagsterInstance, run_id: str) -> dict[str, list[str]]:
+    """By step the workers that have begun it, in order."""
+    found = defaultdict(list)
+    for event in instance.all_logs(run_id, of_type=DagsterEventType.ENGINE_EVENT):
+        data = event.dagster_event.engine_event_data if event.dagster_event else None
+        if data is not None and "Celery worker" in data.metadata:
+            worker = str(data.metadata["Celery worker"].value).partition("@")[0]
+            found[str(event.step_key)].append(worker)
+    return found
+
+
+def shards(store: Store) -> list[bytes]:
+    """The shards' files, each of which has landed once."""
+    found = []
+    for index in range(SHARDS):
+        landed = store.artefacts(CONFIG, 0, shard_kind(index))
+        assert len(landed) == 1, index
+        found.append(store.require(CONFIG, 0, shard_kind(index)).file("shard.arrow").read_bytes())
+    return found
+
+
+def test_a_generation_on_two_workers(alone: Cluster, tmp_path: Path) -> None:
+    alone.worker("player", "selfplay", alone.root("player"))
+    alone.worker("device", "gpu,selfplay", alone.root("device"))
+    alone.ready()
+    words = [sys.executable, "-m", "ringrift_pipeline", "loop", "--config", CONFIG, "--json"]
+    done = subprocess.run(
+        [*words, "--data", str(alone.data), *TINY, *GAMES],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=10 * PATIENCE,
+    )
+    said = f"{done.stderr}\n" + "\n".join(worker.says()[-3000:] for worker in alone.workers)
+    assert done.returncode == 0, said
+    (summary,) = json.loads(done.stdout)["generations"]
+    assert summary["games"] == 16 and summary["promoted"] is not None
+
+    with open_instance(alone.data) as instance:
+        (record,) = instance.get_run_records(limit=10)
+        run = record.dagster_run
+        assert run.status == DagsterRunStatus.SUCCESS
+        by = worked_by(instance, run.run_id)
+        kinds = {event.event_type for event in _events(instance, run.run_id)}
+    for name in ("checkpoint", "ema_model", "ensemble", "calibration_report", "hard_examples"):
+        assert by[names.node_name(CONFIG, name)] == ["device"], name
+    assert all(len(by[f"{SELFPLAY}.play[{index:04d}]"]) == 1 for index in range(SHARDS))
+    assert DagsterEventType.STEP_UP_FOR_RETRY not in kinds
+
+    # What two workers played is, byte for byte, what one process plays.
+    store = Store(alone.data)
+    played = shards(store)
+    apart = Store(tmp_path / "apart")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RINGRIFT_BUCKET", raising=False)
+        apart = Store(tmp_path / "apart")
+        apart.write_plan(CONFIG, 0, store.read_plan(CONFIG, 0))
+        play_shards(apart, load_plan(apart, CONFIG, 0), workers=1)
+        assert played == shards(apart)
+
+
+def _events(instance: DagsterInstance, run_id: str) -> list[Any]:
+    return [event.dagster_event for event in instance.all_logs(run_id) if event.dagster_event]
+
+
+def test_a_shard_whose_worker_dies_is_played_again_elsewhere_once(
+    alone: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    workers = {name: alone.worker(name, "selfplay", alone.root(name)) for name in ("one", "two")}
+    alone.ready()
+    settings = {
+        "preset": "smoke",
+        "device": "cpu",
+        "selfplay": {"games": 2400, "games_per_shard": 600},
+    }
+    config = {"resources": {"settings": {"config": settings}}}
+    with served(alone.data, names.MODULE, tmp_path_factory.mktemp("s") / "code") as serving:
+        serving.instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0000"])
+        run = serving.launch(names.job_name(CONFIG), config, [[CONFIG, "selfplay_shards"]])
+
+        def in_the_middle() -> Any:
+            assert not serving.is_finished(run), serving.errors(run)
+            for step in read_progress(alone.data, run):
+                if ".play[" in step.step and 0 < step.done < step.total:
+                    return step
+            return None
+
+        step = until(in_the_middle, "a shard is being played")
+        first = step.message.rpartition(" on ")[2].partition("@")[0]
+        workers[first].kill()
+        (other,) = set(workers) - {first}
+        assert serving.finished(run, 3 * PATIENCE) == DagsterRunStatus.SUCCESS, serving.errors(run)
+        by = worked_by(serving.instance, run)
+        assert by.pop(step.step) == [first, other]
+        assert all(len(begun) == 1 for begun in by.values()), by
+        again = serving.steps(run, DagsterEventType.STEP_UP_FOR_RETRY)
+        assert again == [step.step]
+    assert len(set(shards(Store(alone.data)))) == SHARDS

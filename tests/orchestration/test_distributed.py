@@ -1,0 +1,262 @@
+"""What several machines need of this package, without any of their servers: choices, refusals, ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster import AssetsDefinition, DagsterEvent, DagsterEventType, DagsterInstance
+from dagster._core.events import EngineEventData, StepSuccessData
+from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
+from dagster._core.execution.retries import RetryMode
+from dagster._core.test_utils import create_run_for_test
+from dagster._utils.error import SerializableErrorInfo
+
+from ringrift_pipeline.orchestration import celery_settings, pools, remote, watchdog
+from ringrift_pipeline.orchestration.assets import family
+from ringrift_pipeline.orchestration.celery_executor import CeleryStepExecutor
+from ringrift_pipeline.orchestration.celery_settings import (
+    CelerySettings,
+    CelerySettingsError,
+    WorkerVersionError,
+    refuse_other_versions,
+    start_line,
+    versions,
+)
+from ringrift_pipeline.orchestration.jobs import executor
+from ringrift_pipeline.orchestration.names import ASSETS, node_name
+from ringrift_pipeline.orchestration.progress import (
+    ProgressFile,
+    forget_progress,
+    note_progress,
+    read_progress,
+)
+
+CONFIG = "hex8_2p"
+LOST = SerializableErrorInfo("lost", [], None)
+
+
+@pytest.fixture
+def celery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``RINGRIFT_EXECUTOR=celery``, with or without the packages."""
+    for name in ("RINGRIFT_POOL", "RINGRIFT_DEVICE", "RINGRIFT_GPU_QUEUE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RINGRIFT_EXECUTOR", "celery")
+    monkeypatch.setattr(pools.importlib.util, "find_spec", lambda _: object())
+
+
+def queues() -> dict[str, str | None]:
+    """The queue of every step of a config's assets; none may have a pool, which Celery knows not."""
+    found = {}
+    for made in family(CONFIG):
+        if isinstance(made, AssetsDefinition):
+            for op in made.node_def.iterate_op_defs():
+                assert op.pool is None and pools.POOL_TAG not in op.tags
+                found[op.name] = op.tags.get(pools.QUEUE_TAG)
+    return found
+
+
+def test_games_are_for_the_processors_and_models_for_the_devices(celery: None) -> None:
+    found = queues()
+    gpu = {name for name, queue in found.items() if queue == "gpu"}
+    trained = ("hard_examples", "checkpoint", "ema_model", "ensemble", "calibration_report")
+    assert gpu == {node_name(CONFIG, name) for name in trained}
+    assert {queue for name, queue in found.items() if name not in gpu} == {"selfplay"}
+    assert found[f"{CONFIG}_play"] == found[node_name(CONFIG, "evaluation")] == "selfplay"
+    assert {node_name(CONFIG, name) for name in ASSETS[1:]} <= set(found)
+    assert pools.limits() == {} and pools.limits_in_a_run() == []
+    assert executor().name == "celery"
+
+
+def test_what_goes_to_the_devices_can_be_said(
+    celery: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_GPU_QUEUE", "checkpoint, evaluation")
+    gpu = {name for name, queue in queues().items() if queue == "gpu"}
+    assert gpu == {node_name(CONFIG, "checkpoint"), node_name(CONFIG, "evaluation")}
+    monkeypatch.setenv("RINGRIFT_GPU_QUEUE", "chekpoint")
+    with pytest.raises(pools.PoolError, match="names chekpoint: choose from .*checkpoint"):
+        pools.queue_of("checkpoint")
+
+
+def test_without_it_everything_is_as_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RINGRIFT_EXECUTOR", raising=False)
+    for made in family(CONFIG):
+        if isinstance(made, AssetsDefinition):
+            assert all(pools.QUEUE_TAG not in op.tags for op in made.node_def.iterate_op_defs())
+    assert executor().name == "multiprocess"
+
+
+def test_an_executor_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGRIFT_EXECUTOR", "ray")
+    with pytest.raises(pools.PoolError, match="RINGRIFT_EXECUTOR is 'ray': set it to local or"):
+        executor()
+
+
+def test_what_celery_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGRIFT_EXECUTOR", "celery")
+    monkeypatch.setattr(pools.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(pools.PoolError, match=r"pip install 'ringrift-pipeline\[celery\]'"):
+        executor()
+
+
+LOADS_NOTHING = """
+import sys
+import ringrift_pipeline.definitions
+import ringrift_pipeline.orchestration.celery_executor
+loaded = {name.partition(".")[0] for name in sys.modules}
+assert not loaded & {"celery", "kombu", "redis", "dagster_celery", "dagster_postgres", "psycopg2"}
+"""
+
+
+def test_nothing_of_celerys_is_loaded_where_it_is_not_used() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", LOADS_NOTHING], check=True)
+
+
+# --- settings and versions ----------------------------------------------------------------------
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGRIFT_CELERY_BROKER", "redis://:secret@keeper:6380/2")
+    monkeypatch.delenv("RINGRIFT_CELERY_BACKEND", raising=False)
+    monkeypatch.setenv("RINGRIFT_CELERY_LOST_AFTER", "90")
+    settings = CelerySettings.from_environment()
+    assert settings.backend == settings.broker and settings.lost_after == 90.0
+    assert settings.place == "keeper:6380"
+    monkeypatch.delenv("RINGRIFT_CELERY_BROKER")
+    with pytest.raises(CelerySettingsError, match="RINGRIFT_CELERY_BROKER is not set"):
+        CelerySettings.from_environment()
+
+
+def test_out_of_the_box_a_missing_worker_is_told_within_a_minute() -> None:
+    assert CelerySettings("", "").no_worker_after <= 45.0
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "-3", "nan", "1e9"])
+def test_seconds_that_are_none_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RINGRIFT_CELERY_BROKER", "redis://keeper")
+    monkeypatch.setenv("RINGRIFT_CELERY_NO_WORKER_AFTER", text)
+    with pytest.raises(CelerySettingsError, match="RINGRIFT_CELERY_NO_WORKER_AFTER is"):
+        CelerySettings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"package": "9.9"}, "run was made by ringrift-pipeline 9.9 with"),
+        ({"dagster": "1.99.1"}, "made by ringrift-pipeline .* with Dagster 1.99.1"),
+        ({"code": {"checkpoint": "7"}}, "and checkpoint 1.*made by .* and checkpoint 7"),
+        (None, "made by a version that does not say which it is"),
+    ],
+)
+def test_another_version_is_refused_by_name(asked: dict[str, Any] | None, told: str) -> None:
+    wanted = versions()
+    if asked is not None:
+        wanted["code"] = {**wanted["code"], **asked.pop("code", {})}
+        wanted |= asked
+    with pytest.raises(WorkerVersionError, match=f"the worker on .* has ringrift-pipeline.*{told}"):
+        refuse_other_versions(wanted if asked is not None else None)
+    refuse_other_versions(versions())
+
+
+def test_a_version_of_one_asset_alone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = versions()
+    monkeypatch.setitem(celery_settings.CODE_VERSIONS, "ensemble", "99")
+    with pytest.raises(WorkerVersionError) as refused:
+        refuse_other_versions(asked)
+    assert "ensemble 99" in str(refused.value) and "checkpoint" not in str(refused.value)
+
+
+def test_a_device_has_one_slot() -> None:
+    assert "-Q gpu --concurrency 1" in start_line("gpu")
+    assert "-Q selfplay --concurrency $(nproc)" in start_line("selfplay")
+
+
+# --- progress and watchdog of a step on another machine -----------------------------------------
+
+
+@pytest.fixture
+def far() -> Any:
+    yield remote.begin()
+    remote.end()
+
+
+def test_a_remote_steps_progress_is_told_and_not_written(far: Any, tmp_path: Path) -> None:
+    with ProgressFile(tmp_path, "run", "step", CONFIG, "0000", silence=5.0) as progress:
+        progress(3, 3, "games")
+        assert (far.progress.done, far.progress.message) == (3, "games")
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_the_run_is_its_progress_can_be_read(far: Any, tmp_path: Path) -> None:
+    with ProgressFile(tmp_path, "run", "play[0001]", CONFIG, "0000", silence=5.0) as progress:
+        progress(3, 3, "games")
+    note_progress(tmp_path, far.progress, "player@far")
+    (found,) = read_progress(tmp_path, "run")
+    assert found == replace(far.progress, message="games, on player@far", pid=0, silence=None)
+    forget_progress(tmp_path, "run", "play[0001]")
+    assert read_progress(tmp_path, "run") == []
+
+
+def test_a_step_that_is_done_again_elsewhere_leaves(
+    far: Any, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run_for_test(instance, status=watchdog.DagsterRunStatus.STARTED)
+    left: list[int] = []
+
+    def dog(attempt: int) -> watchdog.Watchdog:
+        return watchdog.Watchdog.of_run(
+            instance, run.run_id, left.append, step_key="play", attempt=attempt
+        )
+
+    with dog(0):
+        pass
+    assert left == []
+    for step in ("other", "play"):
+        event = DagsterEvent(
+            DagsterEventType.STEP_UP_FOR_RETRY.value,
+            run.job_name,
+            step_key=step,
+            event_specific_data=StepRetryData(LOST),
+        )
+        instance.report_dagster_event(event, run.run_id)
+    with dog(1):
+        pass
+    assert left == []
+    with dog(0):
+        pass
+    assert left == [watchdog.EXIT_CODE]
+
+
+# --- the ends of a step -------------------------------------------------------------------------
+
+
+class Noting:
+    """In the place of the steps: what they were told."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+
+    def end(self, run_id: str, key: str) -> None:
+        self.ends.append(key)
+
+
+def test_a_step_that_was_taken_for_lost_ends_once(instance: DagsterInstance) -> None:
+    run = create_run_for_test(instance)
+    noting = Noting()
+    made = CeleryStepExecutor(noting, RetryMode.ENABLED)  # type: ignore[arg-type]
+    starting = (DagsterEventType.STEP_WORKER_STARTING, EngineEventData({}))
+    again = (DagsterEventType.STEP_UP_FOR_RETRY, StepRetryData(LOST))
+    success = (DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0))
+    failure = (DagsterEventType.STEP_FAILURE, StepFailureData(None, None))
+    # It was not lost, and came to its end when it was on its way again.
+    for kind, data in (starting, again, success, starting, success, failure):
+        event = DagsterEvent(kind.value, run.job_name, step_key="play", event_specific_data=data)
+        instance.report_dagster_event(event, run.run_id)
+    found = [event.event_type for event in made._pop_events(instance, run.run_id, set())]
+    assert found == [starting[0], again[0], starting[0], success[0]]
+    assert noting.ends == ["play", "play"]
