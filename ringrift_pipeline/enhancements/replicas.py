@@ -159,7 +159,7 @@ class Replicas:
         for name, tensor in tensors.items():
             hashed.update(name.encode())
             flat = tensor.detach().cpu().contiguous().reshape(-1)
-            hashed.update(flat.view(torch.uint8).numpy())
+            hashed.update(flat.view(torch.uint8).numpy().tobytes())
         found = self.exchange(hashed.hexdigest())
         odd = [str(rank) for rank, digest in enumerate(found) if digest != found[0]]
         if odd:
@@ -186,10 +186,11 @@ class Replicas:
                     "convert the model with nn.SyncBatchNorm.convert_sync_batchnorm"
                 )
         # no collectives in the forward pass: a process may refuse its share of a batch
-        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        known = inspect.signature(DistributedDataParallel.__init__).parameters  # as of this torch
         syncing = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        quiet: dict[str, Any] = {syncing: False, "process_group": self._group}
         with self.connected():
-            return DistributedDataParallel(module, process_group=self._group, **{syncing: False})
+            return DistributedDataParallel(module, **quiet)
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -269,7 +270,8 @@ class TrainingParts:
         buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
         try:
             found = self.replicas.exchange(guilty_in(pending, self._parameters(), loss_of))
-            guilty = [sum(each, []) for each in zip(*found, strict=True)]  # shares go by rank
+            # of each batch, the shares go by rank
+            guilty = [list(chain.from_iterable(each)) for each in zip(*found, strict=True)]
             return gradient_fault(self.model, self._parameters(), bad, pending, guilty)
         finally:
             set_random_state(self.device, *random)

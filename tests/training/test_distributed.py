@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -390,7 +393,15 @@ def started(told: list[tuple[int, int, str]]) -> list[int]:
 
 
 def are_gone(pids: list[int]) -> bool:
-    return not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    return not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"  # ended, if not yet reaped
 
 
 def test_an_error_of_one_process_is_that_of_all_and_none_is_left() -> None:
@@ -406,6 +417,37 @@ def test_a_killed_process_ends_the_other_with_a_clear_error() -> None:
     with pytest.raises(ReplicaError, match=r"process 1 was killed \(SIGKILL\).*run again"):
         run_together(2, failing, "killed", progress=lambda *said: told.append(said))
     assert are_gone(started(told))
+
+
+def endless(member: Member) -> None:
+    """Says who it is, and waits for the others for ever."""
+    with member.joined(settings()) as (replicas, _):
+        if member.progress is not None:
+            member.progress(*replicas.exchange(os.getpid()), "started")
+        else:
+            replicas.exchange(os.getpid())
+        while True:
+            replicas.any(False)
+
+
+def parent(say: Connection) -> None:
+    run_together(2, endless, progress=lambda *said: say.send(said))
+
+
+def test_no_process_outlives_the_one_that_started_it() -> None:
+    context = multiprocessing.get_context("spawn")
+    hear, say = context.Pipe(duplex=False)
+    process = context.Process(target=parent, args=(say,))
+    process.start()
+    assert hear.poll(300), "the processes have not started"
+    pids = started([hear.recv()])
+    assert not are_gone(pids)
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 60.0
+    while not are_gone(pids) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert are_gone(pids)
 
 
 # --- the whole training --------------------------------------------------------------------------
