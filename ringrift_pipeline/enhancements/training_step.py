@@ -72,7 +72,7 @@ class TrainingStep(TrainingParts):
                 "halt"; weights and optimizer are as they were.
             ValueError: a batch that does not fit, named, or losses of another form; nothing has
                 changed then, the random state included (but for what the model's own forward pass
-                keeps, as batch norm does; in one process). Or gradients that are sparse or complex: the batches
+                keeps, as batch norm does). Or gradients that are sparse or complex: the batches
                 accumulated so far are dropped then, weights and history are as they were.
             ReplicaError: another process has failed or is gone.
         """

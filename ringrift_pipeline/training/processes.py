@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -146,6 +147,8 @@ class Member:
         device, backend = _own_device(settings, self.local_rank)
         if self.rank:  # what all have to say is said once
             logging.getLogger("ringrift_pipeline").setLevel(logging.ERROR)
+        # torch warns of 1x1 convolutions, whose weights lie in memory alike in either order
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         try:
             dist.init_process_group(
                 backend,
