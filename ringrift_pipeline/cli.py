@@ -79,6 +79,7 @@ def _bad_input(error: BaseException) -> bool:
     named = {
         "ringrift_pipeline.selfplay.plan": ("PlanError",),
         "ringrift_pipeline.training.loop": ("ResumeError",),
+        "ringrift_pipeline.training.processes": ("ProcessesError",),
         "ringrift_pipeline.training.staleness": ("StaleWindowError",),
         "ringrift_pipeline.evaluation.ablation_runs": ("AblationError",),
         "ringrift_pipeline.evaluation.evaluating": ("EvaluationError",),
@@ -103,6 +104,7 @@ def _failed(error: BaseException) -> bool:
         "ringrift_pipeline.evaluation.ablation": ("AblationFailed",),
         "ringrift_pipeline.evaluation.tournament": ("TournamentError",),
         "ringrift_pipeline.enhancements.non_finite": ("NonFiniteStepError",),
+        "ringrift_pipeline.enhancements.replicas": ("ReplicaError",),
         "ringrift_pipeline.network.checkpoint": ("NonFiniteModelError",),
         "ringrift_pipeline.network.errors": ("NonFiniteOutputError",),
         "ringrift_pipeline.training.window": ("WindowError",),

@@ -99,10 +99,18 @@ def train(common: Common, generation: GenerationOption = None) -> None:
     The newest generation that has been played. What exists and was made from the same inputs is
     not made again; a training that was stopped goes on where it was. Ctrl-C (or SIGTERM) saves its
     state first.
+
+    On several devices: `--set training.processes=0` starts a process for each CUDA device, another
+    number that many; `torchrun --nproc-per-node=2 -m ringrift_pipeline train …` does likewise.
     """
     from ringrift_pipeline import training
 
     store, plan = planned(common, generation, "selfplay_shards")
+    plan = plan.in_processes(common.processes(plan.settings))
+    if training.torchrun_rank():  # the first of the processes does all but the training
+        with stoppable() as should_stop:
+            training.train(store, plan, resume=common.resume, should_stop=should_stop)
+        return
     steps: list[tuple[str, Callable[..., Artefact], dict[str, Any]]] = [
         ("quality scores", training.score_games, {}),
         ("hard examples", training.mine_hard_examples, {}),
@@ -205,7 +213,9 @@ def planned(common: Common, generation: int | None, needed: str) -> tuple[Store,
     if common.device is not None:
         plan = plan.on_device(common.device)
     check_device(plan.settings.device)
-    if common.says_settings and common.settings() != plan.settings:
+    # in how many processes a training is made is no part of its plan
+    same = {"training.processes": plan.settings.training.processes}
+    if common.says_settings and common.settings().with_overrides(same) != plan.settings:
         say(f"generation {generation:04d} was planned with its own settings; they stand")
     return store, plan
 

@@ -201,6 +201,20 @@ class Common:
         check_device(settings.device)
         return settings
 
+    def processes(self, planned: TrainingConfig) -> int:
+        """`training.processes`, which any training may be given: by flag, environment or file, else
+        as its generation was planned. ConfigError for a number that cannot be.
+        """
+        from ringrift_pipeline.enhancements.training_config import TrainingConfig
+
+        said: dict[str, Any] = {}
+        for text in self.overrides or []:
+            name, _, value = text.partition("=")
+            if name.strip() == "training.processes":
+                said[name.strip()] = value.strip()
+        settings = TrainingConfig.load(file=self.settings_file, overrides=said, base=planned)
+        return settings.training.processes
+
     def upcoming(self) -> TrainingConfig:
         """`settings` with the factors that the trend of the ratings asks of a new generation."""
         from ringrift_pipeline.evaluation.feedback import next_settings

@@ -217,14 +217,26 @@ class TrainingLoopConfig(ConfigGroup):
         default=2,
         ge=1,
         le=1024,
-        description="Threads a batch is divided among on the CPU; fixed here, so that the result is "
-        "the same anywhere.",
+        description="Threads a batch is divided among on the CPU, in each process its share; fixed "
+        "here, so that the result is the same anywhere.",
+    )
+    processes: int = Field(
+        default=1,
+        ge=0,
+        le=1024,
+        description="Processes that train together, one a device, each with its share of every "
+        "batch; 0 = one a CUDA device there is. Changes the result by rounding alone.",
     )
 
     @model_validator(mode="after")
     def _some_loss(self) -> TrainingLoopConfig:
         if self.policy_weight == 0.0 and self.value_weight == 0.0:
             raise ValueError("policy_weight and value_weight must not both be 0")
+        if self.processes > self.batch_size:
+            raise ValueError(
+                f"processes ({self.processes}) must not exceed batch_size ({self.batch_size}): "
+                "each has rows of every batch"
+            )
         return self
 
 

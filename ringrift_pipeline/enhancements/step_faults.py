@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.non_finite import (
+    MOST_NAMED,
     guilty_samples,
     has_finite_gradient,
     listed,
@@ -56,44 +58,65 @@ def loss_fault(pending: Pending, host: np.ndarray) -> Fault:
     return Fault(f"; it is not finite for {_named(samples, rows)}", tuple(rows))
 
 
-def gradient_fault(
-    model: nn.Module,
-    parameters: Sequence[Tensor],
-    bad: Sequence[int],
+def guilty_in(
     pending: Pending,
+    parameters: Sequence[Tensor],
     loss_of: Callable[[TrainingBatch], Tensor],
-) -> Fault:
-    """Of a gradient that is not finite although the loss is: halves batches until samples are left.
+) -> list[list[int]]:
+    """The samples of each batch whose gradient is not finite: halves batches until they are left.
 
     Args:
-        model: at the weights of the step.
-        parameters: the optimizer's.
-        bad: places of those whose gradient was not finite.
-        pending: the batches of the step; those of a resumed run have no data and are left out.
+        pending: the batches of a step; those of a resumed run have no data and none guilty. Of a
+            batch over several processes this process's share is looked through.
+        parameters: the optimizer's, at the weights of the step.
         loss_of: the summed loss of a batch, with its graph.
     """
-    names = parameter_names(model, parameters, bad)
-    where = f" in {listed(names)}" if names else ""
-    samples, rows = [], []
-    for number, (losses, batch) in enumerate(pending):
+    found: list[list[int]] = []
+    for losses, batch in pending:
+        found.append([])
         if not batch.tensors:
             continue
-        size = losses.shape[1]
+        share = batch.share or slice(0, losses.shape[1])
+        size = share.stop - share.start
 
         def finite(which: np.ndarray, batch: TrainingBatch = batch, size: int = size) -> bool:
             part = replace(
                 batch,
                 tensors=samples_of(batch.tensors, size, which),
-                indices=None if batch.indices is None else batch.indices[which],
                 weights=None,
-                facts=samples_of(batch.facts, size, which),
+                indices=None,
+                facts={},
+                share=None,
             )
             return has_finite_gradient(loss_of(part) / size, parameters)
 
-        try:
-            own = np.array(guilty_samples(finite, size), np.int64)
-        except (IndexError, RuntimeError, ValueError):  # a loss function that takes whole batches
-            continue
+        # a loss function that takes whole batches raises
+        with contextlib.suppress(IndexError, RuntimeError, ValueError):
+            found[-1] = [share.start + i for i in guilty_samples(finite, size)]
+    return found
+
+
+def gradient_fault(
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    bad: Sequence[int],
+    pending: Pending,
+    guilty: Sequence[Sequence[int]],
+) -> Fault:
+    """Of a gradient that is not finite although the loss is.
+
+    Args:
+        model: whose names the parameters have.
+        parameters: the optimizer's.
+        bad: places of those whose gradient was not finite.
+        pending: the batches of the step.
+        guilty: the samples of each batch that it comes from, as far as they are known.
+    """
+    names = parameter_names(model, parameters, bad)
+    where = f" in {listed(names)}" if names else ""
+    samples, rows = [], []
+    for number, ((_, batch), which) in enumerate(zip(pending, guilty, strict=True)):
+        own = np.array(which[:MOST_NAMED], np.int64)
         samples += _samples(own, number, pending)
         rows += _rows(own, batch)
     if not samples:
@@ -116,4 +139,4 @@ def _named(samples: Sequence[str], rows: Sequence[int]) -> str:
     return f"{text} (data-set row {listed(rows)})" if rows else text
 
 
-__all__ = ["Fault", "gradient_fault", "loss_fault"]
+__all__ = ["Fault", "gradient_fault", "guilty_in", "loss_fault"]

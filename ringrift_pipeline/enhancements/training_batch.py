@@ -16,6 +16,7 @@ from ringrift_pipeline.enhancements.argument_checks import host_array, number_ar
 from ringrift_pipeline.enhancements.sample_slots import as_indices
 
 REQUIRED = ("features", "policy_targets", "value_targets")
+ALL_ZERO = "the weights of a batch must not all be 0"
 _DEVICE_TROUBLE = (
     torch.OutOfMemoryError,
     getattr(torch, "AcceleratorError", torch.OutOfMemoryError),
@@ -33,15 +34,20 @@ class TrainingBatch:
         weights: (B,) >= 0 on the model's device, without a graph, or None.
         facts: of ``games``, ``surprise``, ``uncertainty`` and ``reference_loss`` those given, (B,)
             on the host.
+        share: which of the B samples ``tensors`` and ``weights`` are of, where several processes
+            train on a batch; None: all.
     """
 
     tensors: dict[str, Any]
     indices: np.ndarray | None
     weights: Tensor | None
     facts: dict[str, np.ndarray]
+    share: slice | None = None
 
 
-def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> TrainingBatch:
+def read_batch(
+    batch: Any, device: torch.device, required: tuple[str, ...], *, whole: bool = True
+) -> TrainingBatch:
     """Check a batch and move its tensors.
 
     Args:
@@ -49,6 +55,7 @@ def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> T
         device: where the model is.
         required: names a mapping must have; without any, as for a loss function of the caller's
             own, it may have others too, but none that is nearly a name known here.
+        whole: whether it is all of a batch; the weights of a share may all be 0.
 
     Raises:
         ValueError: neither form, a part missing, unknown or not to be moved, weights that are negative, not
@@ -87,7 +94,7 @@ def read_batch(batch: Any, device: torch.device, required: tuple[str, ...]) -> T
     }
     weights = None
     if named.get("weights") is not None:
-        check_weights(named["weights"], indices)
+        check_weights(named["weights"], indices, whole)
         weights = tensors["weights"].detach()
     return TrainingBatch(tensors, indices, weights, facts)
 
@@ -105,7 +112,7 @@ def _check_names(named: Mapping[Any, Any], others: bool) -> None:
         raise ValueError(f"the batch has an unknown entry {name!r}: {hint}")
 
 
-def check_weights(weights: Any, indices: np.ndarray | None) -> None:
+def check_weights(weights: Any, indices: np.ndarray | None, whole: bool = True) -> None:
     """ValueError unless weights are (B,) >= 0, finite, not all 0; on a device only the shape."""
     if getattr(weights, "ndim", 0) != 1 or (
         indices is not None and weights.shape[0] != indices.size
@@ -116,8 +123,8 @@ def check_weights(weights: Any, indices: np.ndarray | None) -> None:
     values = number_array("weights", weights)
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise ValueError("weights must be finite and not negative")
-    if not values.sum() > 0:
-        raise ValueError("the weights of a batch must not all be 0")
+    if whole and not values.sum() > 0:
+        raise ValueError(ALL_ZERO)
 
 
 def _game_numbers(name: str, values: Any) -> np.ndarray:
@@ -174,6 +181,7 @@ def to_device(tree: Any, device: torch.device) -> Any:
 
 
 __all__ = [
+    "ALL_ZERO",
     "REQUIRED",
     "TrainingBatch",
     "check_weights",

@@ -70,8 +70,15 @@ class TrainingEnhancementsFacade(TrainingStep):
             the batch as a dict with its tensors on the device. None: policy and value loss.
         ewc: its penalty's gradient is added once an optimizer step, before clipping; ``stats``
             report it as ``penalty``, apart from the loss.
+        replicas: the processes that train this model together, each with a facade of the same
+            arguments; None for one alone. Each gives its share of every batch, and all take the
+            steps that one would take with the whole: ``DistributedDataParallel`` adds the gradients
+            up, losses and indices are gathered in the order of ranks, and the state is the same
+            everywhere, and that of one. Not for models with random layers, such as dropout, whose
+            shares would all draw alike.
 
     Raises:
+        ReplicaError: another process is gone.
         ValueError: a model without parameters, an optimizer of another model, a config that does
             not fit the optimizer, or an ``ewc`` of a model with other parameters.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.argument_checks import check_type
+from ringrift_pipeline.enhancements.batch_shares import refuse_share
 from ringrift_pipeline.enhancements.ewc_regularization import EWCRegularizer
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig
 from ringrift_pipeline.enhancements.facade_learning_rate import LearningRate
@@ -20,9 +22,10 @@ from ringrift_pipeline.enhancements.facade_state import random_state, set_random
 from ringrift_pipeline.enhancements.loss_parts import LossParts, compute_loss_parts
 from ringrift_pipeline.enhancements.model_views import nonfinite_tensor
 from ringrift_pipeline.enhancements.non_finite import NonFiniteStepError
+from ringrift_pipeline.enhancements.replicas import Replicas
 from ringrift_pipeline.enhancements.sample_slots import as_indices
 from ringrift_pipeline.enhancements.sample_weights import SampleWeights
-from ringrift_pipeline.enhancements.step_faults import Fault, gradient_fault
+from ringrift_pipeline.enhancements.step_faults import Fault, gradient_fault, guilty_in
 from ringrift_pipeline.enhancements.training_batch import TrainingBatch, features_fit
 from ringrift_pipeline.enhancements.training_stability import Snapshot
 from ringrift_pipeline.enhancements.training_statistics import TrainingProgress, TrainStepStats
@@ -43,6 +46,7 @@ class TrainingParts:
         *,
         loss_fn: LossFunction | None = None,
         ewc: EWCRegularizer | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         check_type("model", model, nn.Module)
         check_type("optimizer", optimizer, torch.optim.Optimizer)
@@ -52,7 +56,10 @@ class TrainingParts:
             raise ValueError(f"loss_fn must be a function, got {loss_fn!r:.80}")
         if next(model.parameters(), None) is None:
             raise ValueError("the model has no parameters")
-        _check_parameters(model, optimizer, others=loss_fn is not None)
+        if replicas is not None:
+            check_type("replicas", replicas, Replicas)
+        self.replicas = replicas or Replicas()
+        _check_parameters(model, optimizer, others=loss_fn is not None and self.replicas.alone)
         if ewc is not None:
             check_type("ewc", ewc, EWCRegularizer)
             with torch.no_grad():
@@ -80,6 +87,9 @@ class TrainingParts:
         self._rate = LearningRate(optimizer, self.scheduler, config)
         self._pending: list[tuple[Tensor, TrainingBatch]] = []  # packed losses of each batch
         self._rate.apply_curriculum(self.progress)
+        self._forward: Callable[[TrainingBatch], LossParts] = self._losses
+        if not self.replicas.alone:
+            self._forward = self.replicas.parallel(_LossModule(model, self._losses))
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +124,8 @@ class TrainingParts:
         """Leave out the step of a batch that cannot be trained on, for its data.
 
         The batches accumulated for it are dropped. It counts as a bad step: after
-        ``divergence_patience`` in a row training goes back to the last good state.
+        ``divergence_patience`` in a row training goes back to the last good state. Of several
+        processes those whose share is sound call ``train_step``: all leave the step out.
 
         Args:
             what: what is wrong with the batch, for the report.
@@ -122,10 +133,17 @@ class TrainingParts:
 
         Raises:
             NonFiniteStepError: ``on_non_finite`` is "halt"; nothing else has changed then.
+            ReplicaError: another process has failed.
             ValueError: ``what`` is no text, or ``rows`` no whole numbers (N,) from 0.
         """
         check_type("what", what, str)
         faulty = tuple(as_indices(rows, "rows").tolist())
+        if not self.replicas.alone:
+            refused = refuse_share(self.replicas, what, faulty)
+            what, faulty = refused.what, refused.rows
+        return self._leave_out(what, faulty)
+
+    def _leave_out(self, what: str, faulty: tuple[int, ...]) -> TrainStepStats:
         self._discard_pending()
         if self.config.on_non_finite == "halt":
             raise NonFiniteStepError(
@@ -226,7 +244,9 @@ class TrainingParts:
         )
 
     def _weights(self, batch: TrainingBatch, size: int, like: Tensor, count: bool) -> Tensor | None:
-        """The samples' weights (B,) on the device: given, quality and mining; None when all 1."""
+        """The weights (``size``,) on the device of the samples whose data the batch holds: given,
+        quality and mining; None when all 1.
+        """
         weights = batch.weights
         if weights is not None:
             if weights.shape[0] != size:
@@ -234,6 +254,7 @@ class TrainingParts:
             weights = weights.to(device=like.device, dtype=like.dtype)
         host = self._sample_weights.of(batch.indices, count)
         if host is not None:
+            host = host if batch.share is None else host[batch.share]
             ours = torch.from_numpy(host).to(device=like.device, dtype=like.dtype)
             weights = ours if weights is None else weights * ours
         return weights
@@ -248,7 +269,10 @@ class TrainingParts:
         random = random_state(self.device)
         buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
         try:
-            return gradient_fault(self.model, self._parameters(), bad, pending, loss_of)
+            found = self.replicas.exchange(guilty_in(pending, self._parameters(), loss_of))
+            # of each batch, the shares go by rank
+            guilty = [list(chain.from_iterable(each)) for each in zip(*found, strict=True)]
+            return gradient_fault(self.model, self._parameters(), bad, pending, guilty)
         finally:
             set_random_state(self.device, *random)
             with torch.no_grad():
@@ -301,6 +325,18 @@ class TrainingParts:
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+class _LossModule(nn.Module):
+    """A model's losses as a module's output, which is what gradients over processes are made of."""
+
+    def __init__(self, model: nn.Module, losses: Callable[[TrainingBatch], LossParts]) -> None:
+        super().__init__()
+        self.model = model
+        self._losses = losses
+
+    def forward(self, batch: TrainingBatch) -> LossParts:
+        return self._losses(batch)
 
 
 def _check_parameters(model: nn.Module, optimizer: torch.optim.Optimizer, others: bool) -> None:

@@ -11,17 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ringrift_pipeline.enhancements.batch_shares import RefusedBatch, failure, join_shares
 from ringrift_pipeline.enhancements.facade_state import (
     random_state,
     set_random_state,
 )
 from ringrift_pipeline.enhancements.gradient_norms import check_gradients
 from ringrift_pipeline.enhancements.loss_parts import (
+    LossParts,
     check_loss_parts,
 )
 from ringrift_pipeline.enhancements.non_finite import NonFiniteStepError
 from ringrift_pipeline.enhancements.step_faults import Fault, loss_fault
 from ringrift_pipeline.enhancements.training_batch import (
+    ALL_ZERO,
     REQUIRED,
     TrainingBatch,
     read_batch,
@@ -55,7 +58,9 @@ class TrainingStep(TrainingParts):
                 tracking and quality need them), ``weights`` (B,), ``legal_mask`` (B, A) bool,
                 ``games`` (B,), ``surprise`` (B,), ``uncertainty`` (B,), which takes the place of the
                 predicted policy's entropy, ``reference_loss`` (B,); or the tuple of the
-                first three. Tensors or numpy arrays, on any device.
+                first three. Tensors or numpy arrays, on any device. Where several processes train
+                together it is this process's share; all call in step, and all get the report of
+                the whole.
 
         Returns:
             The step's report. A loss or gradient out of bounds is not an error: the step is left
@@ -69,44 +74,34 @@ class TrainingStep(TrainingParts):
                 changed then, the random state included (but for what the model's own forward pass
                 keeps, as batch norm does). Or gradients that are sparse or complex: the batches
                 accumulated so far are dropped then, weights and history are as they were.
+            ReplicaError: another process has failed or is gone.
         """
-        if self.scheduler is not None:
-            self.scheduler.check_groups()
-        required = REQUIRED if self._loss_fn is None else ()
-        read = read_batch(batch, self.device, required)
-        if not self.model.training:
-            self.model.train()
-        if not self._pending and any(p.grad is not None for p in self._parameters()):
-            self.optimizer.zero_grad(set_to_none=True)  # the caller's; ours are cleared
         random = random_state(self.device)
+        with self.replicas.failures_told(failure):
+            read, parts = self._own_losses(batch)
+        whole, sizes = read, [len(parts.total)]
         try:
-            parts = self._losses(read)
-            check_loss_parts("the model" if self._loss_fn is None else "loss_fn", parts)
-            size = parts.total.shape[0]
-            if size == 0:
-                raise ValueError("the batch is empty: features, targets have no rows")
-            for name, values in {"indices": read.indices, **read.facts}.items():
-                if values is not None and len(values) != size:
-                    raise ValueError(f"{name} has {len(values)} entries, the batch {size} samples")
-            weights = self._weights(read, size, parts.total, count=True)
+            if not self.replicas.alone:
+                joined = join_shares(self.replicas, read, len(parts.total))
+                if isinstance(joined, RefusedBatch):
+                    return self._leave_out(joined.what, joined.rows)
+                whole, sizes = joined
+            weights = self._weights(whole, len(parts.total), parts.total, count=True)
         except ValueError:
             set_random_state(self.device, *random)
             raise
-        if weights is None:
-            mean = parts.total.mean()
-        elif self.config.gradient_accumulation_steps == 1:
-            mean = (parts.total * weights).sum() / weights.sum()
-        else:  # what the weights sum to is known when all batches are there
-            mean = (parts.total * weights).sum() / size
-        losses = pack_losses(parts, weights)
+        losses = self.replicas.gather(pack_losses(parts, weights), sizes)
+        size = losses.shape[1]
+        mean = self._mean(parts.total, weights, losses)
         try:
             loss = self.accumulator.scale_loss(mean, size)
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            with self.replicas.connected():
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
             check_gradients(self._parameters())
         except BaseException:
             self._discard_pending()
             raise
-        self._pending.append((losses, read))
+        self._pending.append((losses, whole))
         if self.accumulator.should_step():
             return self._step(losses, size)
         return TrainStepStats(
@@ -116,6 +111,52 @@ class TrainingStep(TrainingParts):
             lr=self._rate.value,
             stop_reason=self.progress.stop_reason,
         )
+
+    def _own_losses(self, batch: Any) -> tuple[TrainingBatch, LossParts]:
+        """A batch, or this process's share of one, read and passed forward."""
+        if self.scheduler is not None:
+            self.scheduler.check_groups()
+        required = REQUIRED if self._loss_fn is None else ()
+        read = read_batch(batch, self.device, required, whole=self.replicas.alone)
+        if not self.model.training:
+            self.model.train()
+        if not self._pending and any(p.grad is not None for p in self._parameters()):
+            self.optimizer.zero_grad(set_to_none=True)  # the caller's; ours are cleared
+        random = random_state(self.device)
+        try:
+            parts = self._forward(read)
+            check_loss_parts("the model" if self._loss_fn is None else "loss_fn", parts)
+            size = parts.total.shape[0]
+            if size == 0:
+                raise ValueError("the batch is empty: features, targets have no rows")
+            for name, values in {"indices": read.indices, **read.facts}.items():
+                if values is not None and len(values) != size:
+                    raise ValueError(f"{name} has {len(values)} entries, the batch {size} samples")
+        except ValueError:
+            set_random_state(self.device, *random)
+            raise
+        return read, parts
+
+    def _mean(self, total: Tensor, weights: Tensor | None, losses: Tensor) -> Tensor:
+        """The batch's mean loss, to go backward from; of several processes this one's part in it,
+        times their number, for gradients are their mean.
+
+        Args:
+            total: (b,) losses of this process's samples.
+            weights: (b,) theirs; None when all are 1.
+            losses: (4 or 5, B) packed losses of the whole batch.
+        """
+        # what the weights of an accumulation sum to is known when all its batches are there
+        by_weights = weights is not None and self.config.gradient_accumulation_steps == 1
+        weighted = total if weights is None else total * weights
+        if self.replicas.alone:
+            if weights is None:
+                return total.mean()
+            return weighted.sum() / (weights.sum() if by_weights else total.shape[0])
+        if by_weights and losses.device.type == "cpu" and not losses[WEIGHT].any():
+            raise ValueError(ALL_ZERO)
+        over = losses[WEIGHT].sum() if by_weights else losses.shape[1]
+        return weighted.sum() * self.replicas.count / over
 
     def flush(self) -> TrainStepStats | None:
         """Step with the batches accumulated so far, if any; called by ``on_epoch_end`` too."""

@@ -68,6 +68,8 @@ class Plan:
         were deleted since; None in plans of earlier versions.
     device:
         Where the plan is carried out, if not where its settings say; not part of the plan.
+    processes:
+        Likewise, among how many processes its training is divided.
     """
 
     raw: dict[str, Any] = field(repr=False)
@@ -84,6 +86,7 @@ class Plan:
     precision: str = "float32"
     played: int | None = None
     device: str | None = None
+    processes: int | None = None
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Plan:
@@ -118,11 +121,17 @@ class Plan:
         from ringrift_pipeline.enhancements.training_config import TrainingConfig
 
         settings = TrainingConfig.from_dict(self.raw["settings"])
-        return settings.with_overrides({"device": self.device}) if self.device else settings
+        elsewhere = {"device": self.device, "training.processes": self.processes}
+        said = {name: value for name, value in elsewhere.items() if value is not None}
+        return settings.with_overrides(said) if said else settings
 
     def on_device(self, device: str) -> Plan:
         """The same plan, carried out on another device than it was made for."""
         return replace(self, device=device)
+
+    def in_processes(self, processes: int) -> Plan:
+        """The same plan, its training divided among another number of processes."""
+        return replace(self, processes=processes)
 
     @cached_property
     def digest(self) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ringrift_pipeline.training.ensembling import build_ensemble
     from ringrift_pipeline.training.hard_examples import mine_hard_examples
     from ringrift_pipeline.training.loop import ResumeError, train
+    from ringrift_pipeline.training.processes import ProcessesError
     from ringrift_pipeline.training.quality import score_games
     from ringrift_pipeline.training.row_checks import BadRowsError
     from ringrift_pipeline.training.staleness import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         TableError,
         read_table,
     )
+    from ringrift_pipeline.training.together import torchrun_rank
     from ringrift_pipeline.training.window import Window, WindowError, build_window, open_window
 
 _MODULES = {
@@ -44,6 +46,8 @@ _MODULES = {
     "ensembling": ("build_ensemble",),
     "hard_examples": ("mine_hard_examples",),
     "loop": ("ResumeError", "train"),
+    "processes": ("ProcessesError",),
+    "together": ("torchrun_rank",),
     "quality": ("score_games",),
     "row_checks": ("BadRowsError",),
     "staleness": ("Freshness", "StaleWindowError", "judge_window", "require_fresh"),
@@ -67,6 +71,7 @@ __all__ = [
     "Column",
     "FinetuneError",
     "Freshness",
+    "ProcessesError",
     "ResumeError",
     "StaleWindowError",
     "TableError",
@@ -84,6 +89,7 @@ __all__ = [
     "read_table",
     "require_fresh",
     "score_games",
+    "torchrun_rank",
     "train",
 ]
 

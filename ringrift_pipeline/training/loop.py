@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.window import build_window, open_window
 
 if TYPE_CHECKING:
+    from ringrift_pipeline.enhancements.replicas import Replicas
     from ringrift_pipeline.network import RingRiftNetwork
     from ringrift_pipeline.store import Artefact, Store
     from ringrift_pipeline.training.run import TrainingRun
+    from ringrift_pipeline.training.saving import StateSaver
 
 KIND = "checkpoint"
 STATE_KIND = "training_state"
@@ -46,7 +49,8 @@ def train(
     and starts from the plan's parent model, or from fresh weights where there is none or its
     shape is not the one the settings ask for. With ``finetune.ewc_weight``, leaving what the model
     of another config needs, from which this one began, is penalised (a ``fisher`` artefact tells,
-    measured here the first time). Every ``checkpoint_every`` steps the whole state
+    measured here the first time). The steps are taken by ``training.processes`` processes that this
+    one starts, if not by itself alone; or by those of a ``torchrun``, which all call this. Every ``checkpoint_every`` steps the whole state
     is saved as a ``training_state``, beside the training (:class:`StateSaver`), so that a killed
     run loses no more than that and what was about to land; resumed, it ends in the same checkpoint
     bit for bit (on the CPU).
@@ -81,7 +85,15 @@ def train(
         if ``should_stop`` says so, after the state was saved.
     LockedError
         if another process trains this generation, and goes on doing so.
+    ProcessesError
+        if there are fewer devices, or rows in a batch, than processes.
+    ReplicaError
+        in one of several processes: for another that failed or was killed.
     """
+    from ringrift_pipeline.training.together import beside, torchrun_rank
+
+    if torchrun_rank():
+        return beside(store, plan, resume, should_stop)
     with store.lock(plan.config, f"training-{plan.generation:04d}", PATIENCE):
         return _train(store, plan, resume, progress, should_stop)
 
@@ -93,18 +105,41 @@ def _train(
     progress: Progress | None,
     should_stop: ShouldStop | None,
 ) -> Artefact:
+    from ringrift_pipeline.enhancements.replicas import Replicas
+    from ringrift_pipeline.training.together import in_processes
+
+    sources = _sources(store, plan, progress, should_stop)
+    inputs = sealed_inputs(plan, KIND, sources.values())
+    existing = reuse(store, plan, KIND, inputs) if resume == "auto" else None
+    if existing is not None:
+        _remove_states(store, plan, keep=_current_state(store, plan))
+    made = in_processes(store, plan, resume, sources, existing, progress, should_stop)
+    if made is None:
+        made = train_from(store, plan, resume, sources, Replicas(), progress, should_stop)
+    assert made is not None
+    return made
+
+
+def train_from(
+    store: Store,
+    plan: Plan,
+    resume: str | Path,
+    sources: dict[str, Artefact],
+    replicas: Replicas,
+    progress: Progress | None,
+    should_stop: ShouldStop | None,
+) -> Artefact | None:
+    """Train from what a run reads, by its role, and land the checkpoint.
+
+    Of several processes all call it; the first one saves, lands and returns it, the others return
+    None. Raises as :func:`train`.
+    """
     from ringrift_pipeline.training.run import TrainingRun
     from ringrift_pipeline.training.saving import StateSaver
     from ringrift_pipeline.training.threads import reproducible, torch_threads
 
     reporter = Reporter(progress, should_stop)
-    sources = _sources(store, plan, progress, should_stop)
     inputs = sealed_inputs(plan, KIND, sources.values())
-    if resume == "auto":
-        existing = reuse(store, plan, KIND, inputs)
-        if existing is not None:
-            _remove_states(store, plan, keep=_current_state(store, plan))
-            return existing
     parent, parent_note = parent_model(plan, sources.get("parent"))
     with (
         torch_threads(1),
@@ -118,14 +153,14 @@ def _train(
             _hard_examples(sources),
             parent,
             sources.get("fisher"),
+            replicas,
         )
         resumed_from, before = _restore(store, plan, run, resume, inputs)
         began, first = time.monotonic(), run.samples
         while not run.finished:
             seconds = time.monotonic() - began
-            if should_stop is not None and should_stop():
-                saver.save(run, before + seconds)
-                saver.wait()
+            if replicas.any(should_stop is not None and should_stop()):
+                replicas.from_first(partial(_save, saver, run, before + seconds))
                 raise Interrupted(
                     f"training: stopped at step {run.iteration} of {run.total}; run again to go on"
                 )
@@ -138,9 +173,12 @@ def _train(
                 + (f"held-out {run.best_loss:.3f}, " if run.best is not None else "")
                 + f"{rate:.0f} rows/s",
             )
-            if run.iteration % plan.settings.training.checkpoint_every == 0 and not run.finished:
+            due = run.iteration % plan.settings.training.checkpoint_every == 0
+            if due and not run.finished and replicas.first:
                 saver.save(run, before + time.monotonic() - began)
         saver.wait()
+        if not replicas.first:
+            return None
         seconds = time.monotonic() - began
         metadata = _metadata(plan, run, inputs, sources, parent is not None)
         if "fisher" in sources:
@@ -150,8 +188,14 @@ def _train(
             "resumed_from_step": resumed_from,
             "train/seconds": before + seconds,
             "train/rows_per_s": (run.samples - first) / max(seconds, 1e-9),
+            "train/processes": replicas.count,
         }
         return _land(store, plan, run, metadata)
+
+
+def _save(saver: StateSaver, run: TrainingRun, seconds: float) -> None:
+    saver.save(run, seconds)
+    saver.wait()
 
 
 def _sources(
@@ -218,19 +262,10 @@ def _restore(
     from ringrift_pipeline.network import ModelError
     from ringrift_pipeline.training.state import load_state
 
-    if resume == "never":
+    found = run.replicas.from_first(partial(_find_state, store, plan, resume, inputs))
+    if found is None:
         return 0, 0.0
-    if resume == "auto":
-        artefact = reuse(store, plan, STATE_KIND, inputs)
-        if artefact is None:
-            return 0, 0.0
-    else:
-        artefact = store.open(Path(resume))
-        if artefact.metadata.get("inputs") != inputs:
-            raise ResumeError(
-                f"{resume} is the state of another plan, window or parent than those of "
-                f"{plan.config} generation {plan.generation:04d}: use --resume auto or never"
-            )
+    artefact = store.open(found, verify=False)  # the first process has
     try:
         run.load_state_dict(load_state(artefact.path))
     except (ValueError, ModelError) as error:
@@ -238,6 +273,24 @@ def _restore(
             f"the training state {artefact.path} cannot be gone on from: {error}; use --resume never"
         ) from error
     return run.iteration, float(artefact.metadata.get("seconds", 0.0))
+
+
+def _find_state(
+    store: Store, plan: Plan, resume: str | Path, inputs: dict[str, Any]
+) -> Path | None:
+    """The folder of the verified state to go on from; None to begin."""
+    if resume == "never":
+        return None
+    if resume == "auto":
+        artefact = reuse(store, plan, STATE_KIND, inputs)
+        return None if artefact is None else artefact.path
+    artefact = store.open(Path(resume))
+    if artefact.metadata.get("inputs") != inputs:
+        raise ResumeError(
+            f"{resume} is the state of another plan, window or parent than those of "
+            f"{plan.config} generation {plan.generation:04d}: use --resume auto or never"
+        )
+    return artefact.path
 
 
 def _remove_states(store: Store, plan: Plan, keep: Path | None) -> None:

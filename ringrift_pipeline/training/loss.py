@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements.config_stages import TrainingLoopConfig
 from ringrift_pipeline.enhancements.loss_parts import LossParts, compute_loss_parts
+from ringrift_pipeline.enhancements.replicas import Replicas
 from ringrift_pipeline.network import RingRiftNetwork
 from ringrift_pipeline.training.game_ends import NO_CLASS
 from ringrift_pipeline.training.parallel_forward import ParallelForward
@@ -30,10 +31,14 @@ class TrainingLoss:
     ----------
     settings:
         The weights.
+    replicas:
+        The processes whose batches are parts of one; None for one alone.
     """
 
-    def __init__(self, settings: TrainingLoopConfig) -> None:
+    def __init__(self, settings: TrainingLoopConfig, replicas: Replicas | None = None) -> None:
         self._settings = settings
+        self._replicas = replicas or Replicas()
+        self._waiting: list[Tensor] = []
         self._sums = [0.0, 0.0]
         self._steps = 0
         self._parallel: ParallelForward | None = None
@@ -77,10 +82,28 @@ class TrainingLoss:
             margin = margin_loss(ends[1], batch["margin_targets"])
             lent = settings.territory_weight * territory + settings.margin_weight * margin
             total = total + (lent - lent.detach())
-            self._sums[0] += float(territory.detach().mean())
-            self._sums[1] += float(margin.detach().mean())
-            self._steps += 1
+            self._note(territory.detach(), margin.detach())
         return parts._replace(total=total)
+
+    def _note(self, territory: Tensor, margin: Tensor) -> None:
+        """Count the auxiliary losses (B,) of a batch, at once where all of it is here."""
+        if self._replicas.alone:
+            self._add(float(territory.mean()), float(margin.mean()))
+            return
+        rows = territory.new_tensor(len(territory))
+        self._waiting.append(torch.stack((territory.sum(), margin.sum(), rows)))
+
+    def _add(self, territory: float, margin: float) -> None:
+        self._sums[0] += territory
+        self._sums[1] += margin
+        self._steps += 1
+
+    def settle(self) -> None:
+        """Count the auxiliary losses of the batches since the last call; collective."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            for territory, margin, rows in self._replicas.total(torch.stack(waiting)).tolist():
+                self._add(territory / rows, margin / rows)
 
     def take(self) -> dict[str, float]:
         """Mean auxiliary losses since the last call, ``train/epoch_loss_…``; none without heads."""
@@ -92,11 +115,12 @@ class TrainingLoss:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`take` would give, for a resumed run."""
+        """What :meth:`take` would give, for a resumed run; of batches that are settled."""
         return {"sums": list(self._sums), "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken."""
+        self._waiting = []
         self._sums = [float(total) for total in state["sums"]]
         self._steps = int(state["steps"])
 

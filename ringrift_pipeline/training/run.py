@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ringrift_pipeline.enhancements.facade_config import FacadeConfig, Precision
 from ringrift_pipeline.enhancements.non_finite import NonFiniteStepError
+from ringrift_pipeline.enhancements.replicas import Replicas
 from ringrift_pipeline.enhancements.training_facade import (
     TrainingEnhancementsFacade,
     TrainStepStats,
@@ -105,6 +106,10 @@ class TrainingRun:
     fisher:
         Artefact by which leaving the fine-tuning's source is penalised with
         ``finetune.ewc_weight``; None for no penalty.
+    replicas:
+        The processes that train together, each with a run of the same arguments, on a device of its
+        own: of every batch each takes its share of rows, and all have the state that one has. None
+        for one alone.
 
     Attributes
     ----------
@@ -131,13 +136,15 @@ class TrainingRun:
         hard_examples: HardRows | None = None,
         parent: RingRiftNetwork | None = None,
         fisher: Artefact | None = None,
+        replicas: Replicas | None = None,
     ) -> None:
         settings = plan.settings
+        self.replicas = replicas or Replicas()
         self.plan = plan
         self.settings = settings
         self.device = resolve_device(settings.device)
         training = settings.training
-        self.loss = TrainingLoss(training)
+        self.loss = TrainingLoss(training, self.replicas)
         self.dataset = WindowDataset(
             window,
             self.device,
@@ -174,7 +181,12 @@ class TrainingRun:
         if fisher is not None:
             ewc = open_regularizer(fisher, self.model, settings.finetune.ewc_weight)
         self.facade = TrainingEnhancementsFacade(
-            self.model, self.optimizer, config, loss_fn=self.loss, ewc=ewc
+            self.model,
+            self.optimizer,
+            config,
+            loss_fn=self.loss,
+            ewc=ewc,
+            replicas=self.replicas,
         )
         miner = self.facade.miner
         self._uncertainty = np.zeros(len(window), np.float32)
@@ -252,6 +264,8 @@ class TrainingRun:
         NonFiniteStepError
             with ``stability.on_non_finite`` "halt", for a row, loss, gradient or held-out loss
             that is not finite; it names the rows.
+        ReplicaError
+            if another process failed, is gone, or has other weights than this one.
         """
         auxiliary = self.loss.state_dict()
         try:
@@ -269,6 +283,7 @@ class TrainingRun:
             if stats.rows and stats.anomaly != "bad_data":
                 message += f": {name_rows(self.dataset.window, stats.rows)}"
             self._note(f"step {self.iteration}: {message}")
+        self.loss.settle()
         if self.iteration % self._log_every == 0 or stats.anomaly or self.finished:
             record: dict[str, Any] = {
                 "step": self.iteration,
@@ -300,6 +315,9 @@ class TrainingRun:
                 break
             symmetries = self._symmetries(len(rows))
             self.samples += len(rows)
+            share = self.replicas.share(len(rows))
+            rows = rows[share]
+            symmetries = None if symmetries is None else symmetries[share]
             try:
                 batch = self.dataset.batch(rows, symmetries)
             except BadRowsError as error:
@@ -342,7 +360,9 @@ class TrainingRun:
         """Held-out losses of the averaged model; the best one is kept."""
         self.facade.update_average()
         averaged = self.facade.averaged_model
-        losses = self.held_out(averaged if averaged is not None else self.model)
+        judged = averaged if averaged is not None else self.model
+        self.replicas.check_alike("the model", judged.state_dict())
+        losses = self.replicas.from_first(lambda: self.held_out(judged))
         epoch = self.facade.on_epoch_end(losses.loss)
         self.stop_reason = self.stop_reason or epoch.stop_reason
         auxiliary = self.loss.take()
@@ -352,8 +372,7 @@ class TrainingRun:
             self.stop_reason = self.stop_reason or self.facade.progress.stop_reason
         elif self.best is None or losses.loss < self.best_loss:
             self.best_loss, self.best_step = float(losses.loss), self.iteration
-            source = averaged if averaged is not None else self.model
-            self.best = {k: v.detach().cpu().clone() for k, v in source.state_dict().items()}
+            self.best = {k: v.detach().cpu().clone() for k, v in judged.state_dict().items()}
         self.records.append(
             {
                 "step": self.iteration,

@@ -53,6 +53,38 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return store.root
 
 
+@pytest.fixture(scope="session")
+def root(original: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with all that a training of the second generation reads, a Fisher information among
+    it; do not write.
+    """
+    from ringrift_pipeline.enhancements import EWCRegularizer
+    from ringrift_pipeline.selfplay.plan import open_model
+    from ringrift_pipeline.training import (
+        WindowDataset,
+        build_window,
+        mine_hard_examples,
+        open_window,
+        score_games,
+    )
+    from ringrift_pipeline.training.consolidation import FILE
+    from ringrift_pipeline.training.loop import parent_model
+
+    store = Store(shutil.copytree(original, tmp_path_factory.mktemp("prepared") / "data"))
+    plan = load_plan(store, CONFIG, 1)
+    score_games(store, plan)
+    mine_hard_examples(store, plan)
+    dataset = WindowDataset(open_window(build_window(store, plan).path))
+    assert plan.parent is not None
+    parent, _ = parent_model(plan, open_model(store, plan.parent))
+    assert parent is not None
+    ewc = EWCRegularizer(parent.double().requires_grad_(True))
+    ewc.compute_fisher([dataset.batch(range(60))], num_samples=60)
+    with store.create(CONFIG, 1, "fisher") as draft:
+        ewc.save_state(draft.path / FILE)
+    return str(store.root)
+
+
 @pytest.fixture()
 def store(original: Path, tmp_path: Path) -> Store:
     """A store of one's own with both generations played."""
