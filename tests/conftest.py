@@ -55,9 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def s3_of_the_session() -> Iterator[S3Server]:
     for package in ("s3fs", "upath", "tenacity"):
         pytest.importorskip(package, reason=f"{package} is not installed (the extra 'bucket')")
-    pytest.importorskip(
-        "moto.moto_server", reason="moto[server] is not installed (make services)"
-    )
+    pytest.importorskip("moto.moto_server", reason="moto[server] is not installed (make services)")
     server = S3Server()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", server.address)

@@ -129,16 +129,16 @@ def test_a_worker_that_hangs_is_killed_and_told_of(what: str) -> None:
 
 def test_one_that_asks_whether_to_stop_lives_longer_than_the_silence() -> None:
     desk = Desk()
-    work_through([("asks", 12), ("asks", 12.0)], behave, 1, desk, silence=6.0)
-    assert len(desk.heard) == 2 and ("asks", 12) in desk.landed
+    work_through([("asks", 7)], behave, 1, desk, silence=3.0)
+    assert len(desk.heard) == 1 and ("asks", 7) in desk.landed
 
 
 def test_time_in_which_the_parent_rested_does_not_count() -> None:
     class Resting(Desk):
         def hear(self, message: Any) -> None:
             super().hear(message)
-            time.sleep(8.0)  # its words lie in the inbox meanwhile
+            time.sleep(4.0)  # its words lie in the inbox meanwhile
 
     desk = Resting()
-    work_through([("asks", 1), ("told", 2)], behave, 2, desk, silence=6.0)
+    work_through([("asks", 1), ("told", 2)], behave, 2, desk, silence=3.0)
     assert len(desk.landed) == 2
