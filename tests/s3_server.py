@@ -1,10 +1,15 @@
-"""moto's S3 server, asked over HTTP as any other, and made to refuse, to lie and to keep count."""
+"""moto's S3 server, asked over HTTP as any other, and made to refuse, to lie and to keep count.
+
+As a program, ``python -m tests.s3_server HOST PORT FILE``: it refuses to be written to while FILE is there.
+"""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -23,7 +28,7 @@ class Request:
 
 
 class S3Server:
-    """A server on a free port of the loopback.
+    """A server, on a free port of the loopback unless it is told another place.
 
     One request is answered after the other: moto looks at a condition and then writes, which in a
     real server is one step.
@@ -34,7 +39,7 @@ class S3Server:
         blind: conditions of writes are left out before moto sees them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         from moto.moto_server.werkzeug_app import (
             DomainDispatcherApplication,
             MotoRequestHandler,
@@ -51,7 +56,7 @@ class S3Server:
         self.blind = False
         self._moto: Application = DomainDispatcherApplication(create_backend_app)
         self._one_by_one = threading.Lock()
-        self._server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=Quiet)
+        self._server = make_server(host, port, self, threaded=True, request_handler=Quiet)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -86,3 +91,19 @@ class S3Server:
                 environ.pop(name, None)
         with self._one_by_one:
             return list(self._moto(environ, start))
+
+
+def main() -> None:
+    host, port, path = sys.argv[1:]
+
+    def refusing(request: Request) -> int | None:
+        served.requests.clear()
+        return 503 if request.method != "GET" and Path(path).exists() else None
+
+    served = S3Server(host, int(port))
+    served.before = refusing
+    served._thread.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,7 @@ from ringrift_pipeline.orchestration.places import (
 
 if TYPE_CHECKING:
     from ringrift_pipeline.orchestration.services import Service
+    from ringrift_pipeline.store import LockedError
 
 PORT = 3000
 
@@ -79,8 +80,10 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
-def _without_daemon(holder: dict[str, Any]) -> str:
+def _without_daemon(error: LockedError) -> str:
+    holder = error.holder
     who = f"Process {holder['pid']} ({holder['command']})" if holder else "Another process"
+    who = getattr(error, "who", who)  # on another machine, perhaps
     return (
         f"{who} runs the daemon of this history, so these are its pages alone: what is launched in "
         "them waits for that daemon, and Ctrl-C leaves its runs alone."
@@ -201,7 +204,7 @@ def ui(
             try:
                 instance = stack.enter_context(own_instance(common.root))
             except LockedError as error:
-                daemon, note = False, _without_daemon(error.holder or {})
+                daemon, note = False, _without_daemon(error)
         if daemon:
             backend = Backend(common.root, instance, stopping)
             stack.callback(backend.stop)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.process
 import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +32,10 @@ from ringrift_pipeline.orchestration.celery_settings import (
     HEADER,
     PROGRESS,
     CelerySettings,
+    OtherHistoryError,
     refuse_other_versions,
 )
+from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.orchestration.pools import CELERY, EXECUTOR_VARIABLE, SELFPLAY_QUEUE
 from ringrift_pipeline.orchestration.watchdog import run_is_over
 
@@ -40,6 +45,8 @@ _PROCESS = multiprocessing.process.current_process()  # before Celery replaces i
 # What nobody acknowledges goes back into its queue after so many seconds. A step is acknowledged when
 # it begins, so this is about those that a worker took with it on the way there.
 _VISIBILITY = 120
+
+_SWEEP = "import sys; from ringrift_pipeline.store import Store; Store(sys.argv[1]).sweep()"
 
 _WAITING = {"max_retries": 2, "interval_start": 0, "interval_step": 0.5, "interval_max": 0.5}
 
@@ -84,6 +91,7 @@ class StepTask(Task):
 
     Raises:
         WorkerVersionError: the run was made by another version.
+        OtherHistoryError: nothing is known of the run here.
     """
 
     # A step's result is what it tells Dagster; here only what kept it from telling is kept.
@@ -96,6 +104,13 @@ class StepTask(Task):
         if arguments.instance_ref is None or self._is_begun():
             return
         with DagsterInstance.from_ref(arguments.instance_ref) as instance:
+            if instance.get_run_by_id(arguments.run_id) is None:
+                raise OtherHistoryError(
+                    f"the worker on {socket.gethostname()} knows no run {arguments.run_id}: it was "
+                    "deleted, or runs are kept in a file of one machine; copy "
+                    "deploy/celery/dagster.yaml to $RINGRIFT_DATA/dagster/, which keeps them in "
+                    "PostgreSQL"
+                )
             if run_is_over(instance, arguments.run_id):
                 return  # it was cancelled while this waited
         with self._signs():
@@ -142,7 +157,14 @@ class StepTask(Task):
 
 @worker_init.connect
 def _load(**_: object) -> None:
-    """What every step needs, once, before the processes of the steps are forked."""
+    """What every step needs, once, before the processes of the steps are forked.
+
+    Before that what killed steps have left behind goes. By a process of its own, for nothing that
+    talks to a bucket must be there when the steps' are forked.
+    """
+    data = data_folder()
+    if data.is_dir() and any(data.iterdir()):
+        subprocess.run([sys.executable, "-c", _SWEEP, str(data)], check=False)
     import ringrift_pipeline.orchestration.preload  # noqa: F401
 
 

@@ -37,6 +37,10 @@ class WorkerVersionError(RuntimeError):
     """A worker of another version than the run was asked to work for it."""
 
 
+class OtherHistoryError(RuntimeError):
+    """A worker's instance knows nothing of the run that it is to work for."""
+
+
 class NoWorkerError(RuntimeError):
     """Nobody takes steps from a queue."""
 

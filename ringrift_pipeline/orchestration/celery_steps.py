@@ -27,6 +27,7 @@ from ringrift_pipeline.orchestration.celery_settings import (
     BrokerAwayError,
     CelerySettings,
     NoWorkerError,
+    OtherHistoryError,
     WorkerVersionError,
     start_line,
     versions,
@@ -188,9 +189,10 @@ class CelerySteps(StepHandler):
 
     def _failed(self, context: StepHandlerContext, error: Any) -> str | None:
         name = type(error).__name__
-        if name == WorkerVersionError.__name__:
-            self._fail(context, WorkerVersionError(str(error)))
-            return None
+        for kind in (WorkerVersionError, OtherHistoryError):
+            if name == kind.__name__:
+                self._fail(context, kind(str(error)))
+                return None
         return f"the worker's process ended: {name}: {error}"
 
     def _worked_on(self, handed: Handed, sign: Any, passed: float) -> str | None:
@@ -221,7 +223,9 @@ class CelerySteps(StepHandler):
         handed.unserved = 0.0 if served else handed.unserved + passed
         gone = served and not self._depths.get(handed.queue)
         handed.missing = handed.missing + passed if gone else 0.0
-        if handed.unserved > self._settings.no_worker_after:
+        known = handed.queue in self._served  # they will be back: a restart, an upgrade
+        patience = self._settings.outage if known else self._settings.no_worker_after
+        if handed.unserved > patience:
             self._revoke(handed)
             self._fail(
                 context,

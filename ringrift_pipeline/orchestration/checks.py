@@ -25,6 +25,7 @@ from ringrift_pipeline.orchestration.io_managers import table_of
 from ringrift_pipeline.orchestration.judgements import Judgement
 from ringrift_pipeline.orchestration.launchable import next_generation
 from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, asset_key, partitions
+from ringrift_pipeline.orchestration.pools import tags_of_checks
 from ringrift_pipeline.orchestration.step import LOST, Step, once, running_step
 
 
@@ -250,6 +251,7 @@ def _define(config: str, asset: str) -> AssetChecksDefinition:
         can_subset=True,
         required_resource_keys={"store"},
         retry_policy=LOST,
+        op_tags=tags_of_checks(asset),
         ins={"table": AssetIn(key)} if table else None,
     )
     if table:

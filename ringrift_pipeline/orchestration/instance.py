@@ -21,6 +21,7 @@ from ringrift_pipeline.orchestration.instance_file import (
     brought_up_to_date,
     instance_file,
 )
+from ringrift_pipeline.orchestration.one_daemon import only_daemon
 from ringrift_pipeline.orchestration.places import (
     DATA_VARIABLE,
     HOME_VARIABLE,
@@ -82,13 +83,14 @@ def own_instance(data: Path) -> Iterator[DagsterInstance]:
     are reported failed, partitions and champions are brought up to what the store holds.
 
     Raises:
-        LockedError: another process runs this folder's daemon; it says which.
+        LockedError: another process runs this folder's, or this history's, daemon; it says which.
     """
     store = Store(data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(store.lock(None, LOCK))
         _bring_up_to_date(data)
         instance = stack.enter_context(open_instance(data))
+        stack.enter_context(only_daemon(instance))
         store.sweep()
         sweep_home(data)
         sweep_lost_runs(instance)

@@ -148,6 +148,11 @@ def tags_of(name: str) -> dict[str, str]:
     return {QUEUE_TAG: queue_of(name)} if distributed() else {POOL_TAG: _pool(name)}
 
 
+def tags_of_checks(name: str) -> dict[str, str]:
+    """Tags of the checks of ``name``: they are made where it was, which has what it was made of."""
+    return {QUEUE_TAG: queue_of(name)} if distributed() else {}
+
+
 def limits_in_a_run() -> list[dict[str, object]]:
     """The same limits within one run, for its executor.
 

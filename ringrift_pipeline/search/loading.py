@@ -131,7 +131,7 @@ def model_folder(
     path = Path(os.path.expanduser(text))  # unlike Path's own, leaves alone who is not known here
     if path.is_file() and path.name in ("model.safetensors", "model.json"):
         path = path.parent
-    if not path.exists():
+    if not path.exists() and not _fetched(path, root):
         raise _unknown(text, "it is no player's name and no such path exists")
     if not (path / "model.json").is_file():
         raise _unknown(text, f"{path} holds no model.json")
@@ -139,6 +139,19 @@ def model_folder(
         return path, ValueTemperature(1.0, f"{path} is no artefact of a store")
     store = store_of(path, root)
     return _calibrated(store, store.open(path), config)
+
+
+def _fetched(path: Path, root: str | os.PathLike[str]) -> bool:
+    """Whether a folder that is not here was in the bucket behind the data root, and is here now."""
+    from ringrift_pipeline.store import MissingArtefactError, Store
+
+    store = Store(root)
+    if store.remote is None:
+        return False
+    try:
+        return store.open(path).path.exists()
+    except MissingArtefactError:
+        return False
 
 
 def _calibrated(store: Store, model: Artefact, config: str) -> tuple[Path, ValueTemperature]:

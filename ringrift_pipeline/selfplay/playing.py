@@ -101,6 +101,7 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
                 "games": len(games.plies),
                 "positions": len(decisions),
                 "player": metadata["player"],
+                "model": metadata["model"],
                 "opponent": metadata.get("opponent"),
                 "started": began,
                 "seconds": time.monotonic() - start,

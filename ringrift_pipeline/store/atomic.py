@@ -25,6 +25,7 @@ from ringrift_pipeline.store.errors import CorruptArtefactError, SerializationEr
 
 TEMPORARY = ".ringrift-tmp-"
 _CLAIM_ATTEMPTS = 100
+_process = 0, ""  # this process's number, and a name that no other has
 
 
 def fsync_path(path: Path) -> None:
@@ -52,7 +53,17 @@ def ensure_folder(path: Path) -> None:
 
 def temporary_name(parent: Path) -> Path:
     """A name in `parent` that nothing has, and that a sweep knows as temporary."""
-    return parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+    return parent / f"{own_prefix()}{secrets.token_hex(8)}"
+
+
+def own_prefix() -> str:
+    """What the temporary names of this process begin with, and of no other, of no machine: in
+    containers that share a folder processes have like numbers.
+    """
+    global _process
+    if _process[0] != os.getpid():
+        _process = os.getpid(), secrets.token_hex(4)
+    return f"{TEMPORARY}{_process[0]}-{_process[1]}-"
 
 
 def _claim(descriptor: int, path: Path) -> bool:

@@ -364,7 +364,7 @@ def _told(url: str, what: str, error: Exception, waited: float) -> Exception:
     elif isinstance(error, BotoCoreError | PermissionError):
         action = (
             "look after the AWS_* variables (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY, AWS_REGION) and what this key may do: get, put, delete and list "
+            "AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION) and what this key may do: get, put, delete and list "
             "objects"
         )
     elif code or status:

@@ -46,6 +46,7 @@ IN_USE = 3600.0
 
 _LOOK_EVERY = 300.0  # seconds between two walks through the folder, in one process
 _LOCKS = 64  # files that keep two from fetching the same at once
+_looked: dict[Path, float] = {}  # by data root, when this process last walked through it
 
 
 def cache_budget() -> int:
@@ -71,7 +72,6 @@ class Cache:
         self._layout = layout
         self._bucket = bucket
         self._pending = pending
-        self._looked = -_LOOK_EVERY
 
     def have(self, place: Place, verify: bool, digest: str | None = None) -> Artefact:
         """An artefact that is here, or in the bucket; with `verify` it is here then, else perhaps its
@@ -123,7 +123,10 @@ class Cache:
         path = self._path(place)
         with self._only_one(place):
             if path.is_dir():  # another process was first
-                return _identified(load_folder(path, verify=True), place, digest)
+                try:
+                    return _identified(load_folder(path, verify=True), place, digest)
+                except ManifestMismatch as error:
+                    self.put_aside(place, str(error))
             data = self._manifest(place)
             artefact = _identified(parse_manifest(data, path), place, digest)
             _check_listing(artefact, self._bucket.listing(place.key))
@@ -131,16 +134,24 @@ class Cache:
             ensure_folder(self._layout.inside(path.parent, place.config))
             temporary, descriptor = temporary_folder(path.parent)
             try:
-                for name in artefact.files:
-                    (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                    self._bucket.download(f"{place.key}/{name}", temporary / name)
                 (temporary / MANIFEST).write_bytes(data)
-                load_folder(temporary, verify=True)
+                self._fill(temporary, artefact, place)
+                try:
+                    load_folder(temporary, verify=True)
+                except ManifestMismatch:  # on the way here, perhaps: nobody else need suffer for it
+                    self._fill(temporary, artefact, place)
+                    load_folder(temporary, verify=True)
                 os.rename(temporary, path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
                 os.close(descriptor)
             return artefact
+
+    def _fill(self, folder: Path, artefact: Artefact, place: Place) -> None:
+        for name in artefact.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).unlink(missing_ok=True)
+            self._bucket.download(f"{place.key}/{name}", folder / name)
 
     def _only_one(self, place: Place) -> contextlib.AbstractContextManager[Any]:
         from filelock import FileLock
@@ -161,9 +172,10 @@ class Cache:
 
         Looks once in five minutes at most, so that a process may be above the budget for so long.
         """
-        if time.monotonic() - self._looked < _LOOK_EVERY:
+        now = time.monotonic()
+        if now - _looked.get(self._layout.root, -_LOOK_EVERY) < _LOOK_EVERY:
             return []
-        self._looked = time.monotonic()
+        _looked[self._layout.root] = now
         return self.trim(cache_budget() - size)
 
     def trim(self, budget: int) -> list[Path]:

@@ -243,6 +243,8 @@ def _stored_behind(remote: Remote, layout: Layout, configs: list[str]) -> Iterat
         for place, size, whole in remote.contents(config):
             path = layout.root / place.key
             try:
+                if whole and _reason(place.kind, False) is None:
+                    continue  # stays, current or not
                 why = _reason(place.kind, remote.is_current(place)) if whole else LEFT_OVER
                 if why is None or not (whole or _given_up(remote, place)):
                     continue

@@ -13,8 +13,8 @@ from ringrift_pipeline.store import artefacts as _artefacts
 from ringrift_pipeline.store import champion as _champion
 from ringrift_pipeline.store import switches as _switches
 from ringrift_pipeline.store.atomic import (
-    TEMPORARY,
     ensure_folder,
+    own_prefix,
     remove_abandoned,
     temporaries,
     write_bytes_once,
@@ -397,7 +397,7 @@ class Store:
         """
         folder = self._layout.config(check_name(config, "config"))
         for depth in ("*", "*/*"):
-            for path in folder.glob(f"generations/{depth}/{TEMPORARY}{os.getpid()}-*"):
+            for path in folder.glob(f"generations/{depth}/{own_prefix()}*"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
                 else:

@@ -180,6 +180,8 @@ def train_from(
         if not replicas.first:
             return None
         seconds = time.monotonic() - began
+        if "parent" in sources:  # read hours ago: a cache may have dropped it
+            store.open(sources["parent"].path)
         metadata = _metadata(plan, run, inputs, sources, parent is not None)
         if "fisher" in sources:
             metadata |= source_losses(store, plan, run.best_model())

@@ -328,6 +328,8 @@ class TrainingRun:
             batch["uncertainty"] = self._uncertainty[rows]
             batch["reference_loss"] = self._reference_loss[rows]
             stats = self.facade.train_step(batch)
+            if stats.anomaly:
+                break  # left out by all processes, and the rest of the step with it
         return stats
 
     def _note(self, line: str) -> None:

@@ -119,6 +119,9 @@ def _player(store: Store, shard: Artefact) -> str | None:
     """Digest of the model that played a shard, None for the heuristic."""
     from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, read_metadata
 
+    if "model" in shard.metadata:  # not of every version's
+        named: str | None = shard.metadata["model"]
+        return named
     if not shard.path.is_dir():  # in a bucket still
         store.open(shard.path)
     try:

@@ -98,8 +98,8 @@ class RecordedGames:
         number = self._find_generation(config, generation)
         found = []
         for shard in self._shards(config, number):
-            about = read_metadata(self._artefact(config, number, shard).file(SHARD_FILE))
-            counts = {"games": about["games"], "positions": about["counts"]["rows"]}
+            about = self._artefact(config, number, shard).metadata
+            counts = {name: about[name] for name in ("games", "positions")}
             found.append({"shard": f"{shard:04d}", **counts})
         return found
 
@@ -187,7 +187,7 @@ class RecordedGames:
 
     def _find_generation(self, config: str, generation: str) -> int:
         self._check_config(config)
-        if _NUMBER.fullmatch(generation) and int(generation) in self._generations(config):
+        if _NUMBER.fullmatch(generation) and self._shards(config, int(generation)):
             return int(generation)
         raise RequestError(f"{config} has no generation {generation!r}", "generation", 404)
 

@@ -1,8 +1,8 @@
 """Redis, PostgreSQL and Celery's workers as real processes on this machine, for tests and benchmarks.
 
 The servers are Debian's (``redis-server``, ``postgresql``), on free ports, with passwords, in folders
-of their own; the bucket is moto's server, where the store knows buckets and moto is installed. Where the machine allows it every worker is in a network namespace of its own, from which
-it reaches nothing but the servers.
+of their own; the bucket is moto's server, where moto is installed. Where the machine allows it every
+worker is in a network namespace of its own, from which it reaches nothing but the servers.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Postgres:
 
 
 class Bucket:
-    """moto's server on all addresses, with one bucket in its memory."""
+    """moto's server on all addresses, with one bucket in its memory; refuses when it is told to."""
 
     url = "s3://ringrift/tests"
 
@@ -221,10 +221,15 @@ class Bucket:
 
         self.port = free_port()
         folder.mkdir(parents=True)
-        command = [sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(self.port)]
+        self._refusing = folder / "refusing"
+        command = [sys.executable, "-m", "tests.s3_server", "0.0.0.0", str(self.port)]
         with open(folder / "log", "ab") as log:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True
+                [*command, str(self._refusing)],
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                start_new_session=True,
             )
         make = urllib.request.Request(f"http://127.0.0.1:{self.port}/ringrift", method="PUT")
 
@@ -234,6 +239,10 @@ class Bucket:
             return False
 
         until(made, "the bucket is there")
+
+    def refuse(self, writes: bool) -> None:
+        """Refuse to be written to (503, SlowDown), or take what comes again."""
+        self._refusing.touch() if writes else self._refusing.unlink()
 
     def environment(self, host: str) -> dict[str, str]:
         return {

@@ -99,6 +99,7 @@ def test_the_chart_gets_a_run_queue_that_is_there() -> None:
     assert process_config(schema, given["config"]).success  # type: ignore[arg-type]
 
 
+@pytest.mark.services
 def test_the_run_launcher_takes_what_the_chart_makes_of_the_values() -> None:
     launcher = pytest.importorskip("dagster_k8s", reason="dagster-k8s is not installed")
     values = yaml.safe_load((DEPLOY / "k8s" / "values.yaml").read_text())["runLauncher"]

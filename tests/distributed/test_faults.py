@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from dagster import DagsterEventType, DagsterRunStatus
 
+from ringrift_pipeline.orchestration.instance import own_instance
 from ringrift_pipeline.orchestration.progress import read_progress
+from ringrift_pipeline.store import LockedError
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
 from tests.orchestration.served import Served, is_gone
 
@@ -177,6 +180,56 @@ def test_a_cancelled_run_leaves_nothing_behind(servers: Cluster, toys: Served) -
     go(after)
     assert toys.finished(after) == DagsterRunStatus.SUCCESS, toys.errors(after)
     assert len(toy.begun(run, "one") + toy.begun(run, "another")) == 1
+
+
+def test_a_cancelled_step_that_hears_nothing_is_killed(servers: Cluster, toys: Served) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("stopping", {})
+    (pid,) = until(lambda: toy.begun(run, "stops"), "the step begins")
+    toys.terminate(run)
+    assert toys.finished(run) == DagsterRunStatus.CANCELED
+    until(lambda: is_gone(pid), "its process is gone", 60.0)
+
+
+def test_a_worker_whose_history_has_no_such_run_says_so(servers: Cluster, toys: Served) -> None:
+    worker(servers, "only")
+    servers.ready()
+    first = toys.launch("one", {})
+    until(lambda: toy.begun(first, "one"), "the step begins")
+    run = toys.launch("two", {})  # both steps wait in the queue
+    until(lambda: len(toys.steps(run, DagsterEventType.STEP_WORKER_STARTING)) == 2, "both are out")
+    time.sleep(3.0)
+    toys.instance.delete_run(run)
+    go(first)
+    said = until(lambda: "OtherHistoryError" in servers.workers[0].says(), "it is told")
+    assert said and "copy deploy/celery/dagster.yaml" in servers.workers[0].says()
+    assert toy.begun(run, "one") + toy.begun(run, "another") == []
+
+
+def test_one_daemon_a_history_wherever_its_data_root_is(servers: Cluster, tmp_path: Path) -> None:
+    first, second = (servers.prepare(tmp_path / name) for name in ("first", "second"))
+    with own_instance(first):
+        refused = pytest.raises(LockedError, match="has a daemon already: ringrift")
+        with refused as told, own_instance(second):
+            pass
+        assert str(os.getpid()) in str(told.value)
+        with servers.postgres.connect("dagster") as connection:  # as a restart does
+            connection.autocommit = True
+            held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            cursor = connection.cursor()
+            cursor.execute(held)
+            (before,) = cursor.fetchall()
+            cursor.execute("SELECT pg_terminate_backend(%s)", before)
+
+            def taken_again() -> bool:
+                cursor.execute(held)
+                return bool([pid for pid in cursor.fetchall() if pid != before])
+
+            until(taken_again, "the lock is taken again", 30.0)
+        connection.close()
+    with own_instance(second):
+        pass
 
 
 def said(toys: Served, run: str, kind: DagsterEventType) -> str:

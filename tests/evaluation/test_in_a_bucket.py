@@ -14,6 +14,7 @@ from tiny import TRAINED
 from ringrift_pipeline import evaluation, training
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.evaluation.rating_list import rate_all
+from ringrift_pipeline.search import load_player
 from ringrift_pipeline.selfplay import Plan, collect, load_plan, plan_generation, play_shard
 from ringrift_pipeline.store import Store
 
@@ -93,3 +94,9 @@ def test_two_machines_make_what_one_makes(
     shards = [key for key in s3.asked("GET") if key.endswith("shard.arrow")]
     assert len(shards) == len(set(shards)) == 3  # its own it has
     assert not s3.asked("PUT")
+    # who meets a model by its folder gets it from there, as a gauntlet's workers do
+    last = Store(tmp_path / "last")
+    elsewhere = last.champion(CONFIG)
+    assert elsewhere is not None and not elsewhere.path.exists()
+    player = load_player(str(elsewhere.path), CONFIG, simulations=2, data=str(last.root))
+    assert player.name and elsewhere.path.is_dir()

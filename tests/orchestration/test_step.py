@@ -34,7 +34,7 @@ from ringrift_pipeline.orchestration.step import (
     running_step,
 )
 from ringrift_pipeline.store import Store
-from ringrift_pipeline.store.atomic import TEMPORARY
+from ringrift_pipeline.store.atomic import TEMPORARY, own_prefix
 
 
 @op(required_resource_keys={"store"})
@@ -76,15 +76,17 @@ def test_its_own_time_is_noted(data: Any) -> None:
 
 def test_only_what_this_process_was_writing_is_removed(store: Store) -> None:
     kind = store.root / "hex8_2p" / "generations" / "0003" / "checkpoint"
-    mine = kind / f"{TEMPORARY}{os.getpid()}-aa"
-    file = kind.parent / f"{TEMPORARY}{os.getpid()}-bb"
-    others = kind / f"{TEMPORARY}{os.getpid() + 1}-cc"
-    for folder in (mine / "best", others):
+    mine = kind / f"{own_prefix()}aa"
+    file = kind.parent / f"{own_prefix()}bb"
+    others = kind / f"{TEMPORARY}{os.getpid() + 1}-0a0a0a0a-cc"
+    of_a_container = kind / f"{TEMPORARY}{os.getpid()}-0a0a0a0a-dd"
+    for folder in (mine / "best", others, of_a_container):
         folder.mkdir(parents=True)
     (mine / "best" / "model.safetensors").touch()
     file.touch()
     store.remove_own("hex8_2p")
-    assert not mine.exists() and not file.exists() and others.exists()
+    assert not mine.exists() and not file.exists()
+    assert others.exists() and of_a_container.exists()
 
 
 # --- what is lost is tried again, what failed is not --------------------------------------------

@@ -26,6 +26,8 @@ from ringrift_pipeline.store import (
     MissingArtefactError,
     Store,
 )
+from ringrift_pipeline.store.bucket import Bucket
+from ringrift_pipeline.store.cache import _looked
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
 
@@ -462,6 +464,23 @@ def test_damage_in_the_bucket_is_noticed_and_put_aside(
     assert current(here).digest == good.digest
 
 
+def test_damage_on_the_way_harms_nobody_else(
+    here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(here)
+    download, torn = Bucket.download, []
+
+    def tears_the_first(self: Bucket, key: str, path: Path) -> None:
+        download(self, key, path)
+        if not torn and path.name == "model.bin":
+            torn.append(path.write_bytes(path.read_bytes()[:-1] + b"?"))
+
+    monkeypatch.setattr(Bucket, "download", tears_the_first)
+    found = current(there)
+    assert torn and found is not None and found.file("model.bin").read_bytes() == FILES["model.bin"]
+    assert there.remote is not None and there.remote.quarantined(CONFIG) == {}
+
+
 def test_damage_here_is_mended_from_the_bucket(here: Store, there: Store) -> None:
     make(here)
     read = current(there)
@@ -645,11 +664,11 @@ def test_the_cache_keeps_to_its_budget(
     folder = there.root / key_of(first)
     os.utime(folder, (1, 1))
     monkeypatch.setenv("RINGRIFT_CACHE_GB", "0.000003")
-    there.remote.cache._looked = -1e9
+    _looked.clear()
     there.require(CONFIG, GENERATION, "two")
     assert not folder.exists()
     monkeypatch.setenv("RINGRIFT_CACHE_GB", "none")
-    there.remote.cache._looked = -1e9
+    _looked.clear()
     with pytest.raises(BucketSettingError, match="RINGRIFT_CACHE_GB"):
         there.require(CONFIG, GENERATION, "one")
 

@@ -234,11 +234,17 @@ def found(root: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tupl
         jobs["facade"] = Job(by_facade, (1,))
         jobs["accumulating"] = Job(by_facade, (3,))
     for where in ("rows", "loss"):
+        name = f"{where}, accumulating"
+        alone[name] = both[name] = Job(_accumulating, (root, where))
         alone[f"halted {where}"] = both[f"halted {where}"] = Job(_halted, (root, where))
     first = {"whole": alone.pop("whole")(Replicas())}
     together = run_together(2, all_of, both)
     first |= {name: job(Replicas()) for name, job in alone.items()}
     return {name: (first[name], together[name]) for name in both}
+
+
+def _accumulating(replicas: Replicas, root: str, where: str) -> dict[str, Any]:
+    return with_poison(replicas, root, where, gradients__accumulation_steps=3)
 
 
 def _halted(replicas: Replicas, root: str, where: str) -> dict[str, Any]:
@@ -300,7 +306,7 @@ def test_a_run_saved_by_two_goes_on_in_one_and_the_reverse(found: dict[str, Any]
         alike(whole, resumed_run)
 
 
-@pytest.mark.parametrize("where", ["rows", "loss"])
+@pytest.mark.parametrize("where", ["rows", "loss", "rows, accumulating", "loss, accumulating"])
 def test_what_is_not_finite_in_one_share_is_left_out_by_all(
     found: dict[str, Any], where: str
 ) -> None:

@@ -1,0 +1,131 @@
+"""One daemon a history. On one machine a lock on the data root sees to it; where the history is in
+PostgreSQL many machines may have it, each with a data root of its own, and a lock there does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from dagster import DagsterInstance
+
+from ringrift_pipeline.store import LockedError
+
+NUMBER = 0x52494E47  # of the lock, in PostgreSQL's terms an advisory one
+LOOK = 5.0  # seconds between two looks whether it is held still
+
+_HOLDER = sqlalchemy.text(
+    "SELECT application_name, client_addr, backend_start FROM pg_locks JOIN pg_stat_activity USING (pid)"
+    " WHERE locktype = 'advisory' AND granted AND objid = :number AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+_log = logging.getLogger(__name__)
+
+
+class DaemonElsewhereError(LockedError):
+    """Another machine's process, or another data root's, runs the daemon of this history."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__("dagster-instance", Path("PostgreSQL"), None)
+        self.args = (holder,)
+        self.who = holder
+
+    def __str__(self) -> str:
+        return (
+            f"this history in PostgreSQL has a daemon already: {self.who}. Two would fail each "
+            "other's runs: stop that one first, or start this one without its daemon"
+        )
+
+
+@contextlib.contextmanager
+def only_daemon(instance: DagsterInstance) -> Iterator[None]:
+    """Hold the lock of a history in PostgreSQL; nothing where it is in files.
+
+    A restart of PostgreSQL frees the lock. It is taken again within seconds; if somebody else was
+    faster, this process is told to end (SIGTERM).
+
+    Raises:
+        DaemonElsewhereError: somebody holds it.
+    """
+    engine: Any = getattr(instance.run_storage, "_engine", None)
+    if engine is None or engine.dialect.name != "postgresql":
+        yield
+        return
+    lock = _Lock(engine)
+    holder = lock.take()
+    if holder is not None:
+        raise DaemonElsewhereError(holder)
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK):
+            try:
+                if (other := lock.keep()) is not None:
+                    _log.error("%s: this daemon ends", DaemonElsewhereError(other))
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+            except Exception as error:  # PostgreSQL is away: asked again
+                _log.warning("the lock in PostgreSQL cannot be asked for: %s", error)
+
+    thread = threading.Thread(target=watch, name="one-daemon", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(LOOK)
+        lock.free()
+
+
+class _Lock:
+    """The lock, held as long as its connection."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._name = f"ringrift {os.getpid()}-{secrets.token_hex(3)} on {socket.gethostname()}"[:63]
+        self._connection: Any = None
+
+    def take(self) -> str | None:
+        """Take it. Returns who holds it instead, None if this process does."""
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            name = sqlalchemy.text("SELECT set_config('application_name', :name, false)")
+            connection.execute(name, {"name": self._name})
+            ask = sqlalchemy.text("SELECT pg_try_advisory_lock(:number)")
+            if connection.execute(ask, {"number": NUMBER}).scalar():
+                self._connection = connection
+                return None
+            found = connection.execute(_HOLDER, {"number": NUMBER}).first()
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        if found is None or found[0] == self._name:
+            raise ConnectionError("it is just being freed")  # our own connection that was lost
+        return f"{found[0]}, at {found[1]} since {found[2]:%Y-%m-%d %H:%M:%S}"
+
+    def keep(self) -> str | None:
+        """See that it is held, and take it again if the connection was lost. Returns as `take`."""
+        if self._connection is not None:
+            try:
+                self._connection.execute(sqlalchemy.text("SELECT 1"))
+                return None
+            except sqlalchemy.exc.SQLAlchemyError:
+                self.free()
+        return self.take()
+
+    def free(self) -> None:
+        """Let it go."""
+        if self._connection is not None:
+            with contextlib.suppress(Exception):
+                self._connection.close()
+            self._connection = None
