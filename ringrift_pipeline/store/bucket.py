@@ -24,6 +24,13 @@ PATIENCE_VARIABLE = "RINGRIFT_BUCKET_PATIENCE"
 PATIENCE = 300.0
 """Seconds that are waited in all, between one try and the next, for a bucket that refuses."""
 
+ANSWER = 30.0
+"""Seconds within which a request is answered, or counts as refused. The client's own bound on silence
+ends where a server says "100 Continue" and then no more (aiohttp 3.14).
+"""
+LISTING = 600.0  # the same for a listing, which is a request for each thousand
+SLOWEST = 200_000  # bytes a second of a transfer, in addition to that
+
 LONGEST_WAIT = 15.0  # seconds between two tries
 SAY_EVERY = 10.0  # seconds
 _TRANSIENT = frozenset(  # beside every answer of 500 and above
@@ -110,13 +117,10 @@ class Bucket:
 
     def read(self, key: str) -> Seen | None:
         """The whole of a small object, None if there is none. Raises TooLargeError."""
-        import fsspec.asyn
-
-        fs = self._fs
         where = self._call(key)
 
         async def whole() -> Seen:
-            answer = await fs._call_s3("get_object", **where)
+            answer = await self._fs._call_s3("get_object", **where)
             async with answer["Body"] as body:
                 if answer["ContentLength"] > MOST:
                     raise TooLargeError(
@@ -125,13 +129,13 @@ class Bucket:
                 return Seen(await body.read(), answer["ETag"])
 
         try:
-            return self._try(f"reading {key}", fsspec.asyn.sync, fs.loop, whole)
+            return self._try(f"reading {key}", whole)
         except FileNotFoundError:
             return None
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object, whatever is there."""
-        self._try(f"writing {key}", self._fs.call_s3, "put_object", Body=data, **self._call(key))
+        self._try(f"writing {key}", self._fs._call_s3, "put_object", Body=data, **self._call(key))
 
     def write_if(self, key: str, data: bytes, seen: Seen | None) -> bool:
         """Write an object if it still is what was `seen` (None: if there is none).
@@ -140,12 +144,12 @@ class Bucket:
         is found there when it is tried again, counts as won.
 
         Neither universal-pathlib nor s3fs has writes with ``If-Match``: this asks the S3 client that
-        s3fs brings, through `call_s3`.
+        s3fs brings.
         """
         condition = {"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen.tag}
         arguments = {**self._call(key), **condition, "Body": data}
         try:
-            self._try(f"writing {key}", self._fs.call_s3, "put_object", **arguments)
+            self._try(f"writing {key}", self._fs._call_s3, "put_object", **arguments)
             return True
         except (FileNotFoundError, _LostRace):
             now = self.read(key)
@@ -155,7 +159,7 @@ class Bucket:
         """When an object was last written, by the bucket's clock, and its tag; None if there is none."""
         try:
             about = self._try(
-                f"asking for {key}", self._fs.call_s3, "head_object", **self._call(key)
+                f"asking for {key}", self._fs._call_s3, "head_object", **self._call(key)
             )
         except FileNotFoundError:
             return None
@@ -167,19 +171,26 @@ class Bucket:
         """Send a file. Whoever reads the object gets the whole of it, or none."""
         if not path.is_file():
             raise FileNotFoundError(path)
-        self._try(f"uploading {key}", self._fs.put_file, str(path), self._path(key))
+        seconds = ANSWER + path.stat().st_size / SLOWEST
+        self._try(
+            f"uploading {key}", self._fs._put_file, str(path), self._path(key), seconds=seconds
+        )
 
-    def download(self, key: str, path: Path) -> None:
-        """Fetch an object into a new file. Raises FileNotFoundError if there is none."""
-        self._try(f"downloading {key}", self._fs.get_file, self._path(key), str(path))
+    def download(self, key: str, path: Path, size: int) -> None:
+        """Fetch an object, of `size` bytes, into a new file. Raises FileNotFoundError if there is none."""
+        seconds = ANSWER + size / SLOWEST
+        self._try(
+            f"downloading {key}", self._fs._get_file, self._path(key), str(path), seconds=seconds
+        )
 
     def copy(self, key: str, other: str) -> None:
         """Copy an object within the bucket. Raises FileNotFoundError if there is none."""
-        self._try(f"copying {key}", self._fs.cp_file, self._path(key), self._path(other))
+        paths = self._path(key), self._path(other)
+        self._try(f"copying {key}", self._fs._cp_file, *paths, seconds=LISTING)
 
     def delete(self, key: str) -> None:
         """Delete an object if it is there."""
-        self._try(f"deleting {key}", self._fs.call_s3, "delete_object", **self._call(key))
+        self._try(f"deleting {key}", self._fs._call_s3, "delete_object", **self._call(key))
 
     # --- listings -------------------------------------------------------------------------------
 
@@ -190,14 +201,15 @@ class Bucket:
         object is ours.
         """
         base = self._path(key)
-        found = self._try(f"listing {key}", self._fs.find, base, detail=True)
+        found = self._try(f"listing {key}", self._fs._find, base, detail=True, seconds=LISTING)
         sizes = {name[len(base) + 1 :]: int(about["size"]) for name, about in found.items()}
         return {name: sizes[name] for name in sorted(sizes) if _is_key(name)}
 
     def folders(self, key: str = "") -> list[str]:
         """The next part of the names of all objects below a key that have further ones, sorted."""
         try:
-            found = self._try(f"listing {key}", self._fs.ls, self._path(key), detail=True)
+            where = self._path(key)
+            found = self._try(f"listing {key}", self._fs._ls, where, detail=True, seconds=LISTING)
         except FileNotFoundError:
             return []
         names = (about["name"].rstrip("/").rpartition("/")[2] for about in found)
@@ -254,8 +266,18 @@ class Bucket:
         name, _, rest = self._path(key).partition("/")
         return {"Bucket": name, "Key": rest}
 
-    def _try(self, what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call `function` until the bucket lets it, with waits between that grow, and differ."""
+    def _try(
+        self,
+        what: str,
+        coroutine: Callable[..., Any],
+        *args: Any,
+        seconds: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Await a coroutine, `seconds` at most (`ANSWER`), anew until the bucket lets it, with waits
+        between that grow, and differ.
+        """
+        import fsspec.asyn
         from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
         said = time.monotonic()
@@ -281,7 +303,14 @@ class Bucket:
             reraise=True,
         )
         try:
-            return tries(function, *args, **kwargs)
+            return tries(
+                fsspec.asyn.sync,
+                self._fs.loop,
+                coroutine,
+                *args,
+                timeout=ANSWER if seconds is None else seconds,
+                **kwargs,
+            )
         except Exception as error:
             told = _told(self.url, what, error, tries.statistics.get("idle_for", 0.0))
             if told is error:

@@ -148,10 +148,10 @@ class Cache:
             return artefact
 
     def _fill(self, folder: Path, artefact: Artefact, place: Place) -> None:
-        for name in artefact.files:
+        for name, about in artefact.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).unlink(missing_ok=True)
-            self._bucket.download(f"{place.key}/{name}", folder / name)
+            self._bucket.download(f"{place.key}/{name}", folder / name, about["size"])
 
     def _only_one(self, place: Place) -> contextlib.AbstractContextManager[Any]:
         from filelock import FileLock

@@ -396,8 +396,11 @@ def test_nobody_listens(tmp_path: Path, s3: S3Server, monkeypatch: pytest.Monkey
         Store(tmp_path / "data", "s3://nowhere").generations(CONFIG)
 
 
-def test_an_answer_that_was_lost_is_no_lost_race(s3: S3Server, here: Store) -> None:
+def test_an_answer_that_was_lost_is_no_lost_race(
+    s3: S3Server, here: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The write arrives, the answer does not, and the second try finds the condition broken."""
+    monkeypatch.setattr("ringrift_pipeline.store.bucket.ANSWER", 5.0)
     moto = s3._moto
     lost: list[str] = []
 
@@ -470,8 +473,8 @@ def test_damage_on_the_way_harms_nobody_else(
     make(here)
     download, torn = Bucket.download, []
 
-    def tears_the_first(self: Bucket, key: str, path: Path) -> None:
-        download(self, key, path)
+    def tears_the_first(self: Bucket, key: str, path: Path, size: int) -> None:
+        download(self, key, path, size)
         if not torn and path.name == "model.bin":
             torn.append(path.write_bytes(path.read_bytes()[:-1] + b"?"))
 

@@ -1,0 +1,204 @@
+"""What a step costs on Celery's workers, whatever it does: with one worker, two, four, eight.
+
+    python benchmarks/workers.py [--quick] [--json] [--workers N ...] [--seconds S] [--steps K]
+
+Needs ``redis-server``, ``postgresql`` and the extra ``celery``; servers and workers are started here, on
+this machine. K steps a worker that wait for S seconds each, with all that a real step has around it, go
+through the queue. They need no processor, so that eight workers are not limited by two cores; what is left
+is the cost of handing them out, of their processes and of what they tell.
+
+- **Beside**: seconds of a worker that a step takes beside its own; against one worker, 1 means that it
+  does not grow with their number. The processes of all steps begin on this machine's cores.
+- **Run**: processor time of the run's process, a step, and a second of the run.
+- **PostgreSQL**: rows and bytes of events, and transactions, a step.
+- **Redis**: commands a step, and a second of the run.
+- **Memory** of a worker, idle, as proportional set size (Linux only).
+
+They are the constants of ``docs/scale.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
+
+from distributed import known  # noqa: E402
+from process_tree import family, measured  # noqa: E402
+
+from tests.distributed.cluster import Cluster, cluster, missing  # noqa: E402
+
+MODULE = "benchmarks.waiting_steps"
+WORKERS = (1, 2, 4, 8)
+TICKS = os.sysconf("SC_CLK_TCK")
+
+Claim = dict[str, Any]
+
+
+class Spent(threading.Thread):
+    """Processor time of the runs' processes below a code server, in seconds, as last seen."""
+
+    def __init__(self, server: int) -> None:
+        super().__init__(daemon=True)
+        self._server, self._over = server, threading.Event()
+        self.seconds: dict[int, float] = {}
+
+    def run(self) -> None:
+        while not self._over.wait(0.2):
+            for pid in family(self._server):
+                with contextlib.suppress(OSError):
+                    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                    if pid != self._server:
+                        self.seconds[pid] = (int(fields[11]) + int(fields[12])) / TICKS
+
+    def stop(self) -> float:
+        self._over.set()
+        self.join()
+        return sum(self.seconds.values())
+
+
+def asked(servers: Cluster) -> dict[str, float]:
+    """What PostgreSQL and Redis have done until now."""
+    import redis
+
+    client = redis.Redis("127.0.0.1", servers.redis.port, password=servers.redis.password)
+    done = {"commands": float(client.info("stats")["total_commands_processed"])}
+    with contextlib.closing(servers.postgres.connect("dagster")) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        for name, query in {
+            "transactions": "SELECT xact_commit FROM pg_stat_database WHERE datname = 'dagster'",
+            "rows": "SELECT count(*) FROM event_logs",
+            "bytes": "SELECT pg_total_relation_size('event_logs')",
+        }.items():
+            cursor.execute(query)
+            done[name] = float(cursor.fetchone()[0])
+    return done
+
+
+def memory(servers: Cluster) -> list[float]:
+    """MB of each worker with its children."""
+    found = []
+    for worker in servers.workers:
+        total = 0.0
+        for pid in family(worker.process.pid):
+            with contextlib.suppress(OSError, StopIteration):
+                total += measured(pid)["memory"]
+        found.append(total)
+    return found
+
+
+def figures(count: int, steps: int, seconds: float) -> dict[str, float]:
+    """One run of ``steps`` steps a worker."""
+    from dagster import DagsterEventType, DagsterRunStatus
+
+    from tests.orchestration.served import served
+
+    with cluster(separate=False) as servers, known(servers), tempfile.TemporaryDirectory() as short:
+        data = servers.prepare(servers.data)
+        os.environ["RINGRIFT_DATA"] = str(data)
+        for number in range(count):
+            servers.worker(f"worker{number}", "selfplay", servers.root(f"worker{number}"))
+        servers.ready()
+        idle = memory(servers)
+        with served(data, MODULE, Path(short) / "code.sock") as serving:
+            config = {"ops": {"plan": {"config": {"steps": count * steps}}}}
+            config["ops"]["wait"] = {"config": {"seconds": seconds}}
+            before = asked(servers)
+            spent = Spent(serving.server.pid)
+            spent.start()
+            began = time.monotonic()
+            run = serving.launch("waiting", config)
+            assert serving.finished(run, 600.0) == DagsterRunStatus.SUCCESS, serving.errors(run)
+            wall, processor = time.monotonic() - began, spent.stop()
+            after = asked(servers)
+            times = [
+                entry.timestamp
+                for entry in serving.instance.all_logs(
+                    run, of_type={DagsterEventType.STEP_START, DagsterEventType.STEP_SUCCESS}
+                )
+                if str(entry.step_key).startswith("wait[")
+            ]
+    done = {name: after[name] - before[name] for name in after}
+    total, span = count * steps, max(times) - min(times)
+    return {
+        "beside": (count * span - total * seconds) / total,
+        "run": processor / total,
+        "share": processor / wall,
+        "rows": done["rows"] / total,
+        "bytes": done["bytes"] / total,
+        "transactions": done["transactions"] / total,
+        "commands": done["commands"] / total,
+        "commands_per_second": done["commands"] / wall,
+        "memory": max(idle),
+        "steps_per_second": total / span,
+    }
+
+
+UNITS = {
+    "beside": ("a step's seconds of a worker beside its own", "s"),
+    "run": ("processor time of the run's process, a step", "s"),
+    "share": ("processor time of the run's process, a second", "s"),
+    "rows": ("events of a step in PostgreSQL", "rows"),
+    "bytes": ("the same in bytes, indices included", "bytes"),
+    "transactions": ("transactions of PostgreSQL, a step", ""),
+    "commands": ("commands of Redis, a step", ""),
+    "commands_per_second": ("commands of Redis, a second", "1/s"),
+    "memory": ("memory of an idle worker, most", "MB"),
+    "steps_per_second": ("steps a second", "1/s"),
+}
+
+
+def claims(counts: list[int], steps: int, seconds: float) -> Iterator[Claim]:
+    """All figures for each number of workers, against those for the first."""
+    first: dict[str, float] = {}
+    for count in counts:
+        found = figures(count, steps, seconds)
+        first = first or found
+        for name, value in found.items():
+            what, unit = UNITS[name]
+            yield {
+                "claim": f"workers: {what}, {count} of them, steps of {seconds:g} s",
+                "value": round(value, 4),
+                "unit": unit,
+                "reference": round(first[name], 4),
+                "ratio": round(value / first[name], 3) if first[name] else None,
+                "target": None,
+            }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--workers", type=int, nargs="+", default=list(WORKERS), metavar="N")
+    parser.add_argument("--seconds", type=float, default=5.0, help="that a step waits (5)")
+    parser.add_argument("--steps", type=int, default=8, help="a worker (8)")
+    parser.add_argument("--quick", action="store_true", help="one worker and two, short steps")
+    parser.add_argument("--json", action="store_true", help="only the JSON lines (as always)")
+    arguments = parser.parse_args()
+    if reason := missing():
+        print(f"nothing measured: {reason}", file=sys.stderr)
+        return
+    counts, steps, seconds = arguments.workers, arguments.steps, arguments.seconds
+    if arguments.quick:
+        counts, steps, seconds = [1, 2], 2, 1.0
+    began = time.monotonic()
+    for each in claims(counts, steps, seconds):
+        print(json.dumps(each), flush=True)
+    load = os.getloadavg()[0]
+    print(f"{time.monotonic() - began:.0f} s in all, load {load:.1f}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
