@@ -8,11 +8,11 @@ other goes through ``torch.distributed``: NCCL between GPUs, gloo between CPUs.
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import tempfile
 import threading
@@ -197,8 +197,8 @@ def run_together(
 ) -> Any:
     """``work(member, *arguments)`` in ``count`` processes of this machine; what the first returns.
 
-    ``work`` is a function of a module, and all that it is given and returns can be pickled. Of the
-    callbacks the first process has the like in its :class:`Member`. No process outlives this call,
+    ``work`` is a function of a module, and all that it is given and returns can be pickled and holds no
+    tensors, whose memory would go with the process. Of the callbacks the first process has the like in its :class:`Member`. No process outlives this call,
     nor this process.
 
     Raises
@@ -284,10 +284,9 @@ class _Heard:
 def _next(connection: Connection) -> Any:
     """What has come through a pipe and was not heard yet; None for nothing."""
     try:
-        said = connection.recv_bytes() if connection.poll() else None
+        return connection.recv() if connection.poll() else None
     except (EOFError, OSError):
         return None
-    return None if said is None else pickle.loads(said)
 
 
 def _killed(rank: int, code: int) -> ReplicaError:
@@ -326,8 +325,7 @@ def _child(
     store = dist.FileStore(str(Path(folder) / "store"), count)
 
     def say(*said: Any) -> None:
-        # as bytes: tensors sent as they are would stay in memory that goes with this process
-        pipe.send_bytes(pickle.dumps(said))
+        pipe.send(said)
 
     def progress(done: int, total: int, message: str) -> None:
         say("progress", done, total, message)
@@ -344,9 +342,9 @@ def _child(
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one of its text where it does not survive the way to another process."""
+    """The error, or one of its text where the other end could not make it again."""
     try:
-        return pickle.loads(pickle.dumps(error))
+        return copy.copy(error)
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 

@@ -98,8 +98,11 @@ class RecordedGames:
         number = self._find_generation(config, generation)
         found = []
         for shard in self._shards(config, number):
-            about = self._artefact(config, number, shard).metadata
-            counts = {name: about[name] for name in ("games", "positions")}
+            artefact = self._artefact(config, number, shard)
+            counts = {name: artefact.metadata[name] for name in ("games", "positions")}
+            if artefact.path.is_dir():  # else in a bucket, and fetched when it is looked at
+                about = read_metadata(artefact.file(SHARD_FILE))
+                counts = {"games": about["games"], "positions": about["counts"]["rows"]}
             found.append({"shard": f"{shard:04d}", **counts})
         return found
 

@@ -100,6 +100,7 @@ COVERED = {
     "store/atomic.py:write_json_atomic": "an alert",
     "store/attach.py:attach": BUCKET,
     "store/cache.py:Cache._download": BUCKET,
+    "store/cache.py:Cache._fill": BUCKET,
     "store/cache.py:Cache.drop": BUCKET,
     "store/cache.py:Cache.look": BUCKET,
     "store/champion.py:_migrated": "an older history",

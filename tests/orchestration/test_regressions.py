@@ -158,7 +158,8 @@ def land_shard(store: Store, like: Any, generation: int, index: int, model: str 
 
     table = read_shard(like.file(SHARD_FILE))
     told = {**table.schema.metadata, b"model": json.dumps(model).encode()}
-    with store.create(CONFIG, generation, f"selfplay-shard-{index:04d}", like.metadata) as draft:
+    metadata = {**like.metadata, "model": model}
+    with store.create(CONFIG, generation, f"selfplay-shard-{index:04d}", metadata) as draft:
         schema = table.schema.with_metadata(told)
         path = str(draft.path / SHARD_FILE)
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as out:

@@ -293,6 +293,7 @@ def facade_rows() -> list[Row]:
                 "config": of_class(TrainingConfig(), optional=True),
                 "loss_fn": any_of(becomes(3), becomes("rubbish"), becomes(None, fine=True)),
                 "ewc": of_class(optional=True),
+                "replicas": of_class(optional=True),
             },
             lambda it, folder: (lambda model: {"model": model, "optimizer": adam(model)})(Net()),
         ),
