@@ -18,7 +18,7 @@ from ringrift_pipeline.store.kinds import CODE_VERSIONS
 from tests.orchestration.served import Served, is_gone
 
 from . import toy
-from .cluster import Cluster, until
+from .cluster import Cluster, cluster, until
 from .conftest import go, own_folder
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -207,29 +207,34 @@ def test_a_worker_whose_history_has_no_such_run_says_so(servers: Cluster, toys: 
     assert toy.begun(run, "one") + toy.begun(run, "another") == []
 
 
-def test_one_daemon_a_history_wherever_its_data_root_is(servers: Cluster, tmp_path: Path) -> None:
-    first, second = (servers.prepare(tmp_path / name) for name in ("first", "second"))
-    with own_instance(first):
-        refused = pytest.raises(LockedError, match="has a daemon already: ringrift")
-        with refused as told, own_instance(second):
-            pass
-        assert str(os.getpid()) in str(told.value)
-        with servers.postgres.connect("dagster") as connection:  # as a restart does
-            connection.autocommit = True
-            held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
-            cursor = connection.cursor()
-            cursor.execute(held)
-            (before,) = cursor.fetchall()
-            cursor.execute("SELECT pg_terminate_backend(%s)", before)
-
-            def taken_again() -> bool:
+def test_one_daemon_a_history_wherever_its_data_root_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster(separate=False) as servers:
+        for name, value in servers.environment().items():
+            monkeypatch.setenv(name, value)
+        first, second = (servers.prepare(tmp_path / name) for name in ("first", "second"))
+        with own_instance(first):
+            refused = pytest.raises(LockedError, match="has a daemon already: ringrift")
+            with refused as told, own_instance(second):
+                pass
+            assert str(os.getpid()) in str(told.value)
+            with servers.postgres.connect("dagster") as connection:  # as a restart does
+                connection.autocommit = True
+                held = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
+                cursor = connection.cursor()
                 cursor.execute(held)
-                return bool([pid for pid in cursor.fetchall() if pid != before])
+                (before,) = cursor.fetchall()
+                cursor.execute("SELECT pg_terminate_backend(%s)", before)
 
-            until(taken_again, "the lock is taken again", 30.0)
-        connection.close()
-    with own_instance(second):
-        pass
+                def taken_again() -> bool:
+                    cursor.execute(held)
+                    return bool([pid for pid in cursor.fetchall() if pid != before])
+
+                until(taken_again, "the lock is taken again", 30.0)
+            connection.close()
+        with own_instance(second):
+            pass
 
 
 def said(toys: Served, run: str, kind: DagsterEventType) -> str:
