@@ -6,7 +6,7 @@ AUDIT := .venv-audit
 CONFIG ?= square8_2p
 GENERATIONS ?= 2
 PRESET ?= smoke
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help setup loop ui test playwright browser servers services auditor audit lint bench clean
 
