@@ -147,7 +147,7 @@ class Bucket:
         s3fs brings.
         """
         condition = {"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen.tag}
-        arguments = {**self._call(key), **condition, "Body": data}
+        arguments: dict[str, Any] = {**self._call(key), **condition, "Body": data}
         try:
             self._try(f"writing {key}", self._fs._call_s3, "put_object", **arguments)
             return True
@@ -262,7 +262,7 @@ class Bucket:
             raise InvalidNameError(f"{key[:200]!r} is no key of {self.url}: it leads elsewhere")
         return "/".join(part for part in (self.name, self.prefix, key) if part)
 
-    def _call(self, key: str) -> dict[str, str]:
+    def _call(self, key: str) -> dict[str, Any]:
         name, _, rest = self._path(key).partition("/")
         return {"Bucket": name, "Key": rest}
 
