@@ -8,12 +8,13 @@ GENERATIONS ?= 2
 PRESET ?= smoke
 WORKERS ?= 3
 
-.PHONY: help setup loop ui test playwright browser servers services auditor audit lint bench clean
+.PHONY: help setup loop ui test whole playwright browser servers services auditor audit lint bench clean
 
 help:
 	@echo "make loop   play, train, evaluate and gate $(GENERATIONS) generations of $(CONFIG) ($(PRESET))"
 	@echo "make ui     open the Dagster UI on what the loop made"
-	@echo "make test   lint, types and the whole test suite"
+	@echo "make test   lint, types and the test suite"
+	@echo "make whole  the tests of whole loops and servers, a minute each"
 	@echo "make browser  the pages in a real browser (needs Chromium)"
 	@echo "make services  workers with Redis and PostgreSQL, artefacts in a bucket, with real servers"
 	@echo "make audit  known holes in the packages of constraints.txt (needs the network)"
@@ -45,6 +46,10 @@ lint: setup
 test: lint
 	@$(BIN)/python -m ringrift_pipeline.selfplay.warm_up
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# What takes a minute each would keep `make test` from being run often; .ci/run runs it after that.
+whole: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'whole and not faults and not services' tests
 
 # Chromium comes with the system (Debian: apt install chromium); RINGRIFT_CHROMIUM names another.
 playwright: setup

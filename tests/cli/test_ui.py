@@ -112,7 +112,7 @@ def launch(port: int, data: Path) -> str:
     return launched(port, parameters)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_starts_everything_and_leaves_nothing(
     tmp_path: Path, ui: Callable[..., subprocess.Popen[str]], page: int
 ) -> None:

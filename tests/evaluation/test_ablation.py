@@ -244,6 +244,7 @@ def test_table_and_picture_are_for_people(whole: Artefact) -> None:
     assert picture.startswith(b"\x89PNG") and len(picture) < 36_000
 
 
+@pytest.mark.whole
 def test_a_killed_ablation_goes_on_and_ends_in_the_same_figures(
     store: Store, whole: Artefact
 ) -> None:

@@ -27,6 +27,7 @@ def files(root: Path) -> dict[str, dict[str, str]]:
     return found
 
 
+@pytest.mark.whole
 def test_two_loops_of_one_seed_make_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

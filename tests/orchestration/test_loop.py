@@ -166,7 +166,7 @@ def processes_of(data: Path, variable: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_real_loop_is_stopped_cleanly_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from ringrift_pipeline.store import Store
 
 from .test_sensor import tick
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.whole
 
 CONFIG = "square8_2p"
 SETTINGS = {

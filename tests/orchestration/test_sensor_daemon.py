@@ -67,6 +67,7 @@ def test_restarted_daemons_start_each_generation_once(
         assert instance.get_dynamic_partitions(names.partitions_name(config)) == ["0000", "0001"]
 
 
+@pytest.mark.whole
 def test_a_pause_outlives_the_daemon_and_a_resume_starts_what_waited_once(
     instance: DagsterInstance, data: Path, store: Store, land: Land
 ) -> None:

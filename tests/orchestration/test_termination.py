@@ -32,7 +32,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_work_stops_and_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     folder = Path(tempfile.mkdtemp(prefix="ringrift-test-"))  # a socket's path must be short
     try:

@@ -116,6 +116,7 @@ def test_no_process_outlives_the_one_that_started_it() -> None:
 # --- the whole training --------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 def test_training_starts_its_processes_stops_them_and_goes_on_alone(
     root: str, tmp_path: Path
 ) -> None:
@@ -156,7 +157,7 @@ def near(store: Store, one: Artefact, two: Artefact) -> bool:
     return 0 < (first - second).norm() < 0.05 * (first - began).norm()
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_torchrun_by_hand(root: str, tmp_path: Path) -> None:
     """Both processes run the command; the first one does all that is done once."""
     roots = [shutil.copytree(root, tmp_path / name) for name in ("one", "two")]
