@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -190,6 +191,7 @@ def main() -> None:
     if reason := missing():
         print(f"nothing measured: {reason}", file=sys.stderr)
         return
+    logging.disable(logging.INFO)  # Dagster's queue writes to standard output
     counts, steps, seconds = arguments.workers, arguments.steps, arguments.seconds
     if arguments.quick:
         counts, steps, seconds = [1, 2], 2, 1.0
