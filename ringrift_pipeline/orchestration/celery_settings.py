@@ -78,9 +78,9 @@ class CelerySettings:
         return cls(
             broker,
             os.environ.get(BACKEND_VARIABLE) or broker,
-            _seconds(NO_WORKER_VARIABLE, cls.no_worker_after),
-            _seconds(LOST_VARIABLE, cls.lost_after),
-            _seconds(OUTAGE_VARIABLE, cls.outage),
+            seconds_of(NO_WORKER_VARIABLE, cls.no_worker_after),
+            seconds_of(LOST_VARIABLE, cls.lost_after),
+            seconds_of(OUTAGE_VARIABLE, cls.outage),
         )
 
     @property
@@ -89,14 +89,15 @@ class CelerySettings:
         return place_of(self.broker)
 
 
-def _seconds(name: str, default: float) -> float:
+def seconds_of(name: str, default: float, least: float = 1.0) -> float:
+    """The seconds that a variable of the environment says. Raises CelerySettingsError."""
     text = os.environ.get(name)
     try:
         seconds = default if not text else float(text)
     except ValueError:
         seconds = -1.0
-    if not 1.0 <= seconds <= 86_400.0:
-        raise CelerySettingsError(f"{name} is {text!r}: set it to seconds, 1 to 86400")
+    if not least <= seconds <= 86_400.0:
+        raise CelerySettingsError(f"{name} is {text!r}: set it to seconds, {least:g} to 86400")
     return seconds
 
 

@@ -86,7 +86,7 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
     for earlier in reversed(step.store.champions(step.config)):
         if len(models) <= settings.predecessors:
             models.setdefault(_name(earlier.generation), earlier)
-    specs = {name: str(step.store.open(model.path).path) for name, model in models.items()}
+    specs = {name: str(model.path) for name, model in models.items()}
     specs |= {name: name for name in map(str, settings.baselines)}
     entrants = [
         Entrant(

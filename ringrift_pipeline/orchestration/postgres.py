@@ -7,7 +7,6 @@ seconds; a restart with recovery takes longer, and a run or a step that cannot w
 from __future__ import annotations
 
 import logging
-import os
 import time
 from typing import Any
 
@@ -22,7 +21,7 @@ from dagster_postgres.utils import (
     pg_url_from_config,
 )
 
-from ringrift_pipeline.orchestration.celery_settings import CelerySettingsError, place_of
+from ringrift_pipeline.orchestration.celery_settings import place_of, seconds_of
 
 PATIENCE_VARIABLE = "RINGRIFT_POSTGRES_PATIENCE"
 PATIENCE = 120.0  # seconds
@@ -71,14 +70,7 @@ class PatientPostgresStorage(DagsterPostgresStorage):
 
 def patience() -> float:
     """Seconds that the server may be away. Raises CelerySettingsError."""
-    text = os.environ.get(PATIENCE_VARIABLE)
-    try:
-        seconds = PATIENCE if not text else float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0.0 <= seconds <= 86_400.0:
-        raise CelerySettingsError(f"{PATIENCE_VARIABLE} is {text!r}: set it to seconds, 0 to 86400")
-    return seconds
+    return seconds_of(PATIENCE_VARIABLE, PATIENCE, least=0.0)
 
 
 def _connect(dialect: Any, _: Any, arguments: Any, parameters: dict[str, Any]) -> Any:
