@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 AUDIT := .venv-audit
 CONFIG ?= square8_2p
-GENERATIONS ?= 2
 PRESET ?= smoke
+# Empty: as many as the preset has (smoke 2, hour 13); $RINGRIFT_DATA, or else data.
+GENERATIONS ?=
+DATA ?=
 WORKERS ?= 3
 
 .PHONY: help setup loop ui test whole playwright browser servers services auditor audit lint bench clean
 
 help:
-	@echo "make loop   play, train, evaluate and gate $(GENERATIONS) generations of $(CONFIG) ($(PRESET))"
+	@echo "make loop   play, train, evaluate and gate generations of CONFIG=$(CONFIG) (PRESET=$(PRESET): minutes;"
+	@echo "            PRESET=hour: about an hour), kept in DATA, ./data unless set"
 	@echo "make ui     open the Dagster UI on what the loop made"
 	@echo "make test   lint, types and the test suite"
 	@echo "make whole  the tests of whole loops and servers, a minute each"
@@ -32,10 +35,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 loop: setup
-	@$(BIN)/ringrift loop --config $(CONFIG) --generations $(GENERATIONS) --preset $(PRESET)
+	@$(BIN)/ringrift loop --config $(CONFIG) --preset $(PRESET) \
+		$(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(DATA),--data $(DATA))
 
 ui: setup
-	@$(BIN)/ringrift ui
+	@$(BIN)/ringrift ui $(if $(DATA),--data $(DATA))
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -67,6 +67,7 @@ PLAIN: dict[str, Any] = {
     "training.territory_weight": 0.0,
     "training.margin_weight": 0.0,
     "finetune.ewc_weight": 0.0,
+    "feedback.rate_factor": 1.0,
 }
 # Of the two generations that are played where there is no data.
 SIZES: dict[str, Any] = {
@@ -106,6 +107,9 @@ CHOICES: dict[str, Choice] = {
     "half the steps": Choice(steps=0.5),
     "twice the steps": Choice(steps=2.0),
     "symmetries and twice the steps": Choice(TURNED, steps=2.0),
+    "half the learning rate": Choice({"feedback.rate_factor": 0.5}),
+    "twice the learning rate": Choice({"feedback.rate_factor": 2.0}),
+    "batches of 512, half the steps": Choice({"training.batch_size": 512}, steps=0.5),
     "policy weighs four times": Choice({"training.policy_weight": 4.0}),
     "policy half by surprise": Choice({"training.surprise_share": 0.5}),
     "value 1/2 by search": Choice({"training.search_value_share": 0.5}),

@@ -40,6 +40,7 @@ import polars as pl
 import torch
 from anchors import QUICK_GENERATIONS, run_loop
 
+from ringrift_pipeline.enhancements.presets import GENERATIONS
 from ringrift_pipeline.evaluation import Entrant, Match, play_matches, set_interval, set_scores
 from ringrift_pipeline.game import CONFIGS, get_rules, kernels
 from ringrift_pipeline.search import RolloutPlayer, load_player
@@ -47,7 +48,6 @@ from ringrift_pipeline.selfplay import load_plan
 from ringrift_pipeline.store import Store, write_bytes_atomic
 
 SEED = 20_260_101
-HOUR_GENERATIONS = 13
 GAMES, QUICK_GAMES = 1000, 12
 SIMULATIONS, QUICK_SIMULATIONS = 64, 8
 #: Least lower bounds of the share of the win, by opponent; two players.
@@ -253,7 +253,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.data is None and arguments.player not in BASELINES:
             arguments.data = Path(folder)
-            generations = QUICK_GENERATIONS if quick else HOUR_GENERATIONS
+            generations = QUICK_GENERATIONS if quick else GENERATIONS["hour"]
             preset = "smoke" if quick else "hour"
             run_loop(arguments.config, arguments.data, generations, preset, quick)
             if quick:  # two tiny generations need not have a champion

@@ -27,6 +27,7 @@ from ringrift_pipeline.commands.console import (
 from ringrift_pipeline.commands.options import Common
 from ringrift_pipeline.commands.stopping import stoppable
 from ringrift_pipeline.commands.ui import PORT, GamesPage, check_port, ui_line, url
+from ringrift_pipeline.enhancements.presets import GENERATIONS
 
 if TYPE_CHECKING:
     from ringrift_pipeline.orchestration.loop import GenerationState, Snapshot
@@ -39,8 +40,15 @@ _STYLES = {"waiting": "dim", "running": "bold cyan", "done": "green", "failed": 
 def loop(
     common: Common,
     generations: Annotated[
-        int, typer.Option("--generations", "-n", min=1, help="Generations to play to their end.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--generations",
+            "-n",
+            min=1,
+            help="Generations to play to their end. Default: those of the preset "
+            f"({', '.join(f'{name} {count}' for name, count in GENERATIONS.items())}), else 1.",
+        ),
+    ] = None,
     with_ui: Annotated[
         bool,
         typer.Option(
@@ -68,7 +76,7 @@ def loop(
         config=common.config,
         data=common.root,
         settings=settings,
-        generations=generations,
+        generations=generations or GENERATIONS.get(common.preset or "", 1),
         resume=common.resume,
         ui_port=port if with_ui else None,
     )

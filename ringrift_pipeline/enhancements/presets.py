@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation.simulations": 32,
         **_SHORT_GATE,
     },
-    # about an hour on two cores for some thirteen generations
+    # about an hour on two cores
     "hour": {
         "selfplay.games": 1600,
         "selfplay.games_per_shard": 200,
@@ -63,6 +63,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation.simulations": 96,
     },
 }
+
+# Generations that a loop begun with the preset plays, unless told otherwise: what its words promise.
+GENERATIONS = {"smoke": 2, "hour": 13, "day": 24}
 
 # What a preset changes further for the configs that a pattern matches; later entries beat earlier
 # ones. A random game of square19 has 4 times the plies of one of square8 on 6 times the cells, one

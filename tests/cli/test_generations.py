@@ -118,3 +118,26 @@ def test_settings_are_checked_on_every_verb(
     more = [str(tmp_path / "games.jsonl")] if verb == "replay" else []
     assert run([verb, "--set", "nonsense=1", *more]) == 2
     assert "nonsense" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["--preset", "smoke"], 1),
+        (["--preset", "hour"], 12),
+        (["--preset", "hour", "-n", "3"], 2),
+        ([], 0),
+    ],
+)
+def test_a_loop_plays_as_many_generations_as_its_preset_promises(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], last: int
+) -> None:
+    announced: list[tuple[int, int]] = []
+
+    def announce(_: object, first: int, last: int) -> None:
+        announced.append((first, last))
+        raise KeyboardInterrupt  # before the daemon starts
+
+    monkeypatch.setattr("ringrift_pipeline.commands.loop._announce", announce)
+    assert run(["loop", *arguments]) != 0
+    assert announced == [(0, last)]
