@@ -107,6 +107,11 @@ class SearchConfig(ConfigGroup):
         description="Arithmetic of the network in search; auto: bfloat16 where the device has it, "
         "else float32. A plan notes which it was.",
     )
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        default="auto",
+        description="What runs the network in search; auto: OpenVINO on the CPU where it is "
+        "installed, else torch. A plan notes which it was.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> SearchConfig:

@@ -29,11 +29,16 @@ if TYPE_CHECKING:
         NUM_PLANES,
         PLANE_NAMES,
     )
-    from ringrift_pipeline.network.errors import EvaluationError, NonFiniteOutputError
+    from ringrift_pipeline.network.errors import (
+        EvaluationError,
+        MissingBackendError,
+        NonFiniteOutputError,
+    )
     from ringrift_pipeline.network.evaluator import (
         MASKED_LOGIT,
         Evaluator,
         features_to_tensors,
+        resolve_backend,
         resolve_device,
         resolve_precision,
     )
@@ -54,6 +59,7 @@ _MODULE_OF = {
     "CorruptModelError": "checkpoint",
     "ENCODING_VERSION": "encoding",
     "EvaluationError": "errors",
+    "MissingBackendError": "errors",
     "Evaluator": "evaluator",
     "GLOBAL_NAMES": "encoding",
     "MASKED_LOGIT": "evaluator",
@@ -77,6 +83,7 @@ _MODULE_OF = {
     "load_model": "checkpoint",
     "read_model_metadata": "checkpoint",
     "resolve_device": "evaluator",
+    "resolve_backend": "evaluator",
     "resolve_precision": "evaluator",
     "save_model": "checkpoint",
 }
@@ -97,6 +104,7 @@ __all__ = [
     "CorruptModelError",
     "EvaluationError",
     "Evaluator",
+    "MissingBackendError",
     "MissingModelError",
     "ModelError",
     "ModelMismatchError",
@@ -110,6 +118,7 @@ __all__ = [
     "features_to_tensors",
     "load_model",
     "read_model_metadata",
+    "resolve_backend",
     "resolve_device",
     "resolve_precision",
     "save_model",

@@ -18,6 +18,10 @@ class EvaluationError(RuntimeError):
     """An evaluator returned the wrong shape, or a number that is not finite."""
 
 
+class MissingBackendError(ImportError):
+    """What is to run a network is not installed; the message says what to do."""
+
+
 class NonFiniteOutputError(EvaluationError):
     """A policy or value that is NaN or infinite; the message names model and position.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,21 @@ from ringrift_pipeline.game import layout
 from ringrift_pipeline.network.board_network import BoardNetwork
 from ringrift_pipeline.network.device_network import DeviceNetwork
 from ringrift_pipeline.network.encoder import Encoder
-from ringrift_pipeline.network.errors import NonFiniteOutputError, check_outputs
+from ringrift_pipeline.network.errors import (
+    MissingBackendError,
+    NonFiniteOutputError,
+    check_outputs,
+)
 from ringrift_pipeline.network.model import RingRiftNetwork
 from ringrift_pipeline.network.move_logits import MASKED_LOGIT, move_logits, seat_chances
+from ringrift_pipeline.network.openvino_network import OpenVinoNetwork, Outputs
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Rules
 
 CPU_INFO = Path("/proc/cpuinfo")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BACKENDS = ("torch", "openvino")
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -63,6 +70,33 @@ def resolve_precision(precision: str = "auto", device: str | torch.device = "aut
         kind == "cpu" and _cpu_has_bfloat16()
     )
     return "bfloat16" if native else "float32"
+
+
+def resolve_backend(backend: str = "auto", device: str | torch.device = "auto") -> str:
+    """ "torch" or "openvino": what ``backend`` means on ``device``.
+
+    "auto" is OpenVINO on the CPU where it is installed (the extra ``openvino``), else torch: of
+    what was measured it is the fastest, by up to four times for one position
+    (``benchmarks/inference.py``, docs/inference.md).
+
+    Raises:
+        MissingBackendError: OpenVINO is asked for and not installed.
+        ValueError: an unknown backend, OpenVINO on another device, or as :func:`resolve_device`.
+    """
+    kind = resolve_device(device).type
+    installed = find_spec("openvino") is not None
+    if backend == "auto":
+        return "openvino" if kind == "cpu" and installed else "torch"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be auto, {' or '.join(BACKENDS)}, got {backend!r}")
+    if backend == "openvino" and kind != "cpu":
+        raise ValueError(f"OpenVINO runs networks on the CPU, not on {kind}: use backend torch")
+    if backend == "openvino" and not installed:
+        raise MissingBackendError(
+            "OpenVINO is to run the network, and is not installed: pip install "
+            "'ringrift-pipeline[openvino]', or set search.backend=torch for a new generation"
+        )
+    return backend
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -104,10 +138,22 @@ def _roomy(batch: int) -> int:
     """A number of rows, at least ``batch``, that batches often have.
 
     oneDNN prepares and keeps code for every shape that it meets, some 0.7 MiB for each size of
-    batch: with every size from 1 to 128 that is 80 MiB, and selfplay meets them all in time.
+    batch (OpenVINO 7 MiB): with every size from 1 to 128 that is 80 MiB, and selfplay meets them
+    all in time.
     """
     step = 1 if batch <= 2 else 4 if batch <= 4 else 8 if batch <= 128 else 32
     return batch + -batch % step
+
+
+class _OnCpu:
+    """A network of torch that takes and returns arrays."""
+
+    def __init__(self, network: BoardNetwork) -> None:
+        self.network = network
+
+    def __call__(self, planes: npt.NDArray[np.uint8], globals_: npt.NDArray[np.float32]) -> Outputs:
+        cells, kind_bias, value = self.network(torch.from_numpy(planes), torch.from_numpy(globals_))
+        return cells.numpy(), kind_bias.numpy(), value.numpy()
 
 
 class Evaluator:
@@ -123,14 +169,16 @@ class Evaluator:
         device: "auto", "cpu", "cuda", ...
         precision: "float32", "bfloat16" or "auto", see :func:`resolve_precision`; outputs are
             float32 in any case.
+        backend: "torch", "openvino" or "auto", see :func:`resolve_backend`.
         value_temperature: divides the value logits, e.g. the calibration report's temperature.
         max_batch: longer batches are evaluated in pieces of this size.
-        threads: torch threads used during evaluation on the CPU, restored afterwards; None leaves
-            torch's setting alone.
+        threads: used during an evaluation on the CPU, torch's setting restored afterwards; None
+            leaves torch's alone, and OpenVINO all cores.
         name: of the model, in errors.
 
     Raises:
         ValueError: geometry mismatch, unknown device, or an argument out of bounds.
+        MissingBackendError: as :func:`resolve_backend`.
     """
 
     #: Words of a state that the encoding leaves out: how far the game is, and who left it when.
@@ -148,6 +196,7 @@ class Evaluator:
         device: str | torch.device = "auto",
         *,
         precision: str = "float32",
+        backend: str = "torch",
         value_temperature: float = 1.0,
         max_batch: int = 512,
         threads: int | None = 1,
@@ -171,12 +220,17 @@ class Evaluator:
         self.value_temperature = float(value_temperature)
         self.max_batch = max_batch
         self.threads = threads if self.device.type == "cpu" else None
+        self.backend = resolve_backend(backend, self.device)
         self._encoder = Encoder(rules)
-        network = BoardNetwork(model, rules, PRECISIONS[self.precision]).to(self.device)
-        self._network = network
+        self._board: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32]], Outputs]
         head = copy.deepcopy(model.policy).float().requires_grad_(False)
         # On a device the moves are looked up there: they are fewer bytes than the board's planes.
         self._there = None
+        if self.backend == "openvino":
+            self._board = OpenVinoNetwork(model, rules, self.precision, self.threads)
+        else:
+            network = BoardNetwork(model, rules, PRECISIONS[self.precision]).to(self.device)
+            self._board = _OnCpu(network)
         if self.device.type != "cpu":
             self._there = DeviceNetwork(network, copy.deepcopy(head).to(self.device), self.device)
         tables = (head.plane_index, head.kind_embed, head.kind_out)
@@ -254,8 +308,8 @@ class Evaluator:
         logits: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.float32]:
         batch = len(counts)
-        planes, globals_ = (torch.from_numpy(features[name]) for name in ("planes", "globals"))
-        cells, kind_bias, value = (out[:batch].numpy() for out in self._network(planes, globals_))
+        outputs = self._board(features["planes"], features["globals"])
+        cells, kind_bias, value = (output[:batch] for output in outputs)
         self._look_up(features, counts, (cells, kind_bias), logits)
         return value
 

@@ -58,7 +58,8 @@ def load_player(
     ``champion`` and ``generation:`` read (default: ``RINGRIFT_DATA``, else ``data`` in the
     current folder); ``device`` is where a network runs. ``settings`` may be any object with the
     attributes of :class:`~ringrift_pipeline.search.SearchSettings`; its ``precision``, if it has
-    one, is the network's arithmetic (else ``auto``: bfloat16 where ``device`` has it). A network's
+    one, is the network's arithmetic (else ``auto``: bfloat16 where ``device`` has it), its
+    ``backend`` what runs it (else ``auto``: OpenVINO on the CPU where it is installed). A network's
     evaluations are averaged over ``symmetries`` of the board, at most all it has, which costs as
     many evaluations.
 
@@ -84,7 +85,12 @@ def load_player(
     folder, calibration = model_folder(text, config, data)
 
     from ringrift_pipeline.game import get_rules
-    from ringrift_pipeline.network import Evaluator, SymmetricEvaluator, load_model
+    from ringrift_pipeline.network import (
+        Evaluator,
+        SymmetricEvaluator,
+        load_model,
+        resolve_device,
+    )
 
     rules = get_rules(config)
     model = load_model(folder, device)
@@ -94,7 +100,11 @@ def load_player(
             f"({rules.geometry})"
         )
     precision = getattr(settings, "precision", "auto")
-    evaluator = Evaluator(model, rules, device, precision=precision, name=f"{text} ({folder})")
+    backend = getattr(settings, "backend", "auto")
+    if backend == "openvino" and resolve_device(device).type != "cpu":
+        backend = "torch"
+    name = f"{text} ({folder})"
+    evaluator = Evaluator(model, rules, device, precision=precision, backend=backend, name=name)
     return NetworkPlayer(
         config,
         SymmetricEvaluator(evaluator, symmetries) if symmetries > 1 else evaluator,

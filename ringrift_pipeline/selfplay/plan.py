@@ -63,6 +63,8 @@ class Plan:
     precision:
         ``float32`` or ``bfloat16``, the arithmetic of the network in selfplay: what
         ``search.precision`` meant on the machine and device that the plan was made for.
+    backend:
+        ``torch`` or ``openvino``, likewise what ``search.backend`` meant there.
     played:
         Games that the earlier generations had played when this was planned, those included that
         were deleted since; None in plans of earlier versions.
@@ -84,6 +86,7 @@ class Plan:
     ensemble: dict[str, Any] | None = None
     finetune: dict[str, Any] | None = None
     precision: str = "float32"
+    backend: str = "torch"
     played: int | None = None
     device: str | None = None
     processes: int | None = None
@@ -112,6 +115,7 @@ class Plan:
             ensemble=raw.get("ensemble"),  # plans of earlier versions name none
             finetune=raw.get("finetune"),
             precision=raw.get("precision", "float32"),  # all that earlier versions knew
+            backend=raw.get("backend", "torch"),
             played=raw.get("played"),
         )
 
@@ -192,7 +196,7 @@ def plan_generation(
         if the config is unknown (the message lists the known ones).
     """
     from ringrift_pipeline.game import get_rules
-    from ringrift_pipeline.network import resolve_precision
+    from ringrift_pipeline.network import resolve_backend, resolve_precision
     from ringrift_pipeline.selfplay.opponents import draw_opponents, newest_ensemble
     from ringrift_pipeline.selfplay.windowing import window_of
 
@@ -245,6 +249,7 @@ def plan_generation(
             )
         ],
         "precision": resolve_precision(settings.search.precision, settings.device),
+        "backend": resolve_backend(settings.search.backend, settings.device),
         "settings": settings.to_dict(),
     }
     if finetune is not None:

@@ -90,6 +90,7 @@ class _Plan(_Form):
     ensemble: _Model | None = None  # plans of earlier versions name none
     finetune: _Finetune | None = None
     precision: _Text = "float32"
+    backend: _Text = "torch"
     played: _Whole | None = None
 
     @model_validator(mode="after")
