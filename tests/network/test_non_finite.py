@@ -98,17 +98,17 @@ def test_rows_are_those_of_the_whole_batch() -> None:
     rules, model, p = get_rules(CONFIG), network("square"), positions(8)
     evaluator = Evaluator(model, rules, "cpu", max_batch=4)
     good = evaluator.evaluate(p.states, p.moves, p.counts)
-    real, calls = evaluator._network, []
+    real, calls = evaluator._board, []
 
-    def network_of(planes: torch.Tensor, globals_: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def network_of(planes: np.ndarray, globals_: np.ndarray) -> tuple[np.ndarray, ...]:
         cells, bias, value = real(planes, globals_)
         calls.append(len(planes))
         if len(calls) == 2:
-            value = value.clone()
-            value[1, 0] = torch.nan
+            value = value.copy()
+            value[1, 0] = np.nan
         return cells, bias, value
 
-    evaluator._network = network_of  # type: ignore[assignment]
+    evaluator._board = network_of  # type: ignore[assignment]
     with pytest.raises(NonFiniteOutputError, match="1 of 4 positions") as caught:
         evaluator.evaluate(p.states, p.moves, p.counts)
     assert caught.value.rows == (5,)

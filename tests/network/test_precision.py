@@ -51,7 +51,7 @@ def test_moves_looked_up_on_the_device_have_the_same_logits(precision):
     p = spread(random_positions("hex8_2p"), 10)
     here = Evaluator(model, rules, "cpu", precision=precision)
     there = Evaluator(model, rules, "cpu", precision=precision)
-    there._there = DeviceNetwork(there._network, model.policy, there.device)
+    there._there = DeviceNetwork(there._board.network, model.policy, there.device)
     one, other = (each.evaluate(p.states, p.moves, p.counts) for each in (here, there))
     np.testing.assert_allclose(one[0], other[0], atol=1e-4)
     # the batch is filled up here and not there, so sums may be taken in another order
