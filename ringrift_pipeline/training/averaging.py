@@ -26,7 +26,8 @@ def average(
 
     It is the exponential moving average at the validation with the lowest held-out loss. Files:
     ``model.safetensors`` and ``model.json``, and the auxiliary heads' file if there are any;
-    metadata compares the model with the last weights.
+    metadata compares the model with the last weights, and its policy in the arithmetic that search
+    uses with that in float32.
 
     Raises
     ------
@@ -38,6 +39,7 @@ def average(
     from ringrift_pipeline.network import load_model, save_model
     from ringrift_pipeline.training.auxiliary import FILE
     from ringrift_pipeline.training.loop import BEST
+    from ringrift_pipeline.training.precision import measured
 
     checkpoint = store.require(plan.config, plan.generation, "checkpoint")
     inputs = sealed_inputs(plan, KIND, [checkpoint])
@@ -60,6 +62,7 @@ def average(
     }
     last = checkpoint.metadata["val/last_loss"]
     metadata["val/loss_gain"] = None if last is None else last - checkpoint.metadata["val/loss"]
+    metadata |= measured(store, plan, checkpoint, model)
     about = {
         "config": plan.config,
         "generation": plan.generation,

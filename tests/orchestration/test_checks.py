@@ -91,6 +91,15 @@ def drop_tensor(folder: Path) -> None:
     save_file(tensors, path)
 
 
+def in_bfloat16(divergence: float | None) -> dict[str, Any]:
+    """What a model says whose policy is that far from float32's in search's arithmetic."""
+    return {
+        "search_precision": "bfloat16",
+        "val/precision_policy_kl": divergence,
+        "precision_positions": 100,
+    }
+
+
 def flip(store: Store, kind: str, name: str) -> None:
     path = store.require(CONFIG, 0, kind).file(name)
     data = bytearray(path.read_bytes())
@@ -366,6 +375,16 @@ BREAKS: list[tuple[str, Break, str]] = [
     ),
     ("average_fits", lambda s: replace(s, "ema_model", edit_weights), "not finite"),
     ("average_fits", lambda s: replace(s, "ema_model", drop_tensor), "differ"),
+    (
+        "precision_holds",
+        lambda s: replace(s, "ema_model", metadata=in_bfloat16(0.0011)),
+        "0.0011 nats",
+    ),
+    (
+        "precision_holds",
+        lambda s: replace(s, "ema_model", metadata=in_bfloat16(None)),
+        "not finite",
+    ),
     (
         "members_verify",
         lambda s: replace(
