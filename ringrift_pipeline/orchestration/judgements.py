@@ -212,8 +212,10 @@ def _non_finite(artefact: Artefact) -> list[str]:
 
 
 def average_fits(step: Step) -> Judgement:
-    """The average has the checkpoint's tensors, all finite, and is not simply its copy."""
+    """The candidate has the checkpoint's tensors, all finite; without averaging the same numbers."""
     import numpy as np
+
+    from ringrift_pipeline.training.averaging import LAST
 
     average = step.store.require(step.config, step.generation, "ema_model")
     checkpoint = step.store.require(step.config, step.generation, "checkpoint")
@@ -236,9 +238,10 @@ def average_fits(step: Step) -> Judgement:
             for name, tensor in ours.items()
         )
     )
-    return Judgement(
-        True, "same tensors, all finite", {"distance": away / max(norm, 1e-12), "norm": norm}
-    )
+    numbers: dict[str, float | int | str] = {"distance": away / max(norm, 1e-12), "norm": norm}
+    if away and average.metadata.get("weights") == LAST:
+        return Judgement(False, "it is to be the checkpoint's last weights, and is not", numbers)
+    return Judgement(True, "same tensors, all finite", numbers)
 
 
 def precision_holds(step: Step) -> Judgement:

@@ -75,7 +75,7 @@ FIRST: dict[str, tuple[str, ...]] = {
 
 
 # What is shown as text, where an artefact says it.
-TOLD = ("parent_config", "parent_generation", "parent_digest", "search_precision")
+TOLD = ("parent_config", "parent_generation", "parent_digest", "search_precision", "weights")
 
 
 def numbers(metadata: Mapping[str, Any], first: tuple[str, ...] = ()) -> dict[str, float | int]:

@@ -1,4 +1,4 @@
-"""The candidate of a generation: the averaged weights of its training run."""
+"""The candidate of a generation: the averaged weights of its training run, or its last ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 KIND = EMA_MODEL
 
+AVERAGED = "exponential moving average"
+LAST = "last weights: averaging.enabled is off"
+"""What the metadata's ``weights`` says of a candidate; those of earlier versions say nothing, and
+are averages."""
+
 
 def average(
     store: Store,
@@ -24,7 +29,8 @@ def average(
 ) -> Artefact:
     """Write the checkpoint's averaged model as ``ema_model``, the generation's candidate.
 
-    It is the exponential moving average at the validation with the lowest held-out loss. Files:
+    It is the exponential moving average at the validation with the lowest held-out loss; where
+    ``averaging.enabled`` is off, the last weights, as metadata's ``weights`` says. Files:
     ``model.safetensors`` and ``model.json``, and the auxiliary heads' file if there are any;
     metadata compares the model with the last weights, and its policy in the arithmetic that search
     uses with that in float32.
@@ -47,6 +53,7 @@ def average(
     if existing is not None:
         return existing
     model = load_model(checkpoint.path / BEST)
+    averaging = plan.settings.averaging
     metadata: dict[str, Any] = {
         "inputs": inputs,
         "checkpoint": checkpoint.digest,
@@ -55,7 +62,8 @@ def average(
         "parent_config": checkpoint.metadata.get("parent_config"),
         "parameters": model.num_parameters,
         "train/step": checkpoint.metadata["train/best_step"],
-        "half_life_samples": plan.settings.averaging.decay_half_life_samples,
+        "weights": AVERAGED if averaging.enabled else LAST,
+        "half_life_samples": averaging.decay_half_life_samples if averaging.enabled else None,
     }
     metadata |= {
         name: value for name, value in checkpoint.metadata.items() if name.startswith("val/")
@@ -74,5 +82,5 @@ def average(
         if (checkpoint.path / BEST / FILE).is_file():  # for the next training, nothing else
             shutil.copyfile(checkpoint.path / BEST / FILE, draft.path / FILE)
     if progress is not None:
-        progress(1, 1, "averaged model written")
+        progress(1, 1, f"{metadata['weights']} written")
     return draft.artefact

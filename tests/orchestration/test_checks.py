@@ -19,6 +19,7 @@ from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.checks import CHECKS, objections
 from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.training.averaging import LAST
 
 pytestmark = pytest.mark.slow
 
@@ -375,6 +376,11 @@ BREAKS: list[tuple[str, Break, str]] = [
     ),
     ("average_fits", lambda s: replace(s, "ema_model", edit_weights), "not finite"),
     ("average_fits", lambda s: replace(s, "ema_model", drop_tensor), "differ"),
+    (
+        "average_fits",
+        lambda s: replace(s, "ema_model", metadata={"weights": LAST}),
+        "last weights, and is not",
+    ),
     (
         "precision_holds",
         lambda s: replace(s, "ema_model", metadata=in_bfloat16(0.0011)),
