@@ -1,16 +1,18 @@
 """Paired games between two ways to run one model: does the difference cost strength?
 
-    python benchmarks/paired.py [--first KEY=VALUE ...] [--second KEY=VALUE ...] [--games 1000]
-        [--config square8_2p] [--model FOLDER] [--blocks 6 --channels 64] [--simulations 64]
-        [--other-model FOLDER] [--seed 0] [--quick] [--json]
+    python benchmarks/paired.py --model FOLDER [--first KEY=VALUE ...] [--second KEY=VALUE ...]
+        [--games 1000] [--config square8_2p] [--simulations 64] [--other-model FOLDER] [--seed 0]
+        [--json]
+    python benchmarks/paired.py --quick [--blocks 6 --channels 64] ...
 
-Both sides play the same model (a checkpoint's folder, or fresh random weights), unless the second
-is given another. A key is a setting of the evaluator (``precision``, ``value_temperature``) or of
+Both sides play the same model (the folder of an ``ema_model`` or checkpoint), unless the second is
+given another. Random weights say nothing of what a trained model loses: only the quick form, which
+tries the arrangement, takes them. A key is a setting of the evaluator (``precision``, ``value_temperature``) or of
 the search (``simulations``, ``max_considered``, ``c_visit``, ``c_scale``). By default the first is
 bfloat16, the second float32. Every opening is played once for each rotation of the seats, with the
 same seeds; games of one opening are one piece of evidence. The claim is the first side's share of
 the wins with its 95% interval; its ratio is the interval's upper end over the equal share, so that
-below 1 a loss of strength is shown. With equal settings every pair is split, whatever the weights:
+below 1 a loss of strength is shown; then the exit code is 1. With equal settings every pair is split, whatever the weights:
 a check of the whole arrangement.
 """
 
@@ -20,6 +22,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,13 +84,15 @@ def interval(scores: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - 1.96 * error, mean + 1.96 * error
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--first", nargs="*", default=["precision=bfloat16"], metavar="KEY=VALUE")
     parser.add_argument("--second", nargs="*", default=["precision=float32"], metavar="KEY=VALUE")
     parser.add_argument("--games", type=int, default=1000, help="games in all, rounded up")
     parser.add_argument("--config", choices=CONFIGS, default="square8_2p")
-    parser.add_argument("--model", type=Path, help="folder of a model; default: random weights")
+    parser.add_argument(
+        "--model", type=Path, help="folder of a model; with --quick: random weights"
+    )
     parser.add_argument("--other-model", type=Path, help="the second side's, if it differs")
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--channels", type=int, default=64)
@@ -96,6 +101,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20 games of 8 simulations")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     options = parser.parse_args()
+    if options.model is None and not options.quick:
+        parser.error(
+            "--model is missing: random weights do not tell what a trained model loses; name a "
+            "model's folder, or try the arrangement with --quick"
+        )
     torch.set_num_threads(1)
     games, simulations = options.games, options.simulations
     if options.quick:
@@ -134,12 +144,13 @@ def main() -> None:
         "ratio": round(high / fair, 4),
         "target": 1.0,
     }
+    lost = high < fair
     if options.json:
         print(json.dumps(shown), flush=True)
     else:
-        met = "no loss shown" if high >= fair else "A LOSS IS SHOWN"
-        print(f"{shown['claim']}: {met}", flush=True)
+        print(f"{shown['claim']}: {'A LOSS IS SHOWN' if lost else 'no loss shown'}", flush=True)
+    return int(lost)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

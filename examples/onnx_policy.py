@@ -11,5 +11,4 @@ inputs = {each.name: position[each.name] for each in session.get_inputs()}
 policy, value = session.run(["policy", "value"], inputs)
 np.testing.assert_allclose(policy, position["policy"], atol=1e-4)
 np.testing.assert_allclose(value, position["value"], atol=1e-4)
-best = policy[0].argsort()[::-1][:5]
-print(f"best of {policy.shape[1]} moves: {best}, policy {policy[0, best]}, chances {value[0]}")
+print(f"best moves {policy[0].argsort()[:-6:-1]}, policy {np.sort(policy[0])[:-6:-1]}, {value=}")

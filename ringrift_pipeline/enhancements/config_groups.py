@@ -273,6 +273,10 @@ class CurriculumConfig(ConfigGroup):
 class AveragingConfig(ConfigGroup):
     """Exponential moving average of the weights: the candidate model."""
 
+    enabled: bool = Field(
+        default=True,
+        description="Average the weights; off: the candidate has the training's last weights.",
+    )
     decay_half_life_samples: float = Field(
         default=25_000.0,
         gt=0.0,

@@ -190,6 +190,7 @@ class FacadeConfig:
             curriculum_lr_min_scale=config.curriculum.min_scale,
             curriculum_lr_max_scale=config.curriculum.max_scale,
             curriculum_warmup_fraction=config.curriculum.warmup_fraction,
+            enable_averaging=config.averaging.enabled,
             averaging_interval=config.averaging.interval,
             averaging_half_life_samples=config.averaging.decay_half_life_samples,
             averaging_warmup_fraction=config.averaging.warmup_fraction,

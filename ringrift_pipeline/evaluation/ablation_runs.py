@@ -131,6 +131,7 @@ def settings_of(settings: TrainingConfig, variant: str, steps: int) -> dict[str,
         "training.early_stopping_patience": 0,
         "training.threads": 1,
         "finetune.ewc_weight": 0.0,
+        "averaging.enabled": True,  # what it does is read off every run
         "quality.enabled": "quality" in on,
         "mining.enabled": "mining" in on,
         "gradients.clipping": "clipping" in on,

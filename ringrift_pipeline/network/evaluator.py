@@ -274,6 +274,25 @@ class Evaluator:
                     raise NonFiniteOutputError(str(error), rows) from None
         return logits, values
 
+    def evaluate_encoded(
+        self, features: Mapping[str, npt.NDArray[Any]], counts: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What :meth:`evaluate` computes, of positions that are encoded already, in one piece.
+
+        Args:
+            features: the arrays of ``encode_states``, B rows of L moves.
+            counts: (B,) int32 number of legal moves.
+
+        Returns:
+            ``logits`` (B, L) float32, ``MASKED_LOGIT`` behind the legal moves; value logits (B, 4)
+            float32, relative to the players to move, not divided by the temperature. Neither is
+            checked for numbers that are not finite.
+        """
+        logits = np.empty(features["legal_mask"].shape, dtype=np.float32)
+        with torch.inference_mode(), _torch_threads(self.threads):
+            value = self._looked_up(features, counts, logits)
+        return logits, value
+
     def _evaluate_piece(
         self,
         states: npt.NDArray[np.int64],
@@ -289,24 +308,24 @@ class Evaluator:
         rows = len(states) if self._there else _roomy(len(states))
         features = self._encoder.encode(states, moves[:, :widest], counts, rows)
         movers = np.ascontiguousarray(states[:, layout.PLAYER])
-        if self._there is None:
-            value = self._looked_up_here(features, counts, logits)
-        else:
-            logits[:] = MASKED_LOGIT
-            logits[:, :widest][features["legal_mask"]], value = self._there.evaluate(
-                features, counts
-            )
+        value = self._looked_up(features, counts, logits)
         # By the logits: one of -inf would become an innocent chance of 0.
         chosen = value[:, : values.shape[1]]
         check_outputs(self.name, self.rules, states, counts, logits, chosen)
         seat_chances(value, movers, self.value_temperature, values)
 
-    def _looked_up_here(
+    def _looked_up(
         self,
         features: Mapping[str, npt.NDArray[Any]],
         counts: npt.NDArray[np.int32],
         logits: npt.NDArray[np.float32],
     ) -> npt.NDArray[np.float32]:
+        """Fills ``logits`` and returns the value logits (B, 4)."""
+        if self._there is not None:
+            legal = features["legal_mask"]
+            logits[:] = MASKED_LOGIT
+            logits[:, : legal.shape[1]][legal], value = self._there.evaluate(features, counts)
+            return value
         batch = len(counts)
         outputs = self._board(features["planes"], features["globals"])
         cells, kind_bias, value = (output[:batch] for output in outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 import shutil
@@ -10,18 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ringrift_pipeline.network.checkpoint import SIDECAR_FILE, WEIGHTS_FILE, save_model
 from ringrift_pipeline.network.encoding import ENCODING_VERSION, GLOBAL_NAMES, PLANE_NAMES
-from ringrift_pipeline.network.evaluator import features_to_tensors
 from ringrift_pipeline.network.model import RingRiftNetwork
 from ringrift_pipeline.network.model_card import model_card
 from ringrift_pipeline.network.move_logits import MASKED_LOGIT
 from ringrift_pipeline.network.moves import MOVE_KIND_NAMES
+from ringrift_pipeline.network.onnx_check import Agreement, answers, compare
 from ringrift_pipeline.network.onnx_export import (
     OPSET,
-    OUTPUTS,
     ExportError,
     example_position,
     export_onnx,
@@ -65,8 +62,13 @@ def export_model(
     policy and value that the network gives it; a model card ``README.md``; and ``SHA256SUMS``
     for ``sha256sum --check``.
 
+    Where onnxruntime is installed, the ONNX file is run on several positions and must give what
+    torch gives, to 1e-4; card and ``config.json`` have the largest deviation, or that it was not
+    checked.
+
     Raises:
-        ExportError: the folder exists, or the packages that write ONNX are not installed.
+        ExportError: the folder exists, the packages that write ONNX are not installed, or ONNX
+            gives something else than torch.
         ValueError: the network is for boards of another geometry.
     """
     folder = Path(folder).absolute()
@@ -80,9 +82,12 @@ def export_model(
     try:
         save_model(made, network, facts)
         export_onnx(made / ONNX_FILE, network, rules)
-        write_json_atomic(made / CONFIG_FILE, _config(network, rules, facts))
+        agreement = compare(made / ONNX_FILE, network, rules)
+        config = _config(network, rules, facts, agreement)
+        write_json_atomic(made / CONFIG_FILE, config)
         np.savez(made / POSITION_FILE, **_solved_position(network, rules))  # type: ignore[arg-type]
-        card = model_card(network, rules, {"encoding": ENCODING_VERSION, **facts}, FILES)
+        shown = {"encoding": ENCODING_VERSION, **facts, "ONNX": _said(agreement)}
+        card = model_card(network, rules, shown, FILES)
         write_bytes_atomic(made / CARD_FILE, card.encode())
         sums = [f"{hash_file(path)['sha256']}  {name}\n" for name, path in walk_files(made)]
         write_bytes_atomic(made / SUMS_FILE, "".join(sums).encode())
@@ -138,18 +143,20 @@ def verify_export(folder: str | Path) -> list[str]:
 
 def _solved_position(network: RingRiftNetwork, rules: Rules) -> dict[str, Any]:
     """An encoded position and what the network itself, not its ONNX form, says of it."""
-    features = features_to_tensors(example_position(rules))
-    network = copy.deepcopy(network).cpu().float()
-    with torch.no_grad():
-        logits, value = network(features)
-    logits = logits.masked_fill(~features["legal_mask"], MASKED_LOGIT)
-    answers = (logits, logits.softmax(dim=1), value[:, : int(rules.players)].softmax(dim=1))
-    return {name: tensor.numpy() for name, tensor in features.items()} | {
-        name: answer.numpy() for name, answer in zip(OUTPUTS, answers, strict=True)
-    }
+    features = example_position(rules)
+    return features | answers(network, rules, features)
 
 
-def _config(network: RingRiftNetwork, rules: Rules, facts: dict[str, Any]) -> dict[str, Any]:
+def _said(agreement: Agreement | None) -> str:
+    """Of the comparison with torch, what the model card says."""
+    if agreement is None:
+        return "not checked: onnxruntime was not installed"
+    return f"differs from torch by at most {agreement.deviation:.1e} on {agreement.positions} positions"
+
+
+def _config(
+    network: RingRiftNetwork, rules: Rules, facts: dict[str, Any], agreement: Agreement | None
+) -> dict[str, Any]:
     size, planes = int(rules.size), len(PLANE_NAMES)
     return {
         "game": "RingRift",
@@ -160,6 +167,7 @@ def _config(network: RingRiftNetwork, rules: Rules, facts: dict[str, Any]) -> di
         "parameters": network.num_parameters,
         "encoding": ENCODING_VERSION,
         "opset": OPSET,
+        "largest_deviation_from_torch": agreement and agreement.deviation,
         "inputs": {
             "planes": {"type": "uint8", "shape": ["batch", planes, size, size]},
             "globals": {"type": "float32", "shape": ["batch", len(GLOBAL_NAMES)]},

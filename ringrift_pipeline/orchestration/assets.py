@@ -142,8 +142,10 @@ RECIPES: tuple[Recipe, ...] = (
         "ema_model",
         ("checkpoint",),
         _average,
-        "The exponential moving average of the training's weights: the candidate that is "
-        "evaluated and, promoted, plays the next selfplay. `val/loss` is in nats, of held-out games.",
+        "The exponential moving average of the training's weights, or where `averaging.enabled` is off "
+        "the last ones: the candidate that is evaluated and, promoted, plays the next selfplay. "
+        "`val/loss` is in nats, of held-out games, and so is `val/precision_policy_kl`: how far the "
+        "policy in the arithmetic that search uses is from that in float32.",
         frozenset({"torch", "safetensors"}),
     ),
     Recipe(

@@ -134,6 +134,12 @@ CHECKS: tuple[CheckRecipe, ...] = (
         blocking=True,
     ),
     CheckRecipe(
+        "ema_model",
+        judgements.precision_holds,
+        _NEXT.format("search.precision set to float32")
+        + " It costs speed, and searches with the policy that was trained.",
+    ),
+    CheckRecipe(
         "ensemble",
         judgements.members_verify,
         f"{_THIS} It is left out of play until then.",

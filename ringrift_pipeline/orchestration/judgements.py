@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_COPIES = 0.1  # share of a generation's games
 LEAST_GAMES = 50  # held out, below which a calibration error's interval means little
+MOST_DIVERGENCE = 1e-3  # nats, of the policy in search's arithmetic from that in float32
 NO_WORSE = 0.01  # nats: what a few steps, or a model that has learned all there is, may lose
 
 
@@ -211,8 +212,10 @@ def _non_finite(artefact: Artefact) -> list[str]:
 
 
 def average_fits(step: Step) -> Judgement:
-    """The average has the checkpoint's tensors, all finite, and is not simply its copy."""
+    """The candidate has the checkpoint's tensors, all finite; without averaging the same numbers."""
     import numpy as np
+
+    from ringrift_pipeline.training.averaging import LAST
 
     average = step.store.require(step.config, step.generation, "ema_model")
     checkpoint = step.store.require(step.config, step.generation, "checkpoint")
@@ -235,8 +238,32 @@ def average_fits(step: Step) -> Judgement:
             for name, tensor in ours.items()
         )
     )
+    numbers: dict[str, float | int | str] = {"distance": away / max(norm, 1e-12), "norm": norm}
+    if away and average.metadata.get("weights") == LAST:
+        return Judgement(False, "it is to be the checkpoint's last weights, and is not", numbers)
+    return Judgement(True, "same tensors, all finite", numbers)
+
+
+def precision_holds(step: Step) -> Judgement:
+    """In the arithmetic that search uses the policy is what it is in float32: on held-out positions
+    the mean KL divergence is at most 0.001 nats.
+    """
+    model = step.store.require(step.config, step.generation, "ema_model").metadata
+    name = "val/precision_policy_kl"
+    if name not in model:
+        earlier = "it was made by an earlier version, which did not"
+        return Judgement(True, f"not measured: {model.get('search_precision_note', earlier)}")
+    precision, divergence = model["search_precision"], model[name]
+    if precision == "float32":
+        return Judgement(True, "search computes in float32")
+    where = f"on {model['precision_positions']} held-out positions"
+    if divergence is None:
+        return Judgement(False, f"in {precision} the policy is not finite {where}")
     return Judgement(
-        True, "same tensors, all finite", {"distance": away / max(norm, 1e-12), "norm": norm}
+        divergence <= MOST_DIVERGENCE,
+        f"in {precision} the policy is {divergence:.2g} nats from that in float32, in the mean "
+        f"{where}; at most {MOST_DIVERGENCE:g} is allowed",
+        {name: divergence},
     )
 
 

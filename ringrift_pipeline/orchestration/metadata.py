@@ -60,7 +60,22 @@ FIRST: dict[str, tuple[str, ...]] = {
         "train/rows_per_s",
         "train/seconds",
     ),
+    "ema_model": (
+        "val/loss",
+        "val/loss_policy",
+        "val/policy_accuracy",
+        "val/loss_value",
+        "val/value_brier",
+        "val/loss_gain",
+        "val/precision_policy_kl",
+        "val/gain",
+        "train/step",
+    ),
 }
+
+
+# What is shown as text, where an artefact says it.
+TOLD = ("parent_config", "parent_generation", "parent_digest", "search_precision", "weights")
 
 
 def numbers(metadata: Mapping[str, Any], first: tuple[str, ...] = ()) -> dict[str, float | int]:
@@ -117,7 +132,7 @@ def of_artefact(artefact: Artefact) -> dict[str, Any]:
         shown["anomalies"] = MetadataValue.md(lines)
     shown["digest"] = artefact.digest
     shown["path"] = MetadataValue.path(artefact.path)
-    for name in ("parent_config", "parent_generation", "parent_digest"):
+    for name in TOLD:
         if artefact.metadata.get(name) is not None:
             shown[name] = str(artefact.metadata[name])  # a number would be plotted
     return shown

@@ -1,4 +1,4 @@
-"""The candidate of a generation: the averaged weights of its training run."""
+"""The candidate of a generation: the averaged weights of its training run, or its last ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 KIND = EMA_MODEL
 
+AVERAGED = "exponential moving average"
+LAST = "last weights: averaging.enabled is off"
+"""What the metadata's ``weights`` says of a candidate; those of earlier versions say nothing, and
+are averages."""
+
 
 def average(
     store: Store,
@@ -24,9 +29,11 @@ def average(
 ) -> Artefact:
     """Write the checkpoint's averaged model as ``ema_model``, the generation's candidate.
 
-    It is the exponential moving average at the validation with the lowest held-out loss. Files:
+    It is the exponential moving average at the validation with the lowest held-out loss; where
+    ``averaging.enabled`` is off, the last weights, as metadata's ``weights`` says. Files:
     ``model.safetensors`` and ``model.json``, and the auxiliary heads' file if there are any;
-    metadata compares the model with the last weights.
+    metadata compares the model with the last weights, and its policy in the arithmetic that search
+    uses with that in float32.
 
     Raises
     ------
@@ -38,6 +45,7 @@ def average(
     from ringrift_pipeline.network import load_model, save_model
     from ringrift_pipeline.training.auxiliary import FILE
     from ringrift_pipeline.training.loop import BEST
+    from ringrift_pipeline.training.precision import measured
 
     checkpoint = store.require(plan.config, plan.generation, "checkpoint")
     inputs = sealed_inputs(plan, KIND, [checkpoint])
@@ -45,6 +53,7 @@ def average(
     if existing is not None:
         return existing
     model = load_model(checkpoint.path / BEST)
+    averaging = plan.settings.averaging
     metadata: dict[str, Any] = {
         "inputs": inputs,
         "checkpoint": checkpoint.digest,
@@ -53,13 +62,15 @@ def average(
         "parent_config": checkpoint.metadata.get("parent_config"),
         "parameters": model.num_parameters,
         "train/step": checkpoint.metadata["train/best_step"],
-        "half_life_samples": plan.settings.averaging.decay_half_life_samples,
+        "weights": AVERAGED if averaging.enabled else LAST,
+        "half_life_samples": averaging.decay_half_life_samples if averaging.enabled else None,
     }
     metadata |= {
         name: value for name, value in checkpoint.metadata.items() if name.startswith("val/")
     }
     last = checkpoint.metadata["val/last_loss"]
     metadata["val/loss_gain"] = None if last is None else last - checkpoint.metadata["val/loss"]
+    metadata |= measured(store, plan, checkpoint, model)
     about = {
         "config": plan.config,
         "generation": plan.generation,
@@ -71,5 +82,5 @@ def average(
         if (checkpoint.path / BEST / FILE).is_file():  # for the next training, nothing else
             shutil.copyfile(checkpoint.path / BEST / FILE, draft.path / FILE)
     if progress is not None:
-        progress(1, 1, "averaged model written")
+        progress(1, 1, f"{metadata['weights']} written")
     return draft.artefact

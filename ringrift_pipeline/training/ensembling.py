@@ -32,9 +32,9 @@ def build_ensemble(
 
     Members, up to ``ensemble.members``: this generation's EMA model, those of earlier
     generations (newest first, of the same board geometry), and the checkpoint's last weights if
-    there is room. Files: ``members.json`` (name, generation, digest, path, weight) and
-    ``report.json`` (held-out losses of every member and of the ensemble, and the members'
-    disagreement by game phase).
+    there is room and the EMA model is not these (``averaging.enabled`` off). Files:
+    ``members.json`` (name, generation, digest, path, weight) and ``report.json`` (held-out losses
+    of every member and of the ensemble, and the members' disagreement by game phase).
 
     Raises
     ------
@@ -134,7 +134,7 @@ def _members(store: Store, plan: Plan) -> dict[str, Artefact]:
     room = plan.settings.ensemble.members
     found = {f"ema-{plan.generation:04d}": store.require(plan.config, plan.generation, "ema_model")}
     found |= earlier_members(store, plan)
-    if len(found) < room:
+    if len(found) < room and plan.settings.averaging.enabled:  # else they are in it already
         checkpoint = store.require(plan.config, plan.generation, "checkpoint")
         found[f"last-{plan.generation:04d}"] = checkpoint
     return found

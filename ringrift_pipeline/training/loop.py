@@ -29,7 +29,8 @@ PATIENCE = 30.0
 """Seconds that another process's training of the same generation is waited for: one whose run was
 killed ends by itself within seconds."""
 BEST = "best"
-"""Sub-folder of a checkpoint: the averaged model with the lowest held-out loss."""
+"""Sub-folder of a checkpoint: the averaged model with the lowest held-out loss; without averaging
+the last weights."""
 
 
 class ResumeError(ValueError):
@@ -56,10 +57,10 @@ def train(
     bit for bit (on the CPU).
 
     Files of the checkpoint: ``model.safetensors`` and ``model.json`` (the last weights),
-    ``best/`` (the averaged model at its lowest held-out loss, and its auxiliary heads if it has
-    any), ``state.safetensors`` and
-    ``state.json`` (optimizer, schedule, sampler, miner, averages, random states) and
-    ``metrics.jsonl``. Metadata holds ``train/…`` and ``val/…`` numbers and the parent.
+    ``best/`` (the averaged model at its lowest held-out loss, without averaging the last weights
+    again, and its auxiliary heads if it has any), ``state.safetensors`` and ``state.json``
+    (optimizer, schedule, sampler, miner, averages, random states) and ``metrics.jsonl``. Metadata
+    holds ``train/…`` and ``val/…`` numbers and the parent.
 
     Parameters
     ----------
@@ -311,6 +312,12 @@ def _metadata(
     from ringrift_pipeline.training.row_checks import check_outputs_of_rows
 
     losses = run.held_out(run.best_model().to(run.device))
+    check_outputs_of_rows(
+        f"the model trained for generation {plan.generation:04d}",
+        run.dataset.window,
+        run.holdout,
+        losses.by_row,
+    )
     gained: dict[str, float] = {}
     if started_from_parent:
         before = run.held_out(load_model(sources["parent"].path, run.device))
@@ -341,7 +348,7 @@ def _metadata(
         "train/passes": run.samples / max(1, len(run.dataset) - len(run.holdout)),
         "train/max_visits": run.stream.max_visits,
         "train/rows_visited": run.stream.visited,
-        "train/best_step": run.best_step,
+        "train/best_step": run.kept_step,
         "train/loss": last.get("train/epoch_loss"),
         "train/loss_policy": last.get("train/epoch_loss_policy"),
         "train/loss_value": last.get("train/epoch_loss_value"),
@@ -381,19 +388,21 @@ def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) 
     }
     if "parent_config" in metadata:
         about["parent_config"] = metadata["parent_config"]
+    averaged = plan.settings.averaging.enabled
+    kept_loss = run.best_loss if averaged else metadata["val/loss"]
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         save_model(draft.path, run.model, {**about, "step": run.iteration})
         save_model(
             draft.path / BEST,
             run.best_model(),
-            {**about, "step": run.best_step, "val_loss": run.best_loss},
+            {**about, "step": run.kept_step, "val_loss": kept_loss},
         )
-        save_heads(draft.path / BEST, run.best or {})
+        save_heads(draft.path / BEST, run.kept or {})
         save_state(draft.path, run.state_dict())
         lines = [json.dumps(record, allow_nan=False) for record in run.records]
         (draft.path / METRICS).write_text("\n".join(lines) + "\n")
         weights = plan.settings.training.policy_weight, plan.settings.training.value_weight
-        draw_losses(draft.path, run.records, *weights)
+        draw_losses(draft.path, run.records, *weights, averaged=averaged)
     _remove_states(store, plan, keep=_current_state(store, plan))
     return draft.artefact
 

@@ -20,15 +20,21 @@ DISAGREEMENT = "disagreement"
 
 
 def draw_losses(
-    folder: Path, records: Sequence[Mapping[str, Any]], policy_weight: float, value_weight: float
+    folder: Path,
+    records: Sequence[Mapping[str, Any]],
+    policy_weight: float,
+    value_weight: float,
+    *,
+    averaged: bool = True,
 ) -> None:
     """Policy and value loss of each step, smoothed, and of the held-out games: ``loss.png``.
 
     ``records`` are the lines of ``metrics.jsonl``. A row without a policy target counts as 0, on
-    both curves.
+    both curves. ``averaged``: the held-out losses are those of the averaged weights.
     """
     from ringrift_pipeline.drawing.charts import new_chart, save_chart, smoothed
 
+    whose = "held out, averaged weights" if averaged else "held out"
     figure, panels = new_chart(2)
     for axes, name in zip(panels, ("policy", "value"), strict=True):
         key = f"loss_{name}"
@@ -41,7 +47,7 @@ def draw_losses(
         if name == "policy":
             weighted = _curve(records, "val/loss")[1] - value_weight * values
             values = weighted / policy_weight if policy_weight else weighted
-        axes.plot(held, values, "o-", color="C1", markersize=4, label="held out, averaged weights")
+        axes.plot(held, values, "o-", color="C1", markersize=4, label=whose)
         axes.set(title=f"{name} loss", xlabel="optimizer step", ylabel="nats")
     panels[0].legend(fontsize=8)
     save_chart(figure, folder, LOSSES)

@@ -122,8 +122,8 @@ class TrainingRun:
     records:
         Metrics so far, one dictionary a line of ``metrics.jsonl``.
     best:
-        State dict of the averaged model with the lowest held-out loss so far; one that is not
-        finite is none.
+        State dict of the averaged model (without averaging, of the network itself) with the lowest
+        held-out loss so far; one that is not finite is none.
     anomalies:
         What was left out or undone, and why, a line each: the first :data:`MOST_ANOMALIES`.
     """
@@ -359,7 +359,7 @@ class TrainingRun:
         return np.random.default_rng(sequence).integers(self.dataset.symmetries, size=size)
 
     def _validate(self) -> None:
-        """Held-out losses of the averaged model; the best one is kept."""
+        """Held-out losses of the averaged model, or of the network itself; the best is noted."""
         self.facade.update_average()
         averaged = self.facade.averaged_model
         judged = averaged if averaged is not None else self.model
@@ -391,9 +391,10 @@ class TrainingRun:
         )
 
     def _refuse_validation(self, losses: HeldOut) -> str:
-        """Go back to the last good state, as the averaged model's losses are not finite."""
+        """Go back to the last good state, as the held-out losses are not finite."""
         bad = self.holdout[~np.isfinite(losses.by_row)]
-        what = f"held-out loss of the averaged model is {losses.loss}"
+        whose = "the averaged model" if self.settings.averaging.enabled else "the model"
+        what = f"held-out loss of {whose} is {losses.loss}"
         message = self.facade.roll_back(what, tuple(bad.tolist()))
         if len(bad):
             message += f"; {len(bad)} held-out rows: {name_rows(self.dataset.window, bad)}"
@@ -408,15 +409,30 @@ class TrainingRun:
             model, self._judged, self.holdout, *weights, threads=training.threads
         )
 
+    @property
+    def kept(self) -> dict[str, Tensor] | None:
+        """State dict that the generation goes on with: the best averaged model so far, or without
+        averaging the last weights. None while no validation had a finite held-out loss.
+        """
+        if self.best is None or self.settings.averaging.enabled:
+            return self.best
+        return self.model.state_dict()
+
+    @property
+    def kept_step(self) -> int:
+        """The optimizer step that :attr:`kept` is of."""
+        return self.best_step if self.settings.averaging.enabled else self.iteration
+
     def best_model(self) -> RingRiftNetwork:
-        """A network with the best averaged weights so far, in evaluation mode."""
-        if self.best is None:
+        """A network with the weights :attr:`kept`, in evaluation mode."""
+        kept = self.kept
+        if kept is None:
             raise NonFiniteStepError(
                 f"{self.plan.config} generation {self.plan.generation:04d}: no validation had a "
                 f"finite held-out loss, so there is no model: {'; '.join(self.anomalies)}"
             )
         model = RingRiftNetwork(self.model.config)
-        model.load_state_dict(without_heads(self.best))
+        model.load_state_dict(without_heads(kept))
         return model.eval()
 
     def state_dict(self) -> dict[str, Any]:

@@ -797,6 +797,7 @@ def test_from_training_config_carries_every_setting() -> None:
             "mining.buffer_size": 77,
             "mining.max_game_share": 0.2,
             "quality.enabled": False,
+            "averaging.enabled": False,
             "averaging.decay_half_life_samples": 123.0,
             "stability.spike_factor": 4.0,
             "stability.max_rollbacks": 1,
@@ -809,6 +810,8 @@ def test_from_training_config_carries_every_setting() -> None:
     assert facade.max_grad_norm == 2.0 and not facade.enable_hard_mining
     assert facade.hard_buffer_size == 77 and facade.hard_max_game_share == 0.2
     assert not facade.enable_quality_scoring and facade.averaging_half_life_samples == 123.0
+    assert not facade.enable_averaging
+    assert FacadeConfig.from_training_config(TrainingConfig(), total_steps=50).enable_averaging
     assert facade.spike_factor == 4.0 and facade.max_rollbacks == 1
     assert facade.schedule == config.schedule and facade.total_steps == 50
 

@@ -143,6 +143,8 @@ def test_runs_differ_in_the_enhancement_and_in_nothing_else() -> None:
     bare = flat("nothing")
     assert bare["schedule.name"] == "constant" and not bare["mining.enabled"]
     assert not bare["gradients.clipping"] and not bare["quality.enabled"]
+    unaveraged = settings(averaging__enabled=False)  # yet the average is tried, off every run
+    assert settings_of(unaveraged, "nothing", 7)["averaging.enabled"] is True
     constant = settings(schedule__name="constant")
     assert settings_of(constant, "only_schedule", 7)["schedule.name"] == "warm_restarts"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import hashlib
 import json
 import shutil
@@ -16,6 +18,7 @@ import torch
 from ringrift_pipeline.game import CONFIGS, get_rules
 from ringrift_pipeline.network import encode_states, export, features_to_tensors, load_model
 from ringrift_pipeline.network.export import ExportError, export_model, verify_export
+from ringrift_pipeline.network.onnx_check import POSITIONS, compare, played_positions
 from ringrift_pipeline.network.onnx_export import INPUTS, example_position, export_onnx
 
 from .conftest import random_positions, spread
@@ -68,9 +71,10 @@ def test_the_example_reproduces_the_shipped_policy(exported, tmp_path):
 
     done = run(exported)
     assert done.returncode == 0, done.stderr
-    assert "best of" in done.stdout
-    code = [line for line in EXAMPLE.read_text().splitlines() if line and line[0] not in '"i']
-    assert len(code) <= 10
+    assert "best moves" in done.stdout
+    said, *code = ast.parse(EXAMPLE.read_text()).body
+    assert isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)  # the docstring
+    assert sum((each.end_lineno or 0) - each.lineno + 1 for each in code) <= 10
     assert "ringrift" not in EXAMPLE.read_text()
     # A policy that is not the network's is found out.
     (tmp_path / "model.onnx").write_bytes((exported / "model.onnx").read_bytes())
@@ -146,6 +150,79 @@ def test_an_export_is_verified_and_what_was_changed_is_named(exported, tmp_path)
     refused("README.md is not listed", lambda: edit(lambda text: text.split("\n", 1)[1]))
     with pytest.raises(ExportError, match="cannot be checked"):
         verify_export(tmp_path / "nowhere")
+
+
+def test_the_deviation_from_torch_is_measured_and_told(exported, onnxruntime):
+    model, rules = network("square", blocks=3), get_rules("square8_2p")
+    found = compare(exported / "model.onnx", model, rules)
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    away = []
+    for features in (dict(np.load(exported / "position.npz")), played_positions(rules)):
+        logits, policy, value = session.run(None, {name: features[name] for name in INPUTS})
+        with torch.inference_mode():
+            expected, chances = model(features_to_tensors({n: features[n] for n in INPUTS}))
+        legal = torch.from_numpy(features["legal_mask"])
+        masked = expected.masked_fill(~legal, -torch.inf)
+        away += [
+            np.abs(logits - expected.numpy())[features["legal_mask"]].max(),
+            np.abs(policy - masked.softmax(dim=1).numpy()).max(),
+            np.abs(value - chances.softmax(dim=1)[:, :2].numpy()).max(),
+        ]
+    # onnxruntime sums in another order with more threads
+    assert found.deviation == pytest.approx(max(away), abs=1e-6) and found.deviation < 1e-5
+    assert found.positions == 1 + POSITIONS
+    told = json.loads((exported / "config.json").read_text())["largest_deviation_from_torch"]
+    assert told == found.deviation
+    said = f"| ONNX | differs from torch by at most {told:.1e} on {1 + POSITIONS} positions |"
+    assert said in (exported / "README.md").read_text()
+
+
+@pytest.mark.parametrize("config", ["square8_4p", "hexagonal_2p"])
+def test_positions_to_compare_are_of_a_whole_game(config):
+    rules = get_rules(config)
+    features = played_positions(rules)
+    moves = features["legal_mask"].sum(axis=1)
+    assert len(moves) == POSITIONS and (moves > 1).all()
+    assert len({planes.tobytes() for planes in features["planes"]}) == POSITIONS
+    kinds = [
+        set(row[legal].tolist())
+        for row, legal in zip(features["move_kind"], features["legal_mask"], strict=True)
+    ]
+    assert len(set.union(*kinds)) > len(kinds[0])  # more than the opening's
+
+
+def test_onnx_that_gives_something_else_is_not_exported(onnxruntime, tmp_path, monkeypatch):
+    """A file of almost the same weights, as a wrong conversion would write."""
+    model, rules = network("square"), get_rules("square8_2p")
+
+    def almost(path, *_):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.policy.planes.bias.add_(0.002 * torch.arange(len(other.policy.planes.bias)))
+        export_onnx(path, other, rules)
+
+    monkeypatch.setattr(export, "export_onnx", almost)
+    with pytest.raises(ExportError, match=r"policy_logits differs by up to \d.*0.0001 is allowed"):
+        export_model(tmp_path / "model", model, rules)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_that_does_not_run_is_not_exported(onnxruntime, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "export_onnx", lambda path, *_: path.write_bytes(b"no model"))
+    with pytest.raises(ExportError, match="cannot run the ONNX file"):
+        export_model(tmp_path / "model", network("square"), get_rules("square8_2p"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnxruntime_the_card_says_that_nothing_was_checked(
+    onnxruntime, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    folder = export_model(tmp_path / "model", network("square"), get_rules("square8_2p"))
+    card = (folder / "README.md").read_text()
+    assert "| ONNX | not checked: onnxruntime was not installed |" in card
+    config = json.loads((folder / "config.json").read_text())
+    assert config["largest_deviation_from_torch"] is None
 
 
 def test_an_existing_folder_is_left_alone(exported):

@@ -19,6 +19,7 @@ from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.checks import CHECKS, objections
 from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.training.averaging import LAST
 
 pytestmark = pytest.mark.slow
 
@@ -89,6 +90,15 @@ def drop_tensor(folder: Path) -> None:
     tensors = load_file(path)
     tensors.pop(next(iter(tensors)))
     save_file(tensors, path)
+
+
+def in_bfloat16(divergence: float | None) -> dict[str, Any]:
+    """What a model says whose policy is that far from float32's in search's arithmetic."""
+    return {
+        "search_precision": "bfloat16",
+        "val/precision_policy_kl": divergence,
+        "precision_positions": 100,
+    }
 
 
 def flip(store: Store, kind: str, name: str) -> None:
@@ -366,6 +376,21 @@ BREAKS: list[tuple[str, Break, str]] = [
     ),
     ("average_fits", lambda s: replace(s, "ema_model", edit_weights), "not finite"),
     ("average_fits", lambda s: replace(s, "ema_model", drop_tensor), "differ"),
+    (
+        "average_fits",
+        lambda s: replace(s, "ema_model", metadata={"weights": LAST}),
+        "last weights, and is not",
+    ),
+    (
+        "precision_holds",
+        lambda s: replace(s, "ema_model", metadata=in_bfloat16(0.0011)),
+        "0.0011 nats",
+    ),
+    (
+        "precision_holds",
+        lambda s: replace(s, "ema_model", metadata=in_bfloat16(None)),
+        "not finite",
+    ),
     (
         "members_verify",
         lambda s: replace(

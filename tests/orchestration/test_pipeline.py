@@ -248,6 +248,7 @@ def test_its_champion_is_exported_with_what_is_known_of_it(
         "## Limits",
         f"It plays `{config}` and no other board",
         "sha256sum --check SHA256SUMS",
+        "| ONNX | differs from torch by at most ",
     ):
         assert words in card, words
     facts = json.loads((folder / "config.json").read_text())["facts"]

@@ -240,6 +240,7 @@ def found(root: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tupl
     for jobs in (alone, both):
         jobs["rows"] = Job(with_poison, (root, "rows"))
         jobs["loss"] = Job(with_poison, (root, "loss"))
+        jobs["unaveraged"] = Job(_unaveraged, (root,))
         jobs["facade"] = Job(by_facade, (1,))
         jobs["accumulating"] = Job(by_facade, (3,))
     for where in ("rows", "loss"):
@@ -254,6 +255,14 @@ def found(root: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tupl
 
 def _accumulating(replicas: Replicas, root: str, where: str) -> dict[str, Any]:
     return with_poison(replicas, root, where, gradients__accumulation_steps=3)
+
+
+def _unaveraged(replicas: Replicas, root: str) -> dict[str, Any]:
+    """A run without averaging: its state, and what it keeps."""
+    run = finish(work_of(root, {**PLAIN, "averaging__enabled": False}, replicas))
+    assert run.kept is not None
+    weights = {name: weight.clone() for name, weight in run.kept.items()}
+    return {"state": run.state_dict(), "kept": weights, "step": run.kept_step}
 
 
 def _halted(replicas: Replicas, root: str, where: str) -> dict[str, Any]:
@@ -315,6 +324,16 @@ def test_a_run_saved_by_two_goes_on_in_one_and_the_reverse(found: dict[str, Any]
     whole = found["whole"][0]
     for resumed_run in found["resumed"]:
         alike(whole, resumed_run)
+
+
+def test_without_averaging_all_keep_the_last_weights(found: dict[str, Any]) -> None:
+    one, two = found["unaveraged"]
+    assert "averager" not in one["state"]["facade"]["parts"]
+    assert one["step"] == one["state"]["iteration"] == PLAIN["training__max_steps"]
+    for each in (one, two):
+        last = each["state"]["facade"]["model"]
+        assert all(np.array_equal(weight, last[name]) for name, weight in each["kept"].items())
+    alike(one, two)
 
 
 @pytest.mark.parametrize("where", ["rows", "loss", "rows, accumulating", "loss, accumulating"])
