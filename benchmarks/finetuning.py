@@ -147,7 +147,9 @@ def claims(
     }
 
 
-def draw(path: Path, config: str, fit: Ratings, about: dict[str, tuple[str, int]]) -> None:
+def draw(
+    path: Path, config: str, source: str, fit: Ratings, about: dict[str, tuple[str, int]]
+) -> None:
     """Rating by games of both loops, with intervals."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -160,7 +162,9 @@ def draw(path: Path, config: str, fit: Ratings, about: dict[str, tuple[str, int]
         )
     axes.axhline(1200, color="grey", linewidth=1, linestyle="--", label="heuristic")
     axes.set(
-        xlabel="games of selfplay", ylabel="rating, Elo (95% intervals)", title=f"{config} begun"
+        xlabel="games of selfplay",
+        ylabel="rating, Elo (95% intervals)",
+        title=f"{config} begun from {source} and from scratch",
     )
     axes.set_xlim(left=0)
     axes.legend(fontsize=8)
@@ -201,7 +205,7 @@ def main() -> None:
             options.set.append("training.max_steps=4")
         run_arms(options, source, out)
         fit, about = rated(options, out)
-        draw(out / "finetuning.png", options.config, fit, about)
+        draw(out / "finetuning.png", options.config, options.source, fit, about)
         missed = 0
         for made in claims(options, fit, about):
             print(json.dumps(made), flush=True)

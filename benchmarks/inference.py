@@ -8,7 +8,9 @@ Four parts, all on square8 with two players and positions of random games.
 ``torch.compile``, by ONNX Runtime and by OpenVINO, one thread, in processor time. The reference
 is a bare residual tower of the same size in torch, same arithmetic, same batch: convolutions,
 relu and sums, without pooling, globals or heads. It is what the processor can do, and re-created
-here because processors differ. Backends that are not installed are left out with a line.
+here because processors differ. Float32 answers must agree to 1e-4. A backend that cannot be had
+ends the run with exit code 1 and a line that says what to install; with ``--quick`` it is left out
+with that line (and ``torch.compile``, which takes long to compile, without one).
 
 *Calls*: what ``Evaluator.evaluate`` spends on encoding, network and look-up of moves; its
 reference is the plain way, fresh arrays and the training network's own ``forward`` in float32.
@@ -54,6 +56,13 @@ from ringrift_pipeline.network import (
 CONFIG = "square8_2p"
 SHAPES = ((4, 32), (6, 64), (6, 96))
 BATCHES = (128, 16, 1)
+COMPILED_BATCHES = (128, 16)  # by torch.compile, which takes long for each
+#: What a backend needs, by the first word of its name.
+NEEDS = {
+    "onnxruntime": "pip install 'ringrift-pipeline[onnx]'",
+    "openvino": "pip install openvino 'ringrift-pipeline[onnx]'",
+    "torch.compile": "a C++ compiler (Debian: apt install g++)",
+}
 #: What one thread must reach of a bare tower by torch, and of the plain way by a whole call.
 LEAST_OF_TOWER, LEAST_OF_PLAIN = 0.5, 1.1
 MOST_KL = 1e-3
@@ -249,15 +258,19 @@ def backends(quick: bool) -> Iterator[Claim]:
                     "tower float32": tower(blocks, channels, batch, torch.float32),
                     "tower bfloat16": tower(blocks, channels, batch, torch.bfloat16),
                 }
-                compiled = not quick and batch == BATCHES[0]
+                compiled = not quick and batch in COMPILED_BATCHES
+                if compiled:
+                    torch.compiler.reset()  # it gives up, silently, after a few sizes otherwise
                 for name, make in makers(model, batch, Path(folder), compiled).items():
                     try:
                         run = make()
                         answer = run(*arrays)
                     except Exception as error:
+                        reason = absence(name, error)
+                        if not quick:
+                            raise SystemExit(reason) from error
                         if name not in left_out:
-                            reason = str(error).strip().splitlines()[0]
-                            print(f"left out: {name} ({reason})", file=sys.stderr, flush=True)
+                            print(f"left out: {reason}", file=sys.stderr, flush=True)
                         left_out.add(name)
                         continue
                     check(name, exact, answer)
@@ -272,6 +285,13 @@ def backends(quick: bool) -> Iterator[Claim]:
                         batch / times[f"tower {kind}"],
                         LEAST_OF_TOWER if name == f"torch {kind}" and batch > 100 else None,
                     )
+
+
+def absence(name: str, error: Exception) -> str:
+    """Why a backend cannot be had, and what to do."""
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    needs = NEEDS.get(name.split()[0])
+    return f"{name} ({reason})" + (f": needs {needs}" if needs else "")
 
 
 def check(name: str, exact: list[np.ndarray], answer: list[np.ndarray]) -> None:
@@ -398,7 +418,9 @@ def divergence(model: RingRiftNetwork, count: int) -> Iterator[Claim]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer sizes, no torch.compile")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer sizes, no torch.compile, no backend is a must"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a claim")
     parser.add_argument("--model", type=Path, help="folder of a trained square8_2p network")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)

@@ -8,7 +8,8 @@ from typing import Any
 # A test that accepts one model in twenty 20 Elo weaker and nine in ten 70 Elo stronger; the default
 # of 600 games does with less luck (benchmarks/gate.py).
 _SHORT_GATE = {"evaluation.elo1": 50.0, "evaluation.alpha": 0.1, "evaluation.max_games": 400}
-# Where a game takes long, a smoke test's few games prove big steps only.
+# Where a game takes long, a smoke test's few games prove big steps only: these are the gates that take
+# a model 70 Elo stronger in fewer than nine cases of ten (the tests of the gate's power name them).
 _BIG_STEPS = {"evaluation.elo1": 150.0}
 
 # Each preset is what differs from the defaults.

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ringrift_pipeline.enhancements import EWCRegularizer
-from ringrift_pipeline.network import RingRiftNetwork, load_model
+from ringrift_pipeline.game import get_rules, new_game
+from ringrift_pipeline.network import Evaluator, RingRiftNetwork, load_model
 from ringrift_pipeline.selfplay import (
     Interrupted,
     Plan,
@@ -39,6 +40,7 @@ from .conftest import CONFIG, NOW, save_model_of, settings
 from .test_loop import contents, records, stop_after
 
 TARGET = "square8_3p"
+LARGER = "square19_2p"
 
 
 def planned(store: Store, generation: int = 0, config: str = TARGET, **overrides: object) -> Plan:
@@ -81,6 +83,32 @@ def test_training_starts_from_the_champion_of_the_other_config(store: Store) -> 
     assert distance(source, RingRiftNetwork(source.config, seed=99)) > 1
     assert average(store, plan).metadata["parent_config"] == CONFIG
     assert store.current(TARGET, 0, "fisher") is None  # no penalty: nothing measured
+
+
+def test_square19_starts_from_square8(store: Store) -> None:
+    """The very weights, on a board of another size, and the penalty measured on the small one."""
+    plan = planned(
+        store,
+        config=LARGER,
+        selfplay__max_plies=40,
+        finetune__ewc_weight=1.0,
+        optimizer__learning_rate=1e-7,
+    )
+    assert plan.parent is not None and plan.parent["config"] == CONFIG
+    checkpoint = train(store, plan)
+    assert checkpoint.metadata["parent_note"] == "weights of square8_2p generation 0000"
+    source, trained = load_model(store.champion(CONFIG).path), load_model(checkpoint.path)
+    assert 0 < distance(source, trained) < 1e-8
+    assert open_window(build_window(store, plan).path).planes.shape[2:] == (19, 19)
+    fisher = store.require(LARGER, 0, "fisher")
+    assert fisher.metadata["source_config"] == CONFIG and fisher.metadata["rows"] == 60
+    assert checkpoint.metadata["finetune/source_loss_before"] > 0
+    evaluator = Evaluator(load_model(average(store, plan).path), get_rules(LARGER), "cpu")
+    state = new_game(LARGER)
+    moves = np.array([state.legal_codes()])
+    counts = np.array([moves.shape[1]], np.int32)
+    logits, value = evaluator.evaluate(state.array[None].copy(), moves, counts)
+    assert np.isfinite(logits).all() and value.sum() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_with_a_penalty_the_weights_that_the_source_needs_stay(
