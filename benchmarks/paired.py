@@ -7,13 +7,14 @@
 
 Both sides play the same model (the folder of an ``ema_model`` or checkpoint), unless the second is
 given another. Random weights say nothing of what a trained model loses: only the quick form, which
-tries the arrangement, takes them. A key is a setting of the evaluator (``precision``, ``value_temperature``) or of
-the search (``simulations``, ``max_considered``, ``c_visit``, ``c_scale``). By default the first is
-bfloat16, the second float32. Every opening is played once for each rotation of the seats, with the
-same seeds; games of one opening are one piece of evidence. The claim is the first side's share of
-the wins with its 95% interval; its ratio is the interval's upper end over the equal share, so that
-below 1 a loss of strength is shown; then the exit code is 1. With equal settings every pair is split, whatever the weights:
-a check of the whole arrangement.
+tries the arrangement, takes them. A key is a setting of the evaluator (``precision``, ``backend``,
+``value_temperature``) or of the search (``simulations``, ``max_considered``, ``c_visit``,
+``c_scale``). By default the first is bfloat16 by the fastest backend there is, the second float32 by
+torch. Every opening is played once for each rotation of the seats, with the same seeds; games of one
+opening are one piece of evidence. The claim is the first side's share of the wins with its 95%
+interval; its ratio is the interval's upper end over the equal share, so that below 1 a loss of
+strength is shown; then the exit code is 1. With equal settings every pair is split, whatever the
+weights: a check of the whole arrangement.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ringrift_pipeline.game import CONFIGS, get_rules
 from ringrift_pipeline.network import Evaluator, NetworkConfig, RingRiftNetwork, load_model
 from ringrift_pipeline.search import NetworkPlayer, SearchSettings
 
-EVALUATOR_KEYS = {"precision": str, "value_temperature": float}
+EVALUATOR_KEYS = {"precision": str, "backend": str, "value_temperature": float}
 SEARCH_KEYS = {"max_considered": int, "c_visit": float, "c_scale": float}
 AT_ONCE = 128  # openings whose games go on side by side
 
@@ -86,7 +87,9 @@ def interval(scores: Sequence[float]) -> tuple[float, float, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--first", nargs="*", default=["precision=bfloat16"], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--first", nargs="*", default=["precision=bfloat16", "backend=auto"], metavar="KEY=VALUE"
+    )
     parser.add_argument("--second", nargs="*", default=["precision=float32"], metavar="KEY=VALUE")
     parser.add_argument("--games", type=int, default=1000, help="games in all, rounded up")
     parser.add_argument("--config", choices=CONFIGS, default="square8_2p")

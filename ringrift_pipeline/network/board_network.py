@@ -59,7 +59,7 @@ def _pooled(layer: nn.Module, channels: int, cells: int) -> tuple[Tensor, Tensor
     return torch.cat((total, rest), dim=1), bias
 
 
-class _Block(nn.Module):
+class BoardBlock(nn.Module):
     """A residual block; ``low`` and ``middle`` are what its two inputs are clamped to."""
 
     def __init__(self, block: ResidualBlock, change: float, cells: int, dtype: torch.dtype) -> None:
@@ -116,7 +116,7 @@ class BoardNetwork(nn.Module):
         self.stem = _conv(weight * scales, bias + shifts[0], dtype)
         self.stem_globals = _linear(*_weights(network.stem_globals))
         self.blocks = nn.ModuleList(
-            _Block(block, after - before, cells, dtype)
+            BoardBlock(block, after - before, cells, dtype)
             for block, before, after in zip(blocks, shifts, shifts[1:], strict=False)
         )
         policy, value = network.policy, network.value
@@ -148,7 +148,7 @@ class BoardNetwork(nn.Module):
         x = planes.to(self.dtype).contiguous(memory_format=torch.channels_last)
         x = self.stem(x).add_(self._everywhere(self.stem_globals(globals_)))
         for block in self.blocks:
-            assert isinstance(block, _Block)
+            assert isinstance(block, BoardBlock)
             y = block.first(self._on_board(x.clamp_min(block.low)))
             if block.pool is not None:
                 y = self._on_board(y.relu_())

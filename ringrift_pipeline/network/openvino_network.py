@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ringrift_pipeline.network.board_network import BoardNetwork
+from ringrift_pipeline.network.board_network import BoardBlock, BoardNetwork
 from ringrift_pipeline.network.encoding import NUM_GLOBALS, NUM_PLANES
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class _Graph:
         x = self.conv(ops.convert(planes, np.float32), network.stem)
         x = ops.add(x, self.everywhere(self.linear(globals_, network.stem_globals)))
         for block in network.blocks:
+            assert isinstance(block, BoardBlock)
             y = self.conv(self.on_board(self.at_least(x, block.low)), block.first)
             if block.pool is not None:
                 y = self.on_board(ops.relu(y))

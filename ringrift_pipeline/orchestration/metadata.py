@@ -75,7 +75,14 @@ FIRST: dict[str, tuple[str, ...]] = {
 
 
 # What is shown as text, where an artefact says it.
-TOLD = ("parent_config", "parent_generation", "parent_digest", "search_precision", "weights")
+TOLD = (
+    "parent_config",
+    "parent_generation",
+    "parent_digest",
+    "search_precision",
+    "search_backend",
+    "weights",
+)
 
 
 def numbers(metadata: Mapping[str, Any], first: tuple[str, ...] = ()) -> dict[str, float | int]:

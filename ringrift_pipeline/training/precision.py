@@ -30,16 +30,19 @@ def measured(
 ) -> dict[str, Any]:
     """What search's arithmetic does to the policy of ``model``, as metadata.
 
-    ``search_precision`` is what ``search.precision`` means on this machine and the plan's device;
+    ``search_precision`` and ``search_backend`` are what ``search.precision`` and ``search.backend``
+    mean on this machine and the plan's device;
     ``val/precision_policy_kl`` the mean of KL(float32 || that precision), nats, over
     ``precision_positions`` held-out positions of the checkpoint's window. For float32 it is 0.
     Where the window's shards are no longer there, ``search_precision_note`` says so instead.
     """
-    from ringrift_pipeline.network import resolve_precision
+    from ringrift_pipeline.network import resolve_backend, resolve_precision
     from ringrift_pipeline.store import CorruptArtefactError, MissingArtefactError
 
-    precision = resolve_precision(plan.settings.search.precision, plan.settings.device)
-    told: dict[str, Any] = {"search_precision": precision}
+    search, device = plan.settings.search, plan.settings.device
+    precision = resolve_precision(search.precision, device)
+    backend = resolve_backend(search.backend, device)
+    told: dict[str, Any] = {"search_precision": precision, "search_backend": backend}
     if precision == "float32":
         return told | {DIVERGENCE: 0.0, "precision_positions": 0}
     try:
@@ -49,7 +52,7 @@ def measured(
     rows = some_rows(window)
     if not len(rows):
         return told | {NOTE: "no held-out position has a choice of moves"}
-    mean = float(policy_divergence(model, window, rows, precision, plan.settings.device).mean())
+    mean = float(policy_divergence(model, window, rows, precision, device, backend).mean())
     return told | {
         DIVERGENCE: mean if math.isfinite(mean) else None,
         "precision_positions": len(rows),
@@ -69,8 +72,10 @@ def policy_divergence(
     rows: NDArray[np.int64],
     precision: str,
     device: str = "cpu",
+    backend: str = "torch",
 ) -> NDArray[np.float64]:
-    """KL(policy in float32 || policy in ``precision``) of each row, (K,) nats, as search evaluates.
+    """KL(policy in float32 by torch || policy in ``precision`` by ``backend``) of each row, (K,)
+    nats.
 
     Raises BadRowsError for rows that are no data.
     """
@@ -79,9 +84,8 @@ def policy_divergence(
     from ringrift_pipeline.training.dataset import WindowDataset
 
     rules = get_rules(window.config)
-    exact, low = (
-        Evaluator(model, rules, device, precision=each) for each in ("float32", precision)
-    )
+    exact = Evaluator(model, rules, device)
+    low = Evaluator(model, rules, device, precision=precision, backend=backend)
     dataset = WindowDataset(window)
     counts = window.counts
     found = [np.empty(0)]
