@@ -18,6 +18,7 @@ from dagster._utils.error import SerializableErrorInfo
 
 from ringrift_pipeline.orchestration import celery_settings, pools, remote, watchdog
 from ringrift_pipeline.orchestration.assets import family
+from ringrift_pipeline.orchestration.build import build_definitions
 from ringrift_pipeline.orchestration.celery_executor import CeleryStepExecutor
 from ringrift_pipeline.orchestration.celery_settings import (
     CelerySettings,
@@ -28,7 +29,7 @@ from ringrift_pipeline.orchestration.celery_settings import (
     versions,
 )
 from ringrift_pipeline.orchestration.jobs import executor
-from ringrift_pipeline.orchestration.names import ASSETS, node_name
+from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, CONFIGS, node_name
 from ringrift_pipeline.orchestration.progress import (
     ProgressFile,
     forget_progress,
@@ -81,6 +82,34 @@ def test_what_goes_to_the_devices_can_be_said(
     monkeypatch.setenv("RINGRIFT_GPU_QUEUE", "chekpoint")
     with pytest.raises(pools.PoolError, match="names chekpoint: choose from .*checkpoint"):
         pools.queue_of("checkpoint")
+
+
+@pytest.mark.parametrize(("gpu", "configs"), [(None, CONFIGS), ("evaluation, gauntlet", (CONFIG,))])
+def test_checks_are_made_where_what_they_check_was(
+    celery: None, monkeypatch: pytest.MonkeyPatch, gpu: str | None, configs: tuple[str, ...]
+) -> None:
+    """It was made of files that are there and perhaps nowhere else: a worker's own cache."""
+    if gpu is not None:
+        monkeypatch.setenv("RINGRIFT_GPU_QUEUE", gpu)
+    defs = build_definitions(configs)
+    made, checked = {}, {}
+    for assets in defs.assets or ():
+        if isinstance(assets, AssetsDefinition):
+            (queue,) = {op.tags.get(pools.QUEUE_TAG) for op in assets.node_def.iterate_op_defs()}
+            made |= dict.fromkeys(assets.keys, queue)
+    for checks in defs.asset_checks or ():
+        (queue,) = {op.tags.get(pools.QUEUE_TAG) for op in checks.node_def.iterate_op_defs()}
+        checked |= dict.fromkeys(checks.check_keys, queue)
+    elsewhere = {
+        f"{check.asset_key.to_user_string()}: {check.name}": queue
+        for check, queue in checked.items()
+        if queue != made.get(check.asset_key, queue)
+    }
+    assert not elsewhere
+    kinds = {check.asset_key.path[-1]: queue for check, queue in checked.items()}
+    assert {*ASSETS, CHAMPION, "retention"} == set(kinds)
+    on_devices = {"evaluation"} if gpu else {*kinds} & pools.ON_THE_GPU_QUEUE
+    assert {name for name, queue in kinds.items() if queue == "gpu"} == on_devices
 
 
 def test_without_it_everything_is_as_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
