@@ -117,10 +117,10 @@ class CelerySteps(StepHandler):
         now = time.monotonic()
         passed, handed.looked = min(now - handed.looked, STRIDE), now
         try:
-            if not handed.sent:
-                self._send(step_handler_context, handed)
             told = self._app.backend.get_task_meta(handed.task_id, cache=False)
             if told["status"] not in (PROGRESS, "FAILURE"):
+                if not handed.sent:
+                    self._send(step_handler_context, handed)
                 self._look_at_queues(handed.queue)
         except Exception as error:  # of Redis, its client, Celery or the network
             handed.away += passed
@@ -197,6 +197,7 @@ class CelerySteps(StepHandler):
 
     def _worked_on(self, handed: Handed, sign: Any, passed: float) -> str | None:
         self._served[handed.queue] = time.monotonic()
+        handed.sent = True  # also if it was to be handed out anew: who had taken it was only slow
         handed.unserved = handed.missing = 0.0
         handed.still = 0.0 if sign != handed.sign else handed.still + passed
         handed.sign = sign
