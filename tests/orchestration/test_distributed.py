@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from dagster._core.execution.retries import RetryMode
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 
-from ringrift_pipeline.orchestration import celery_settings, pools, remote, watchdog
+from ringrift_pipeline.orchestration import celery_settings, one_daemon, pools, remote, watchdog
 from ringrift_pipeline.orchestration.assets import family
 from ringrift_pipeline.orchestration.build import build_definitions
 from ringrift_pipeline.orchestration.celery_executor import CeleryStepExecutor
@@ -259,6 +260,34 @@ def test_a_step_that_is_done_again_elsewhere_leaves(
     with dog(0):
         pass
     assert left == [watchdog.EXIT_CODE]
+
+
+# --- one daemon a history -----------------------------------------------------------------------
+
+
+class JustFreed:
+    """PostgreSQL, as it answers when a lock is freed between who asks for it and who asks whose it is."""
+
+    tries = 0
+
+    def connect(self) -> Any:
+        return self
+
+    def execution_options(self, **_: Any) -> Any:
+        return self
+
+    def execute(self, query: Any, _: Any) -> Any:
+        asks = "pg_try_advisory_lock" in str(query)
+        self.tries += asks
+        return SimpleNamespace(scalar=lambda: asks and self.tries > 1, first=lambda: None)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_lock_that_is_just_being_freed_is_taken() -> None:
+    server = JustFreed()
+    assert one_daemon._Lock(server).take() is None and server.tries == 2
 
 
 # --- the ends of a step -------------------------------------------------------------------------
