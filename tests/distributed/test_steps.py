@@ -22,9 +22,11 @@ SIGN = {"worker": "player@far", "pid": 7, "sign": 1, "progress": None}
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
+    monkeypatch.setenv("RINGRIFT_CELERY_BROKER", "memory://")
+    monkeypatch.setenv("RINGRIFT_EXECUTOR", "celery")  # the import says so, for all that follows
+    monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path))
     from ringrift_pipeline.orchestration.celery_steps import CelerySteps
 
-    monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path))
     return CelerySteps(CelerySettings("memory://", "cache+memory://"))
 
 

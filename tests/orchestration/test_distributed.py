@@ -14,6 +14,7 @@ from dagster import AssetsDefinition, DagsterEvent, DagsterEventType, DagsterIns
 from dagster._core.events import EngineEventData, StepSuccessData
 from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.execution.retries import RetryMode
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 
@@ -301,6 +302,35 @@ class Noting:
 
     def end(self, run_id: str, key: str) -> None:
         self.ends.append(key)
+
+
+def test_an_event_that_anothers_has_overtaken_is_not_missed(instance: DagsterInstance) -> None:
+    """Of two workers the second may have ended its transaction first, with the higher number."""
+    run = create_run_for_test(instance)
+    made = CeleryStepExecutor(Noting(), RetryMode.ENABLED)  # type: ignore[arg-type]
+    for kind, data in (
+        (DagsterEventType.STEP_WORKER_STARTING, EngineEventData({})),
+        (DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0)),
+    ):
+        for step in ("one", "another"):
+            event = DagsterEvent(kind.value, run.job_name, step_key=step, event_specific_data=data)
+            instance.report_dagster_event(event, run.run_id)
+    storage: Any = instance.event_log_storage
+    table = SqlEventLogStorageTable
+    is_late = (table.c.step_key == "one") & (table.c.dagster_event_type == "STEP_SUCCESS")
+    with storage.index_connection() as connection:
+        late = dict(connection.execute(table.select().where(is_late)).mappings().one())
+        connection.execute(table.delete().where(is_late))
+    seen: set[int] = set()
+
+    def ends() -> list[str | None]:
+        events = made._pop_events(instance, run.run_id, seen)
+        return [event.step_key for event in events if event.is_step_success]
+
+    assert ends() == ["another"]
+    with storage.index_connection() as connection:
+        connection.execute(table.insert().values(**late))
+    assert ends() == ["one"] and ends() == []
 
 
 def test_a_step_that_was_taken_for_lost_ends_once(instance: DagsterInstance) -> None:
