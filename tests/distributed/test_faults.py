@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import time
@@ -168,6 +170,17 @@ def test_without_a_worker_there_is_one_clear_error(servers: Cluster, toys: Serve
     assert "no worker takes from the queue 'gpu'" in error
     assert "celery -A ringrift_pipeline.orchestration.celery_app worker -Q gpu" in error
     assert servers.redis.password not in error
+    # Nor has what waits in Redis a password in it: every process has them from its own environment.
+    import redis
+
+    keeper = redis.Redis("127.0.0.1", servers.redis.port, password=servers.redis.password)
+    told = [
+        base64.b64decode(json.loads(each)["body"]).decode() for each in keeper.lrange("gpu", 0, -1)
+    ]
+    assert any("PatientPostgresStorage" in each and run in each for each in told)
+    assert not any(
+        server.password in each for each in told for server in (servers.redis, servers.postgres)
+    )
 
 
 def test_a_cancelled_run_leaves_nothing_behind(servers: Cluster, toys: Served) -> None:

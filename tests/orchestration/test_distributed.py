@@ -163,6 +163,27 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         CelerySettings.from_environment()
 
 
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("redis://:s@keeper/0", "redis://:s@keeper/0"),
+        ("rediss://:s@keeper:6380/0", "rediss://:s@keeper:6380/0?ssl_cert_reqs=CERT_REQUIRED"),
+        (
+            "rediss://keeper?ssl_ca_certs=/ca",
+            "rediss://keeper?ssl_ca_certs=/ca&ssl_cert_reqs=CERT_REQUIRED",
+        ),
+        ("rediss://keeper?ssl_cert_reqs=none", "rediss://keeper?ssl_cert_reqs=none"),
+    ],
+)
+def test_with_tls_certificates_are_looked_at_unless_it_is_said_how(
+    address: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_CELERY_BROKER", address)
+    monkeypatch.delenv("RINGRIFT_CELERY_BACKEND", raising=False)
+    settings = CelerySettings.from_environment()
+    assert settings.broker == settings.backend == asked
+
+
 def test_out_of_the_box_a_missing_worker_is_told_within_a_minute() -> None:
     assert CelerySettings("", "").no_worker_after <= 45.0
 
