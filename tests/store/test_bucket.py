@@ -684,8 +684,12 @@ def test_what_lands_keeps_the_cache_to_its_budget(
     os.utime(first.path, (1, 1))
     monkeypatch.setenv("RINGRIFT_CACHE_GB", "0.000003")
     _looked.clear()
-    second = make(here, {"n": b"y" * 2000}, kind="two")
-    assert not first.path.exists() and second.path.is_dir()
+    make(here, {"n": b"y" * 2000}, kind="two")
+    assert first.path.exists()  # somebody has looked just now: the landing before
+    (mark,) = here.root.glob(".bucket/looked")
+    os.utime(mark, (1, 1))
+    third = make(here, {"n": b"z" * 2000}, kind="three")
+    assert not first.path.exists() and third.path.is_dir()
     assert here.require(CONFIG, GENERATION, "one").digest == first.digest
 
 
