@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from orchestration import TINY, latency, read_runs  # noqa: E402
-from process_tree import family, measured  # noqa: E402
+from process_tree import memory_of  # noqa: E402
 
 from tests.distributed.cluster import Cluster, cluster, missing  # noqa: E402
 
@@ -126,11 +126,7 @@ class Memory(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(2.0):
             for name, root in self._roots.items():
-                total = 0.0
-                for pid in family(root):
-                    with contextlib.suppress(OSError, StopIteration):
-                        total += measured(pid)["memory"]
-                self.most[name] = max(self.most[name], total)
+                self.most[name] = max(self.most[name], memory_of(root))
 
     def stop(self) -> None:
         self._over.set()
@@ -293,10 +289,9 @@ def figures(quick: bool) -> Iterator[Claim]:
     two, plan, steps, memory, landed = on_workers(2, 2, settings)
     apart = independent(plan)
     one, *_ = on_workers(1, 1, settings)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_bucket():
         loop(Path(folder), settings, {"RINGRIFT_EXECUTOR": "local"})
-        with _without_bucket():
-            local = shards(Path(folder), 0)
+        local = shards(Path(folder), 0)
     yield claim(
         f"two workers, {len(two.began)} shards of {each} games, against two processes apart",
         two.hourly,
@@ -332,19 +327,24 @@ def figures(quick: bool) -> Iterator[Claim]:
         yield {**landed, "claim": landed["claim"].replace("orchestration", "distributed", 1)}
 
 
+def told(claims: Iterator[Claim]) -> None:
+    """Measure, and write each claim as it comes; without the servers say what is missing."""
+    if reason := missing():
+        print(f"nothing measured: {reason}", file=sys.stderr)
+        return
+    began = time.monotonic()
+    for each in claims:
+        print(json.dumps(each), flush=True)
+    load = os.getloadavg()[0]
+    print(f"{time.monotonic() - began:.0f} s in all, load {load:.1f}", file=sys.stderr)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny shards, whose rates mean little")
     parser.add_argument("--json", action="store_true", help="only the JSON lines (as always)")
-    arguments = parser.parse_args()
-    if reason := missing():
-        print(f"nothing measured: {reason}", file=sys.stderr)
-        return
-    began = time.monotonic()
-    for each in figures(arguments.quick):
-        print(json.dumps(each), flush=True)
-    print(f"{time.monotonic() - began:.0f} s in all", file=sys.stderr)
+    told(figures(parser.parse_args().quick))
 
 
 if __name__ == "__main__":

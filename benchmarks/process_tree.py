@@ -1,4 +1,4 @@
-"""The processes of a loop and what they take, from /proc (Linux): for ``soak.py``."""
+"""The processes of a loop or a worker and what they take, from /proc (Linux)."""
 
 from __future__ import annotations
 
@@ -63,3 +63,12 @@ def measured(pid: int) -> dict[str, float]:
         FILES: len(list((folder / "fd").iterdir())),
         THREADS: int(threads),
     }
+
+
+def memory_of(root: int) -> float:
+    """MB of a process and all that it has started, as proportional set sizes; 0 elsewhere than on Linux."""
+    total = 0.0
+    for pid in family(root):
+        with contextlib.suppress(OSError, StopIteration):
+            total += measured(pid)[PSS]
+    return total

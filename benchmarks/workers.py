@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -35,10 +34,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-from distributed import known  # noqa: E402
-from process_tree import family, measured  # noqa: E402
+from distributed import known, told  # noqa: E402
+from process_tree import family, memory_of  # noqa: E402
 
-from tests.distributed.cluster import Cluster, cluster, missing  # noqa: E402
+from tests.distributed.cluster import Cluster, cluster  # noqa: E402
 
 MODULE = "benchmarks.waiting_steps"
 WORKERS = (1, 2, 4, 8)
@@ -88,18 +87,6 @@ def asked(servers: Cluster) -> dict[str, float]:
     return done
 
 
-def memory(servers: Cluster) -> list[float]:
-    """MB of each worker with its children."""
-    found = []
-    for worker in servers.workers:
-        total = 0.0
-        for pid in family(worker.process.pid):
-            with contextlib.suppress(OSError, StopIteration):
-                total += measured(pid)["memory"]
-        found.append(total)
-    return found
-
-
 def figures(count: int, steps: int, seconds: float) -> dict[str, float]:
     """One run of ``steps`` steps a worker."""
     from dagster import DagsterEventType, DagsterRunStatus
@@ -112,7 +99,7 @@ def figures(count: int, steps: int, seconds: float) -> dict[str, float]:
         for number in range(count):
             servers.worker(f"worker{number}", "selfplay", servers.root(f"worker{number}"))
         servers.ready()
-        idle = memory(servers)
+        idle = [memory_of(worker.process.pid) for worker in servers.workers]
         with served(data, MODULE, Path(short) / "code.sock") as serving:
             config = {"ops": {"plan": {"config": {"steps": count * steps}}}}
             config["ops"]["wait"] = {"config": {"seconds": seconds}}
@@ -188,18 +175,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one worker and two, short steps")
     parser.add_argument("--json", action="store_true", help="only the JSON lines (as always)")
     arguments = parser.parse_args()
-    if reason := missing():
-        print(f"nothing measured: {reason}", file=sys.stderr)
-        return
     logging.disable(logging.INFO)  # Dagster's queue writes to standard output
     counts, steps, seconds = arguments.workers, arguments.steps, arguments.seconds
     if arguments.quick:
         counts, steps, seconds = [1, 2], 2, 1.0
-    began = time.monotonic()
-    for each in claims(counts, steps, seconds):
-        print(json.dumps(each), flush=True)
-    load = os.getloadavg()[0]
-    print(f"{time.monotonic() - began:.0f} s in all, load {load:.1f}", file=sys.stderr)
+    told(claims(counts, steps, seconds))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ import contextlib
 import multiprocessing.process
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +33,7 @@ from ringrift_pipeline.orchestration.celery_settings import (
     OtherHistoryError,
     refuse_other_versions,
 )
+from ringrift_pipeline.orchestration.leftovers import sweep_apart
 from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.orchestration.pools import CELERY, EXECUTOR_VARIABLE, SELFPLAY_QUEUE
 from ringrift_pipeline.orchestration.watchdog import run_is_over
@@ -45,8 +44,6 @@ _PROCESS = multiprocessing.process.current_process()  # before Celery replaces i
 # What nobody acknowledges goes back into its queue after so many seconds. A step is acknowledged when
 # it begins, so this is about those that a worker took with it on the way there.
 _VISIBILITY = 120
-
-_SWEEP = "import sys; from ringrift_pipeline.store import Store; Store(sys.argv[1]).sweep()"
 
 _WAITING = {"max_retries": 2, "interval_start": 0, "interval_step": 0.5, "interval_max": 0.5}
 
@@ -152,6 +149,7 @@ class StepTask(Task):
             yield
         finally:
             done.set()
+            thread.join(SIGN)  # no sign comes behind what Celery writes next: how the step ended
             remote.end()
 
 
@@ -159,12 +157,9 @@ class StepTask(Task):
 def _load(**_: object) -> None:
     """What every step needs, once, before the processes of the steps are forked.
 
-    Before that what killed steps have left behind goes. By a process of its own, for nothing that
-    talks to a bucket must be there when the steps' are forked.
+    Before that what killed steps have left behind goes.
     """
-    data = data_folder()
-    if data.is_dir() and any(data.iterdir()):
-        subprocess.run([sys.executable, "-c", _SWEEP, str(data)], check=False)
+    sweep_apart(data_folder())
     import ringrift_pipeline.orchestration.preload  # noqa: F401
 
 

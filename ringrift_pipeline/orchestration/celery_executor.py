@@ -30,12 +30,16 @@ if TYPE_CHECKING:
 LOOK = 2  # seconds between two looks after the steps
 TICK = 0.5  # seconds between two looks into the event log
 
+# Events are numbered when they are written, and seen when their transaction ends: of several writers a
+# later number may be there first. So many numbers are looked at again.
+OVERTAKEN = 100
+
 
 class CeleryStepExecutor(StepDelegatingExecutor):
     """Dagster's executor of remote steps, which takes one end of each step and no second one.
 
     A worker that was taken for lost may come to the end of its step after all. Dagster's executor
-    would fall over the second end.
+    would fall over the second end. And it misses no event that another worker's has overtaken.
     """
 
     def __init__(self, steps: CelerySteps, retries: RetryMode) -> None:
@@ -44,6 +48,9 @@ class CeleryStepExecutor(StepDelegatingExecutor):
         )
         self._steps = steps
         self._open: set[str] = set()
+
+    def _get_pop_events_offset(self, instance: DagsterInstance) -> int:
+        return super()._get_pop_events_offset(instance) or OVERTAKEN
 
     def _pop_events(
         self, instance: DagsterInstance, run_id: str, seen_storage_ids: set[int]

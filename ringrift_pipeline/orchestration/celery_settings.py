@@ -76,8 +76,8 @@ class CelerySettings:
                 f"{BROKER_VARIABLE} is not set: name the Redis of the queues, redis://host:6379/0"
             )
         return cls(
-            broker,
-            os.environ.get(BACKEND_VARIABLE) or broker,
+            checking_certificates(broker),
+            checking_certificates(os.environ.get(BACKEND_VARIABLE) or broker),
             seconds_of(NO_WORKER_VARIABLE, cls.no_worker_after),
             seconds_of(LOST_VARIABLE, cls.lost_after),
             seconds_of(OUTAGE_VARIABLE, cls.outage),
@@ -108,6 +108,17 @@ def place_of(address: str) -> str:
         return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
     except ValueError:
         return "an address that cannot be read"
+
+
+def checking_certificates(address: str) -> str:
+    """The address of a Redis with TLS (``rediss://``) with what makes both of its clients look at the
+    server's certificate, unless it says how: one would not, the other refuses to begin.
+    """
+    parts, option = urlsplit(address), "ssl_cert_reqs"
+    if parts.scheme != "rediss" or option in parts.query:
+        return address
+    asked = "&".join(filter(None, (parts.query, f"{option}=CERT_REQUIRED")))
+    return parts._replace(query=asked).geturl()
 
 
 def versions() -> dict[str, Any]:

@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dagster import DagsterEvent
+from dagster._core.execution.plan.handle import ResolvedFromDynamicStepHandle, StepHandle
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.executor.step_delegating.step_handler.base import (
     CheckStepHealthResult,
     StepHandler,
     StepHandlerContext,
 )
+from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import pack_value
 from dagster._utils.error import SerializableErrorInfo
 from dagster_celery.config import TASK_EXECUTE_PLAN_NAME
+from dagster_shared.record import copy
 
 from ringrift_pipeline.orchestration.celery_app import make_celery
 from ringrift_pipeline.orchestration.celery_settings import (
@@ -69,6 +72,28 @@ class Handed:
     away: float = 0.0  # that Redis does not answer
 
 
+def its_own(arguments: ExecuteStepArgs) -> ExecuteStepArgs:
+    """What a step has to know of its run; of a shard's step that is no other shard.
+
+    Dagster tells each of all of them, so that with their number the square of it lies in Redis.
+    """
+    state, (key,) = arguments.known_state, arguments.step_keys_to_execute or ()
+    handle = StepHandle.parse_from_key(key)
+    if state is None or not isinstance(handle, ResolvedFromDynamicStepHandle):
+        return arguments
+    mine = handle.mapping_key
+    mappings = {
+        step: {
+            name: keys if keys is None else [one for one in keys if one == mine]
+            for name, keys in outputs.items()
+        }
+        for step, outputs in state.dynamic_mappings.items()
+    }
+    ready = {output for output in state.ready_outputs if output.mapping_key in (None, mine)}
+    known = state._replace(dynamic_mappings=mappings, ready_outputs=ready)
+    return copy(arguments, known_state=known)
+
+
 class CelerySteps(StepHandler):
     """What Dagster's executor asks about steps, answered by Celery; one object a run."""
 
@@ -117,10 +142,10 @@ class CelerySteps(StepHandler):
         now = time.monotonic()
         passed, handed.looked = min(now - handed.looked, STRIDE), now
         try:
-            if not handed.sent:
-                self._send(step_handler_context, handed)
             told = self._app.backend.get_task_meta(handed.task_id, cache=False)
             if told["status"] not in (PROGRESS, "FAILURE"):
+                if not handed.sent:
+                    self._send(step_handler_context, handed)
                 self._look_at_queues(handed.queue)
         except Exception as error:  # of Redis, its client, Celery or the network
             handed.away += passed
@@ -169,7 +194,7 @@ class CelerySteps(StepHandler):
         self._app.send_task(
             TASK_EXECUTE_PLAN_NAME,
             kwargs={
-                "execute_step_args_packed": pack_value(context.execute_step_args),
+                "execute_step_args_packed": pack_value(its_own(context.execute_step_args)),
                 "executable_dict": job.reconstructable_job.to_dict(),
             },
             task_id=handed.task_id,
@@ -197,6 +222,7 @@ class CelerySteps(StepHandler):
 
     def _worked_on(self, handed: Handed, sign: Any, passed: float) -> str | None:
         self._served[handed.queue] = time.monotonic()
+        handed.sent = True  # also if it was to be handed out anew: who had taken it was only slow
         handed.unserved = handed.missing = 0.0
         handed.still = 0.0 if sign != handed.sign else handed.still + passed
         handed.sign = sign

@@ -11,6 +11,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from ringrift_pipeline.store import LockedError
 
 NUMBER = 0x52494E47  # of the lock, in PostgreSQL's terms an advisory one
 LOOK = 5.0  # seconds between two looks whether it is held still
+TRIES, PAUSE = 10, 0.5  # to take what is just being freed, and the seconds between them
+
+_NOBODY = ""
 
 _HOLDER = sqlalchemy.text(
     "SELECT application_name, client_addr, backend_start FROM pg_locks JOIN pg_stat_activity USING (pid)"
@@ -96,6 +100,15 @@ class _Lock:
 
     def take(self) -> str | None:
         """Take it. Returns who holds it instead, None if this process does."""
+        for _ in range(TRIES):
+            holder = self._try()
+            if holder is not _NOBODY:
+                return holder
+            time.sleep(PAUSE)
+        raise ConnectionError("PostgreSQL has given it to nobody, and not to us")
+
+    def _try(self) -> str | None:
+        """The same, once; `_NOBODY` if it is just being freed, by us perhaps, whose connection was lost."""
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
             name = sqlalchemy.text("SELECT set_config('application_name', :name, false)")
@@ -110,7 +123,7 @@ class _Lock:
             raise
         connection.close()
         if found is None or found[0] == self._name:
-            raise ConnectionError("it is just being freed")  # our own connection that was lost
+            return _NOBODY
         return f"{found[0]}, at {found[1]} since {found[2]:%Y-%m-%d %H:%M:%S}"
 
     def keep(self) -> str | None:

@@ -176,7 +176,24 @@ class Cache:
         if now - _looked.get(self._layout.root, -_LOOK_EVERY) < _LOOK_EVERY:
             return []
         _looked[self._layout.root] = now
+        with contextlib.suppress(OSError):  # a full disk must not keep it from being cleared
+            ensure_folder(self._mark.parent)
+            self._mark.touch()
         return self.trim(cache_budget() - size)
+
+    def keep_to_budget(self) -> list[Path]:
+        """`make_room` for nothing more, unless any process here has looked within five minutes: every
+        step is one, and a walk through all that is here takes a while.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if 0.0 <= time.time() - self._mark.stat().st_mtime < _LOOK_EVERY:
+                return []
+        return self.make_room(0)
+
+    @property
+    def _mark(self) -> Path:
+        """Was touched when somebody looked last."""
+        return self._layout.root / HIDDEN / "looked"
 
     def trim(self, budget: int) -> list[Path]:
         """`make_room`, now, to leave `budget` bytes."""

@@ -367,15 +367,14 @@ class Store:
         """Remove temporary files and folders of dead writers and return what was removed.
 
         Those of living writers are locked by them and stay, whatever their age. With a bucket what has
-        landed here and is not there yet is uploaded first.
+        landed here and is not there yet is uploaded then.
         """
-        if remote := self.remote:
-            remote.send_pending(*([] if config is None else [config]))
+        remote = self.remote
         if config is None:
             places = [self.root, *self.root.glob("*")]
         else:
             places = [self._layout.config(check_name(config, "config"))]
-        depths = {"": 0, "quarantine": 0, ".locks": 0, "generations": 2}
+        depths = {"": 0, "quarantine": 0, ".locks": 0, "generations": 2, "pending": 0}
         leftovers = {
             path
             for place in places
@@ -383,7 +382,10 @@ class Store:
             for path in temporaries(place / name, depth)
             if not self._layout.leads_outside(path.parent)
         }
-        return [path for path in sorted(leftovers) if remove_abandoned(path)]
+        removed = [path for path in sorted(leftovers) if remove_abandoned(path)]
+        if remote is not None:
+            remote.send_pending(*([] if config is None else [config]))
+        return removed
 
     @property
     def _where(self) -> str:

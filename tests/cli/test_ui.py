@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,21 +22,13 @@ from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.names import partitions_name
 from ringrift_pipeline.orchestration.presence import present
 from ringrift_pipeline.orchestration.status import status_of
+from tests.waiting import until
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: not within {seconds:.0f} s")
 
 
 def processes_of(data: Path) -> list[str]:
@@ -119,7 +110,7 @@ def test_starts_everything_and_leaves_nothing(
     data, port = tmp_path / "data", free_port()
     first = ui(port, "--json")
     assert first.stdout and answers_at_once(first.stdout.readline() + read_object(first.stdout))
-    up = wait_for(lambda: services(data, 4), 60, "all four are up")
+    up = until(lambda: services(data, 4), "all four are up", 60)
     assert set(up) == {"daemon", "webserver", "code-server", "play"}
     assert up["webserver"].port == port and up["play"].port == page
 
@@ -143,7 +134,7 @@ def test_starts_everything_and_leaves_nothing(
     # stopped while a run is at work
     run_id = launch(port, data)
     with open_instance(data) as instance:
-        wait_for(lambda: status(instance, run_id) == DagsterRunStatus.STARTED, 180, "the run works")
+        until(lambda: status(instance, run_id) == DagsterRunStatus.STARTED, "the run works", 180)
         (running,) = status_of(data).running
         assert (running.config, running.generation) == ("hex8_2p", 0)
         first.send_signal(signal.SIGTERM)

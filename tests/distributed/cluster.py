@@ -17,15 +17,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTANCE_FILE = ROOT / "deploy" / "celery" / "dagster.yaml"
 APP = "ringrift_pipeline.orchestration.celery_app"
-PATIENCE = 180.0  # seconds for what takes a few on a machine that has nothing else to do
 UNPRIVILEGED = "postgres"  # Debian's package brings the user; PostgreSQL does not run as root
 
 
@@ -63,17 +63,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """What ``condition`` says, once that is true. Raises AssertionError."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: not within {seconds:.0f} s")
 
 
 def _end(

@@ -64,6 +64,16 @@ def test_dagster_takes_the_instance_file(tmp_path: Path, monkeypatch: pytest.Mon
         assert f"_{name.rpartition('_')[2]}`" in guide, name
 
 
+def test_compose_hands_on_what_the_guide_names_and_no_other_queue() -> None:
+    compose = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
+    guide = (DEPLOY / "celery" / "README.md").read_text()
+    named = set(re.findall(r"^\| `(RINGRIFT_(?:CELERY|BUCKET|CACHE)\w*)`", guide, re.MULTILINE))
+    assert len(named) >= 6 and named <= set(compose["x-environment"])
+    asked = compose["services"]["daemon"]["environment"]["RINGRIFT_GPU_QUEUE"]
+    default = asked.removeprefix("${RINGRIFT_GPU_QUEUE-").removesuffix("}")
+    assert set(default.split(",")) == pools.ON_THE_GPU_QUEUE
+
+
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Every line that starts a worker, with where it is from."""
     compose = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())

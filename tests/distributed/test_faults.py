@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import signal
 import time
@@ -15,10 +17,12 @@ from ringrift_pipeline.orchestration.instance import own_instance
 from ringrift_pipeline.orchestration.progress import read_progress
 from ringrift_pipeline.store import LockedError
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
+from tests.drafts import Writer
 from tests.orchestration.served import Served, is_gone
+from tests.waiting import until
 
 from . import toy
-from .cluster import Cluster, cluster, until
+from .cluster import Cluster, cluster
 from .conftest import go, own_folder
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -166,6 +170,17 @@ def test_without_a_worker_there_is_one_clear_error(servers: Cluster, toys: Serve
     assert "no worker takes from the queue 'gpu'" in error
     assert "celery -A ringrift_pipeline.orchestration.celery_app worker -Q gpu" in error
     assert servers.redis.password not in error
+    # Nor has what waits in Redis a password in it: every process has them from its own environment.
+    import redis
+
+    keeper = redis.Redis("127.0.0.1", servers.redis.port, password=servers.redis.password)
+    told = [
+        base64.b64decode(json.loads(each)["body"]).decode() for each in keeper.lrange("gpu", 0, -1)
+    ]
+    assert any("PatientPostgresStorage" in each and run in each for each in told)
+    assert not any(
+        server.password in each for each in told for server in (servers.redis, servers.postgres)
+    )
 
 
 def test_a_cancelled_run_leaves_nothing_behind(servers: Cluster, toys: Served) -> None:
@@ -190,6 +205,32 @@ def test_a_cancelled_step_that_hears_nothing_is_killed(servers: Cluster, toys: S
     toys.terminate(run)
     assert toys.finished(run) == DagsterRunStatus.CANCELED
     until(lambda: is_gone(pid), "its process is gone", 60.0)
+
+
+def test_the_steps_of_a_run_whose_process_dies_leave(servers: Cluster, toys: Served) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("one", {})
+    (pid,) = until(lambda: toy.begun(run, "one"), "the step begins")
+    os.kill(toys.worker(run), signal.SIGKILL)
+    assert toys.finished(run) == DagsterRunStatus.FAILURE
+    until(lambda: is_gone(pid), "its process is gone", 60.0)
+    again = toys.again(run)
+    go(again)
+    assert toys.finished(again) == DagsterRunStatus.SUCCESS, toys.errors(again)
+
+
+def test_what_killed_steps_left_goes_when_a_worker_starts(servers: Cluster, toys: Served) -> None:
+    folder = own_folder(servers, "starting")
+    with (
+        Writer(folder, toy.CONFIG, "checkpoint") as dead,
+        Writer(folder, toy.CONFIG, "ensemble") as alive,
+    ):
+        dead.kill()
+        assert dead.draft.is_dir()
+        worker(servers, "starting")
+        servers.ready()
+        assert not dead.draft.exists() and alive.draft.is_dir()
 
 
 def test_a_worker_whose_history_has_no_such_run_says_so(servers: Cluster, toys: Served) -> None:

@@ -28,8 +28,9 @@ from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.kinds import shard_kind
 from tests.faults.supervising import TINY
 from tests.orchestration.served import Served, served
+from tests.waiting import PATIENCE, until
 
-from .cluster import PATIENCE, ROOT, Cluster, cluster, has_buckets, until
+from .cluster import ROOT, Cluster, cluster, has_buckets
 from .conftest import PATIENCE as SETTINGS
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,25 +23,14 @@ from dagster_graphql.schema import create_schema
 from ringrift_pipeline.orchestration.instance import cancel_active, own_instance
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
 from ringrift_pipeline.orchestration.services import Service
+from tests.waiting import PATIENCE, until
 
-PATIENCE = 180.0  # seconds for what takes a few on a machine that has nothing else to do
 ROOT = Path(__file__).resolve().parents[2]
 TERMINATE = """
 mutation ($run: String!) {
   terminateRun(runId: $run) { __typename ... on PythonError { message } }
 }
 """
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """What ``condition`` says, once that is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"{what}: not within {seconds:.0f} s")
 
 
 def is_gone(pid: int) -> bool:
@@ -153,7 +141,7 @@ class Served:
 
     def finished(self, run_id: str, seconds: float = PATIENCE) -> DagsterRunStatus:
         """The status in which a run ended."""
-        wait_for(lambda: self.is_finished(run_id), seconds, f"run {run_id} ends")
+        until(lambda: self.is_finished(run_id), f"run {run_id} ends", seconds)
         return self.run(run_id).status
 
     def step(self, run_id: str, name: str, seconds: float = PATIENCE) -> StepProgress:
@@ -166,7 +154,7 @@ class Served:
                     return state
             return None
 
-        return wait_for(found, seconds, f"step {name} begins")
+        return until(found, f"step {name} begins", seconds)
 
     def worker(self, run_id: str) -> int:
         """The process id of the run's worker."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from dagster import AssetsDefinition, DagsterEvent, DagsterEventType, DagsterIns
 from dagster._core.events import EngineEventData, StepSuccessData
 from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.execution.retries import RetryMode
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 
-from ringrift_pipeline.orchestration import celery_settings, pools, remote, watchdog
+from ringrift_pipeline.orchestration import celery_settings, one_daemon, pools, remote, watchdog
 from ringrift_pipeline.orchestration.assets import family
+from ringrift_pipeline.orchestration.build import build_definitions
 from ringrift_pipeline.orchestration.celery_executor import CeleryStepExecutor
 from ringrift_pipeline.orchestration.celery_settings import (
     CelerySettings,
@@ -28,7 +31,7 @@ from ringrift_pipeline.orchestration.celery_settings import (
     versions,
 )
 from ringrift_pipeline.orchestration.jobs import executor
-from ringrift_pipeline.orchestration.names import ASSETS, node_name
+from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, CONFIGS, node_name
 from ringrift_pipeline.orchestration.progress import (
     ProgressFile,
     forget_progress,
@@ -83,6 +86,34 @@ def test_what_goes_to_the_devices_can_be_said(
         pools.queue_of("checkpoint")
 
 
+@pytest.mark.parametrize(("gpu", "configs"), [(None, CONFIGS), ("evaluation, gauntlet", (CONFIG,))])
+def test_checks_are_made_where_what_they_check_was(
+    celery: None, monkeypatch: pytest.MonkeyPatch, gpu: str | None, configs: tuple[str, ...]
+) -> None:
+    """It was made of files that are there and perhaps nowhere else: a worker's own cache."""
+    if gpu is not None:
+        monkeypatch.setenv("RINGRIFT_GPU_QUEUE", gpu)
+    defs = build_definitions(configs)
+    made, checked = {}, {}
+    for assets in defs.assets or ():
+        if isinstance(assets, AssetsDefinition):
+            (queue,) = {op.tags.get(pools.QUEUE_TAG) for op in assets.node_def.iterate_op_defs()}
+            made |= dict.fromkeys(assets.keys, queue)
+    for checks in defs.asset_checks or ():
+        (queue,) = {op.tags.get(pools.QUEUE_TAG) for op in checks.node_def.iterate_op_defs()}
+        checked |= dict.fromkeys(checks.check_keys, queue)
+    elsewhere = {
+        f"{check.asset_key.to_user_string()}: {check.name}": queue
+        for check, queue in checked.items()
+        if queue != made.get(check.asset_key, queue)
+    }
+    assert not elsewhere
+    kinds = {check.asset_key.path[-1]: queue for check, queue in checked.items()}
+    assert {*ASSETS, CHAMPION, "retention"} == set(kinds)
+    on_devices = {"evaluation"} if gpu else {*kinds} & pools.ON_THE_GPU_QUEUE
+    assert {name for name, queue in kinds.items() if queue == "gpu"} == on_devices
+
+
 def test_without_it_everything_is_as_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RINGRIFT_EXECUTOR", raising=False)
     for made in family(CONFIG):
@@ -130,6 +161,27 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("RINGRIFT_CELERY_BROKER")
     with pytest.raises(CelerySettingsError, match="RINGRIFT_CELERY_BROKER is not set"):
         CelerySettings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("redis://:s@keeper/0", "redis://:s@keeper/0"),
+        ("rediss://:s@keeper:6380/0", "rediss://:s@keeper:6380/0?ssl_cert_reqs=CERT_REQUIRED"),
+        (
+            "rediss://keeper?ssl_ca_certs=/ca",
+            "rediss://keeper?ssl_ca_certs=/ca&ssl_cert_reqs=CERT_REQUIRED",
+        ),
+        ("rediss://keeper?ssl_cert_reqs=none", "rediss://keeper?ssl_cert_reqs=none"),
+    ],
+)
+def test_with_tls_certificates_are_looked_at_unless_it_is_said_how(
+    address: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_CELERY_BROKER", address)
+    monkeypatch.delenv("RINGRIFT_CELERY_BACKEND", raising=False)
+    settings = CelerySettings.from_environment()
+    assert settings.broker == settings.backend == asked
 
 
 def test_out_of_the_box_a_missing_worker_is_told_within_a_minute() -> None:
@@ -232,6 +284,34 @@ def test_a_step_that_is_done_again_elsewhere_leaves(
     assert left == [watchdog.EXIT_CODE]
 
 
+# --- one daemon a history -----------------------------------------------------------------------
+
+
+class JustFreed:
+    """PostgreSQL, as it answers when a lock is freed between who asks for it and who asks whose it is."""
+
+    tries = 0
+
+    def connect(self) -> Any:
+        return self
+
+    def execution_options(self, **_: Any) -> Any:
+        return self
+
+    def execute(self, query: Any, _: Any) -> Any:
+        asks = "pg_try_advisory_lock" in str(query)
+        self.tries += asks
+        return SimpleNamespace(scalar=lambda: asks and self.tries > 1, first=lambda: None)
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_lock_that_is_just_being_freed_is_taken() -> None:
+    server = JustFreed()
+    assert one_daemon._Lock(server).take() is None and server.tries == 2
+
+
 # --- the ends of a step -------------------------------------------------------------------------
 
 
@@ -243,6 +323,35 @@ class Noting:
 
     def end(self, run_id: str, key: str) -> None:
         self.ends.append(key)
+
+
+def test_an_event_that_anothers_has_overtaken_is_not_missed(instance: DagsterInstance) -> None:
+    """Of two workers the second may have ended its transaction first, with the higher number."""
+    run = create_run_for_test(instance)
+    made = CeleryStepExecutor(Noting(), RetryMode.ENABLED)  # type: ignore[arg-type]
+    for kind, data in (
+        (DagsterEventType.STEP_WORKER_STARTING, EngineEventData({})),
+        (DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0)),
+    ):
+        for step in ("one", "another"):
+            event = DagsterEvent(kind.value, run.job_name, step_key=step, event_specific_data=data)
+            instance.report_dagster_event(event, run.run_id)
+    storage: Any = instance.event_log_storage
+    table = SqlEventLogStorageTable
+    is_late = (table.c.step_key == "one") & (table.c.dagster_event_type == "STEP_SUCCESS")
+    with storage.index_connection() as connection:
+        late = dict(connection.execute(table.select().where(is_late)).mappings().one())
+        connection.execute(table.delete().where(is_late))
+    seen: set[int] = set()
+
+    def ends() -> list[str | None]:
+        events = made._pop_events(instance, run.run_id, seen)
+        return [event.step_key for event in events if event.is_step_success]
+
+    assert ends() == ["another"]
+    with storage.index_connection() as connection:
+        connection.execute(table.insert().values(**late))
+    assert ends() == ["one"] and ends() == []
 
 
 def test_a_step_that_was_taken_for_lost_ends_once(instance: DagsterInstance) -> None:

@@ -28,9 +28,10 @@ from ringrift_pipeline.orchestration.instance_file import instance_file
 from ringrift_pipeline.orchestration.progress import read_progress
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 from ringrift_pipeline.store.atomic import TEMPORARY
+from tests.waiting import until
 
 from . import toy
-from .served import Served, is_gone, served, wait_for
+from .served import Served, is_gone, served
 
 LOG = logging.getLogger("test")
 # from the first look that finds the run over to the end of a deaf step, and some for a busy machine
@@ -68,12 +69,12 @@ def test_deaf_steps_are_gone_soon_after_their_runs(toys: Served) -> None:
     killed = toys.launch("guarded", behaving("deaf"))
     steps = {run_id: toys.step(run_id, "second") for run_id in (terminated, killed)}
     half = toys.data / toy.CONFIG / "generations" / "0000" / "half"
-    wait_for(lambda: [*half.glob(f"{TEMPORARY}*/rows")], 10.0, "half an artefact is there")
+    until(lambda: [*half.glob(f"{TEMPORARY}*/rows")], "half an artefact is there", 10.0)
     began = time.monotonic()
     os.kill(toys.worker(killed), signal.SIGKILL)
     toys.terminate(terminated)
     for step in steps.values():
-        wait_for(lambda step=step: is_gone(step.pid), SOON, f"{step} ends")  # type: ignore[misc]
+        until(lambda step=step: is_gone(step.pid), f"{step} ends", SOON)  # type: ignore[misc]
     assert time.monotonic() - began > 1.0  # they were deaf: only the watchdog ended them
     assert toys.finished(terminated) == DagsterRunStatus.CANCELED
     assert toys.finished(killed) == DagsterRunStatus.FAILURE
@@ -92,7 +93,7 @@ def test_an_orphan_ends_and_its_success_does_not_land(toys: Served) -> None:
     assert toys.finished(run_id) == DagsterRunStatus.FAILURE
     if not is_gone(step.pid):  # the watchdog looks every two seconds: be quicker than it
         go.touch()
-    wait_for(lambda: is_gone(step.pid), SOON, "the orphan ends")
+    until(lambda: is_gone(step.pid), "the orphan ends", SOON)
     assert toys.steps(run_id, DagsterEventType.STEP_SUCCESS) == ["first"]
     assert toys.run(run_id).status == DagsterRunStatus.FAILURE
 
@@ -104,7 +105,7 @@ def test_after_a_reboot_a_lost_run_is_resumed_at_the_step_that_failed(toys: Serv
     step = toys.step(run_id, "second")
     toys.stack.close()
     os.killpg(toys.server.pid, signal.SIGKILL)  # code server, run worker and step: all at once
-    wait_for(lambda: is_gone(step.pid), SOON, "the step is gone")
+    until(lambda: is_gone(step.pid), "the step is gone", SOON)
     toys.server.stop()
     assert toys.run(run_id).status == DagsterRunStatus.STARTED  # nobody was there to notice
 
@@ -135,7 +136,7 @@ def test_a_lost_slot_is_freed(toys: Served) -> None:
         return not storage.get_concurrency_info("gpu").active_slot_count
 
     assert not freed()  # its steps may still be on their way out
-    wait_for(freed, 8.0, "the slot is freed")
+    until(freed, "the slot is freed", 8.0)
     # at the daemon's start nobody can be on their way any more
     lost = create_run_for_test(toys.instance, status=DagsterRunStatus.STARTED)
     assert storage.claim_concurrency_slot("gpu", lost.run_id, "play").is_claimed

@@ -14,9 +14,10 @@ from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.progress import StepProgress
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.atomic import TEMPORARY
+from tests.waiting import until
 
 from . import light
-from .served import PATIENCE, Served, is_gone, served, wait_for
+from .served import Served, is_gone, served
 
 MADE = ("selfplay_shards", "checkpoint", "ema_model", "evaluation")
 SETTINGS = {
@@ -63,7 +64,7 @@ def stop_three_times(ui: Served) -> None:
         ui.terminate(run_id)
         assert ui.finished(run_id) == DagsterRunStatus.CANCELED
         for pid in [working.pid, *workers]:
-            wait_for(lambda pid=pid: is_gone(pid), PATIENCE, f"{asset} stops")  # type: ignore[misc]
+            until(lambda pid=pid: is_gone(pid), f"{asset} stops")  # type: ignore[misc]
         # it ended because it was asked to, in the middle of what it did
         assert ui.steps(run_id, DagsterEventType.RUN_CANCELING)
         assert step not in ui.steps(run_id, DagsterEventType.STEP_SUCCESS)

@@ -28,6 +28,7 @@ from ringrift_pipeline.store import (
 )
 from ringrift_pipeline.store.bucket import Bucket
 from ringrift_pipeline.store.cache import _looked
+from tests.drafts import Writer
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
 
@@ -674,6 +675,38 @@ def test_the_cache_keeps_to_its_budget(
     _looked.clear()
     with pytest.raises(BucketSettingError, match="RINGRIFT_CACHE_GB"):
         there.require(CONFIG, GENERATION, "one")
+
+
+def test_what_lands_keeps_the_cache_to_its_budget(
+    here: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(here, {"n": b"x" * 2000}, kind="one")
+    os.utime(first.path, (1, 1))
+    monkeypatch.setenv("RINGRIFT_CACHE_GB", "0.000003")
+    _looked.clear()
+    make(here, {"n": b"y" * 2000}, kind="two")
+    assert first.path.exists()  # somebody has looked just now: the landing before
+    (mark,) = here.root.glob(".bucket/looked")
+    os.utime(mark, (1, 1))
+    third = make(here, {"n": b"z" * 2000}, kind="three")
+    assert not first.path.exists() and third.path.is_dir()
+    assert here.require(CONFIG, GENERATION, "one").digest == first.digest
+
+
+def test_leftovers_go_though_the_bucket_refuses(
+    s3: S3Server, here: Store, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_BUCKET", bucket_url)
+    refuse(s3, "PUT")
+    with pytest.raises(BucketError):
+        make(impatient(here))
+    with Writer(here.root, CONFIG, KIND) as dead:
+        dead.kill()
+        assert dead.draft.is_dir()
+        with pytest.raises(BucketError):
+            impatient(here).sweep()
+        assert not dead.draft.exists()
+    assert here.remote.pending.places()
 
 
 def test_a_stopped_thread_leaves_no_lock(here: Store, there: Store) -> None:
