@@ -329,6 +329,7 @@ def call_times(
     rules = get_rules(CONFIG)
     states, moves, counts = positions(batch)
     evaluator = Evaluator(model, rules, "cpu", precision=precision)
+    network = BoardNetwork(model, rules, getattr(torch, evaluator.precision)).eval()
     features = evaluator._encoder.encode(states, moves, counts)
     tensors = [torch.from_numpy(features[name]) for name in ("planes", "globals")]
     logits = np.empty(moves.shape, dtype=np.float32)
@@ -339,7 +340,7 @@ def call_times(
 
     def inferred() -> tuple[torch.Tensor, ...]:
         with torch.inference_mode():
-            return evaluator._network(*tensors)
+            return network(*tensors)
 
     board = tuple(output.numpy() for output in inferred())
     return medians(

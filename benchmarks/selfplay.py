@@ -1,12 +1,13 @@
 """How fast selfplay is: the network's share, what the rest costs, two workers, memory, rollouts.
 
     python benchmarks/selfplay.py [--quick] [--json] [--only PART] [--precision P]
-                                  [--memory] [--memory-games N]
+                                  [--model FOLDER] [--memory] [--memory-games N]
 
-Networks have fresh random weights; games are square8_2p with the default settings, one thread.
-Times are processor times of this process, but for the two workers (wall time): other work on the
-machine disturbs them less. Parts (``--only``): network, equal, workers, rollout; ``--memory`` is
-not among them, as it plays thousands of games.
+Networks have fresh random weights, or one is the trained one of ``--model``, a folder of a loop or
+a checkpoint, which alone is measured then; games are square8_2p with the default settings, one
+thread. Times are processor times of this process, but for the two workers (wall time): other work
+on the machine disturbs them less. Parts (``--only``): network, equal, workers, rollout (with
+``--model`` network and rollout); ``--memory`` is not among them, as it plays thousands of games.
 
 - **Selfplay against the bare network call**: positions evaluated a second while a shard is played,
   its thinning end included, over what the network alone does, called again and again with one
@@ -16,7 +17,10 @@ not among them, as it plays thousands of games.
   (all that is neither engine nor evaluation, the recording of games included), encoding, and
   inference (the network and the look-up of its moves).
 - **Simulations a second** against the reference project's Gumbel search on one core with its
-  network of 9.5 million parameters, 44 to 53 (the ratio is to 53).
+  network of 9.5 million parameters, 44 to 53 (the ratio is to 53). Beside it the evaluations that a
+  simulation costs: fewer than one, as finished games need none and remembered positions none again.
+- **What reuse of trees could keep**: of a full search's simulations, the share below the move that
+  is then played, in the mean over the same games.
 - **Two workers** playing two shards against two processes that know nothing of each other and play
   one each, at the same time; games a second from the first start to the last end.
 - **Memory**: resident set after 1,000 and after 5,000 games (or ``--memory-games``), shards of 100.
@@ -27,14 +31,12 @@ not among them, as it plays thousands of games.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,21 +45,21 @@ from typing import Any
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
+from selfplay_times import BATCH, CONFIG, play
 from strength import decisions, seconds_a_move
 
 from ringrift_pipeline.enhancements import TrainingConfig
-from ringrift_pipeline.game import get_rules, kernels
-from ringrift_pipeline.game.compile import kernel
-from ringrift_pipeline.network import Evaluator, NetworkConfig, RingRiftNetwork
-from ringrift_pipeline.search import GumbelSearch, NetworkPlayer, RolloutPlayer, SearchSettings
-from ringrift_pipeline.search.tree import inline_settle
-from ringrift_pipeline.selfplay.play import play_search_games
-from ringrift_pipeline.selfplay.stopping import Interrupted, Reporter
+from ringrift_pipeline.game import get_rules
+from ringrift_pipeline.network import (
+    Evaluator,
+    ModelError,
+    NetworkConfig,
+    RingRiftNetwork,
+    load_model,
+)
+from ringrift_pipeline.search import NetworkPlayer, RolloutPlayer, SearchSettings
 
-CONFIG = "square8_2p"
-BATCH = 128
 #: Network -> least share of the bare call's speed.
 SIZES = {(4, 32): 0.65, (6, 64): 0.85, (6, 96): None}
 GAMES = 64  # of the shard
@@ -99,156 +101,24 @@ def claim(
     }
 
 
-# --- one shard, taken apart ----------------------------------------------------------------------
-class Clock:
-    """Adds up the processor time of calls."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, timed by this clock."""
-
-        def timed(*arguments: Any, **named: Any) -> Any:
-            started = time.process_time()
-            result = function(*arguments, **named)
-            self.seconds += time.process_time() - started
-            return result
-
-        return timed
+def networks(
+    trained: RingRiftNetwork | None,
+) -> Iterator[tuple[str, float | None, RingRiftNetwork]]:
+    """(name, least share of the bare call's speed, network) of what is to be measured."""
+    if trained is None:
+        for (blocks, channels), least in SIZES.items():
+            yield f"{blocks} x {channels}", least, RingRiftNetwork(NetworkConfig(blocks, channels))
+        return
+    size = trained.config.blocks, trained.config.channels
+    yield f"{size[0]} x {size[1]} trained", SIZES.get(size), trained
 
 
-class Watched:
-    """An evaluator that counts and times what it is asked, and keeps some of the positions."""
-
-    KEEP = 40
-    unseen = Evaluator.unseen  # without it selfplay would remember no evaluation
-
-    def __init__(self, model: RingRiftNetwork, precision: str) -> None:
-        self.rules = get_rules(CONFIG)
-        self.evaluator = Evaluator(model, self.rules, "cpu", precision=precision, threads=1)
-        self.network = self.evaluator._network
-        self.encode = self.evaluator._encoder.encode
-        self.whole, self.encoding = Clock(), Clock()
-        self.evaluator._encoder.encode = self.encoding.around(self.encode)  # type: ignore[method-assign]
-        self._timed = self.whole.around(self.evaluator.evaluate)
-        self.positions = 0
-        self.batches = 0
-        self.kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def evaluate(
-        self, states: np.ndarray, moves: np.ndarray, counts: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        self.positions += len(states)
-        self.batches += 1
-        if self.batches % 16 == 8 and len(states) > 100 and len(self.kept) < self.KEEP:
-            self.kept.append((states.copy(), moves.copy(), counts.copy()))
-        return self._timed(states, moves, counts)
-
-    def positions_once(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``count`` of the positions kept: states, moves, counts."""
-        width = max(moves.shape[1] for _, moves, _ in self.kept)
-        padded = [np.pad(m, ((0, 0), (0, width - m.shape[1]))) for _, m, _ in self.kept]
-        states, counts = (np.concatenate([part[k] for part in self.kept]) for k in (0, 2))
-        index = np.resize(np.arange(len(states)), count)
-        return states[index], np.concatenate(padded)[index], counts[index]
-
-
-@kernel
-def _engine_work(b, states, moves, counts, scratch, buffer):  # type: ignore[no-untyped-def]
-    """What the engine does for one leaf, for every row: copy, move, forced moves, legal moves."""
-    total = 0
-    for i in range(states.shape[0]):
-        scratch[:] = states[i]
-        kernels.apply_move(b, scratch, moves[i, i % counts[i]])
-        total += inline_settle(b, scratch, buffer)
-    return total
-
-
-def engine_seconds(watched: Watched) -> float:
-    """Seconds of processor time a leaf."""
-    rules = watched.rules
-    states, moves, counts = watched.positions_once(4000)
-    scratch = np.empty(rules.state_size, dtype=np.int64)
-    buffer = np.empty(rules.max_moves, dtype=np.int64)
-    times = []
-    for _ in range(7):
-        started = time.process_time()
-        _engine_work(rules.constants, states, moves, counts, scratch, buffer)
-        times.append((time.process_time() - started) / len(states))
-    return statistics.median(times[1:])
-
-
-def bare_rates(watched: Watched, seconds: float) -> list[float]:
-    """Positions a second of the network alone on one encoded batch, call by call."""
-    features = watched.encode(*watched.positions_once(BATCH))
-    planes, globals_ = (torch.from_numpy(features[k].copy()) for k in ("planes", "globals"))
-    rates = []
-    with torch.inference_mode():
-        watched.network(planes, globals_)
-        until = time.process_time() + seconds
-        while time.process_time() < until:
-            started = time.process_time()
-            watched.network(planes, globals_)
-            rates.append(BATCH / (time.process_time() - started))
-    return rates
-
-
-@functools.cache
-def some_positions() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of a shard that a tiny network begins; this also compiles what there is."""
-    tiny = Watched(RingRiftNetwork(NetworkConfig(1, 8)), "float32")
-    settings = TrainingConfig().with_overrides({"selfplay.max_plies": 60})
-    search = GumbelSearch(tiny.rules, tiny, settings.search)
-    play_search_games(CONFIG, 128, 1, settings, search, Reporter())
-    return tiny.kept
-
-
-def play(
-    model: RingRiftNetwork, precision: str, games: int, most_seconds: float = float("inf")
-) -> dict[str, float]:
-    """Play one shard (or, cut short, a part of one) and take its time apart; microseconds."""
-    settings = TrainingConfig()
-    watched = Watched(model, precision)
-    search = GumbelSearch(watched.rules, watched, settings.search)
-    watched.kept = some_positions()
-    before = bare_rates(watched, 1.5)
-    watched.encoding.seconds = 0.0  # the bare call's batch was encoded, too
-    started = time.process_time()
-    simulations = 0.0
-    stop = Reporter(None, lambda: time.process_time() - started > most_seconds)
-    try:
-        decisions, _ = play_search_games(CONFIG, games, 2, settings, search, stop)
-        full = decisions.full_search
-        spent = np.where(full, settings.search.simulations, settings.search.cheap_simulations)
-        simulations = float(spent.sum())
-    except Interrupted:
-        pass
-    seconds = time.process_time() - started
-    asked, batches = watched.positions, watched.batches
-    simulations = simulations or asked * 28 / 29  # cut short: all but the roots
-    bare = statistics.median(before + bare_rates(watched, 1.5))
-    each = 1e6 / simulations
-    engine = engine_seconds(watched) * 1e6
-    encoding, whole = watched.encoding.seconds * each, watched.whole.seconds * each
-    return {
-        "evaluations": asked / seconds,
-        "bare": bare,
-        "simulations": simulations / seconds,
-        "batch": asked / batches,
-        "engine": engine,
-        "tree": seconds * each - whole - engine,
-        "encoding": encoding,
-        "inference": whole - encoding,
-    }
-
-
-def network_part(quick: bool, precision: str) -> Iterator[Claim]:
+def network_part(
+    quick: bool, precision: str, trained: RingRiftNetwork | None = None
+) -> Iterator[Claim]:
     """Selfplay against the bare call, its parts, and the reference's simulations a second."""
-    for (blocks, channels), least in SIZES.items():
-        model = RingRiftNetwork(NetworkConfig(blocks, channels))
+    for name, least, model in networks(trained):
         found = play(model, precision, GAMES, QUICK_SECONDS if quick else float("inf"))
-        name = f"{blocks} x {channels}"
         yield claim(
             f"evaluations during selfplay, {name}, {precision}",
             found["evaluations"],
@@ -267,7 +137,11 @@ def network_part(quick: bool, precision: str) -> Iterator[Claim]:
             found["simulations"],
             "simulations/s",
             REFERENCE_SIMULATIONS,
-            LEAST_SPEEDUP if (blocks, channels) == (6, 96) else None,
+            LEAST_SPEEDUP if (model.config.blocks, model.config.channels) == (6, 96) else None,
+        )
+        yield claim(f"evaluations per simulation, {name}", found["asked"], "evaluations")
+        yield claim(
+            f"simulations of a full search below the move played, {name}", found["kept"], "share"
         )
 
 
@@ -353,20 +227,21 @@ def workers_part(quick: bool, precision: str) -> Iterator[Claim]:
 
 
 # --- rollouts ------------------------------------------------------------------------------------
-def rollout_part(quick: bool, precision: str) -> Iterator[Claim]:
+def rollout_part(
+    quick: bool, precision: str, trained: RingRiftNetwork | None = None
+) -> Iterator[Claim]:
     """Playouts a second, and N for every size of network."""
     rows = decisions(CONFIG, 8 if quick else 48)
     playouts = 200 if quick else 400
     rate = playouts / seconds_a_move(RolloutPlayer(CONFIG, playouts=playouts), rows)
     yield claim("playouts of the rollout player", rate, "playouts/s")
-    for blocks, channels in SIZES:
-        model = RingRiftNetwork(NetworkConfig(blocks, channels))
-        rules = get_rules(CONFIG)
+    rules = get_rules(CONFIG)
+    for name, _, model in networks(trained):
         evaluator = Evaluator(model, rules, "cpu", precision=precision, threads=1)
         player = NetworkPlayer(CONFIG, evaluator, simulations=64, settings=SearchSettings())
         each = seconds_a_move(player, rows)
-        yield claim(f"64 simulations for one position, {blocks} x {channels}", each * 1e3, "ms")
-        yield claim(f"N, playouts in that time, {blocks} x {channels}", each * rate, "playouts")
+        yield claim(f"64 simulations for one position, {name}", each * 1e3, "ms")
+        yield claim(f"N, playouts in that time, {name}", each * rate, "playouts")
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -407,12 +282,27 @@ def memory_part(games: int, precision: str) -> Iterator[Claim]:
     )
 
 
-PARTS: dict[str, Callable[[bool, str], Iterator[Claim]]] = {
+PARTS: dict[str, Callable[..., Iterator[Claim]]] = {
     "network": network_part,
     "equal": equal_part,
     "workers": workers_part,
     "rollout": rollout_part,
 }
+OF_ONE_NETWORK = ("network", "rollout")
+
+
+def trained_network(folder: Path, parser: argparse.ArgumentParser) -> RingRiftNetwork:
+    """The network in ``--model``, which must play the games that are measured."""
+    try:
+        model = load_model(folder)
+    except ModelError as error:
+        parser.error(f"--model: {error}")
+    if (model.config.geometry, model.config.players) != ("square", get_rules(CONFIG).players):
+        parser.error(
+            f"--model {folder} is for {model.config.players} players on {model.config.geometry} "
+            f"cells: name one of {CONFIG}"
+        )
+    return model
 
 
 def main() -> None:
@@ -421,6 +311,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a claim")
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--model", type=Path, help="folder of a trained network: only that one")
     parser.add_argument("--memory", action="store_true", help="only the memory, for long")
     parser.add_argument("--memory-games", type=int, default=MEMORY_GAMES, help="games it plays")
     parser.add_argument("--play-store", type=Path, help=argparse.SUPPRESS)
@@ -435,6 +326,12 @@ def main() -> None:
         return
     if options.memory:
         runs = [memory_part(options.memory_games, options.precision)]
+    elif options.model:
+        chosen = options.only or OF_ONE_NETWORK
+        if not set(chosen) <= set(OF_ONE_NETWORK):
+            parser.error(f"with --model only {' and '.join(OF_ONE_NETWORK)} are measured")
+        model = trained_network(options.model, parser)
+        runs = [PARTS[name](options.quick, options.precision, model) for name in chosen]
     else:
         chosen = options.only or PARTS
         runs = [PARTS[name](options.quick, options.precision) for name in chosen]
