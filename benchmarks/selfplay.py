@@ -237,7 +237,7 @@ def rollout_part(
     yield claim("playouts of the rollout player", rate, "playouts/s")
     rules = get_rules(CONFIG)
     for name, _, model in networks(trained):
-        evaluator = Evaluator(model, rules, "cpu", precision=precision, threads=1)
+        evaluator = Evaluator(model, rules, "cpu", precision=precision, backend="auto", threads=1)
         player = NetworkPlayer(CONFIG, evaluator, simulations=64, settings=SearchSettings())
         each = seconds_a_move(player, rows)
         yield claim(f"64 simulations for one position, {name}", each * 1e3, "ms")

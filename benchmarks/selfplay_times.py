@@ -15,7 +15,7 @@ import torch
 from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.game import get_rules, kernels
 from ringrift_pipeline.game.compile import kernel
-from ringrift_pipeline.network import BoardNetwork, Evaluator, NetworkConfig, RingRiftNetwork
+from ringrift_pipeline.network import Evaluator, NetworkConfig, RingRiftNetwork
 from ringrift_pipeline.search import GumbelSearch, SearchPool, SearchResult
 from ringrift_pipeline.search.slots import DONE, IDLE, STAGE
 from ringrift_pipeline.search.tree import VISITS, inline_settle
@@ -51,11 +51,12 @@ class Watched:
     KEEP = 40
     unseen = Evaluator.unseen  # without it selfplay would remember no evaluation
 
-    def __init__(self, model: RingRiftNetwork, precision: str) -> None:
+    def __init__(self, model: RingRiftNetwork, precision: str, backend: str = "auto") -> None:
         self.rules = get_rules(CONFIG)
-        self.evaluator = Evaluator(model, self.rules, "cpu", precision=precision, threads=1)
-        dtype = getattr(torch, self.evaluator.precision)
-        self.network = BoardNetwork(model, self.rules, dtype).eval()  # what the evaluator calls
+        self.evaluator = Evaluator(
+            model, self.rules, "cpu", precision=precision, backend=backend, threads=1
+        )
+        self.network = self.evaluator._board
         self.encode = self.evaluator._encoder.encode
         self.whole, self.encoding = Clock(), Clock()
         self.evaluator._encoder.encode = self.encoding.around(self.encode)  # type: ignore[method-assign]
@@ -158,7 +159,7 @@ def engine_seconds(watched: Watched) -> float:
 def bare_rates(watched: Watched, seconds: float) -> list[float]:
     """Positions a second of the network alone on one encoded batch, call by call."""
     features = watched.encode(*watched.positions_once(BATCH))
-    planes, globals_ = (torch.from_numpy(features[k].copy()) for k in ("planes", "globals"))
+    planes, globals_ = (features[k].copy() for k in ("planes", "globals"))
     rates = []
     with torch.inference_mode():
         watched.network(planes, globals_)

@@ -64,13 +64,17 @@ def lines(found: Status) -> Iterator[str]:
     for run in found.failed:
         began = datetime.fromtimestamp(run.since, UTC).isoformat()
         yield f"failed: {described(run)}, begun {ago(began)}; its page in the UI says why"
+    for run in found.cancelled:
+        at = datetime.fromtimestamp(run.since, UTC).isoformat()
+        yield f"cancelled: {described(run)}, {ago(at)}; nothing starts it again by itself"
+        yield f"      ringrift loop --config {run.config} goes on, or Re-execute on its page in the UI"
     if found.alerts:
         yield f"alerts: {found.alerts} not told to anybody yet; the daemon passes them on"
     for run in found.waiting:
         yield f"waits: {described(run)}"
     for following in found.following:
         yield f"next: {following.what}, {following.when}"
-    stopped = any(one.stopped for one in found.configs)
+    stopped = found.cancelled or any(one.stopped for one in found.configs)
     if not (found.running or found.waiting or found.following or stopped):
         yield "nothing runs and nothing waits: ringrift loop plays a generation"
 

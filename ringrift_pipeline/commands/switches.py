@@ -34,7 +34,8 @@ def pause(common: Common, everybody: AllOption = False, only: OnlyOption = None)
 def resume(common: Common, everybody: AllOption = False, only: OnlyOption = None) -> None:
     """Let a paused config go on: the next generation starts as soon as a daemon runs.
 
-    That is `ringrift loop` or `ringrift ui`.
+    That is `ringrift loop` or `ringrift ui`. One whose run was cancelled stays so: `ringrift status`
+    names it, `ringrift loop` begins it anew.
     """
     _turn(common, everybody, only, on=True)
 

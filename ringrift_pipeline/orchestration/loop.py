@@ -330,7 +330,7 @@ class Loop:
             since = now - self._finished_at.setdefault(state.generation, now)
             name = f"{self.request.config} generation {state.key}"
             if state.status == "canceled":
-                raise LoopError(f"{name}: its run was cancelled")
+                raise LoopError(f"{name}: its run was cancelled; ringrift loop goes on from there")
             if state.status == "failure":
                 if since > RETRY_PATIENCE or not self._may_be_retried(state.run_id):
                     raise LoopError(f"{name}: {self.failure(state.run_id)}")

@@ -8,9 +8,15 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, Ru
 from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG
 
-from ringrift_pipeline.orchestration.names import BACKFILL_TAG
+from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.launchable import next_generation
+from ringrift_pipeline.orchestration.names import BACKFILL_TAG, generation_in, job_name
+from ringrift_pipeline.store import Store
 
 RETRY_TAG = "dagster/will_retry"
+LOOKED_THROUGH = (
+    20  # newest runs of a config among which that of its newest generation is looked for
+)
 TAG_PATIENCE = 10.0  # seconds that Dagster may take to note whether it retries a run
 
 
@@ -45,6 +51,27 @@ def run_end(instance: DagsterInstance, run_id: str | None) -> str | None:
     if record is None:
         return "is unknown"
     return None if _goes_on(instance, record) else f"ended ({record.dagster_run.status.value})"
+
+
+def cancelled_run(instance: DagsterInstance, store: Store, config: str) -> RunRecord | None:
+    """The run at which a config's loop stands: the newest of the newest generation that was asked
+    for, if it was cancelled and the generation has not been decided. None: there is no such run.
+
+    Nobody starts it again by itself, for somebody meant it.
+    """
+    following = next_generation(store, config)
+    found = []
+    for record in instance.get_run_records(RunsFilter(job_name=job_name(config)), LOOKED_THROUGH):
+        tags = record.dagster_run.tags
+        generation = generation_in(tags)
+        if generation is not None and generation <= following and BACKFILL_TAG not in tags:
+            found.append((generation, record.storage_id, record))
+    if not found:
+        return None
+    generation, _, newest = max(found, key=lambda one: one[:2])
+    if newest.dagster_run.status != DagsterRunStatus.CANCELED:
+        return None
+    return newest if read_decision(store, config, generation) is None else None
 
 
 def _goes_on(instance: DagsterInstance, record: RunRecord) -> bool:

@@ -7,6 +7,9 @@ job and are given one here. A limit in ``dagster.yaml`` then lets one run a conf
 
 Of several runs that one sensor asked for with the same run key, only the first is kept. Dagster
 looks for an earlier one before it makes a run, which does not help where two daemons look at once.
+
+A run that is asked to end while it starts, as by Ctrl-C, is cancelled. With Dagster alone its process
+ends without a word, and the run is taken for lost, to be retried.
 """
 
 from __future__ import annotations
@@ -44,6 +47,17 @@ class GenerationsInOrder(QueuedRunCoordinator):
             if tags:
                 self._instance.add_run_tags(run.run_id, tags)
             return super().submit_run(context._replace(dagster_run=run))
+
+    def cancel_run(self, run_id: str) -> bool:
+        """As Dagster's; one that starts, and has begun nothing, counts as cancelled at once."""
+        run = self._instance.get_run_by_id(run_id)
+        asked = super().cancel_run(run_id)
+        if run is None or run.status != DagsterRunStatus.STARTING:
+            return asked
+        asked_to_end = self._instance.get_run_by_id(run_id)
+        if asked_to_end is not None and not asked_to_end.is_finished:
+            self._instance.report_run_canceled(asked_to_end, "Cancelled while it started.")
+        return True
 
     def _drop(self, run_id: str, first: DagsterRun) -> None:
         run = self._instance.get_run_by_id(run_id)

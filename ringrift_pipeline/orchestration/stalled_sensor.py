@@ -31,6 +31,7 @@ from ringrift_pipeline.orchestration.decisions import FAULTS, LIMIT, newest_deci
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     CONFIGS,
+    PARTITION_TAG,
     SENSOR,
     STALLED_SENSOR,
     generation_in,
@@ -40,6 +41,7 @@ from ringrift_pipeline.orchestration.names import (
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.store import Store
 
 INTERVAL = 120  # seconds between two looks at the store
@@ -52,7 +54,7 @@ _STATES = {
     "STARTED": "its run {run} is under way and lands nothing: look at its log in the UI, terminate "
     "it if it hangs",
     "CANCELING": "its run {run} is being cancelled and does not end: look at its log in the UI",
-    "CANCELED": "its newest run {run} was cancelled",
+    "CANCELED": "its newest run {run} was cancelled: re-execute it in the UI",
     "FAILURE": "its newest run {run} failed: re-execute it from failure in the UI",
     "SUCCESS": f"its newest run {{run}} succeeded, but {SENSOR} started no other: is that sensor on?",
 }
@@ -175,8 +177,9 @@ def find_stall(
 ) -> Stall | None:
     """The standstill of a config that has been begun, None if there is none.
 
-    It began when something last landed, a generation's run was last asked for, or the switches
-    were last changed, whichever is the latest: a config that is taken up again is given its time.
+    It began when something last landed, a generation's run was last asked for or cancelled, or the
+    switches were last changed, whichever is the latest: a config that is taken up again is given its
+    time.
 
     Args:
         now: what the computer's clock says, for a sign that ``signs`` do not know.
@@ -200,6 +203,10 @@ def find_stall(
     if newest is not None:
         times.append(newest.create_timestamp)
         mark.append(newest.dagster_run.run_id)
+    cancelled = cancelled_run(instance, store, config)
+    if cancelled is not None and cancelled.end_time is not None:
+        times.append(datetime.fromtimestamp(cancelled.end_time, UTC))
+        mark.append(f"{cancelled.dagster_run.run_id} cancelled")
     if switches.changed_at is not None:
         times.append(datetime.fromisoformat(switches.changed_at))
         mark.append(switches.changed_at)
@@ -213,8 +220,8 @@ def find_stall(
         since=since,
         hours=hours,
         allowed=settings.watch.stalled_hours,
-        why=_why(newest, decided),
-        run_id=newest.dagster_run.run_id if newest is not None else None,
+        why=_why(newest, decided, cancelled),
+        run_id=told_of.dagster_run.run_id if (told_of := cancelled or newest) is not None else None,
     )
 
 
@@ -236,8 +243,18 @@ def _later(newest: RunRecord | None, generation: int) -> bool:
     return asked is not None and asked > generation
 
 
-def _why(newest: RunRecord | None, decided: tuple[int, dict[str, Any]] | None) -> str:
+def _why(
+    newest: RunRecord | None,
+    decided: tuple[int, dict[str, Any]] | None,
+    cancelled: RunRecord | None,
+) -> str:
     """What can be seen from here of the reason."""
+    if cancelled is not None:
+        key = cancelled.dagster_run.tags[PARTITION_TAG]
+        return (
+            f"the run {cancelled.dagster_run.run_id} of generation {key} was cancelled, and is not "
+            "started again by itself: re-execute it in the UI"
+        )
     if decided is not None and decided[1].get("end") in FAULTS and not _later(newest, decided[0]):
         reasons = "; ".join(map(str, decided[1]["reasons"]))
         return f"the loop stopped at generation {generation_key(decided[0])}: {reasons}"

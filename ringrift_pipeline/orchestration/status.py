@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
+    CONFIGS,
     SENSOR,
     config_in,
     generation_in,
@@ -37,6 +38,7 @@ from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.presence import Presence, present
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
+from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.orchestration.schedules import schedules
 from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.orchestration.summary import summarize
@@ -109,7 +111,12 @@ class Strength:
 
 @dataclass(frozen=True)
 class Status:
-    """A data root at one moment. ``failed``: of every config the newest run, if it failed. ``alerts``: those not delivered yet. ``history_bytes`` are Dagster's own."""
+    """A data root at one moment.
+
+    ``failed``: of every config the newest run, if it failed. ``cancelled``: of every config the run
+    at which its loop stands since (``since``) it was cancelled. ``alerts``: those not delivered yet.
+    ``history_bytes`` are Dagster's own.
+    """
 
     data: str
     running: list[RunState]
@@ -118,6 +125,7 @@ class Status:
     configs: list[Strength]
     services: list[Presence]
     failed: list[RunState]
+    cancelled: list[RunState]
     alerts: int
     bytes: int
     history_bytes: int
@@ -134,6 +142,7 @@ def status_of(data: Path) -> Status:
     waiting: list[RunState] = []
     following: list[Next] = []
     failed: list[RunState] = []
+    cancelled: list[RunState] = []
     store = Store(data)
     if (home_folder(data) / "dagster.yaml").exists():
         with open_instance(data) as instance:
@@ -145,6 +154,7 @@ def status_of(data: Path) -> Status:
             waiting = [_run(record) for record in queued]
             following = list(_following(instance, store, [*working, *queued]))
             failed = list(_failed(instance))
+            cancelled = list(_cancelled(instance, store))
     there = next((folder for folder in (data, *data.parents) if folder.exists()), data)
     usage = usage_below(data)
     return Status(
@@ -155,6 +165,7 @@ def status_of(data: Path) -> Status:
         configs=[_strength(store, config, usage.get(config, 0)) for config in store.configs()],
         services=present(data),
         failed=failed,
+        cancelled=cancelled,
         alerts=Outbox(store).waiting(),
         bytes=sum(usage.values()),
         history_bytes=usage.get(home_folder(data).name, 0),
@@ -195,6 +206,14 @@ def _failed(instance: DagsterInstance) -> Iterator[RunState]:
         looked_at.add(config)
         if record.dagster_run.status == DagsterRunStatus.FAILURE:
             yield _run(record)
+
+
+def _cancelled(instance: DagsterInstance, store: Store) -> Iterator[RunState]:
+    for config in CONFIGS:
+        record = cancelled_run(instance, store, config)
+        if record is not None:
+            state = _run(record)
+            yield replace(state, since=record.end_time or state.since)
 
 
 # --- what is next -------------------------------------------------------------------------------

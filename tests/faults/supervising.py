@@ -47,15 +47,23 @@ mutation ($params: ExecutionParams!) {
 """
 
 
-def launched(port: int, parameters: dict[str, Any]) -> str:
-    """Launch a run over HTTP, as the launchpad of the web server on this port does; its id."""
+def answered(port: int, query: str, **variables: Any) -> dict[str, Any]:
+    """What the web server on this port says of the one field that a GraphQL query has."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/graphql",
-        json.dumps({"query": LAUNCH, "variables": {"params": parameters}}).encode(),
+        json.dumps({"query": query, "variables": variables}).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=120) as page:
-        answer = json.load(page)["data"]["launchRun"]
+        told = json.load(page)
+    assert not told.get("errors"), told
+    (answer,) = told["data"].values()
+    return dict(answer)
+
+
+def launched(port: int, parameters: dict[str, Any]) -> str:
+    """Launch a run over HTTP, as the launchpad of the web server on this port does; its id."""
+    answer = answered(port, LAUNCH, params=parameters)
     assert answer["__typename"] == "LaunchRunSuccess", answer
     return str(answer["run"]["runId"])
 

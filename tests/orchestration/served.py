@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,12 +47,27 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+@functools.cache
+def _schema() -> Any:
+    return create_schema()
+
+
+def ask(workspace: Any, query: str, **variables: Any) -> Any:
+    """The answer of the one field that a GraphQL query has."""
+    context = workspace.create_request_context()
+    result = asyncio.run(
+        _schema().execute_async(query, context_value=context, variable_values=variables)
+    )
+    assert not result.errors, result.errors
+    (answer,) = result.data.values()
+    return answer
+
+
 class Served:
     """The code location ``module`` on a data root, its queue worked by hand."""
 
     def __init__(self, data: Path, instance: DagsterInstance, module: str, socket: Path) -> None:
         self.data, self.instance, self.module, self.socket = data, instance, module, socket
-        self.schema = create_schema()
         self.server = self.start()
         self.stack = ExitStack()
         self.connect()
@@ -77,14 +93,8 @@ class Served:
         self.queue = QueuedRunCoordinatorDaemon(interval_seconds=1)
 
     def ask(self, query: str, **variables: Any) -> Any:
-        """The answer of the one field that a GraphQL query has."""
-        context = self.workspace.create_request_context()
-        result = asyncio.run(
-            self.schema.execute_async(query, context_value=context, variable_values=variables)
-        )
-        assert not result.errors, result.errors
-        (answer,) = result.data.values()
-        return answer
+        """What the UI is answered."""
+        return ask(self.workspace, query, **variables)
 
     def launch(self, job: str, config: dict[str, Any], assets: list[Any] | None = None) -> str:
         """Launch a job as the launchpad does; the id of the run, which may still be queued."""

@@ -23,7 +23,11 @@ from dagster._daemon.auto_run_reexecution.auto_run_reexecution import (
 from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_iteration
 
 from ringrift_pipeline.orchestration import watchdog
-from ringrift_pipeline.orchestration.instance import prepare_home, sweep_lost_runs
+from ringrift_pipeline.orchestration.instance import (
+    cancel_active,
+    prepare_home,
+    sweep_lost_runs,
+)
 from ringrift_pipeline.orchestration.instance_file import instance_file
 from ringrift_pipeline.orchestration.progress import read_progress
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
@@ -32,6 +36,7 @@ from tests.waiting import until
 
 from . import toy
 from .served import Served, is_gone, served
+from .test_termination import workers_of
 
 LOG = logging.getLogger("test")
 # from the first look that finds the run over to the end of a deaf step, and some for a busy machine
@@ -96,6 +101,44 @@ def test_an_orphan_ends_and_its_success_does_not_land(toys: Served) -> None:
     until(lambda: is_gone(step.pid), "the orphan ends", SOON)
     assert toys.steps(run_id, DagsterEventType.STEP_SUCCESS) == ["first"]
     assert toys.run(run_id).status == DagsterRunStatus.FAILURE
+
+
+MARK_AS_CANCELED = """
+mutation ($run: String!) {
+  terminateRun(runId: $run, terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) { __typename }
+}
+"""
+
+
+@pytest.mark.parametrize("by", ["the UI", "Ctrl-C"])
+def test_a_run_that_is_terminated_while_it_starts_is_cancelled_for_good(
+    toys: Served, by: str
+) -> None:
+    """The UI can only mark it, and its process sees that. One that is asked to end, as by Ctrl-C, ends
+    without a word: Dagster alone takes the run for lost, and retries it.
+    """
+    hold = toy.note(toys.data, "hold")
+    hold.touch()
+    try:
+        run_id = toys.launch("guarded", behaving("pass"))
+        workers = until(lambda: workers_of(toys.server.pid), "the run has a process")
+        time.sleep(1.0)  # it loads what it is to run
+        assert toys.run(run_id).status == DagsterRunStatus.STARTING
+        if by == "the UI":
+            answer = toys.ask(MARK_AS_CANCELED, run=run_id)
+            assert answer["__typename"] == "TerminateRunSuccess"
+        else:
+            cancel_active(toys.instance, patience=1.0)
+    finally:
+        hold.unlink()
+    for pid in workers:
+        until(lambda pid=pid: is_gone(pid), "the run's process ends")  # type: ignore[misc]
+    time.sleep(2.0)  # the code server looks for lost runs every half a second
+    records = toys.instance.get_run_records(RunsFilter(run_ids=[run_id]))
+    list(consume_new_runs_for_automatic_reexecution(toys.workspace, records, LOG))
+    assert [run.run_id for run in toys.instance.get_runs() if run.parent_run_id == run_id] == []
+    assert toys.run(run_id).status == DagsterRunStatus.CANCELED
+    assert toys.steps(run_id, DagsterEventType.STEP_START) == []
 
 
 def test_after_a_reboot_a_lost_run_is_resumed_at_the_step_that_failed(toys: Served) -> None:
