@@ -108,6 +108,7 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
             "search.cheap_simulations": 6,
             "evaluation.games": 24,
             "evaluation.simulations": 24,
+            "evaluation.max_games": 500,
             "training.window_games": 256,
         },
         "hexagonal_*": {
@@ -119,6 +120,7 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
             "search.cheap_simulations": 6,
             "evaluation.games": 12,
             "evaluation.simulations": 24,
+            "evaluation.max_games": 500,
             "training.window_games": 128,
         },
     },
