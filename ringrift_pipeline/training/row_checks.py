@@ -25,11 +25,13 @@ class BadRowsError(WindowError):
 
     Attributes:
         rows: (N,) window rows, ascending.
+        what: what is wrong, without the rows.
     """
 
-    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
-        super().__init__(message, tuple(int(row) for row in rows))
+    def __init__(self, message: str, rows: Sequence[int] = (), what: str = "") -> None:
+        super().__init__(message, tuple(int(row) for row in rows), what or message)
         self.rows: tuple[int, ...] = self.args[1]
+        self.what: str = self.args[2]
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -81,7 +83,7 @@ def check_rows(
     for what, bad in wrong.items():
         if bad.any():
             found = np.unique(rows[bad])
-            raise BadRowsError(f"{what}: {name_rows(window, found)}", found.tolist())
+            raise BadRowsError(f"{what}: {name_rows(window, found)}", found.tolist(), what)
 
 
 def check_surprise(window: Window) -> None:

@@ -280,7 +280,7 @@ class TrainingRun:
         message = stats.message
         if stats.anomaly:
             self.loss.load_state_dict(auxiliary)  # no part of the epoch's means
-            if stats.rows and stats.anomaly != "bad_data":
+            if stats.rows:
                 message += f": {name_rows(self.dataset.window, stats.rows)}"
             self._note(f"step {self.iteration}: {message}")
         self.loss.settle()
@@ -321,7 +321,7 @@ class TrainingRun:
             try:
                 batch = self.dataset.batch(rows, symmetries)
             except BadRowsError as error:
-                return self.facade.refuse_batch(str(error), error.rows)
+                return self.facade.refuse_batch(error.what, error.rows)
             batch["indices"] = rows
             batch["games"] = self._game[rows]
             batch["surprise"] = self._surprise[rows]

@@ -188,14 +188,12 @@ def analysis_engine(folder: Path) -> Target:
 def terminal_line(folder: Path) -> Target:
     """What is typed in a game in the terminal: a move is chosen, or the person gives up."""
     from ringrift_pipeline.commands import play
-    from ringrift_pipeline.commands.console import output
     from ringrift_pipeline.game import new_game
     from ringrift_pipeline.search import load_player
 
     state = new_game("square8_2p")
     legal = state.legal_moves()
     players = {2: load_player("heuristic", "square8_2p")}
-    output.file = open("/dev/null", "w")  # noqa: SIM115 - as long as the process
 
     def run(data: bytes) -> None:
         before, out = sys.stdin, sys.stdout

@@ -103,6 +103,7 @@ COVERED = {
     "store/cache.py:Cache._fill": BUCKET,
     "store/cache.py:Cache.drop": BUCKET,
     "store/cache.py:Cache.look": BUCKET,
+    "store/cache.py:Cache.make_room": BUCKET,
     "store/champion.py:_migrated": "an older history",
     "store/champion.py:_reconcile": "a promotion",
     "store/champion.py:promote": "a promotion",

@@ -78,9 +78,14 @@ def by_search(store: Store, plan: Plan, model: Artefact) -> np.ndarray:
     for place, row in zip(moves, rows, strict=True):
         place[: len(legal[row])] = legal[row]
     policies = []
-    for precision in ("float32", "bfloat16"):
+    for precision, backend in (("float32", "torch"), ("bfloat16", "auto")):
         evaluator = Evaluator(
-            load_model(model.path), rules, "cpu", precision=precision, max_batch=BATCH
+            load_model(model.path),
+            rules,
+            "cpu",
+            precision=precision,
+            backend=backend,
+            max_batch=BATCH,
         )
         logits, _ = evaluator.evaluate(some, moves, counts)
         policies.append(torch.log_softmax(torch.from_numpy(logits).double(), dim=1).numpy())
