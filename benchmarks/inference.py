@@ -53,6 +53,7 @@ from ringrift_pipeline.network import (
     load_model,
     resolve_backend,
 )
+from ringrift_pipeline.network.openvino_network import OpenVinoNetwork
 
 CONFIG = "square8_2p"
 SHAPES = ((4, 32), (6, 64), (6, 96))
@@ -200,26 +201,9 @@ def by_onnxruntime(path: Path) -> Callable:
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
 
-def by_openvino(path: Path, precision: str) -> Callable:
-    import openvino
-
-    compiled = openvino.Core().compile_model(
-        path,
-        "CPU",
-        {
-            "INFERENCE_NUM_THREADS": 1,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
-        },
-    )
-    request = compiled.create_infer_request()
-
-    def run(*arrays: np.ndarray) -> list[np.ndarray]:
-        outputs = request.infer(list(arrays))
-        return [outputs[index] for index in range(3)]
-
-    return run
+def by_openvino(model: RingRiftNetwork, precision: str) -> Callable:
+    run = OpenVinoNetwork(model, get_rules(CONFIG), precision, 1)
+    return lambda *arrays: [output.copy() for output in run(*arrays)]
 
 
 def makers(
@@ -235,8 +219,8 @@ def makers(
         "torch float32": lambda: by_torch(model, torch.float32),
         "torch bfloat16": lambda: by_torch(model, torch.bfloat16),
         "onnxruntime float32": lambda: by_onnxruntime(file()),
-        "openvino float32": lambda: by_openvino(file(), "f32"),
-        "openvino bfloat16": lambda: by_openvino(file(), "bf16"),
+        "openvino float32": lambda: by_openvino(model, "float32"),
+        "openvino bfloat16": lambda: by_openvino(model, "bfloat16"),
     }
     if compiled:
         found["torch.compile float32"] = lambda: by_torch(model, torch.float32, True)
