@@ -77,6 +77,7 @@ def _bad_input(error: BaseException) -> bool:
 
     kinds: list[type[BaseException]] = [InputError, ConfigError, StoreError]
     named = {
+        "ringrift_pipeline.network.errors": ("MissingBackendError",),
         "ringrift_pipeline.selfplay.plan": ("PlanError",),
         "ringrift_pipeline.training.loop": ("ResumeError",),
         "ringrift_pipeline.training.processes": ("ProcessesError",),

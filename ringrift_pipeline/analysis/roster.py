@@ -67,6 +67,7 @@ class Roster:
                 LookupError,
                 OSError,
                 RuntimeError,
+                ImportError,
                 BucketError,
                 StoreError,
             ) as error:
@@ -128,4 +129,5 @@ def described(player: Player) -> dict[str, Any]:
         evaluator: Any = player.evaluator
         told["device"] = str(getattr(evaluator, "device", "cpu"))
         told["precision"] = str(getattr(evaluator, "precision", "float32"))
+        told["backend"] = str(getattr(evaluator, "backend", "torch"))
     return told

@@ -179,8 +179,9 @@ def _in_terminal(
                 seed=settings.seed + seat,
                 data=common.root,
                 device=settings.device,
+                settings=settings.search,
             )
-        except (ValueError, LookupError, OSError) as error:
+        except (ValueError, LookupError, OSError, ImportError) as error:
             raise InputError(f"--player {spec}: {error}") from error
     show = not (quiet or common.as_json)
     moves = []

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 #: Sizes of batch for which a compiled graph is kept, the latest; one takes some 7 MiB on square8.
 MOST_SIZES = 24
+#: Sums of the trunk over the board above the largest float32 divided by this count as an overflow.
+ROOM = 1e8
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
@@ -113,17 +115,31 @@ class _Graph:
             x = ops.add(x, y)
         x = self.on_board(ops.relu(x))
         pooled = self.pool(x)
+        overflowed = self.sound(ops.multiply(pooled, np.float32(ROOM)))
         hidden = self.conv(x, network.hidden)
-        hidden = ops.relu(
-            ops.add(hidden, self.everywhere(self.linear(pooled, network.hidden_pool)))
-        )
+        hidden = ops.add(hidden, self.everywhere(self.linear(pooled, network.hidden_pool)))
+        hidden = ops.relu(hidden)
         cells = ops.transpose(self.conv(hidden, network.cells), np.array([0, 2, 3, 1]))
         cells = ops.reshape(cells, np.array([batch, size * size, -1]), special_zero=False)
-        value = self.pool(self.on_board(ops.relu(self.conv(x, network.value_conv))))
+        value = self.conv(x, network.value_conv)
+        overflowed = ops.add(overflowed, self.sound(value))
+        value = self.pool(self.on_board(ops.relu(value)))
         value = self.linear(ops.concat([value, globals_], axis=1), network.value_hidden)
-        value = self.linear(ops.relu(value), network.value_out)
+        overflowed = ops.add(overflowed, self.sound(value))
+        value = ops.add(self.linear(ops.relu(value), network.value_out), overflowed)
         outputs = (cells, self.linear(pooled, network.kind_bias), value)
         return Model([ops.result(output) for output in outputs], [planes, globals_], "board")
+
+    def sound(self, x: Any) -> Any:
+        """(B, 1): 0, or NaN where anything of the position is not finite; the value tells it.
+
+        OpenVINO's relu and clamp make numbers of NaN, and what follows of them would look like any
+        other position. It is looked at before the value's relus, where that costs next to nothing, and
+        of the trunk by its sums and maxima, which are too large wherever a sum has overflowed.
+        """
+        axes = np.arange(1, len(x.get_output_shape(0)))
+        total = self.ops.reduce_sum(x, axes, False)
+        return self.ops.unsqueeze(self.ops.multiply(total, np.float32(0.0)), np.array([1]))
 
     def conv(self, x: Any, layer: nn.Module) -> Any:
         assert isinstance(layer, nn.Conv2d)

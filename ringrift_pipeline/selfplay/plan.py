@@ -191,12 +191,13 @@ def plan_generation(
     ------
     PlanError
         if the generation is negative or a setting cannot be planned with: ``finetune.source``
-        names a model that is not there, or one of another geometry or network shape.
+        names a model that is not there, or one of another geometry or network shape;
+        ``search.backend`` is not installed here, or cannot run on ``device``.
     ValueError
         if the config is unknown (the message lists the known ones).
     """
     from ringrift_pipeline.game import get_rules
-    from ringrift_pipeline.network import resolve_backend, resolve_precision
+    from ringrift_pipeline.network import MissingBackendError, resolve_backend, resolve_precision
     from ringrift_pipeline.selfplay.opponents import draw_opponents, newest_ensemble
     from ringrift_pipeline.selfplay.windowing import window_of
 
@@ -206,6 +207,10 @@ def plan_generation(
     existing = _existing(store, config, generation)
     if existing is not None:
         return existing
+    try:
+        backend = resolve_backend(settings.search.backend, settings.device)
+    except (MissingBackendError, ValueError) as error:
+        raise PlanError(f"search.backend or device: {error}") from error
     root = np.random.SeedSequence(settings.seed, spawn_key=(_key(config), generation))
     seed = _state(root)
     sizes = _shard_sizes(settings.effective_games, settings.selfplay.games_per_shard)
@@ -249,7 +254,7 @@ def plan_generation(
             )
         ],
         "precision": resolve_precision(settings.search.precision, settings.device),
-        "backend": resolve_backend(settings.search.backend, settings.device),
+        "backend": backend,
         "settings": settings.to_dict(),
     }
     if finetune is not None:

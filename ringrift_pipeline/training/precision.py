@@ -30,18 +30,17 @@ def measured(
 ) -> dict[str, Any]:
     """What search's arithmetic does to the policy of ``model``, as metadata.
 
-    ``search_precision`` and ``search_backend`` are what ``search.precision`` and ``search.backend``
-    mean on this machine and the plan's device;
+    ``search_precision`` and ``search_backend`` are what the plan notes of its selfplay;
     ``val/precision_policy_kl`` the mean of KL(float32 || that precision), nats, over
     ``precision_positions`` held-out positions of the checkpoint's window. For float32 it is 0.
     Where the window's shards are no longer there, ``search_precision_note`` says so instead.
     """
-    from ringrift_pipeline.network import resolve_backend, resolve_precision
+    from ringrift_pipeline.network import MissingBackendError
     from ringrift_pipeline.store import CorruptArtefactError, MissingArtefactError
 
-    search, device = plan.settings.search, plan.settings.device
-    precision = resolve_precision(search.precision, device)
-    backend = resolve_backend(search.backend, device)
+    precision, backend = plan.precision, plan.backend
+    # This step may be made elsewhere than the games: OpenVINO is the CPU's.
+    device = "cpu" if backend == "openvino" else plan.settings.device
     told: dict[str, Any] = {"search_precision": precision, "search_backend": backend}
     if precision == "float32":
         return told | {DIVERGENCE: 0.0, "precision_positions": 0}
@@ -52,7 +51,10 @@ def measured(
     rows = some_rows(window)
     if not len(rows):
         return told | {NOTE: "no held-out position has a choice of moves"}
-    mean = float(policy_divergence(model, window, rows, precision, device, backend).mean())
+    try:
+        mean = float(policy_divergence(model, window, rows, precision, device, backend).mean())
+    except MissingBackendError as error:
+        return told | {NOTE: f"not on this machine: {error}"}
     return told | {
         DIVERGENCE: mean if math.isfinite(mean) else None,
         "precision_positions": len(rows),

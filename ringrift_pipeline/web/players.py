@@ -146,7 +146,7 @@ class Players:
             yield seat.player
 
     def _load(self, config: str, spec: str, simulations: int) -> Player:
-        expected: tuple[type[Exception], ...] = (ValueError, LookupError, OSError)
+        expected: tuple[type[Exception], ...] = (ValueError, LookupError, OSError, ImportError)
         expected += (BucketError, StoreError)
         if spec not in BASELINES:
             from ringrift_pipeline.network import ModelError  # loads torch

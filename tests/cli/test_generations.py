@@ -141,3 +141,15 @@ def test_a_loop_plays_as_many_generations_as_its_preset_promises(
     monkeypatch.setattr("ringrift_pipeline.commands.loop._announce", announce)
     assert run(["loop", *arguments]) != 0
     assert announced == [(0, last)]
+
+
+def test_a_backend_that_is_not_installed_is_one_line(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ringrift_pipeline.network import evaluator
+
+    monkeypatch.setattr(evaluator, "find_spec", lambda name: None)
+    assert run(["selfplay", *TINY, "--set", "search.backend=openvino"]) == 2
+    told = capsys.readouterr().err
+    assert "search.backend" in told and "ringrift-pipeline[openvino]" in told
+    assert "Traceback" not in told and store.generations(CONFIG) == []

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from ringrift_pipeline.game import get_rules
-from ringrift_pipeline.network import Evaluator, MissingBackendError, evaluator, resolve_backend
+from ringrift_pipeline.network import (
+    Evaluator,
+    MissingBackendError,
+    NonFiniteOutputError,
+    evaluator,
+    resolve_backend,
+)
 from ringrift_pipeline.network.board_network import BoardNetwork
 from ringrift_pipeline.network.encoding import NUM_GLOBALS, NUM_PLANES
 
@@ -120,3 +126,22 @@ def test_openvino_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend("auto", "cuda") == "torch"
     with pytest.raises(ValueError, match="not on cuda"):
         resolve_backend("openvino", "cuda")
+
+
+@needs_openvino
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "layer", ["stem", "blocks.1.second", "policy.hidden", "value.conv", "value.hidden"]
+)
+def test_an_overflow_within_is_refused(layer: str, precision: str, backend: str) -> None:
+    """OpenVINO's relu would make 0 of a NaN, and the answer look like any other."""
+    rules = get_rules("square8_2p")
+    model = network(rules.geometry, blocks=2)
+    with torch.no_grad():
+        weight = model.get_submodule(layer).weight  # what loads, and its sums are no numbers
+        weight.copy_(torch.where(weight < 0, -3e38, 3e38))
+    p = spread(random_positions("square8_2p"), 3)
+    broken = Evaluator(model, rules, "cpu", precision=precision, backend=backend)
+    with pytest.raises(NonFiniteOutputError, match="not finite"):
+        evaluated(broken, p)
