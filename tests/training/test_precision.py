@@ -42,10 +42,10 @@ def trained(finished: Path, tmp_path: Path) -> Store:
 
 
 def planned(store: Store, precision: str) -> Plan:
-    """The second generation's plan, with this ``search.precision``."""
+    """The second generation's plan, with games of this ``search.precision``."""
     plan = load_plan(store, CONFIG, 1)
     settings = plan.settings.with_overrides({"search.precision": precision})
-    return Plan.from_dict({**plan.raw, "settings": settings.to_dict()})
+    return Plan.from_dict({**plan.raw, "settings": settings.to_dict(), "precision": precision})
 
 
 def check(store: Store) -> Judgement:
