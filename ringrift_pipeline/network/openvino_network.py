@@ -9,6 +9,7 @@ one that takes any size is up to a quarter slower.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,18 @@ ROOM = 1e8
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
+@functools.cache
+def _core() -> Any:
+    """OpenVINO, one for the process and as long as it lives.
+
+    Its CPU plugin gives the thread that loads it a stack for signals. When the last of its objects goes,
+    so does that stack, and the next signal with a handler (a child's end) would kill the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoNetwork:
     """What `BoardNetwork` computes, for batches of any size, on the CPU.
 
@@ -47,8 +60,6 @@ class OpenVinoNetwork:
     def __init__(
         self, network: RingRiftNetwork, rules: Rules, precision: str, threads: int | None
     ) -> None:
-        import openvino
-
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "EXECUTION_MODE_HINT": "ACCURACY" if precision == "float32" else "PERFORMANCE",
@@ -59,7 +70,7 @@ class OpenVinoNetwork:
         }
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = threads
-        self._core, self._properties = openvino.Core(), properties
+        self._core, self._properties = _core(), properties
         self._board, self._size = BoardNetwork(network, rules), int(rules.size)
         self._requests: OrderedDict[int, Any] = OrderedDict()
 

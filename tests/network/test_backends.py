@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -145,3 +148,32 @@ def test_an_overflow_within_is_refused(layer: str, precision: str, backend: str)
     broken = Evaluator(model, rules, "cpu", precision=precision, backend=backend)
     with pytest.raises(NonFiniteOutputError, match="not finite"):
         evaluated(broken, p)
+
+
+ENDS = """
+import gc, signal, subprocess
+import numpy as np
+from ringrift_pipeline.game import get_rules
+from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork
+from ringrift_pipeline.network.encoding import NUM_GLOBALS, NUM_PLANES
+from ringrift_pipeline.network.openvino_network import OpenVinoNetwork
+
+rules = get_rules("square8_2p")
+model = RingRiftNetwork(NetworkConfig(blocks=1, channels=8, geometry=rules.geometry, players=2))
+shape = (1, NUM_PLANES, rules.size, rules.size)
+network = OpenVinoNetwork(model, rules, "float32", 1)
+network(np.zeros(shape, np.uint8), np.zeros((1, NUM_GLOBALS), np.float32))
+del network
+gc.collect()
+told = []
+signal.signal(signal.SIGCHLD, lambda *_: told.append(1))
+for _ in range(3):
+    subprocess.run(["true"], check=True)
+assert told
+"""
+
+
+@needs_openvino
+def test_signals_are_heard_when_a_network_is_gone() -> None:
+    """With OpenVINO's last object its stack for signals would go, and the next one kill the process."""
+    subprocess.run([sys.executable, "-c", ENDS], check=True)
