@@ -37,8 +37,9 @@ Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np
 def _core() -> Any:
     """OpenVINO, one for the process and as long as it lives.
 
-    Its CPU plugin gives the thread that loads it a stack for signals. When the last of its objects goes,
-    so does that stack, and the next signal with a handler (a child's end) would kill the process.
+    Its CPU plugin gives the thread that loads it a stack for signals. When the last of its objects is
+    dropped in another thread that stack is gone, and the next signal that has a handler, such as that of
+    a child's end, would kill the process.
     """
     import openvino
 

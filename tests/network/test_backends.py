@@ -151,7 +151,7 @@ def test_an_overflow_within_is_refused(layer: str, precision: str, backend: str)
 
 
 ENDS = """
-import gc, signal, subprocess
+import gc, signal, subprocess, threading
 import numpy as np
 from ringrift_pipeline.game import get_rules
 from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork
@@ -161,10 +161,16 @@ from ringrift_pipeline.network.openvino_network import OpenVinoNetwork
 rules = get_rules("square8_2p")
 model = RingRiftNetwork(NetworkConfig(blocks=1, channels=8, geometry=rules.geometry, players=2))
 shape = (1, NUM_PLANES, rules.size, rules.size)
-network = OpenVinoNetwork(model, rules, "float32", 1)
-network(np.zeros(shape, np.uint8), np.zeros((1, NUM_GLOBALS), np.float32))
-del network
-gc.collect()
+kept = [OpenVinoNetwork(model, rules, "float32", 1)]
+kept[0](np.zeros(shape, np.uint8), np.zeros((1, NUM_GLOBALS), np.float32))
+
+def drop():
+    kept.clear()
+    gc.collect()
+
+thread = threading.Thread(target=drop)
+thread.start()
+thread.join()
 told = []
 signal.signal(signal.SIGCHLD, lambda *_: told.append(1))
 for _ in range(3):
@@ -175,5 +181,7 @@ assert told
 
 @needs_openvino
 def test_signals_are_heard_when_a_network_is_gone() -> None:
-    """With OpenVINO's last object its stack for signals would go, and the next one kill the process."""
+    """OpenVINO's last object would take its stack for signals along, from another thread without
+    giving the thread's own back, and the next signal would kill the process.
+    """
     subprocess.run([sys.executable, "-c", ENDS], check=True)
