@@ -175,7 +175,7 @@ def finish(run: TrainingRun) -> list[dict[str, Any]]:
 def test_training_goes_on_without_batches_of_bad_rows(
     window: Window, second: Plan, share: float, device: str
 ) -> None:
-    bad = window.training_rows[::50].tolist()
+    bad = window.training_rows[::200].tolist()  # three in a row would be a divergence
     plan = changed(second, **OFF, device=device, training__territory_weight=share)
     run = TrainingRun(plan, poisoned(window, "globals", NAN, bad))
     found = finish(run)
