@@ -132,7 +132,7 @@ def test_a_bucket_that_refuses_for_a_minute_costs_a_minute(
         alone.worker(name, "selfplay", alone.root(name))
     alone.ready()
     with served(alone.data, names.MODULE, tmp_path_factory.mktemp("s") / "code") as serving:
-        run = launch_selfplay(serving, 1200)
+        run = launch_selfplay(serving, 3600)
         until(lambda: in_the_middle(serving, alone, run), "a shard is being played")
         alone.bucket.refuse(True)
         time.sleep(60.0)

@@ -21,6 +21,7 @@ PATIENCE = 600.0  # seconds for what takes some on a machine that has nothing el
 
 TINY = [
     "--preset=smoke",
+    "--generations=1",
     "--device=cpu",
     "--set=selfplay.games=8",
     "--set=selfplay.games_per_shard=4",
