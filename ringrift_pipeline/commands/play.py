@@ -106,11 +106,16 @@ def play(
     from ringrift_pipeline.web import Defaults
 
     first = Defaults(common.config, tuple(specs), simulations, swap_rule, settings.seed)
-    _on_page(common, settings.device, first, host, port, browser)
+    _on_page(common, settings, first, host, port, browser)
 
 
 def _on_page(
-    common: Common, device: str, first: Defaults, host: str, port: int, browser: bool
+    common: Common,
+    settings: TrainingConfig,
+    first: Defaults,
+    host: str,
+    port: int,
+    browser: bool,
 ) -> None:
     """Serve the page until it is told to stop. Raises InputError."""
     from ringrift_pipeline.web import Players, RequestError, create_app, listen, serve
@@ -124,7 +129,12 @@ def _on_page(
         ) from None
     with listening:
         named = tuple(spec for spec in first.players if spec != HUMAN)
-        loaded = Players(common.root, device=device, folders=None if access.local else named)
+        loaded = Players(
+            common.root,
+            device=settings.device,
+            folders=None if access.local else named,
+            settings=settings.search,
+        )
         for spec in named:
             try:
                 loaded.load(common.config, spec, first.simulations)

@@ -99,6 +99,18 @@ def resolve_backend(backend: str = "auto", device: str | torch.device = "auto") 
     return backend
 
 
+def backend_on(device: str | torch.device, backend: str) -> str:
+    """What runs a network on ``device`` where ``backend`` was chosen on another machine.
+
+    OpenVINO runs networks on the CPU alone: elsewhere "openvino" becomes "torch".
+
+    Raises:
+        ValueError: as :func:`resolve_device`.
+    """
+    on_cpu = resolve_device(device).type == "cpu"
+    return backend if on_cpu or backend != "openvino" else "torch"
+
+
 def _cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16 (oneDNN emulates it elsewhere, slowly)."""
     if not torch.backends.mkldnn.is_available():
@@ -291,7 +303,7 @@ class Evaluator:
         logits = np.empty(features["legal_mask"].shape, dtype=np.float32)
         with torch.inference_mode(), _torch_threads(self.threads):
             value = self._looked_up(features, counts, logits)
-        return logits, value
+        return logits, value.copy()  # a backend may give out its own memory, and write there again
 
     def _evaluate_piece(
         self,

@@ -88,8 +88,8 @@ def load_player(
     from ringrift_pipeline.network import (
         Evaluator,
         SymmetricEvaluator,
+        backend_on,
         load_model,
-        resolve_device,
     )
 
     rules = get_rules(config)
@@ -100,9 +100,7 @@ def load_player(
             f"({rules.geometry})"
         )
     precision = getattr(settings, "precision", "auto")
-    backend = getattr(settings, "backend", "auto")
-    if backend == "openvino" and resolve_device(device).type != "cpu":
-        backend = "torch"
+    backend = backend_on(device, getattr(settings, "backend", "auto"))
     name = f"{text} ({folder})"
     evaluator = Evaluator(model, rules, device, precision=precision, backend=backend, name=name)
     return NetworkPlayer(

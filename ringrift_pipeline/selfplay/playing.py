@@ -122,7 +122,7 @@ def _give_memory_back() -> None:
 def _search(store: Store, plan: Plan, reference: dict[str, Any]) -> Any:
     """The network search of the model that the plan refers to."""
     from ringrift_pipeline.game import get_rules
-    from ringrift_pipeline.network import Evaluator, load_model, resolve_device
+    from ringrift_pipeline.network import Evaluator, backend_on, load_model
     from ringrift_pipeline.search import GumbelSearch
 
     rules = get_rules(plan.config)
@@ -131,7 +131,7 @@ def _search(store: Store, plan: Plan, reference: dict[str, Any]) -> Any:
     # One thread a worker: sums round alike however many workers share the machine.
     device, precision = plan.settings.device, plan.precision
     name = f"the model of generation {artefact.generation:04d} ({artefact.path})"
-    backend = plan.backend if resolve_device(device).type == "cpu" else "torch"
+    backend = backend_on(device, plan.backend)
     evaluator = Evaluator(
         model, rules, device, precision=precision, backend=backend, threads=1, name=name
     )

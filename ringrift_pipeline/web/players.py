@@ -45,7 +45,8 @@ class Players:
     """The players of a data root, at most ``kept`` of them in memory.
 
     Safe to use from several threads; a player answers one of them at a time. ``folders`` are the
-    models' folders that may be named besides champions and generations, None for any.
+    models' folders that may be named besides champions and generations, None for any. ``settings``
+    are those of networks' search, as ``load_player`` takes them.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class Players:
         device: str = "auto",
         folders: tuple[str, ...] | None = None,
         kept: int = KEPT,
+        settings: Any = None,
     ) -> None:
         self.store = Store(data)
         self._device = device
         self._folders = folders
         self._kept = kept
+        self._settings = settings
         self._lock = threading.Lock()
         self._seats: OrderedDict[tuple[Any, ...], _Seat] = OrderedDict()
 
@@ -159,6 +162,7 @@ class Players:
                 simulations=simulations,
                 data=self.store.root,
                 device=self._device,
+                settings=self._settings,
             )
         except expected as error:
             raise RequestError(f"player {spec}: {error}", "player") from error

@@ -14,6 +14,7 @@ from ringrift_pipeline.network import (
     Evaluator,
     MissingBackendError,
     NonFiniteOutputError,
+    backend_on,
     evaluator,
     resolve_backend,
 )
@@ -129,6 +130,9 @@ def test_openvino_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_backend("auto", "cuda") == "torch"
     with pytest.raises(ValueError, match="not on cuda"):
         resolve_backend("openvino", "cuda")
+    for chosen, there in (("openvino", "torch"), ("torch", "torch"), ("auto", "auto")):
+        assert backend_on("cuda", chosen) == there
+        assert backend_on("cpu", chosen) == chosen
 
 
 @needs_openvino

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from ringrift_pipeline.drawing import describe
+from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.game import CONFIGS, State, new_game
+from ringrift_pipeline.network import Evaluator
 from ringrift_pipeline.search import NetworkPlayer, SearchStopped, load_player, stoppable
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.web import Players, RequestError
@@ -176,7 +178,7 @@ def test_a_models_folder_plays(client: Client, data: Path) -> None:
 
 
 def test_other_requests_are_answered_while_a_player_thinks(client: Client) -> None:
-    asked = {"config": "square8_2p", "moves": [], "player": "rollout", "simulations": 4_000}
+    asked = {"config": "square8_2p", "moves": [], "player": "rollout", "simulations": 10_000}
     choose(client, **{**asked, "simulations": 1})  # compiled before the clock runs
     thinking = threading.Thread(target=choose, args=(client,), kwargs=asked)
     thinking.start()
@@ -184,7 +186,6 @@ def test_other_requests_are_answered_while_a_player_thinks(client: Client) -> No
     while thinking.is_alive():
         assert client.get("/static/icon.svg").status == 200
         answered += thinking.is_alive()
-        time.sleep(0.02)
     assert answered > 3
 
 
@@ -210,6 +211,15 @@ def test_beyond_this_machine_only_named_folders_are_opened(tmp_path: Path) -> No
         players.load(CONFIG, spec, 1)
     with pytest.raises(RequestError, match="no player that this server offers"):
         players.load(CONFIG, str(model.path.parent), 1)
+
+
+def test_networks_search_with_the_settings_that_the_page_was_started_with(data: Path) -> None:
+    search = TrainingConfig().with_overrides({"search.backend": "torch"}).search
+    players = Players(data, device="cpu", settings=search)
+    players.load(CONFIG, "champion", 2)
+    (seat,) = players._seats.values()
+    assert isinstance(seat.player, NetworkPlayer)
+    assert isinstance(seat.player.evaluator, Evaluator) and seat.player.evaluator.backend == "torch"
 
 
 # --- what nobody waits for any longer -------------------------------------------------------------
