@@ -21,12 +21,12 @@ from . import light
 from .served import Served, is_gone, served
 
 MADE = ("selfplay_shards", "checkpoint", "ema_model", "evaluation")
-SETTINGS = {
+SETTINGS = {  # of every step enough that it is in the middle of it when it is terminated
     "preset": "smoke",
     "device": "cpu",
-    "selfplay": {"games": 600, "games_per_shard": 300, "parallel_games": 4, "workers": 2},
+    "selfplay": {"games": 2400, "games_per_shard": 1200, "parallel_games": 4, "workers": 2},
     "network": {"blocks": 1, "channels": 8, "value_channels": 4},
-    "training": {"max_steps": 500, "batch_size": 32, "holdout_fraction": 0.05, "threads": 1},
+    "training": {"max_steps": 2000, "batch_size": 32, "holdout_fraction": 0.05, "threads": 1},
     "quality": {"enabled": False},
     "mining": {"enabled": False},
     "evaluation": {"games": 96, "max_games": 96, "simulations": 4, "anchor_games": 0},
