@@ -177,16 +177,16 @@ def _in_terminal(
 
     with suppress(AttributeError, UnsupportedOperation):  # no file, or begun to be read
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-    loaded: dict[int, Any] = {}
-    for seat, spec in enumerate(specs, start=1):
+    loaded: dict[int, Any] = {}  # by their place in `specs`
+    for place, spec in enumerate(specs):
         if spec == HUMAN:
             continue
         try:
-            loaded[seat] = load_player(
+            loaded[place] = load_player(
                 spec,
                 common.config,
                 simulations=simulations,
-                seed=settings.seed + seat,
+                seed=settings.seed + place + 1,
                 data=common.root,
                 device=settings.device,
                 settings=settings.search,
@@ -197,18 +197,19 @@ def _in_terminal(
     moves = []
     while not state.is_terminal:
         seat = state.current_player or 1
+        place = seated(state)[seat - 1]
         legal = state.legal_moves()
         if len(legal) == 1:
             move = legal[0]
-        elif seat in loaded:
-            move = loaded[seat].choose(state)
+        elif place in loaded:
+            move = loaded[place].choose(state)
         else:
             _board(state)
             move = ask(state, legal, loaded)
         record = move.to_record()
         moves.append(record)
         if show and len(legal) > 1:
-            output.print(f"{len(moves):>4}  seat {seat} ({specs[seat - 1]}): ", end="")
+            output.print(f"{len(moves):>4}  seat {seat} ({specs[place]}): ", end="")
             output.print(describe(record), style=COLORS[seat - 1], markup=False)
         state = state.apply(move)
     _result(common, state, specs, moves)
@@ -220,6 +221,18 @@ def seats_of(players: list[str] | None, seats: int) -> list[str]:
     if len(specs) > seats:
         raise InputError(f"{len(specs)} players were named for {seats} seats")
     return specs + [specs[-1]] * (seats - len(specs))
+
+
+def seated(state: State) -> list[int]:
+    """Of every seat, the place in the list of players of who plays it now: the engine only notes
+    that sides were swapped, the players have to change places.
+    """
+    order = list(range(state.rules.players))
+    return order[::-1] if _swapped(state) else order
+
+
+def _swapped(state: State) -> bool:
+    return bool(state.to_record()["resume"]["swapped"])
 
 
 def _board(state: State) -> None:
@@ -308,11 +321,14 @@ def _hint(state: State, players: dict[int, Any]) -> None:
 
 
 def _result(common: Common, state: State, specs: list[str], moves: list[dict[str, Any]]) -> None:
+    """Say how it ended; the players are told as they sat at the end, seat by seat."""
+    names = [specs[place] for place in seated(state)]
     if common.as_json:
         print_json(
             {
                 "config": common.config,
-                "players": specs,
+                "players": names,
+                "swapped": _swapped(state),
                 "winner": state.winner,
                 "ranking": state.ranking(),
                 "reason": state.reason,
@@ -323,10 +339,11 @@ def _result(common: Common, state: State, specs: list[str], moves: list[dict[str
         return
     _end_board(state)
     order = " > ".join(
-        " = ".join(f"seat {seat} ({specs[seat - 1]})" for seat in group)
+        " = ".join(f"seat {seat} ({names[seat - 1]})" for seat in group)
         for group in state.ranking()
     )
-    say(f"{state.reason} after {len(moves)} plies: {order}")
+    swap = ", sides swapped" if _swapped(state) else ""
+    say(f"{state.reason} after {len(moves)} plies{swap}: {order}")
 
 
 def _end_board(state: State) -> None:

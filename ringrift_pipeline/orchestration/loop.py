@@ -226,7 +226,7 @@ class Loop:
         Raises:
             LoopError: a run failed or was cancelled, a blocking check failed, or a decision does not
                 come.
-            ServiceError: the daemon ended again and again, or the code server did.
+            ServiceError: the daemon, the code server or the web server ended again and again.
             KeyboardInterrupt: ``stopping`` says so.
         """
         while True:

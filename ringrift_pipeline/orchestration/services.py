@@ -26,9 +26,15 @@ from ringrift_pipeline.orchestration.instance import (
     cancel_active,
     environment,
     report_cancelled,
+    sweep_lost_runs,
 )
 from ringrift_pipeline.orchestration.names import MODULE
-from ringrift_pipeline.orchestration.places import HERE, TOKEN_VARIABLE, services_folder
+from ringrift_pipeline.orchestration.places import (
+    HERE,
+    TOKEN_VARIABLE,
+    progress_folder,
+    services_folder,
+)
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 
 _SERVICE = "ringrift_pipeline.orchestration.service"
@@ -101,6 +107,11 @@ class Service:
     def pid(self) -> int:
         """The process id, which is also the id of its process group."""
         return self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Has the process ended?"""
+        return self._process.poll() is not None
 
     def check(self) -> None:
         """Raises ServiceError if the process has ended, unless it is one to start ``again`` and has
@@ -197,7 +208,7 @@ class Backend:
         more = more or {}
         # The path of a socket has at most about a hundred characters; a data root may have more.
         self._folder = Path(tempfile.mkdtemp(prefix="ringrift-"))
-        self._data, self._more = data, more
+        self._data, self._more, self._stopping = data, more, stopping
         self._instance = instance
         self._turned_back = TurnedBack()
         self.socket = self._folder / "code.sock"
@@ -211,6 +222,7 @@ class Backend:
             code_server = Service(data, "code-server", *arguments, more=more)
             self.services.append(code_server)
             code_server.wait_for(self._ping, stopping)
+            code_server.again = True
             self.services.append(self._start_daemon())
             self._steps = SilentSteps(data, code_server.pid)
         except BaseException:
@@ -230,14 +242,16 @@ class Backend:
 
     def check(self) -> None:
         """Put right what the two cannot: kill steps that hang, start the daemon again if it has
-        ended or if the clock was turned back. To be called every few seconds.
+        ended or if the clock was turned back, and both if the code server has ended. To be called
+        every few seconds.
 
         Raises:
-            ServiceError: the daemon ends again and again, or the code server has ended, and with it
-                the runs.
+            ServiceError: one of them ends again and again, or does not answer.
+            KeyboardInterrupt: ``stopping`` says so while the code server starts.
         """
-        for service in self.services:
-            service.check()
+        if self.services[0].has_ended:
+            self._start_over()
+        self.services[1].check()
         for step in self._steps.look():
             self._note(f"killed step {step.step} of run {step.run_id}, pid {step.pid}: it hung")
         if self._turned_back():
@@ -245,6 +259,22 @@ class Backend:
             self.services[1].stop()
             forget_the_future(self._instance)
             self.services[1] = self._start_daemon()
+
+    def _start_over(self) -> None:
+        """A new code server and a daemon on it. The old one's runs are lost, and retried: what is
+        left of them ends first, at once, so that none reports itself interrupted.
+        """
+        code_server, daemon = self.services
+        code_server.kill()
+        daemon.stop()
+        self.socket.unlink(missing_ok=True)
+        code_server.check()
+        sweep_lost_runs(self._instance)
+        shutil.rmtree(progress_folder(self._data), ignore_errors=True)
+        code_server.wait_for(self._ping, self._stopping)
+        self._steps = SilentSteps(self._data, code_server.pid)
+        self.services[1] = self._start_daemon()
+        self._note("the code server had ended: both are started again, lost runs are retried")
 
     def _note(self, text: str) -> None:
         """A line in the daemon's log, where people look for what became of their runs."""

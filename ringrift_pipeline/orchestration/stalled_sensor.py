@@ -34,6 +34,7 @@ from ringrift_pipeline.orchestration.names import (
     PARTITION_TAG,
     SENSOR,
     STALLED_SENSOR,
+    asset_key,
     generation_in,
     generation_key,
     job_name,
@@ -193,8 +194,10 @@ def find_stall(
     if not switches.loop:
         return None
     decided = newest_decision(store, config)
-    newest = _newest_run(instance, config)
-    if decided is not None and decided[1].get("end") == LIMIT and not _later(newest, decided[0]):
+    runs = _newest_runs(instance, config)
+    newest = runs[0] if runs else None
+    more = decided is not None and _is_more_asked_for(runs, config, decided[0])
+    if decided is not None and decided[1].get("end") == LIMIT and not more:
         return None
     generation = store.generations(config)[-1]
     settings = TrainingConfig.from_dict(store.read_plan(config, generation)["settings"])
@@ -220,27 +223,38 @@ def find_stall(
         since=since,
         hours=hours,
         allowed=settings.watch.stalled_hours,
-        why=_why(newest, decided, cancelled),
+        why=_why(newest, None if more else decided, cancelled),
         run_id=told_of.dagster_run.run_id if (told_of := cancelled or newest) is not None else None,
     )
 
 
-def _newest_run(instance: DagsterInstance, config: str) -> RunRecord | None:
-    """The newest run of a generation: of its job, or of some of its assets, as a backfill's and the
-    night's are.
+def _newest_runs(instance: DagsterInstance, config: str) -> list[RunRecord]:
+    """The newest runs of generations, newest first: of the job, or of some of its assets, as a
+    backfill's and the night's are.
     """
-    found = list(instance.get_run_records(RunsFilter(job_name=job_name(config)), limit=1))
-    for record in instance.get_run_records(RunsFilter(tags={CONFIG_TAG: config}), limit=20):
-        if generation_in(record.dagster_run.tags) is not None:
-            found.append(record)
-            break
-    return max(found, key=lambda record: record.storage_id, default=None)
+    found = [
+        *instance.get_run_records(RunsFilter(job_name=job_name(config)), limit=1),
+        *(
+            record
+            for record in instance.get_run_records(RunsFilter(tags={CONFIG_TAG: config}), limit=20)
+            if generation_in(record.dagster_run.tags) is not None
+        ),
+    ]
+    return sorted(found, key=lambda record: record.storage_id, reverse=True)
 
 
-def _later(newest: RunRecord | None, generation: int) -> bool:
-    """Is the run of a later generation: has somebody asked for more since?"""
-    asked = generation_in(newest.dagster_run.tags) if newest is not None else None
-    return asked is not None and asked > generation
+def _is_more_asked_for(runs: list[RunRecord], config: str, generation: int) -> bool:
+    """Is one of a later generation that is to be evaluated, or still at work? The night plays the
+    next generation's games of every config, and asks for no more.
+    """
+    for record in runs:
+        run = record.dagster_run
+        asked = generation_in(run.tags)
+        picked = run.asset_selection
+        whole = picked is None or asset_key(config, "evaluation") in picked
+        if asked is not None and asked > generation and (whole or not run.is_finished):
+            return True
+    return False
 
 
 def _why(
@@ -248,14 +262,16 @@ def _why(
     decided: tuple[int, dict[str, Any]] | None,
     cancelled: RunRecord | None,
 ) -> str:
-    """What can be seen from here of the reason."""
+    """What can be seen from here of the reason; ``decided`` is the newest decision, unless more has
+    been asked for since.
+    """
     if cancelled is not None:
         key = cancelled.dagster_run.tags[PARTITION_TAG]
         return (
             f"the run {cancelled.dagster_run.run_id} of generation {key} was cancelled, and is not "
             "started again by itself: re-execute it in the UI"
         )
-    if decided is not None and decided[1].get("end") in FAULTS and not _later(newest, decided[0]):
+    if decided is not None and decided[1].get("end") in FAULTS:
         reasons = "; ".join(map(str, decided[1]["reasons"]))
         return f"the loop stopped at generation {generation_key(decided[0])}: {reasons}"
     if newest is None:

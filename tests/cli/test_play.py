@@ -16,10 +16,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ringrift_pipeline.cli import run
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.game import Move, State
 
 
 @contextmanager
@@ -165,6 +169,58 @@ def test_players_alone_stay_in_the_terminal(
     assert run(["play", "--player", "random", "--quiet", *data]) == 0
     captured = capsys.readouterr()
     assert "place_ring" not in captured.out and "plies: seat" in captured.err
+
+
+class First:
+    """A player that swaps where it may, plays the first move elsewhere, and notes its seats."""
+
+    def __init__(self, swaps: bool) -> None:
+        self.swaps, self.seats = swaps, list[int]()
+
+    def choose(self, state: State) -> Move:
+        self.seats.append(state.current_player or 0)
+        legal = state.legal_moves()
+        swaps = [move for move in legal if move.to_record()["type"] == "swap_sides"]
+        return swaps[0] if self.swaps and swaps else legal[0]
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_players_change_seats_when_sides_are_swapped(
+    swaps: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    players = {"champion": First(False), "heuristic": First(swaps)}
+    monkeypatch.setattr(
+        "ringrift_pipeline.search.load_player", lambda spec, *args, **settings: players[spec]
+    )
+    asked = ["play", "--swap-rule", "-p", "champion", "-p", "heuristic"]
+    assert run([*asked, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    first, second = (player.seats for player in players.values())
+    if swaps:
+        assert second[0] == 2 and set(second[1:]) == {1} and set(first[:2]) == {1}
+        assert first[-1] == 2 and told["players"] == ["heuristic", "champion"]
+    else:
+        assert set(first) == {1} and set(second) == {2}
+        assert told["players"] == ["champion", "heuristic"]
+    assert told["swapped"] is swaps
+    assert run(asked) == 0
+    captured = capsys.readouterr()
+    assert f"seat {told['winner']} ({told['players'][told['winner'] - 1]})" in captured.err
+    assert ("sides swapped" in captured.err) is swaps
+    assert ("seat 2 (champion)" in captured.out) is swaps
+
+
+def test_who_swaps_sides_is_asked_for_the_other_seat(tmp_path: Path) -> None:
+    seats = ["-p", "random", "-p", "human", "--swap-rule"]
+    done = typed(tmp_path, b"swap_sides\n0\n", *seats)
+    assert done.returncode == 130  # the end of what is typed
+    lines = [line.strip() for line in done.stdout.decode().splitlines()]
+    turns = [line for line in lines if re.search(r"seat \d (to move|\()", line)]
+    swap = next(i for i, line in enumerate(turns) if "swap_sides" in line)
+    assert "seat 2 to move" in turns[swap - 1] and "seat 2 (human): swap_sides" in turns[swap]
+    assert "seat 2 (random): place_ring" in turns[swap + 1]
+    assert any("seat 1 to move" in line for line in turns[swap + 1 :])
+    assert not any("seat 1 (random)" in line for line in turns[swap + 1 :])
 
 
 def test_a_move_is_asked_for_until_it_is_one(

@@ -72,6 +72,7 @@ COVERED = {
     "orchestration/retention.py:_remove": LITTER,
     "orchestration/services.py:Backend.__init__": SCRATCH,
     "orchestration/services.py:Backend._note": SCRATCH,
+    "orchestration/services.py:Backend._start_over": LITTER,
     "orchestration/services.py:Service.__init__": SCRATCH,
     "orchestration/services.py:Service._start": SCRATCH,
     "orchestration/services.py:Service.check": SCRATCH,

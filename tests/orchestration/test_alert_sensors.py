@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context, job, op
+from dagster import (
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    build_sensor_context,
+    job,
+    op,
+)
 from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.test_utils import create_run_for_test
 
@@ -376,6 +383,36 @@ def test_a_config_that_is_through_rests_until_more_is_asked_for(
     stall = find_stall(instance, store, CONFIG, in_hours(100))
     assert stall is not None and stall.run_id == run.run_id
     assert "never launched" in stall.why
+
+
+def test_the_nights_games_of_a_config_that_is_through_are_no_standstill(
+    instance: DagsterInstance, store: Store
+) -> None:
+    begun(store)
+    ended(store, 0, decisions.LIMIT)
+
+    def run_of(status: DagsterRunStatus, *assets: str) -> DagsterRun:
+        return create_run_for_test(
+            instance,
+            job_name="__ASSET_JOB",
+            asset_selection=frozenset(names.asset_key(CONFIG, name) for name in assets),
+            status=status,
+            tags={names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0001"},
+        )
+
+    run_of(DagsterRunStatus.SUCCESS, "selfplay_shards")
+    store.write_plan(CONFIG, 1, PLAN)
+    with store.create(CONFIG, 1, "selfplay_shards"):
+        pass
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+    night = run_of(DagsterRunStatus.STARTED, "selfplay_shards")
+    stall = find_stall(instance, store, CONFIG, in_hours(100))
+    assert stall is not None and stall.run_id == night.run_id  # it hangs
+    instance.report_run_failed(night)
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+    run_of(DagsterRunStatus.SUCCESS, "checkpoint", "ema_model", "evaluation")
+    run_of(DagsterRunStatus.SUCCESS, "selfplay_shards")  # hides nothing
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is not None
 
 
 def test_it_says_why_a_loop_has_stopped(instance: DagsterInstance, store: Store) -> None:

@@ -19,7 +19,7 @@ from dagster._core.definitions.selector import (
     PartitionsByAssetSelector,
     PartitionsSelector,
 )
-from dagster._core.execution.backfill import PartitionBackfill
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.remote_origin import InProcessCodeLocationOrigin
 from dagster._core.test_utils import (
     InProcessTestWorkspaceLoadTarget,
@@ -140,7 +140,27 @@ def test_a_backfill_beside_the_sensor(instance: DagsterInstance, store: Store, l
         assert [run.tags[names.PARTITION_TAG] for run in started] == ["0001"]
 
 
-def add_backfill(instance: DagsterInstance, workspace: Any) -> None:
+def test_a_value_out_of_bounds_ends_a_backfill_before_it_has_a_run(
+    instance: DagsterInstance,
+) -> None:
+    settings = {"training": {"batch_size": -4}}
+    with daemon(instance) as workspace:
+        add_backfill(instance, workspace, {"resources": {"settings": {"config": settings}}})
+        (error,) = [each for each in execute_backfill_iteration(workspace, LOG) if each]
+        (backfill,) = instance.get_backfills()
+        assert backfill.failure_count == 1  # it is not tried again
+        for said in (error, backfill.error):
+            told = said.to_string() if said is not None else ""
+            assert "training.batch_size" in told and "greater than or equal to 1 (got -4" in told
+        assert [each for each in execute_backfill_iteration(workspace, LOG) if each] == []
+    (backfill,) = instance.get_backfills()
+    assert backfill.status == BulkActionStatus.FAILED
+    assert runs(instance) == []
+
+
+def add_backfill(
+    instance: DagsterInstance, workspace: Any, run_config: dict[str, Any] | None = None
+) -> None:
     selected = PartitionsSelector([PartitionRangeSelector(RANGE[0], RANGE[-1])])
     with partition_loading_context(dynamic_partitions_store=instance):
         backfill = PartitionBackfill.from_partitions_by_assets(
@@ -158,7 +178,7 @@ def add_backfill(instance: DagsterInstance, workspace: Any) -> None:
             ],
             title=None,
             description=None,
-            run_config=None,
+            run_config=run_config,
         )
     instance.add_backfill(backfill)
 

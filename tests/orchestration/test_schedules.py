@@ -1,4 +1,4 @@
-"""The two schedules, and a real gauntlet."""
+"""The schedules, also under the daemon's own code, and a real gauntlet."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from dagster import (
     AssetMaterialization,
     DagsterInstance,
     DagsterRunStatus,
+    RunsFilter,
     build_schedule_context,
 )
+from dagster._core.scheduler.instigation import TickStatus
+from dagster._core.storage.tags import SCHEDULE_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.definitions import defs
@@ -25,6 +28,7 @@ from ringrift_pipeline.orchestration.schedules import TimeZoneError, next_to_pla
 from ringrift_pipeline.store import Store
 
 from .landing import PLAN, fake_model
+from .ticking import daemon, schedule_tick, turn_on
 
 SUNDAY = datetime.datetime(2026, 11, 22, 5, tzinfo=datetime.UTC)
 
@@ -174,6 +178,45 @@ def test_what_is_damaged_in_one_config_leaves_the_others(
     assert tonight(own)[0] == ["hex8_3p"]
     (request,) = tick("weekly_gauntlet", own).run_requests
     assert request.tags[names.CONFIG_TAG] == "hex8_3p"
+
+
+def test_restarted_daemons_play_each_night_once(store: Store) -> None:
+    for config in ("hex8_3p", "square8_2p", "hexagonal_2p"):
+        played(store, config, 4)
+        decided(store, config, 4)
+    store.set_switches("hexagonal_2p", nightly=False)
+    now = datetime.datetime.now(datetime.UTC)
+    night = now.replace(hour=2, minute=0, second=0, microsecond=0) + datetime.timedelta(days=2)
+    minute, day = datetime.timedelta(minutes=1), datetime.timedelta(days=1)
+
+    def runs(instance: DagsterInstance) -> list[tuple[str, str]]:
+        found = instance.get_runs(RunsFilter(tags={SCHEDULE_NAME_TAG: "nightly_selfplay"}))
+        assert len(found) == instance.get_runs_count()
+        assert all(len(run.asset_selection or ()) == 1 for run in found)
+        return sorted((r.tags[names.CONFIG_TAG], r.tags[names.PARTITION_TAG]) for r in found)
+
+    once = [("hex8_3p", "0005"), ("square8_2p", "0005")]
+    with open_instance(store.root) as instance, daemon(instance) as workspace:
+        schedule_tick(workspace, night + minute)
+        assert runs(instance) == []  # nobody has turned it on
+        turn_on(workspace, "nightly_selfplay")
+        schedule_tick(workspace, night - day - minute)
+        schedule_tick(workspace, night + minute)
+        assert runs(instance) == once
+        for run in instance.get_runs():
+            assert run.status == DagsterRunStatus.QUEUED
+            instance.report_run_failed(run)
+    for crashed in (False, True):
+        with open_instance(store.root) as instance, daemon(instance) as workspace:
+            if crashed:  # in the middle of the tick: it is done over
+                (state,) = instance.all_instigator_state()
+                (tick, *_) = instance.get_ticks(state.instigator_origin_id, state.selector_id)
+                instance.update_tick(tick.with_status(TickStatus.STARTED))
+            schedule_tick(workspace, night + 2 * minute)
+            assert runs(instance) == once
+    with open_instance(store.root) as instance, daemon(instance) as workspace:
+        schedule_tick(workspace, night + day + minute)
+        assert runs(instance) == sorted(2 * once)
 
 
 def test_the_clock_stands_where_the_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,30 +21,38 @@ from . import light
 from .served import Served, is_gone, served
 
 MADE = ("selfplay_shards", "checkpoint", "ema_model", "evaluation")
-SETTINGS = {
+SETTINGS = {  # of every step enough that it is in the middle of it when it is terminated
     "preset": "smoke",
     "device": "cpu",
-    "selfplay": {"games": 600, "games_per_shard": 300, "parallel_games": 4, "workers": 2},
+    "selfplay": {"games": 2400, "games_per_shard": 1200, "parallel_games": 4, "workers": 2},
     "network": {"blocks": 1, "channels": 8, "value_channels": 4},
-    "training": {"max_steps": 500, "batch_size": 32, "holdout_fraction": 0.05, "threads": 1},
+    "training": {"max_steps": 2000, "batch_size": 32, "holdout_fraction": 0.05, "threads": 1},
     "quality": {"enabled": False},
     "mining": {"enabled": False},
     "evaluation": {"games": 96, "max_games": 96, "simulations": 4, "anchor_games": 0},
     "last_generation": 0,
 }
+SOON = 30.0  # seconds from terminating to a cancelled run without processes; it takes a few
 
 
 @pytest.mark.whole
-def test_work_stops_and_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
+def test_work_stops_and_what_is_finished_is_not_done_again(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     folder = Path(tempfile.mkdtemp(prefix="ringrift-test-"))  # a socket's path must be short
     try:
         with served(tmp_path, light.MODULE, folder / "code.sock") as ui:
-            stop_three_times(ui)
+            for step, seconds in stop_three_times(ui).items():
+                record_property(f"seconds from terminating {step} to its end", seconds)
+                print(f"{step} ended {seconds:.1f} s after it was terminated")
+                assert seconds < SOON, step
     finally:
         shutil.rmtree(folder)
 
 
-def stop_three_times(ui: Served) -> None:
+def stop_three_times(ui: Served) -> dict[str, float]:
+    """How long each step took to end, seconds."""
+    took: dict[str, float] = {}
     store = Store(ui.data)
     ui.instance.add_dynamic_partitions(names.partitions_name(light.CONFIG), ["0000"])
     run_id = ui.launch(
@@ -61,10 +70,12 @@ def stop_three_times(ui: Served) -> None:
         working = at_work(ui, run_id, step)
         workers = workers_of(working.pid)
         assert len(workers) == at_once
+        began = time.monotonic()
         ui.terminate(run_id)
         assert ui.finished(run_id) == DagsterRunStatus.CANCELED
         for pid in [working.pid, *workers]:
             until(lambda pid=pid: is_gone(pid), f"{asset} stops")  # type: ignore[misc]
+        took[asset] = round(time.monotonic() - began, 1)
         # it ended because it was asked to, in the middle of what it did
         assert ui.steps(run_id, DagsterEventType.RUN_CANCELING)
         assert step not in ui.steps(run_id, DagsterEventType.STEP_SUCCESS)
@@ -81,6 +92,7 @@ def stop_three_times(ui: Served) -> None:
     assert len(done) == len(set(done))  # no step was done twice
     for name in MADE:
         assert store.require(light.CONFIG, 0, name).files
+    return took
 
 
 def at_work(ui: Served, run_id: str, step: str) -> StepProgress:

@@ -1,7 +1,8 @@
-"""The daemon's own code around the sensors, in this process."""
+"""The daemon's own code around the sensors and the schedules, in this process."""
 
 from __future__ import annotations
 
+import datetime
 import logging
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dagster._core.test_utils import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.sensor import execute_sensor_iteration
+from dagster._scheduler.scheduler import launch_scheduled_runs
 
 from ringrift_pipeline.orchestration import names
 
@@ -50,3 +52,16 @@ def sensor_tick(workspace: Any) -> None:
         )
         for future in futures.values():
             future.result()
+
+
+def turn_on(workspace: Any, schedule: str) -> None:
+    """Start a schedule as the UI does."""
+    location = workspace.create_request_context().get_code_location(names.MODULE)
+    (repository,) = location.get_repositories().values()
+    workspace.instance.start_schedule(repository.get_schedule(schedule))
+
+
+def schedule_tick(workspace: Any, when: datetime.datetime) -> None:
+    """Let the scheduler look once, at a time, as one does that has just been started."""
+    errors = launch_scheduled_runs(workspace, logging.getLogger("test"), when, iteration_times={})
+    assert [error for error in errors if error] == []

@@ -180,6 +180,48 @@ def test_what_a_network_thinks(opened: Callable[..., Page]) -> None:
     page.locator("#log li", has_text=played).first.wait_for()
 
 
+def test_a_seat_may_have_simulations_of_its_own(opened: Callable[..., Page]) -> None:
+    page = opened("/", against("human"))
+    page.locator("#moves [role=option]").first.wait_for()
+    asked = []
+
+    def note(request: Any) -> None:
+        if request.url.endswith("/api/choose"):
+            asked.append((request.post_data_json["player"], request.post_data_json["simulations"]))
+
+    page.on("request", note)
+    page.keyboard.press("n")
+    seats = page.locator("#set-seats .seat")
+    own = seats.nth(0).locator("[type=number]")
+    assert not own.is_visible()  # a person's, so far
+    for seat, spec in enumerate(("champion", "generation:0000")):
+        seats.nth(seat).locator("select").select_option(spec)
+    seats.nth(0).locator("select").focus()
+    for key in ("Tab", "3", "Enter"):
+        page.keyboard.press(key)
+    page.locator("#log li").nth(3).wait_for()
+    page.locator("#pause").click()
+    assert set(asked) == {("champion", 3), ("generation:0000", 2)}
+    page.reload()
+    page.locator("#seats li", has_text="champion, 3 sims").wait_for()
+    page.keyboard.press("n")
+    assert own.input_value() == "3" and seats.nth(1).locator("[type=number]").input_value() == ""
+    seats.nth(0).locator("select").select_option("random")
+    assert not own.is_visible()
+
+
+def test_after_a_swap_the_players_sit_on_each_others_seats(opened: Callable[..., Page]) -> None:
+    game = {**against("random"), "swap_rule": True, "players": ["random", "human"]}
+    page = opened("/", game)
+    page.locator("#moves [role=option]").first.wait_for()
+    page.locator("#filter").fill("swap")
+    page.locator("#filter").press("Enter")
+    page.locator("#status", has_text="Seat 1 (sides swapped)").wait_for()  # it is mine now
+    page.locator("#moves [role=option]").first.wait_for()
+    seats = page.locator("#seats li").all_inner_texts()
+    assert "human" in seats[0] and "random" in seats[1]
+
+
 def test_an_analysis_is_given_up_by_the_next_move(opened: Callable[..., Page]) -> None:
     page = opened("/", against("human"))
     page.route("**/api/analyze", lambda route: None)  # thinks for ever
@@ -349,7 +391,9 @@ def test_a_narrow_window_is_played_in_by_touch(opened: Callable[..., Page]) -> N
     assert log(page) == ["place ring to 3,4 count 2"]
     page.locator("#new").tap()
     page.locator("#set-config").select_option("hex8_4p")
-    for part in ("#setup", "#set-seats select >> nth=3", "#set-seed"):
+    parts = ("#set-seats select >> nth=3", "#set-seats [type=number]:visible >> nth=0")
+    page.locator("#set-seats select").nth(3).select_option("rollout")
+    for part in ("#setup", *parts, "#set-seed"):
         box = page.locator(part).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 320, part
     for seat in page.locator("#set-seats select").all()[1:]:

@@ -7,6 +7,7 @@ import { Moves } from "./moves.js";
 const SAVED = "ringrift-game";
 const PAUSE = 350; // ms between moves of players, so that they can be followed
 const FOLDER = "a model's folder…";
+const NO_SEARCH = ["human", "random", "heuristic"]; // simulations are nothing to them
 const HINTS = {
   ring_placement: "places rings: choose a cell, then how many",
   movement: "moves a stack: choose it, then where it lands",
@@ -18,7 +19,7 @@ const HINTS = {
 };
 
 let setup; // what the server offers
-let game; // config, swap_rule, players, simulations, seed, moves, log, marks, paused
+let game; // config, swap_rule, players, simulations, own, seed, moves, log, marks, paused
 let position;
 let legal = [];
 let board;
@@ -27,9 +28,13 @@ let turn = 0; // whatever was asked in an earlier turn is out of date
 let pending = null; // the request under way
 let analysis = null; // and that for an analysis
 
-// Who plays a seat: after a swap the two have changed places.
-const playerOf = (seat) => game.players[position.swapped ? 2 - seat : seat - 1];
-const names = () => game.players.map((_, index) => playerOf(index + 1));
+// Who plays a seat: after a swap the two have changed places. A player may have simulations of its
+// `own`, null for as many as all.
+const placeOf = (seat) => (position.swapped ? 2 - seat : seat - 1);
+const playerOf = (seat) => game.players[placeOf(seat)];
+const ownOf = (seat) => game.own?.[placeOf(seat)] ?? null;
+const nameOf = (seat) => playerOf(seat) + (ownOf(seat) === null ? "" : `, ${ownOf(seat)} sims`);
+const names = () => game.players.map((_, index) => nameOf(index + 1));
 const mine = () => position.player !== null && playerOf(position.player) === "human";
 
 export async function start() {
@@ -118,8 +123,8 @@ async function go() {
   if (position.player === null) return;
   if (!mine()) {
     if (!game.paused) {
-      const { simulations, seed } = game;
-      await ask("/api/choose", { player: playerOf(position.player), simulations, seed });
+      const simulations = ownOf(position.player) ?? game.simulations;
+      await ask("/api/choose", { player: playerOf(position.player), simulations, seed: game.seed });
     }
   } else if ($("always").checked) await analyze();
 }
@@ -263,11 +268,11 @@ function openSetup(keep = false) {
   $("set-seed").value = game.seed + 1;
   $("set-swap").checked = game.swap_rule;
   $("set-keep").checked = keep;
-  seatFields(game.config, game.players);
+  seatFields(game.config, game.players, game.own);
   $("setup").showModal();
 }
 
-function seatFields(config, players) {
+function seatFields(config, players, own = []) {
   const { seats, networks } = setup.configs[config];
   const nobody = usual(config);
   const specs = ["human", ...setup.baselines, ...networks];
@@ -275,10 +280,17 @@ function seatFields(config, players) {
   for (let seat = 1; seat <= seats; seat += 1) {
     const wanted = players[seat - 1] ?? nobody[seat - 1];
     const folder = specs.includes(wanted) ? "" : wanted;
-    const path = el("input", { type: "text", value: folder, hidden: !folder, required: Boolean(folder), placeholder: "folder with model.json", "aria-label": `Folder of seat ${seat}'s model` });
-    const select = el("select", { onchange: () => (path.hidden = !(path.required = select.value === FOLDER)) });
+    const path = el("input", { type: "text", value: folder, placeholder: "folder with model.json", "aria-label": `Folder of seat ${seat}'s model` });
+    const number = el("input", { type: "number", min: 1, max: setup.most_simulations, step: 1, value: own[seat - 1], placeholder: "simulations", title: "Simulations a decision of this seat's player; empty: as many as all", "aria-label": `Simulations of seat ${seat}, empty: as many as all` });
+    const select = el("select", {});
     fill(select, ...[...specs, FOLDER].map((spec) => el("option", { selected: spec === (folder ? FOLDER : wanted) }, spec)));
-    fields.push(el("label", {}, el("span", {}, token(seat), ` Seat ${seat} `), select), path);
+    const chosen = () => {
+      path.hidden = !(path.required = select.value === FOLDER);
+      number.hidden = number.disabled = NO_SEARCH.includes(select.value);
+    };
+    select.onchange = chosen;
+    chosen();
+    fields.push(el("div", { class: "seat" }, el("label", {}, el("span", {}, token(seat), ` Seat ${seat} `), select), number, path));
   }
   fill($("set-seats"), ...fields);
   const more = config === game.config && game.moves.length > 0 && position.player !== null && !position.swapped;
@@ -296,8 +308,9 @@ function keepField() {
 
 function begin(event) {
   event.preventDefault();
-  const seats = [...$("set-seats").querySelectorAll("select")];
-  const players = seats.map((select) => (select.value === FOLDER ? select.parentElement.nextElementSibling.value.trim() : select.value));
+  const seats = [...$("set-seats").children].map((seat) => ["select", "[type=text]", "[type=number]"].map((part) => seat.querySelector(part)));
+  const players = seats.map(([select, path]) => (select.value === FOLDER ? path.value.trim() : select.value));
+  const own = seats.map(([, , number]) => (number.disabled || !number.value ? null : Number(number.value)));
   const keep = $("set-keep").checked;
   $("setup").close();
   open({
@@ -305,6 +318,7 @@ function begin(event) {
     swap_rule: players.length === 2 && $("set-swap").checked,
     players,
     simulations: Number($("set-simulations").value),
+    own,
     seed: Number($("set-seed").value),
     moves: keep ? game.moves : [],
     marks: keep ? game.marks : [],

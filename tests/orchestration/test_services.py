@@ -1,0 +1,76 @@
+"""The daemon and the code server under a `Backend`: one of them ends, and its runs go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster._core.test_utils import create_test_daemon_workspace_context
+from dagster._core.workspace.load_target import GrpcServerTarget
+from dagster_graphql.client.query import LAUNCH_PIPELINE_EXECUTION_MUTATION
+
+from ringrift_pipeline.orchestration.instance import own_instance
+from ringrift_pipeline.orchestration.progress import read_progress
+from ringrift_pipeline.orchestration.services import Backend
+from tests.waiting import until
+
+from . import toy
+from .served import ROOT, ask, is_gone
+
+
+def launch(backend: Backend, instance: DagsterInstance) -> str:
+    """A toy whose second step hangs, launched as the UI does it; the run's id."""
+    target = GrpcServerTarget(
+        host="localhost", port=None, socket=str(backend.socket), location_name=toy.MODULE
+    )
+    parameters = {
+        "selector": {
+            "repositoryLocationName": toy.MODULE,
+            "repositoryName": "__repository__",
+            "pipelineName": "guarded",
+        },
+        "runConfigData": {"ops": {"second": {"config": {"mode": "deaf"}}}},
+    }
+    with create_test_daemon_workspace_context(target, instance) as workspace:
+        answer = ask(workspace, LAUNCH_PIPELINE_EXECUTION_MUTATION, executionParams=parameters)
+    assert answer["__typename"] == "LaunchRunSuccess", answer
+    return str(answer["run"]["runId"])
+
+
+@pytest.mark.slow
+def test_a_code_server_that_ends_is_started_again_and_its_runs_are_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    with own_instance(tmp_path) as instance:
+        backend = Backend(tmp_path, instance, module=toy.MODULE)
+        try:
+            run_id = launch(backend, instance)
+            steps = until(
+                lambda: [one for one in read_progress(tmp_path, run_id) if one.step == "second"],
+                "the second step begins",
+            )
+            code_server, daemon = (service.pid for service in backend.services)
+            os.kill(code_server, signal.SIGKILL)
+            until(lambda: backend.services[0].has_ended, "the code server ends")
+            toy.note(tmp_path, "healed").touch()
+            backend.check()
+            assert is_gone(steps[0].pid) and is_gone(daemon)
+
+            def retried() -> list[DagsterRun]:
+                backend.check()
+                runs = instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.SUCCESS]))
+                return [run for run in runs if run.parent_run_id == run_id]
+
+            (run,) = until(retried, "the run is retried")
+            of_type = DagsterEventType.STEP_SUCCESS
+            done = [event.step_key for event in instance.all_logs(run.run_id, of_type=of_type)]
+            assert done == ["second"]  # it went on where it was
+            assert not {code_server, daemon} & {service.pid for service in backend.services}
+            assert "the code server had ended" in backend.services[1].log.read_text()
+        finally:
+            backend.stop()
