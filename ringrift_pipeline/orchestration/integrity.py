@@ -5,12 +5,18 @@ to ``judgements`` see there.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ringrift_pipeline.orchestration.judgements import MOST_COPIES, Judgement
 from ringrift_pipeline.orchestration.step import Step
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ringrift_pipeline.selfplay import Plan
+    from ringrift_pipeline.training import Window
     from ringrift_pipeline.training.tables import Column
 
 # Columns of a shard whose rows are judged; the encoded planes are most of a shard and not among them.
@@ -114,7 +120,8 @@ def no_leakage(step: Step) -> Judgement:
     """No game was both trained on and held out, none in disguise, and no held-out row was mined.
 
     By the window that the checkpoint was trained on: the side of every row of a game, the moves
-    played (a copy under another id would be the same game), the rows of the hard examples.
+    played (a copy under another id would be the same game), the rows of the hard examples. By the
+    plans of the models that it was trained from: what their windows had and they did not hold out.
     """
     import numpy as np
     import polars as pl
@@ -144,6 +151,9 @@ def no_leakage(step: Step) -> Judgement:
         return Judgement(False, f"{int(both.sum())} games are on both sides: {game} …", numbers)
     if not held.any() or held.all():
         return Judgement(False, "one side of the split is empty", numbers)
+    seen = _trained_before(step, plan, window, held)
+    if seen is not None:
+        return Judgement(False, seen, numbers)
     if plan.settings.mining.enabled:
         examples = step.store.require(step.config, step.generation, "hard_examples")
         mined = window.holdout[read_hard_examples(examples).rows]
@@ -164,6 +174,49 @@ def no_leakage(step: Step) -> Judgement:
         f"{copies} of {ours.height} held-out games are move for move also in the training games",
         {**numbers, "val/leaked_share": share},
     )
+
+
+def _trained_before(step: Step, plan: Plan, window: Window, held: NDArray[np.bool_]) -> str | None:
+    """Which games that are ``held`` out now, (G,) bool, a model was trained on from which this one
+    was; None if there are none. Whether it was is what its own plan says, whatever ours makes of it.
+    """
+    import numpy as np
+
+    from ringrift_pipeline.training.split import is_held_out
+
+    played = np.zeros(len(held), np.int64)
+    played[window.game] = window.generation
+    older = np.flatnonzero(held & (played < plan.generation))
+    for ancestor in _ancestors(step, plan, int(played.min())):
+        fraction = ancestor.settings.training.holdout_fraction
+        read = [ancestor.generation, *(entry["generation"] for entry in ancestor.window)]
+        seen = [
+            window.games[game]
+            for game in older[np.isin(played[older], read)]
+            if not is_held_out(window.games[game], fraction)
+        ]
+        if seen:
+            return (
+                f"{len(seen)} held-out games were trained on by generation "
+                f"{ancestor.generation:04d}, which held out a share of {fraction:g}: {seen[0]} …"
+            )
+    return None
+
+
+def _ancestors(step: Step, plan: Plan, oldest: int) -> Iterator[Plan]:
+    """Plans of the models of this config that a plan's weights come from, newest first, as far back
+    as ``oldest``. In place of one that was removed stands the newest before it.
+    """
+    from ringrift_pipeline.selfplay import load_plan
+
+    parent = plan.parent
+    for generation in reversed(step.store.generations(step.config)):
+        if parent is None or parent.get("config", step.config) != step.config:
+            return
+        if oldest <= generation <= parent["generation"]:
+            ancestor = load_plan(step.store, step.config, generation)
+            yield ancestor
+            parent = ancestor.parent
 
 
 def gate_sound(step: Step) -> Judgement:

@@ -46,7 +46,7 @@ from ringrift_pipeline.training import (
     score_games,
 )
 from ringrift_pipeline.training.hard_examples import read_hard_examples
-from ringrift_pipeline.training.window import hash_fraction
+from ringrift_pipeline.training.split import hash_fraction
 
 from .test_evaluating import NOW, land_model, settings
 

@@ -15,10 +15,14 @@ from dagster import AssetCheckKey, DagsterInstance
 from safetensors.numpy import load_file, save_file
 
 from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.checks import CHECKS, objections
+from ringrift_pipeline.orchestration.integrity import _ancestors
 from ringrift_pipeline.orchestration.step import Step
+from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.training import build_window
 from ringrift_pipeline.training.averaging import LAST
 
 pytestmark = pytest.mark.slow
@@ -206,8 +210,7 @@ def held_out_mined(store: Store) -> None:
 
 def held_out_copied(store: Store) -> None:
     """Every game is there twice: what is held out is also trained on, under another id."""
-    from ringrift_pipeline.selfplay import load_plan
-    from ringrift_pipeline.training import build_window, mine_hard_examples
+    from ringrift_pipeline.training import mine_hard_examples
 
     shard_copied(store)
     plan = load_plan(store, CONFIG, 0)
@@ -470,6 +473,56 @@ def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -
     recipe = next(recipe for recipe in CHECKS if recipe.name == check)
     assert result.blocking is recipe.blocking
     assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")
+
+
+def holding_out(store: Store, generation: int, share: float, noted: bool = True) -> Plan:
+    """A generation's plan with another share held out; not ``noted``, as earlier versions wrote."""
+    settings = load_plan(store, CONFIG, 0).settings
+    path = store.root / CONFIG / "generations" / f"{generation:04d}" / "plan.json"
+    changed = {"training.holdout_fraction": share, "mining.enabled": False}
+    path.unlink(missing_ok=True)
+    plan = plan_generation(store, CONFIG, generation, settings.with_overrides(changed))
+    if noted:
+        return plan
+    path.unlink()
+    old = {name: value for name, value in plan.raw.items() if name != "holdout"}
+    return Plan.from_dict(store.write_plan(CONFIG, generation, old))
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_no_game_that_an_ancestor_trained_on_is_held_out(copied: Store, leaks: bool) -> None:
+    holding_out(copied, 0, 0.1)
+    plan = holding_out(copied, 1, 0.3, noted=not leaks)
+    assert plan.parent is not None and plan.parent["generation"] == 0
+    play_shards(copied, plan, workers=1)
+    window = build_window(copied, plan)
+    with copied.create(CONFIG, 1, "checkpoint", {"window": window.digest}):
+        pass
+    result = run_check("checkpoint", "no_leakage", "0001")
+    assert result.passed is not leaks
+    if leaks:
+        assert "1 held-out games were trained on by generation 0000" in result.description
+        # of a model that does not come from that one there is nothing to say
+        (copied.root / CONFIG / "generations" / "0001" / "plan.json").unlink()
+        copied.write_plan(CONFIG, 1, {**plan.raw, "parent": None})
+        window = build_window(copied, load_plan(copied, CONFIG, 1))
+        with copied.create(CONFIG, 1, "checkpoint", {"window": window.digest}):
+            pass
+        assert run_check("checkpoint", "no_leakage", "0001").passed
+
+
+def test_ancestors_are_followed_past_a_plan_that_is_gone(store: Store) -> None:
+    settings = TrainingConfig.preset("smoke")
+    for generation in range(5):
+        plan = plan_generation(store, CONFIG, generation, settings)
+        if generation != 3:  # nothing descends from it
+            with store.create(CONFIG, generation, "ema_model") as draft:
+                (draft.path / "model.json").write_text("{}")
+    step = Step(CONFIG, 4, store, lambda *_: None, lambda: False)
+    assert [one.generation for one in _ancestors(step, plan, 0)] == [2, 1, 0]
+    (store.root / CONFIG / "generations" / "0002" / "plan.json").unlink()
+    assert [one.generation for one in _ancestors(step, plan, 0)] == [1, 0]
+    assert [one.generation for one in _ancestors(step, plan, 1)] == [1]
 
 
 def test_a_damaged_champion_plays_nothing(copied: Store) -> None:
