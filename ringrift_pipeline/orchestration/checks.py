@@ -72,6 +72,12 @@ CHECKS: tuple[CheckRecipe, ...] = (
         "--promote); nothing is played with a model that is not the one promoted.",
         blocking=True,
     ),
+    CheckRecipe(
+        CHAMPION,
+        integrity.gauntlet_sound,
+        "Remove the folder gauntlet of the generation named, as its games count on the list of "
+        "ratings, and play it again (the job champion_gauntlet).",
+    ),
     CheckRecipe("selfplay_shards", judgements.shards_complete, _SHARDS, blocking=True),
     CheckRecipe("selfplay_shards", integrity.shards_sound, _SHARDS, blocking=True),
     CheckRecipe(

@@ -6,13 +6,14 @@ to ``judgements`` see there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.orchestration.judgements import MOST_COPIES, Judgement
 from ringrift_pipeline.orchestration.step import Step
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
     from numpy.typing import NDArray
 
     from ringrift_pipeline.selfplay import Plan
@@ -88,6 +89,70 @@ def games_schema(step: Step) -> Judgement:
         return made  # the command line's verbs make no list
     listed = _schema(step, rating_list.KIND, {rating_list.TABLE: tables.RATING_LIST})
     return made if listed.passed else listed
+
+
+def gauntlet_sound(step: Step) -> Judgement:
+    """The last gauntlet's table of games has exactly its columns, types and bounds, and holds the
+    games that its report tells of: whole rotated sets of the champion against each opponent, with
+    the win rates that the report gives.
+    """
+    from dataclasses import replace
+
+    from ringrift_pipeline.evaluation import evaluating, tables
+    from ringrift_pipeline.store.kinds import GAUNTLET
+    from ringrift_pipeline.training.tables import read_table
+
+    for champion in reversed(step.store.champions(step.config)):
+        artefact = step.store.current(step.config, champion.generation, GAUNTLET)
+        if artefact is not None:
+            break
+    else:
+        return Judgement(True, "no champion has played a gauntlet")
+    of = f"gauntlet of generation {artefact.generation:04d}"
+    files = {evaluating.GAMES: tables.GAMES}
+    made = _schema(replace(step, generation=artefact.generation), GAUNTLET, files)
+    if not made.passed:
+        return Judgement(False, f"{of}: {made.why}", made.numbers)
+    games = read_table(artefact.file(evaluating.GAMES), tables.GAMES)
+    odd = _odd_match(games, artefact.read_json("report.json"), int(step.config[-2]))
+    return Judgement(
+        odd is None,
+        f"{of}: {odd or f'{games.height} games in whole rotated sets, as its report says'}",
+        {"eval/games": games.height},
+    )
+
+
+def _odd_match(games: pl.DataFrame, report: dict[str, Any], seats: int) -> str | None:
+    """What is wrong with the games of a gauntlet's matches, in words; None if nothing is."""
+    import polars as pl
+
+    from ringrift_pipeline.evaluation import set_scores
+
+    champion = str(report.get("champion"))
+    rates = {match["opponent"]: match["win_rate"] for match in report.get("matches", ())}
+    told, found = sorted(rates), sorted(set(games["match"]))
+    if told != found:
+        return f"the report tells of matches with {told}, there are games with {found}"
+    lists = pl.col("players", "ranks", "shares")
+    short = games.filter(pl.any_horizontal(lists.list.len() != seats)).height
+    if short:
+        return f"{short} games have not one player, rank and share of the win for each seat"
+    others = pl.col("players").list.set_difference(pl.concat_list(pl.lit(champion), "match"))
+    strangers = games.filter(others.list.len() > 0).height
+    if strangers:
+        return f"{strangers} games have a player who is not of their match"
+    first = pl.col("winner").cast(pl.Int64) - 1
+    wins = pl.col("ranks").list.get(first, null_on_oob=True).eq_missing(0)
+    wins &= pl.col("shares").list.get(first, null_on_oob=True).eq_missing(1.0)
+    whole = (pl.col("shares").list.sum() - 1.0).abs() < 1e-9
+    wrong = games.filter(~(whole & (wins | (first < 0)))).height
+    if wrong:
+        return f"{wrong} games have a winner, ranks and shares of the win that do not agree"
+    for opponent, rate in rates.items():
+        scores = set_scores(games.filter(pl.col("match") == opponent), champion)
+        if abs(float(scores.mean()) - rate) > 1e-9:
+            return f"the report says {rate:.4f} against {opponent}, its games {scores.mean():.4f}"
+    return None
 
 
 def shards_sound(step: Step) -> Judgement:

@@ -219,10 +219,74 @@ def held_out_copied(store: Store) -> None:
     replace(store, "checkpoint", metadata={"window": window.digest})
 
 
+def gauntlet_played(
+    store: Store, change: Callable[[pl.DataFrame], pl.DataFrame] = lambda games: games
+) -> None:
+    """A champion, and a gauntlet with the games of its evaluation; ``change`` is made to them when
+    the report has been written.
+    """
+    from ringrift_pipeline.evaluation import set_scores
+
+    own = store.require(CONFIG, 0, "evaluation")
+    games = pl.read_parquet(own.file("games.parquet"))
+    name = own.read_json("report.json")["candidate"]["name"]
+    matches = [
+        {"opponent": match, "win_rate": float(set_scores(part, name).mean())}
+        for (match,), part in games.group_by("match")
+    ]
+    store.promote(CONFIG, 0, store.require(CONFIG, 0, "ema_model"), {"gate": {}})
+    with store.create(CONFIG, 0, "gauntlet") as draft:
+        (draft.path / "report.json").write_text(json.dumps({"champion": name, "matches": matches}))
+        change(games).write_parquet(draft.path / "games.parquet")
+
+
+def won_by_seat_2(games: pl.DataFrame) -> pl.DataFrame:
+    lost, won = pl.lit([1, 0]), pl.lit([0.0, 1.0])
+    return games.with_columns(ranks=lost, shares=won, winner=pl.lit(2, pl.Int8))
+
+
+def turned_about(games: pl.DataFrame) -> pl.DataFrame:
+    """Won by whoever lost."""
+    winner = pl.col("winner")
+    return games.with_columns(
+        pl.col("ranks", "shares").list.reverse(),
+        winner=pl.when(winner > 0).then(3 - winner).otherwise(0).cast(pl.Int8),
+    )
+
+
 Break = Callable[[Store], object]
 
 BREAKS: list[tuple[str, Break, str]] = [
     ("champion_verifies", champion_flipped, "SHA-256"),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(s, more_columns),
+        "generation 0000: games.parquet",
+    ),
+    ("gauntlet_sound", lambda s: gauntlet_played(s, lambda t: t.head(t.height - 1)), "incomplete"),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(s, lambda t: t.filter(pl.col("match") != "random")),
+        "the report tells of matches with",
+    ),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(s, lambda t: t.with_columns(pl.col("ranks").list.head(1))),
+        "have not one player, rank and share",
+    ),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(s, lambda t: t.with_columns(match=pl.col("match").reverse())),
+        "a player who is not of their match",
+    ),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(
+            s, lambda t: won_by_seat_2(t).with_columns(pl.col("ranks").list.reverse())
+        ),
+        "that do not agree",
+    ),
+    ("gauntlet_sound", lambda s: gauntlet_played(s, turned_about), "the report says"),
     ("shards_complete", lambda s: flip(s, "selfplay-shard-0001", "shard.arrow"), "SHA-256"),
     ("shards_complete", lambda s: replace(s, "selfplay-shard-0001", shorten), "was collected"),
     ("games_differ", shard_copied, "copies"),
@@ -473,6 +537,18 @@ def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -
     recipe = next(recipe for recipe in CHECKS if recipe.name == check)
     assert result.blocking is recipe.blocking
     assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")
+
+
+def test_a_gauntlet_that_is_what_its_report_says_passes(copied: Store) -> None:
+    said = run_check(names.CHAMPION, "gauntlet_sound")
+    assert said.passed and "no champion has played" in said.description
+    gauntlet_played(copied)
+    said = run_check(names.CHAMPION, "gauntlet_sound")
+    assert said.passed and "games in whole rotated sets" in said.description
+    # what is wrong with it stops nothing
+    gauntlet_played(copied, more_columns)
+    found = objections(Step(CONFIG, 0, copied, lambda *_: None, lambda: False))
+    assert not any("gauntlet" in one for one in found)
 
 
 def holding_out(store: Store, generation: int, share: float, noted: bool = True) -> Plan:
