@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,12 +27,16 @@ from ringrift_pipeline.enhancements.calibration_measures import (
     reliability,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "MAX_BOOTSTRAP",
     "REPORT_FORM",
     "calibration_report",
     "check_options",
     "draw_reliability",
+    "reliability_figure",
 ]
 
 MAX_BOOTSTRAP = 100_000
@@ -194,15 +198,40 @@ def draw_reliability(
         ValueError: no reports, dpi out of bounds, one that is none, or no path of a file, by name.
     """
     check_type("path", path, (str, os.PathLike))
-    check_type("reports", reports, Mapping)
     check_whole("dpi", dpi, 1, 1000)
     if not Path(path).name:
         raise ValueError(f"path must name a file, got {str(path)!r}")
+    figure = reliability_figure(reports)
+
+    from matplotlib import rc_context
+
+    buffer = io.BytesIO()
+    path = Path(path)
+    if path.suffix == ".svg":
+        with rc_context({"svg.hashsalt": "reliability"}):
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
+    else:
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    return path
+
+
+def reliability_figure(reports: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """The diagram that `draw_reliability` writes, for whoever writes it otherwise.
+
+    Raises:
+        ValueError: no reports, or one that is none, by name.
+    """
+    check_type("reports", reports, Mapping)
     if not reports:
         raise ValueError("reports is empty: there is no report to draw")
     forms.mapping(REPORT_FORM)("reports", reports)
 
-    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -227,17 +256,4 @@ def draw_reliability(
     top.legend(loc="upper left", fontsize=8)
     bottom.set(xlabel="predicted probability of winning", ylabel="mass")
     bottom.set_ylim(bottom=0)
-    buffer = io.BytesIO()
-    path = Path(path)
-    if path.suffix == ".svg":
-        with rc_context({"svg.hashsalt": "reliability"}):
-            figure.savefig(buffer, format="svg", metadata={"Date": None})
-    else:
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(buffer.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    return path
+    return figure

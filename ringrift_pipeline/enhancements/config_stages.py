@@ -147,7 +147,11 @@ class TrainingLoopConfig(ConfigGroup):
         default=0, ge=0, le=1_000_000_000, description="Cap on optimizer steps; 0 = no cap."
     )
     holdout_fraction: float = Field(
-        default=0.1, gt=0.0, lt=0.9, description="Share of games held out, by the hash of their id."
+        default=0.1,
+        gt=0.0,
+        lt=0.9,
+        description="Share of games held out, by the hash of their id; of games of earlier "
+        "generations never more than was held out before.",
     )
     window_games: int = Field(
         default=1024,

@@ -38,7 +38,7 @@ PART = "ablation-run-"
 FORMAT = 2
 """Of what a run is and keeps, and of what the report says; those of another one are made anew."""
 FIGURES = "figures.npz"
-REPORT, TABLE, FRAME, PICTURE = "report.json", "table.md", "table.parquet", "ablation.png"
+REPORT, TABLE, FRAME = "report.json", "table.md", "table.parquet"
 
 PATIENCE = 30.0
 """Seconds that another process's ablation of the same generation is waited for: one whose run was
@@ -74,7 +74,8 @@ def ablate(
     makes them.
 
     Files: ``report.json`` (``comparisons`` with intervals, ``verdicts``, ``rule``), ``table.md``,
-    ``table.parquet`` (`tables.ABLATION`), ``ablation.png`` and ``runs/`` (the figures).
+    ``table.parquet`` (`tables.ABLATION`), ``ablation.png`` with the whole picture beside it, and
+    ``runs/`` (the figures).
     Metadata: ``verdicts``, ``ablation/seconds`` (of all runs), ``ablation/rows_per_s``.
 
     Args:
@@ -292,9 +293,7 @@ def _land(store: Store, work: _Work) -> Artefact:
         write_json_atomic(draft.path / REPORT, report)
         ablation_report.write_table(draft.path / TABLE, report)
         write_table(draft.path / FRAME, frame, tables.ABLATION)
-        ablation_report.draw_differences(
-            draft.path / PICTURE, frame, plan.config, report["confidence"]
-        )
+        ablation_report.draw_differences(draft.path, frame, plan.config, report["confidence"])
         (draft.path / "runs").mkdir()
         draft.metadata["runs"] = {
             trial.name: work.results[trial.variant, trial.seed].save(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +44,7 @@ MEASURES = {
     "value_log_loss": "value log loss, nats",
     "calibration_error": "calibration error, share",
 }
+PICTURE = "ablation"
 OFF_IN_TURN, ON_ALONE = "off in turn", "on alone"
 RULE = (
     "An enhancement helps if some measure is better with it beyond doubt, in either setting, and "
@@ -198,14 +198,15 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{mean} ({row['low']:+.4f} to {row['high']:+.4f})"
 
 
-def draw_differences(path: Path, frame: pl.DataFrame, config: str, confidence: float) -> None:
-    """Draw all differences with their intervals as a PNG, a panel a measure.
+def draw_differences(folder: Path, frame: pl.DataFrame, config: str, confidence: float) -> None:
+    """Draw all differences with their intervals, a panel a measure.
 
     Thick lines are intervals of one difference, thin ones of all of them together. The same
     table gives the same bytes.
 
     Args:
-        path: a new file, under 36 kB (50 as a data URI).
+        folder: of a draft; into it go ``ablation.png`` and the whole picture beside it
+            (`drawing.charts.save_chart`).
         frame: columns `tables.ABLATION`.
         config: for the title.
         confidence: of the intervals.
@@ -213,6 +214,8 @@ def draw_differences(path: Path, frame: pl.DataFrame, config: str, confidence: f
     import polars as pl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from ringrift_pipeline.drawing.charts import save_chart
 
     colours = {"better": "#1a7f37", "worse": "#c62828", "undecided": "#6e7781"}
     labels = frame.select("enhancement", "setting").unique(maintain_order=True).rows()
@@ -244,6 +247,4 @@ def draw_differences(path: Path, frame: pl.DataFrame, config: str, confidence: f
         "all together)",
         fontsize=9,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=80, metadata={"Software": None})
-    path.write_bytes(buffer.getvalue())
+    save_chart(figure, folder, PICTURE)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ringrift_pipeline.training.window import Window, hash_fraction, open_window
+from ringrift_pipeline.training.split import hash_fraction
+from ringrift_pipeline.training.window import Window, open_window
 
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.training_config import TrainingConfig

@@ -72,6 +72,12 @@ CHECKS: tuple[CheckRecipe, ...] = (
         "--promote); nothing is played with a model that is not the one promoted.",
         blocking=True,
     ),
+    CheckRecipe(
+        CHAMPION,
+        integrity.gauntlet_sound,
+        "Remove the folder gauntlet of the generation named, as its games count on the list of "
+        "ratings, and play it again (the job champion_gauntlet).",
+    ),
     CheckRecipe("selfplay_shards", judgements.shards_complete, _SHARDS, blocking=True),
     CheckRecipe("selfplay_shards", integrity.shards_sound, _SHARDS, blocking=True),
     CheckRecipe(
@@ -115,7 +121,7 @@ CHECKS: tuple[CheckRecipe, ...] = (
         + _NEXT.format(
             "a lower optimizer.learning_rate or training.sample_reuse (if the held-out loss rises "
             "while that of training falls), or with a higher training.holdout_fraction (if no "
-            "held-out game had a full search)"
+            "held-out game had a full search; it counts for games to come)"
         ),
         blocking=True,
     ),
@@ -124,7 +130,10 @@ CHECKS: tuple[CheckRecipe, ...] = (
         integrity.no_leakage,
         "Do not believe this generation's held-out figures. Remove its folders window, "
         "hard_examples and checkpoint, and materialize hard_examples and all after it again. "
-        "Copies among the games: " + _NEXT.format("a higher selfplay.temperature"),
+        "Copies among the games: "
+        + _NEXT.format("a higher selfplay.temperature")
+        + " Games that an earlier generation trained on: launch the next generation, which does not "
+        "hold them out.",
         blocking=True,
     ),
     CheckRecipe(
@@ -150,8 +159,8 @@ CHECKS: tuple[CheckRecipe, ...] = (
         judgements.calibration_sound,
         "Look at the reliability diagram. "
         + _NEXT.format(
-            "a higher training.holdout_fraction (if few games were held out) or "
-            "training.search_value_share (if the value head is too sure), or a higher "
+            "a higher training.holdout_fraction (if few games were held out; it counts for games "
+            "to come) or training.search_value_share (if the value head is too sure), or a higher "
             "calibration.max_error (if that much is tolerable)"
         ),
         blocking=True,

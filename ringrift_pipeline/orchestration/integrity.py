@@ -5,12 +5,19 @@ to ``judgements`` see there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.orchestration.judgements import MOST_COPIES, Judgement
 from ringrift_pipeline.orchestration.step import Step
 
 if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
+
+    from ringrift_pipeline.selfplay import Plan
+    from ringrift_pipeline.training import Window
     from ringrift_pipeline.training.tables import Column
 
 # Columns of a shard whose rows are judged; the encoded planes are most of a shard and not among them.
@@ -84,6 +91,70 @@ def games_schema(step: Step) -> Judgement:
     return made if listed.passed else listed
 
 
+def gauntlet_sound(step: Step) -> Judgement:
+    """The last gauntlet's table of games has exactly its columns, types and bounds, and holds the
+    games that its report tells of: whole rotated sets of the champion against each opponent, with
+    the win rates that the report gives.
+    """
+    from dataclasses import replace
+
+    from ringrift_pipeline.evaluation import evaluating, tables
+    from ringrift_pipeline.store.kinds import GAUNTLET
+    from ringrift_pipeline.training.tables import read_table
+
+    for champion in reversed(step.store.champions(step.config)):
+        artefact = step.store.current(step.config, champion.generation, GAUNTLET)
+        if artefact is not None:
+            break
+    else:
+        return Judgement(True, "no champion has played a gauntlet")
+    of = f"gauntlet of generation {artefact.generation:04d}"
+    files = {evaluating.GAMES: tables.GAMES}
+    made = _schema(replace(step, generation=artefact.generation), GAUNTLET, files)
+    if not made.passed:
+        return Judgement(False, f"{of}: {made.why}", made.numbers)
+    games = read_table(artefact.file(evaluating.GAMES), tables.GAMES)
+    odd = _odd_match(games, artefact.read_json("report.json"), int(step.config[-2]))
+    return Judgement(
+        odd is None,
+        f"{of}: {odd or f'{games.height} games in whole rotated sets, as its report says'}",
+        {"eval/games": games.height},
+    )
+
+
+def _odd_match(games: pl.DataFrame, report: dict[str, Any], seats: int) -> str | None:
+    """What is wrong with the games of a gauntlet's matches, in words; None if nothing is."""
+    import polars as pl
+
+    from ringrift_pipeline.evaluation import set_scores
+
+    champion = str(report.get("champion"))
+    rates = {match["opponent"]: match["win_rate"] for match in report.get("matches", ())}
+    told, found = sorted(rates), sorted(set(games["match"]))
+    if told != found:
+        return f"the report tells of matches with {told}, there are games with {found}"
+    lists = pl.col("players", "ranks", "shares")
+    short = games.filter(pl.any_horizontal(lists.list.len() != seats)).height
+    if short:
+        return f"{short} games have not one player, rank and share of the win for each seat"
+    others = pl.col("players").list.set_difference(pl.concat_list(pl.lit(champion), "match"))
+    strangers = games.filter(others.list.len() > 0).height
+    if strangers:
+        return f"{strangers} games have a player who is not of their match"
+    first = pl.col("winner").cast(pl.Int64) - 1
+    wins = pl.col("ranks").list.get(first, null_on_oob=True).eq_missing(0)
+    wins &= pl.col("shares").list.get(first, null_on_oob=True).eq_missing(1.0)
+    whole = (pl.col("shares").list.sum() - 1.0).abs() < 1e-9
+    wrong = games.filter(~(whole & (wins | (first < 0)))).height
+    if wrong:
+        return f"{wrong} games have a winner, ranks and shares of the win that do not agree"
+    for opponent, rate in rates.items():
+        scores = set_scores(games.filter(pl.col("match") == opponent), champion)
+        if abs(float(scores.mean()) - rate) > 1e-9:
+            return f"the report says {rate:.4f} against {opponent}, its games {scores.mean():.4f}"
+    return None
+
+
 def shards_sound(step: Step) -> Judgement:
     """Every shard has the Arrow schema of its format, and no row that play cannot have made.
 
@@ -114,7 +185,8 @@ def no_leakage(step: Step) -> Judgement:
     """No game was both trained on and held out, none in disguise, and no held-out row was mined.
 
     By the window that the checkpoint was trained on: the side of every row of a game, the moves
-    played (a copy under another id would be the same game), the rows of the hard examples.
+    played (a copy under another id would be the same game), the rows of the hard examples. By the
+    plans of the models that it was trained from: what their windows had and they did not hold out.
     """
     import numpy as np
     import polars as pl
@@ -144,6 +216,9 @@ def no_leakage(step: Step) -> Judgement:
         return Judgement(False, f"{int(both.sum())} games are on both sides: {game} …", numbers)
     if not held.any() or held.all():
         return Judgement(False, "one side of the split is empty", numbers)
+    seen = _trained_before(step, plan, window, held)
+    if seen is not None:
+        return Judgement(False, seen, numbers)
     if plan.settings.mining.enabled:
         examples = step.store.require(step.config, step.generation, "hard_examples")
         mined = window.holdout[read_hard_examples(examples).rows]
@@ -164,6 +239,49 @@ def no_leakage(step: Step) -> Judgement:
         f"{copies} of {ours.height} held-out games are move for move also in the training games",
         {**numbers, "val/leaked_share": share},
     )
+
+
+def _trained_before(step: Step, plan: Plan, window: Window, held: NDArray[np.bool_]) -> str | None:
+    """Which games that are ``held`` out now, (G,) bool, a model was trained on from which this one
+    was; None if there are none. Whether it was is what its own plan says, whatever ours makes of it.
+    """
+    import numpy as np
+
+    from ringrift_pipeline.training.split import is_held_out
+
+    played = np.zeros(len(held), np.int64)
+    played[window.game] = window.generation
+    older = np.flatnonzero(held & (played < plan.generation))
+    for ancestor in _ancestors(step, plan, int(played.min())):
+        fraction = ancestor.settings.training.holdout_fraction
+        read = [ancestor.generation, *(entry["generation"] for entry in ancestor.window)]
+        seen = [
+            window.games[game]
+            for game in older[np.isin(played[older], read)]
+            if not is_held_out(window.games[game], fraction)
+        ]
+        if seen:
+            return (
+                f"{len(seen)} held-out games were trained on by generation "
+                f"{ancestor.generation:04d}, which held out a share of {fraction:g}: {seen[0]} …"
+            )
+    return None
+
+
+def _ancestors(step: Step, plan: Plan, oldest: int) -> Iterator[Plan]:
+    """Plans of the models of this config that a plan's weights come from, newest first, as far back
+    as ``oldest``. In place of one that was removed stands the newest before it.
+    """
+    from ringrift_pipeline.selfplay import load_plan
+
+    parent = plan.parent
+    for generation in reversed(step.store.generations(step.config)):
+        if parent is None or parent.get("config", step.config) != step.config:
+            return
+        if oldest <= generation <= parent["generation"]:
+            ancestor = load_plan(step.store, step.config, generation)
+            yield ancestor
+            parent = ancestor.parent
 
 
 def gate_sound(step: Step) -> Judgement:

@@ -69,6 +69,10 @@ class Plan:
     played:
         Games that the earlier generations had played when this was planned, those included that
         were deleted since; None in plans of earlier versions.
+    holdout:
+        ``{"generation", "fraction"}``, ascending: of the games from that generation to the next
+        entry's, the smallest share that a plan since has held out; None in plans of earlier
+        versions. See :meth:`holdout_fraction`.
     device:
         Where the plan is carried out, if not where its settings say; not part of the plan.
     processes:
@@ -89,6 +93,7 @@ class Plan:
     precision: str = "float32"
     backend: str = "torch"
     played: int | None = None
+    holdout: tuple[dict[str, Any], ...] | None = None
     device: str | None = None
     processes: int | None = None
 
@@ -118,6 +123,7 @@ class Plan:
             precision=raw.get("precision", "float32"),  # all that earlier versions knew
             backend=raw.get("backend", "torch"),
             played=raw.get("played"),
+            holdout=None if raw.get("holdout") is None else tuple(raw["holdout"]),
         )
 
     @cached_property
@@ -162,6 +168,16 @@ class Plan:
                 f"{len(self.shards) - 1}, not {index}"
             )
         return self.shards[index]
+
+    def holdout_fraction(self, generation: int) -> float:
+        """Share of a generation's games that the training window holds out: the smallest in force
+        since they were played, for what a model was trained on cannot judge its successors.
+        """
+        fraction = self.settings.training.holdout_fraction
+        if generation < self.generation:
+            noted = [one for one in self.holdout or () if one["generation"] <= generation]
+            fraction = min([fraction, *(one["fraction"] for one in noted[-1:])])
+        return fraction
 
     def seed_for(self, step: str) -> int:
         """A seed of 63 bits for the named step, the same whenever it is asked for."""
@@ -236,7 +252,7 @@ def plan_generation(
         if model is not None
     ]
     parent = _parent(store, config, generation, champion)
-    window, played = window_of(store, config, generation, sum(sizes), settings)
+    window, played, holdout = window_of(store, config, generation, sum(sizes), settings)
     finetune = _finetune(store, config, generation, settings, parent)
     if parent is None and finetune is not None:
         parent = finetune["source"]
@@ -250,6 +266,7 @@ def plan_generation(
         "parent": parent,
         "window": window,
         "played": played,
+        "holdout": holdout,
         "ensemble": ensemble
         and _reference(store, ensemble.generation, ensemble.digest, ensemble.path),
         "shards": [

@@ -71,6 +71,11 @@ class _Entry(_Form):
     digest: _Text
 
 
+class _Holdout(_Form):
+    generation: _Whole
+    fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
 class _Finetune(_Form):
     source: _Model
     generation: _Whole
@@ -92,6 +97,7 @@ class _Plan(_Form):
     precision: _Text = "float32"
     backend: _Text = "torch"
     played: _Whole | None = None
+    holdout: list[_Holdout] | None = None
 
     @model_validator(mode="after")
     def _shards_are_numbered(self) -> _Plan:

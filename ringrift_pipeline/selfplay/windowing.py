@@ -1,10 +1,13 @@
-"""Which earlier shards a generation trains on beside its own.
+"""Which earlier shards a generation trains on beside its own, and how many of their games it may
+hold out.
 
 What it costs to find out grows with the window, not with the history behind it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.selfplay.plan import load_plan
@@ -12,6 +15,7 @@ from ringrift_pipeline.store.kinds import SHARD_PREFIX, shard_kind
 
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.training_config import TrainingConfig
+    from ringrift_pipeline.selfplay.plan import Plan
     from ringrift_pipeline.store import Artefact, Store
 
 __all__ = ["window_games", "window_of"]
@@ -35,14 +39,20 @@ def window_games(games: int, settings: TrainingConfig) -> int:
 
 def window_of(
     store: Store, config: str, generation: int, own: int, settings: TrainingConfig
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
     """The earlier shards that the window of a generation holds beside its ``own`` games, as in
-    `Plan.window`, and how many games the earlier generations have played (`Plan.played`).
+    `Plan.window`, how many games the earlier generations have played (`Plan.played`), and
+    `Plan.holdout`.
     """
     earlier = [number for number in store.generations(config) if number < generation]
-    played = _played(store, config, earlier)
+
+    @cache
+    def plan_of(number: int) -> Plan:
+        return load_plan(store, config, number)
+
+    played = _played(store, config, earlier, plan_of)
     room = window_games(own + played, settings) - own
-    return _entries(store, config, earlier, room), played
+    return _entries(store, config, earlier, room), played, _holdout(earlier, plan_of)
 
 
 def _entries(store: Store, config: str, earlier: list[int], room: int) -> list[dict[str, Any]]:
@@ -77,14 +87,14 @@ def _landed_shards(store: Store, config: str, generation: int) -> list[tuple[int
     return sorted(found, key=lambda one: one[0])
 
 
-def _played(store: Store, config: str, earlier: list[int]) -> int:
+def _played(store: Store, config: str, earlier: list[int], plan_of: Callable[[int], Plan]) -> int:
     """Games that these generations have played, those included that retention has deleted since.
 
     The newest plan that notes how many there were before it ends the count.
     """
     games = 0
     for generation in reversed(earlier):
-        plan = load_plan(store, config, generation)
+        plan = plan_of(generation)
         collected = store.current(config, generation, "selfplay_shards", verify=False) is not None
         for shard in plan.shards:
             kind = shard_kind(shard["index"])
@@ -93,3 +103,20 @@ def _played(store: Store, config: str, earlier: list[int]) -> int:
         if plan.played is not None:
             return games + plan.played
     return games
+
+
+def _holdout(earlier: list[int], plan_of: Callable[[int], Plan]) -> list[dict[str, Any]]:
+    """Of each of these generations' games the smallest share that was held out since, as in
+    `Plan.holdout`. The newest plan that notes those before it ends the search.
+    """
+    since: dict[float, int] = {}  # share -> the first generation that it holds for, newest first
+    fraction = 1.0
+    for generation in reversed(earlier):
+        plan = plan_of(generation)
+        fraction = min(fraction, plan.settings.training.holdout_fraction)
+        since[fraction] = generation
+        if plan.holdout is not None:
+            for one in reversed(plan.holdout):
+                since[min(fraction, one["fraction"])] = one["generation"]
+            break
+    return [{"generation": first, "fraction": share} for share, first in reversed(since.items())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 KIND = CALIBRATION
 REPORT = CALIBRATION_FILE
 BINS = "bins.parquet"
-PICTURE = "reliability.png"
+PICTURE = "reliability"
 
 
 def calibrate(
@@ -43,7 +44,8 @@ def calibrate(
 
     Files: ``report.json`` (``temperature``, ``fitted``, ``applied``, ``recalibrate``,
     ``ece_before``, ``ece_after`` with intervals, the whole reports), ``bins.parquet``
-    (:data:`tables.CALIBRATION_BINS`) and ``reliability.png``.
+    (:data:`tables.CALIBRATION_BINS`) and ``reliability.png``, with the whole diagram beside it
+    (:func:`drawing.charts.save_chart`).
 
     Raises
     ------
@@ -54,8 +56,6 @@ def calibrate(
     Interrupted
         if ``should_stop`` says so.
     """
-    from ringrift_pipeline.drawing.charts import FULL
-    from ringrift_pipeline.enhancements.calibration import draw_reliability
     from ringrift_pipeline.network import load_model, resolve_device
     from ringrift_pipeline.store import write_json_atomic
     from ringrift_pipeline.training import tables
@@ -109,10 +109,16 @@ def calibrate(
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         write_json_atomic(draft.path / REPORT, report)
         tables.write_table(draft.path / BINS, _bins(stages), tables.CALIBRATION_BINS)
-        drawn = {stage: stages[stage] for stage in ("before", "after")}
-        draw_reliability(drawn, draft.path / PICTURE, dpi=70)
-        draw_reliability(drawn, (draft.path / PICTURE).with_suffix(FULL))
+        draw_stages(draft.path, stages["before"], stages["after"])
     return draft.artefact
+
+
+def draw_stages(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """The reliability diagram of both reports into a draft's folder, small and whole."""
+    from ringrift_pipeline.drawing.charts import save_chart
+    from ringrift_pipeline.enhancements.calibration_report import reliability_figure
+
+    save_chart(reliability_figure({"before": before, "after": after}), folder, PICTURE)
 
 
 def _report(

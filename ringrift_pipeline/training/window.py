@@ -7,7 +7,6 @@ player to move, which is how the network sees the board.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from ringrift_pipeline.selfplay.ragged import offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
 from ringrift_pipeline.store import CorruptArtefactError, check_folder, read_bounded
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
+from ringrift_pipeline.training.split import split_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,42 +39,6 @@ UNKNOWN = -2
 
 class WindowError(ValueError):
     """A window cannot be built or read; the message says which shard or column and why."""
-
-
-def is_held_out(game_id: str, fraction: float) -> bool:
-    """Whether a game belongs to the held-out set, by the hash of its id alone."""
-    return hash_fraction(game_id) < fraction
-
-
-def hash_fraction(game_id: str) -> float:
-    """The BLAKE2 hash of a game's id as a number in [0, 1)."""
-    digest = hashlib.blake2b(game_id.encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / float(1 << 53)
-
-
-def split_games(game_ids: list[str], fraction: float) -> NDArray[np.bool_]:
-    """Held-out flag of every game, (games,) bool; at least one game lies on either side.
-
-    The hash decides. Only when it leaves one side empty (very few games), the game with the
-    smallest (or largest) hash changes sides.
-
-    Raises
-    ------
-    WindowError
-        if there are fewer than two games.
-    """
-    if len(game_ids) < 2:
-        raise WindowError(
-            f"the window holds {len(game_ids)} game(s); at least 2 are needed to hold one out: "
-            "raise selfplay.games"
-        )
-    hashes = np.array([hash_fraction(game) for game in game_ids])
-    held_out = hashes < fraction
-    if not held_out.any():
-        held_out[hashes.argmin()] = True
-    elif held_out.all():
-        held_out[hashes.argmax()] = False
-    return held_out
 
 
 @dataclass(frozen=True)
@@ -206,7 +170,7 @@ def build_window(
                     )
                 writer.append(batch, shard.generation, heuristic)
             reporter.report(number + 1, len(shards), f"{writer.rows} rows")
-        summary = writer.close(plan.settings.training.holdout_fraction)
+        summary = writer.close()
         draft.metadata.update(summary)
     return draft.artefact
 
@@ -320,6 +284,7 @@ class _Writer:
             )
         self._columns: dict[str, np.memmap] = {}
         self._games: dict[str, int] = {}
+        self._generations: list[int] = []  # of every game
         self._ended = 0
         self._owners: list[NDArray] = []  # (some games, ...) each
         self._eliminated: list[NDArray] = []
@@ -355,7 +320,7 @@ class _Writer:
             "valued": ~opponent & (not heuristic),
             # what surprised another model says nothing of what ours has yet to learn
             "surprise": np.where(opponent, 0.0, column(batch, "surprise")),
-            "game": self._game_indices(batch),
+            "game": self._game_indices(batch, generation),
             "generation": np.full(len(player), generation),
             "ply": column(batch, "ply"),
             "decision": column(batch, "decision"),
@@ -375,12 +340,13 @@ class _Writer:
             self._column(name, self._total_moves, flat)[self._moves : end] = flat
         self.rows, self._moves = stop, end
 
-    def _game_indices(self, batch: pa.RecordBatch) -> NDArray[np.int64]:
+    def _game_indices(self, batch: pa.RecordBatch, generation: int) -> NDArray[np.int64]:
         ids = batch.column("game_id").dictionary_encode()
         names = ids.dictionary.to_pylist()
         index = ids.indices.to_numpy(zero_copy_only=False)
         known = np.array([self._games.setdefault(game, len(self._games)) for game in names])
         fresh = known >= self._ended
+        self._generations += [generation] * int(fresh.sum())
         self._note_ends(batch, np.unique(index, return_index=True)[1][fresh])
         return known[index]
 
@@ -396,9 +362,14 @@ class _Writer:
             self._eliminated.append(np.full((len(rows), self._players), UNKNOWN, np.int16))
         self._ended += len(rows)
 
-    def close(self, holdout_fraction: float) -> dict[str, Any]:
+    def close(self) -> dict[str, Any]:
         games = list(self._games)
-        held_out = split_games(games, holdout_fraction)
+        if len(games) < 2:
+            raise WindowError(
+                f"the window holds {len(games)} game(s); at least 2 are needed to hold one out: "
+                "raise selfplay.games"
+            )
+        held_out = split_of(self._plan, games, self._generations)
         game = self._columns["game"]
         flags = self._column("holdout", self._total_rows, held_out)
         for start in range(0, self._total_rows, ROWS_AT_ONCE):

@@ -16,12 +16,14 @@ import numpy as np
 import polars as pl
 import pytest
 
+from ringrift_pipeline.drawing.charts import FULL, MOST_BYTES
 from ringrift_pipeline.evaluation import AblationError, AblationFailed, ablate
 from ringrift_pipeline.evaluation.ablation_report import (
     ENHANCEMENTS,
     MEASURES,
     compare,
     comparisons,
+    draw_differences,
     verdicts,
 )
 from ringrift_pipeline.evaluation.ablation_runs import (
@@ -46,7 +48,7 @@ from ringrift_pipeline.training import (
     score_games,
 )
 from ringrift_pipeline.training.hard_examples import read_hard_examples
-from ringrift_pipeline.training.window import hash_fraction
+from ringrift_pipeline.training.split import hash_fraction
 
 from .test_evaluating import NOW, land_model, settings
 
@@ -355,3 +357,22 @@ def test_without_earlier_models_there_is_no_ensemble() -> None:
     rows = compare(planted(np.random.default_rng(3), {}), 5, False, 0.95)
     assert "ensemble" not in verdicts(rows)
     assert len(rows) == 10 * len(MEASURES)
+
+
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_the_picture_of_all_enhancements_is_small_and_the_whole_is_beside_it(
+    ensemble: bool, tmp_path: Path
+) -> None:
+    effects = {"without_mining": 0.2, "only_clipping": 0.2}
+    rows = compare(planted(np.random.default_rng(1), effects), 5, ensemble, 0.95)
+    drawn = []
+    for name in ("one", "again"):
+        (tmp_path / name).mkdir()
+        draw_differences(tmp_path / name, pl.DataFrame(rows), CONFIG, 0.95)
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            "ablation.png",
+            f"ablation{FULL}",
+        }
+        drawn.append((tmp_path / name / "ablation.png").read_bytes())
+    assert drawn[0] == drawn[1] and drawn[0].startswith(b"\x89PNG")
+    assert 4_000 < len(drawn[0]) <= MOST_BYTES

@@ -38,14 +38,13 @@ LITTER = "removes what nobody reads any more; what stays goes the next time"
 
 COVERED = {
     "drawing/charts.py:save_chart": "train",
-    "enhancements/calibration_report.py:draw_reliability": "calibrate",
+    "enhancements/calibration_report.py:draw_reliability": SCRATCH,
     "enhancements/checkpoint_averaging.py:CheckpointAverager._drop": SCRATCH,
     "enhancements/checkpoint_averaging.py:CheckpointAverager._folder": SCRATCH,
     "enhancements/checkpoint_averaging.py:_remove": SCRATCH,
     "enhancements/checkpoint_files.py:write_checkpoint": "a loose checkpoint",
     "evaluation/ablation.py:_Work.land": "ablate",
     "evaluation/ablation.py:_land": "ablate",
-    "evaluation/ablation_report.py:draw_differences": "ablate",
     "evaluation/ablation_report.py:write_table": "ablate",
     "evaluation/ablation_runs.py:TrialResult.save": "ablate",
     "evaluation/evaluating.py:_PlayedJobs.keep": "evaluate",

@@ -15,10 +15,14 @@ from dagster import AssetCheckKey, DagsterInstance
 from safetensors.numpy import load_file, save_file
 
 from ringrift_pipeline.definitions import defs
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.checks import CHECKS, objections
+from ringrift_pipeline.orchestration.integrity import _ancestors
 from ringrift_pipeline.orchestration.step import Step
+from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.training import build_window
 from ringrift_pipeline.training.averaging import LAST
 
 pytestmark = pytest.mark.slow
@@ -206,8 +210,7 @@ def held_out_mined(store: Store) -> None:
 
 def held_out_copied(store: Store) -> None:
     """Every game is there twice: what is held out is also trained on, under another id."""
-    from ringrift_pipeline.selfplay import load_plan
-    from ringrift_pipeline.training import build_window, mine_hard_examples
+    from ringrift_pipeline.training import mine_hard_examples
 
     shard_copied(store)
     plan = load_plan(store, CONFIG, 0)
@@ -216,10 +219,74 @@ def held_out_copied(store: Store) -> None:
     replace(store, "checkpoint", metadata={"window": window.digest})
 
 
+def gauntlet_played(
+    store: Store, change: Callable[[pl.DataFrame], pl.DataFrame] = lambda games: games
+) -> None:
+    """A champion, and a gauntlet with the games of its evaluation; ``change`` is made to them when
+    the report has been written.
+    """
+    from ringrift_pipeline.evaluation import set_scores
+
+    own = store.require(CONFIG, 0, "evaluation")
+    games = pl.read_parquet(own.file("games.parquet"))
+    name = own.read_json("report.json")["candidate"]["name"]
+    matches = [
+        {"opponent": match, "win_rate": float(set_scores(part, name).mean())}
+        for (match,), part in games.group_by("match")
+    ]
+    store.promote(CONFIG, 0, store.require(CONFIG, 0, "ema_model"), {"gate": {}})
+    with store.create(CONFIG, 0, "gauntlet") as draft:
+        (draft.path / "report.json").write_text(json.dumps({"champion": name, "matches": matches}))
+        change(games).write_parquet(draft.path / "games.parquet")
+
+
+def won_by_seat_2(games: pl.DataFrame) -> pl.DataFrame:
+    lost, won = pl.lit([1, 0]), pl.lit([0.0, 1.0])
+    return games.with_columns(ranks=lost, shares=won, winner=pl.lit(2, pl.Int8))
+
+
+def turned_about(games: pl.DataFrame) -> pl.DataFrame:
+    """Won by whoever lost."""
+    winner = pl.col("winner")
+    return games.with_columns(
+        pl.col("ranks", "shares").list.reverse(),
+        winner=pl.when(winner > 0).then(3 - winner).otherwise(0).cast(pl.Int8),
+    )
+
+
 Break = Callable[[Store], object]
 
 BREAKS: list[tuple[str, Break, str]] = [
     ("champion_verifies", champion_flipped, "SHA-256"),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(s, more_columns),
+        "generation 0000: games.parquet",
+    ),
+    ("gauntlet_sound", lambda s: gauntlet_played(s, lambda t: t.head(t.height - 1)), "incomplete"),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(s, lambda t: t.filter(pl.col("match") != "random")),
+        "the report tells of matches with",
+    ),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(s, lambda t: t.with_columns(pl.col("ranks").list.head(1))),
+        "have not one player, rank and share",
+    ),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(s, lambda t: t.with_columns(match=pl.col("match").reverse())),
+        "a player who is not of their match",
+    ),
+    (
+        "gauntlet_sound",
+        lambda s: gauntlet_played(
+            s, lambda t: won_by_seat_2(t).with_columns(pl.col("ranks").list.reverse())
+        ),
+        "that do not agree",
+    ),
+    ("gauntlet_sound", lambda s: gauntlet_played(s, turned_about), "the report says"),
     ("shards_complete", lambda s: flip(s, "selfplay-shard-0001", "shard.arrow"), "SHA-256"),
     ("shards_complete", lambda s: replace(s, "selfplay-shard-0001", shorten), "was collected"),
     ("games_differ", shard_copied, "copies"),
@@ -470,6 +537,68 @@ def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -
     recipe = next(recipe for recipe in CHECKS if recipe.name == check)
     assert result.blocking is recipe.blocking
     assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")
+
+
+def test_a_gauntlet_that_is_what_its_report_says_passes(copied: Store) -> None:
+    said = run_check(names.CHAMPION, "gauntlet_sound")
+    assert said.passed and "no champion has played" in said.description
+    gauntlet_played(copied)
+    said = run_check(names.CHAMPION, "gauntlet_sound")
+    assert said.passed and "games in whole rotated sets" in said.description
+    # what is wrong with it stops nothing
+    gauntlet_played(copied, more_columns)
+    found = objections(Step(CONFIG, 0, copied, lambda *_: None, lambda: False))
+    assert not any("gauntlet" in one for one in found)
+
+
+def holding_out(store: Store, generation: int, share: float, noted: bool = True) -> Plan:
+    """A generation's plan with another share held out; not ``noted``, as earlier versions wrote."""
+    settings = load_plan(store, CONFIG, 0).settings
+    path = store.root / CONFIG / "generations" / f"{generation:04d}" / "plan.json"
+    changed = {"training.holdout_fraction": share, "mining.enabled": False}
+    path.unlink(missing_ok=True)
+    plan = plan_generation(store, CONFIG, generation, settings.with_overrides(changed))
+    if noted:
+        return plan
+    path.unlink()
+    old = {name: value for name, value in plan.raw.items() if name != "holdout"}
+    return Plan.from_dict(store.write_plan(CONFIG, generation, old))
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_no_game_that_an_ancestor_trained_on_is_held_out(copied: Store, leaks: bool) -> None:
+    holding_out(copied, 0, 0.1)
+    plan = holding_out(copied, 1, 0.3, noted=not leaks)
+    assert plan.parent is not None and plan.parent["generation"] == 0
+    play_shards(copied, plan, workers=1)
+    window = build_window(copied, plan)
+    with copied.create(CONFIG, 1, "checkpoint", {"window": window.digest}):
+        pass
+    result = run_check("checkpoint", "no_leakage", "0001")
+    assert result.passed is not leaks
+    if leaks:
+        assert "1 held-out games were trained on by generation 0000" in result.description
+        # of a model that does not come from that one there is nothing to say
+        (copied.root / CONFIG / "generations" / "0001" / "plan.json").unlink()
+        copied.write_plan(CONFIG, 1, {**plan.raw, "parent": None})
+        window = build_window(copied, load_plan(copied, CONFIG, 1))
+        with copied.create(CONFIG, 1, "checkpoint", {"window": window.digest}):
+            pass
+        assert run_check("checkpoint", "no_leakage", "0001").passed
+
+
+def test_ancestors_are_followed_past_a_plan_that_is_gone(store: Store) -> None:
+    settings = TrainingConfig.preset("smoke")
+    for generation in range(5):
+        plan = plan_generation(store, CONFIG, generation, settings)
+        if generation != 3:  # nothing descends from it
+            with store.create(CONFIG, generation, "ema_model") as draft:
+                (draft.path / "model.json").write_text("{}")
+    step = Step(CONFIG, 4, store, lambda *_: None, lambda: False)
+    assert [one.generation for one in _ancestors(step, plan, 0)] == [2, 1, 0]
+    (store.root / CONFIG / "generations" / "0002" / "plan.json").unlink()
+    assert [one.generation for one in _ancestors(step, plan, 0)] == [1, 0]
+    assert [one.generation for one in _ancestors(step, plan, 1)] == [1]
 
 
 def test_a_damaged_champion_plays_nothing(copied: Store) -> None:

@@ -24,7 +24,9 @@ from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.gauntlet import JOB, week_seed
 from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.integrity import gauntlet_sound
 from ringrift_pipeline.orchestration.schedules import TimeZoneError, next_to_play, schedules
+from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.store import Store
 
 from .landing import PLAN, fake_model
@@ -265,3 +267,5 @@ def test_a_real_gauntlet_observes_the_champion(copied: Store) -> None:
     low, high = (observed.metadata[f"eval/elo_{end}"].value for end in ("low", "high"))
     assert low < observed.metadata["eval/elo"].value < high  # type: ignore[operator]
     assert copied.require("square8_2p", 0, "gauntlet").file("games.parquet").exists()
+    judged = gauntlet_sound(Step("square8_2p", 1, copied, lambda *_: None, lambda: False))
+    assert judged.passed and judged.numbers["eval/games"] == 12

@@ -275,6 +275,39 @@ def test_games_played_before_are_noted_and_need_not_be_counted_again(tmp_path: P
         assert found[0] == found[1] and found[0][1] == 5 * (generation + 1)
 
 
+@pytest.mark.parametrize("noted", [True, False])
+def test_games_are_held_out_by_the_smallest_share_since_they_were_played(
+    store: Store, noted: bool
+) -> None:
+    shares = [0.1, 0.3, 0.3, 0.2, 0.5, 0.05, 0.4, 0.4, 0.6]
+    for generation, share in enumerate(shares):
+        changed = settings(training__holdout_fraction=share)
+        plan = plan_generation(store, CONFIG, generation, changed, NOW)
+        for played in range(generation + 1):
+            assert plan.holdout_fraction(played) == min(shares[played : generation + 1])
+        assert load_plan(store, CONFIG, generation).holdout == plan.holdout
+        if not noted:  # as plans of earlier versions
+            path = store.root / CONFIG / "generations" / f"{generation:04d}" / "plan.json"
+            path.unlink()
+            old = {name: value for name, value in plan.raw.items() if name != "holdout"}
+            before = Plan.from_dict(store.write_plan(CONFIG, generation, old))
+            assert before.holdout is None and before.holdout_fraction(0) == share
+    assert [one["generation"] for one in plan.raw["holdout"]] == [0, 6]
+
+
+def test_what_was_held_out_is_known_after_the_plans_have_gone(store: Store) -> None:
+    for generation, share in enumerate([0.1, 0.2, 0.2]):
+        changed = settings(training__holdout_fraction=share)
+        plan_generation(store, CONFIG, generation, changed, NOW)
+    for gone in (0, 1):
+        (store.root / CONFIG / "generations" / f"{gone:04d}" / "plan.json").unlink()
+    plan = plan_generation(store, CONFIG, 3, settings(training__holdout_fraction=0.4), NOW)
+    assert [plan.holdout_fraction(played) for played in range(4)] == [0.1, 0.2, 0.2, 0.4]
+    wrong = {**plan.raw, "holdout": [{"generation": 0, "fraction": 1.5}]}
+    with pytest.raises(PlanError, match=r"holdout\.0\.fraction"):
+        Plan.from_dict(wrong)
+
+
 def test_a_plan_reads_no_more_plans_than_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for generation in range(6):
         plan = plan_generation(store, CONFIG, generation, settings(), NOW)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from ringrift_pipeline.drawing.charts import FULL, MOST_BYTES
+from ringrift_pipeline.enhancements.calibration import calibration_report
 from ringrift_pipeline.network import load_model
 from ringrift_pipeline.search import load_player
 from ringrift_pipeline.selfplay import Plan
@@ -27,7 +30,7 @@ from ringrift_pipeline.training import (
     score_games,
     train,
 )
-from ringrift_pipeline.training.calibrating import _by_seat, _report
+from ringrift_pipeline.training.calibrating import _by_seat, _report, draw_stages
 from ringrift_pipeline.training.forward import held_out_losses, value_logits
 
 
@@ -124,10 +127,32 @@ def test_calibration_reports_before_and_after_on_held_out_games(
     assert player.value_temperature == report["temperature"]
     assert artefact.digest[:12] in player.calibration
     assert artefact.file("reliability.png").read_bytes().startswith(b"\x89PNG")
+    assert artefact.file("reliability.png").stat().st_size <= MOST_BYTES
+    assert artefact.file(f"reliability{FULL}").exists()
     bins = read_table(artefact.file("bins.parquet"), CALIBRATION_BINS)
     whole = bins.filter((bins["stage"] == "held_out") & (bins["split"] == "all"))
     assert whole["count"].sum() == 2 * len(window.holdout_rows)
     assert {"seat:1", "seat:2", "phase:movement"} <= set(bins["split"])
+
+
+@pytest.mark.parametrize("bins", [15, 1000])
+def test_the_diagram_is_small_however_many_bins_it_has(bins: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    games = np.repeat(np.arange(400), 10)
+    chances = rng.random(4000)
+    outcome = (rng.random(4000) < chances).astype(np.float64)
+    reports = [
+        calibration_report(
+            np.stack([each, 1 - each], 1), np.stack([outcome, 1 - outcome], 1), games,
+            bins=bins, bootstrap=20,
+        )
+        for each in (chances, chances**2)
+    ]  # fmt: skip
+    assert len(reports[0]["bins"]) == bins
+    draw_stages(tmp_path, *reports)
+    assert {path.name for path in tmp_path.iterdir()} == {"reliability.png", f"reliability{FULL}"}
+    assert 4_000 < (tmp_path / "reliability.png").stat().st_size <= MOST_BYTES
+    assert (tmp_path / f"reliability{FULL}").stat().st_size > 400 * bins
 
 
 def test_values_are_turned_back_to_absolute_seats(trained: Store, second: Plan) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,12 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ringrift_pipeline.game import layout
-from ringrift_pipeline.selfplay import Plan, iter_shards, read_shard, shard_kind
+from ringrift_pipeline.selfplay import (
+    Plan,
+    iter_shards,
+    plan_generation,
+    play_shards,
+    read_shard,
+    shard_kind,
+)
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.training import WindowDataset, WindowError, build_window, open_window
-from ringrift_pipeline.training.window import hash_fraction, is_held_out, split_games
+from ringrift_pipeline.training.split import hash_fraction, is_held_out, split_games
 
-from .conftest import CONFIG
+from .conftest import CONFIG, NOW, settings
 
 
 def rows_of(store: Store, plan: Plan) -> list[dict]:
@@ -77,6 +85,72 @@ def test_no_game_lies_on_both_sides_and_the_split_outlives_the_window(
     assert before <= {window.games[game] for game in held_out}
 
 
+def planned_again(store: Store, *fractions: float) -> list[Plan]:
+    """The played generations as if they had been planned to hold out these shares."""
+    plans = []
+    for generation, fraction in enumerate(fractions):
+        (store.root / CONFIG / "generations" / f"{generation:04d}" / "plan.json").unlink()
+        changed = settings(training__holdout_fraction=fraction)
+        plans.append(plan_generation(store, CONFIG, generation, changed, NOW))
+    return plans
+
+
+def sides(store: Store, plan: Plan) -> tuple[set[str], set[str]]:
+    """Ids of the games that a plan's window trains on, and of those that it holds out."""
+    window = open_window(build_window(store, plan).path)
+    trained, held_out = (
+        {window.games[game] for game in np.unique(window.game[rows])}
+        for rows in (window.training_rows, window.holdout_rows)
+    )
+    return trained, held_out
+
+
+def as_earlier_versions_wrote(plan: Plan) -> Plan:
+    return Plan.from_dict({name: one for name, one in plan.raw.items() if name != "holdout"})
+
+
+def test_a_higher_share_holds_out_no_game_that_was_trained_on(store: Store) -> None:
+    first, second = planned_again(store, 0.1, 0.3)
+    assert len(second.window) == len(first.shards)
+    trained_before, held_before = sides(store, first)
+    trained, held_out = sides(store, second)
+    assert any(is_held_out(game, 0.3) for game in trained_before)
+    assert not trained_before & held_out
+    assert held_out == held_before | {
+        game for game in trained | held_out if "-0001-" in game and is_held_out(game, 0.3)
+    }
+    assert len(held_out) > len(held_before)
+    # a plan without the note, of an earlier version, keeps the window that it had
+    old = sides(store, as_earlier_versions_wrote(second))[1]
+    assert old == {game for game in trained | held_out if is_held_out(game, 0.3)}
+    assert old & trained_before
+
+
+def test_a_lower_share_holds_for_all_games(store: Store) -> None:
+    plans = planned_again(store, 0.3, 0.1)
+    trained, held_out = sides(store, plans[1])
+    assert held_out == {game for game in trained | held_out if is_held_out(game, 0.1)}
+
+
+def test_with_one_share_windows_are_what_they_were(store: Store) -> None:
+    for plan in planned_again(store, 0.3, 0.3):
+        now = build_window(store, plan)
+        before = build_window(store, as_earlier_versions_wrote(plan))
+        assert now.path != before.path and now.files == before.files
+
+
+def test_only_what_is_new_is_held_out_for_want_of_others() -> None:
+    ids = [f"game-{number}" for number in range(20)]
+    hashes = np.array([hash_fraction(game) for game in ids])
+    fresh = hashes > np.median(hashes)
+    assert split_games(ids, 1e-9).nonzero()[0].tolist() == [hashes.argmin()]
+    (held_out,) = split_games(ids, 1e-9, fresh).nonzero()[0]
+    assert fresh[held_out] and hashes[held_out] == hashes[fresh].min()
+    # each by its own share
+    shares = np.where(fresh, 0.9, 0.1)
+    assert np.array_equal(split_games(ids, shares, fresh), hashes < shares)
+
+
 def test_a_window_is_built_once_and_again_when_damaged(store: Store, first: Plan) -> None:
     artefact = build_window(store, first)
     assert build_window(store, first) == artefact
@@ -88,6 +162,7 @@ def test_a_window_is_built_once_and_again_when_damaged(store: Store, first: Plan
     assert again.path != artefact.path and again.digest == artefact.digest
 
 
+@hypothesis.settings(deadline=None)
 @given(st.integers(2, 60), st.floats(0.01, 0.89), st.integers(0, 1000))
 def test_split_holds_out_some_and_not_all(games: int, fraction: float, salt: int) -> None:
     ids = [f"square8_2p-{salt:04d}-0000-{number:04d}" for number in range(games)]
@@ -121,8 +196,11 @@ def test_games_of_older_shards_have_no_known_end(store: Store, first: Plan) -> N
 
 
 def test_windows_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path / "data")
+    plan = plan_generation(store, CONFIG, 0, settings(selfplay__games=1), NOW)
+    play_shards(store, plan, workers=1)
     with pytest.raises(WindowError, match="at least 2"):
-        split_games(["one"], 0.1)
+        build_window(store, plan)
     with pytest.raises(WindowError, match="holds no training window"):
         open_window(tmp_path)
     (tmp_path / "window.json").write_text('{"format": 99}')
