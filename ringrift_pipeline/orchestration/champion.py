@@ -52,11 +52,16 @@ def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMateri
             "digest": champion.digest,
             "path": MetadataValue.path(champion.path),
             "promoted_at": champion.promoted_at,
-            "why": "; ".join(map(str, gate.get("reasons", []))) or "see the store's history",
+            "why": "; ".join(map(str, gate.get("reasons", []))) or _other_reason(champion),
             **numbers({"eval": _plotted(champion)}),
         },
         tags={DATA_VERSION_TAG: champion.digest[:16]},
     )
+
+
+def _other_reason(champion: Champion) -> str:
+    lost = champion.stands_in_for
+    return f"in the place of {lost}" if lost is not None else "see the store's history"
 
 
 def reconcile(instance: DagsterInstance, store: Store) -> list[str]:
@@ -68,14 +73,15 @@ def reconcile(instance: DagsterInstance, store: Store) -> list[str]:
     done = []
     for config in CONFIGS:
         try:
-            done += _reconcile(instance, store, config)
+            done += reconcile_config(instance, store, config)
         except (StoreError, OSError) as error:
             _tell(store, config, error)
             done.append(f"{config}: {error}")
     return done
 
 
-def _reconcile(instance: DagsterInstance, store: Store, config: str) -> list[str]:
+def reconcile_config(instance: DagsterInstance, store: Store, config: str) -> list[str]:
+    """`reconcile` of one config. Raises StoreError."""
     done = []
     added = add_partitions(instance, store, config)
     if added:
