@@ -26,7 +26,7 @@ from dagster._core.test_utils import create_run_for_test
 from faults.supervising import TINY
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
-from ringrift_pipeline.orchestration import loop, names
+from ringrift_pipeline.orchestration import loop, names, sensor
 from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.decisions import CHECKS, LIMIT, PLAN, STARTED
 from ringrift_pipeline.orchestration.instance import no_retry, open_instance
@@ -149,12 +149,12 @@ def runs_of(instance: DagsterInstance) -> list[tuple[str, str]]:
 @pytest.fixture
 def undecided(data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A run of the real job's name has made generation 0, and its daemon ended before the sensor
-    looked. ``checked``: its blocking checks have passed.
+    looked. ``checked``: its blocking checks have passed; ``last``: the last generation asked for.
     """
     monkeypatch.setattr(loop, "Backend", Servers)
     Servers.begun = []
 
-    def made(checked: bool = True) -> None:
+    def made(checked: bool = True, last: int = 0) -> None:
         config, store = "square8_2p", Store(data)
         evaluation = fake_evaluation(store, config, 0, True, None)
         says = {} if checked else {"evaluation_sound": False}
@@ -170,7 +170,7 @@ def undecided(data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
             job.execute_in_process(
                 partition_key="0000",
                 instance=instance,
-                run_config=run_config(TrainingConfig.preset("smoke"), last_generation=0),
+                run_config=run_config(TrainingConfig.preset("smoke"), last_generation=last),
                 tags={names.CONFIG_TAG: config, names.PARTITION_TAG: "0000"},
                 raise_on_error=False,
             )
@@ -224,13 +224,10 @@ def test_a_generation_whose_checks_failed_is_run_again(
 
 
 def test_a_decision_that_has_to_wait_is_waited_for(
-    data: Path, undecided: Callable[..., None]
+    data: Path, undecided: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undecided()
-    with open_instance(data) as instance:  # somebody has asked for a pause
-        asked = {"ops": {"switches": {"config": {"config": "all", "loop": False}}}}
-        job = "set_switches"
-        create_run_for_test(instance, job, status=DagsterRunStatus.QUEUED, run_config=asked)
+    undecided(last=3)
+    monkeypatch.setattr(sensor, "is_on", lambda *_: False)  # a job that pauses it is in the queue
     with looped(data, 2) as work:
         assert Servers.begun == [[("0000", "SUCCESS")]]
         state = next(work.watch()).generations[0]

@@ -75,6 +75,7 @@ def test_a_damaged_model_is_followed_by_the_last_good_one(
         plan_generation(store, CONFIG, generation, settings(), NOW)
     save_champion(store)
     first, newest = save_model_of(store, 1), save_model_of(store, 2)
+    land_evaluation(store, 1)
     (newest.path / "model.safetensors").write_bytes(b"rotten")
     plan = plan_generation(store, CONFIG, 3, settings(), NOW)  # at the first attempt
     assert plan.parent is not None and plan.parent["digest"] == first.digest
