@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AUDIT := .venv-audit
 CONFIG ?= square8_2p
 PRESET ?= smoke
-# Empty: as many as the preset has (smoke 2, hour 13); $RINGRIFT_DATA, or else data.
+# Empty: as many as the preset has (smoke 2, hour 13, on hex8 9, on hexagonal 7); $RINGRIFT_DATA, or else data.
 GENERATIONS ?=
 DATA ?=
 WORKERS ?= 3

@@ -8,7 +8,8 @@ ratio to its reference in the same run. Where there is no CUDA device it says so
 - **Inference**: positions a second of ``Evaluator.evaluate`` (encoding included, one core),
   batches of 128 and 512. The reference of float32 is the same call without graphs, kernel by
   kernel; that of bfloat16 is float32.
-- **Selfplay**: simulations a second of one process, the network on the device and on one core.
+- **Selfplay**: evaluations a second of one process, the network on the device and on one core, by
+  torch in both places.
 - **Training**: rows a second of the whole training step, on the device and on the processor with
   ``training.threads``.
 """
@@ -98,7 +99,7 @@ def inference(quick: bool) -> Iterator[Claim]:
 
 
 def simulations(model: RingRiftNetwork, device: str, seconds: float, games: int) -> float:
-    """Simulations a second of selfplay in one process."""
+    """Evaluations a second of selfplay in one process."""
     rules, settings = get_rules(CONFIG), TrainingConfig()
     evaluator = Evaluator(model, rules, device, precision="auto")
     search = GumbelSearch(rules, evaluator, settings.search)

@@ -40,7 +40,7 @@ import polars as pl
 import torch
 from anchors import QUICK_GENERATIONS, run_loop
 
-from ringrift_pipeline.enhancements.presets import GENERATIONS
+from ringrift_pipeline.enhancements.presets import generations_for
 from ringrift_pipeline.evaluation import Entrant, Match, play_matches, set_interval, set_scores
 from ringrift_pipeline.game import CONFIGS, get_rules, kernels
 from ringrift_pipeline.search import RolloutPlayer, load_player
@@ -253,8 +253,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.data is None and arguments.player not in BASELINES:
             arguments.data = Path(folder)
-            generations = QUICK_GENERATIONS if quick else GENERATIONS["hour"]
             preset = "smoke" if quick else "hour"
+            generations = QUICK_GENERATIONS if quick else generations_for(preset, arguments.config)
             run_loop(arguments.config, arguments.data, generations, preset, quick)
             if quick:  # two tiny generations need not have a champion
                 arguments.player = "generation:0000"

@@ -50,7 +50,7 @@ def export(
         raise InputError(
             f"--player {player}: it has no network; name champion, generation:NNNN or a folder"
         )
-    source, calibration = model_folder(player, common.config, common.root)
+    source, calibration, _ = model_folder(player, common.config, common.root)
     try:
         network = load_model(source)
     except ModelError as error:

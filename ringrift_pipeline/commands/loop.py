@@ -27,7 +27,7 @@ from ringrift_pipeline.commands.console import (
 from ringrift_pipeline.commands.options import Common
 from ringrift_pipeline.commands.stopping import stoppable
 from ringrift_pipeline.commands.ui import PORT, GamesPage, check_port, ui_line, url
-from ringrift_pipeline.enhancements.presets import GENERATIONS
+from ringrift_pipeline.enhancements.presets import GENERATIONS, generations_for
 
 if TYPE_CHECKING:
     from ringrift_pipeline.orchestration.loop import GenerationState, Snapshot
@@ -46,7 +46,7 @@ def loop(
             "-n",
             min=1,
             help="Generations to play to their end. Default: those of the preset "
-            f"({', '.join(f'{name} {count}' for name, count in GENERATIONS.items())}), else 1.",
+            f"({', '.join(f'{name} {count}' for name, count in GENERATIONS.items())}; hour on hex8 9, on hexagonal 7), else 1.",
         ),
     ] = None,
     with_ui: Annotated[
@@ -76,7 +76,7 @@ def loop(
         config=common.config,
         data=common.root,
         settings=settings,
-        generations=generations or GENERATIONS.get(common.preset or "", 1),
+        generations=generations or generations_for(common.preset or "", common.config),
         resume=common.resume,
         ui_port=port if with_ui else None,
     )

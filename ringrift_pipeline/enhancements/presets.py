@@ -67,12 +67,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Generations that a loop begun with the preset plays, unless told otherwise: what its words promise.
 GENERATIONS = {"smoke": 2, "hour": 13, "day": 24}
+# The same where a pattern matches the config: a generation of hex8 takes half as long again as one of
+# square8 (measured), one of hexagonal about twice as long (reckoned from its plies and cells).
+_GENERATIONS_BY_CONFIG = {"hour": {"hex8_*": 9, "hexagonal_*": 7}}
+
+# What `ringrift ablate` left undecided is off (README); on hex8_2p the moving average helps.
+_UNDECIDED = {"square8_2p": {"averaging.enabled": False}}
 
 # What a preset changes further for the configs that a pattern matches; later entries beat earlier
 # ones. A random game of square19 has 4 times the plies of one of square8 on 6 times the cells, one
 # of hexagonal 8 times the plies on 7 times the cells.
 BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
+        **_UNDECIDED,
         "square19_*": {
             "selfplay.games": 32,
             "selfplay.games_per_shard": 8,
@@ -99,6 +106,7 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "hour": {
+        **_UNDECIDED,
         "square19_*": {
             "selfplay.games": 64,
             "selfplay.games_per_shard": 8,
@@ -125,6 +133,7 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "day": {
+        **_UNDECIDED,
         "square19_*": {
             "selfplay.games": 256,
             "selfplay.games_per_shard": 16,
@@ -149,6 +158,15 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+
+
+def generations_for(preset: str, config: str) -> int:
+    """Generations that a loop of ``config`` begun with ``preset`` plays; 1 without a preset ("")."""
+    count = GENERATIONS.get(preset, 1)
+    for pattern, other in _GENERATIONS_BY_CONFIG.get(preset, {}).items():
+        if fnmatchcase(config, pattern):
+            count = other
+    return count
 
 
 def preset_for(name: str, config: str | None = None) -> dict[str, Any]:

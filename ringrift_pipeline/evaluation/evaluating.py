@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -181,10 +182,16 @@ def _name(generation: int) -> str:
 
 def _field(store: Store, plan: Plan, model: Artefact) -> tuple[_Field, list[Artefact]]:
     """The entrants, and every artefact that the result depends on."""
+    from ringrift_pipeline.network.devices import bears
+
     settings = plan.settings.evaluation
     artefacts = [model]
 
-    def entrant(name: str, spec: str) -> Entrant:
+    def entrant(name: str, spec: str, about: Mapping[str, Any] | None = None) -> Entrant:
+        # As the games of selfplay were played, wherever this is.
+        search = {"precision": plan.precision, "backend": plan.backend}
+        if about is not None and plan.settings.search.precision == "auto" and not bears(about):
+            search["precision"] = "float32"
         return Entrant(
             name,
             spec,
@@ -192,11 +199,11 @@ def _field(store: Store, plan: Plan, model: Artefact) -> tuple[_Field, list[Arte
             seed=plan.seed_for("evaluation players") % 2**32,
             data=str(store.root),
             device=plan.settings.device,
-            settings=plan.settings.search,
+            settings=plan.settings.search.model_copy(update=search),
             symmetries=settings.symmetries,
         )
 
-    candidate = entrant(_name(plan.generation), str(model.path))
+    candidate = entrant(_name(plan.generation), str(model.path), model.metadata)
     champion, record = None, None
     others: dict[str, Entrant] = {}
     for spec in settings.opponents:
@@ -205,7 +212,7 @@ def _field(store: Store, plan: Plan, model: Artefact) -> tuple[_Field, list[Arte
         elif spec == "champion":
             found = _champion(store, plan, model)
             if found is not None:
-                champion = entrant(_name(found.generation), str(found.path))
+                champion = entrant(_name(found.generation), str(found.path), found.metadata)
                 record = _record(store, plan, found)
                 artefacts += [found] + ([record] if record else [])
         else:
@@ -216,7 +223,8 @@ def _field(store: Store, plan: Plan, model: Artefact) -> tuple[_Field, list[Arte
                     f"candidate's generation {plan.generation:04d}"
                 )
             found = store.require(plan.config, generation, "ema_model")
-            others[_name(generation)] = entrant(_name(generation), str(found.path))
+            name = _name(generation)
+            others[name] = entrant(name, str(found.path), found.metadata)
             artefacts.append(found)
     if champion is not None:
         others.pop(champion.name, None)

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
         read_model_metadata,
         save_model,
     )
+    from ringrift_pipeline.network.devices import (
+        DIVERGENCE,
+        MOST_DIVERGENCE,
+        backend_on,
+        resolve_backend,
+        resolve_device,
+        resolve_precision,
+    )
     from ringrift_pipeline.network.encoder import encode_states
     from ringrift_pipeline.network.encoding import (
         ENCODING_VERSION,
@@ -37,11 +45,7 @@ if TYPE_CHECKING:
     from ringrift_pipeline.network.evaluator import (
         MASKED_LOGIT,
         Evaluator,
-        backend_on,
         features_to_tensors,
-        resolve_backend,
-        resolve_device,
-        resolve_precision,
     )
     from ringrift_pipeline.network.model import NetworkConfig, RingRiftNetwork
     from ringrift_pipeline.network.moves import (
@@ -58,12 +62,14 @@ _MODULE_OF = {
     "BoardNetwork": "board_network",
     "CELLS_PER_MOVE": "moves",
     "CorruptModelError": "checkpoint",
+    "DIVERGENCE": "devices",
     "ENCODING_VERSION": "encoding",
     "EvaluationError": "errors",
     "MissingBackendError": "errors",
     "Evaluator": "evaluator",
     "GLOBAL_NAMES": "encoding",
     "MASKED_LOGIT": "evaluator",
+    "MOST_DIVERGENCE": "devices",
     "MAX_PLAYERS": "encoding",
     "MOVE_KIND_NAMES": "moves",
     "MissingModelError": "checkpoint",
@@ -78,24 +84,26 @@ _MODULE_OF = {
     "PLANE_NAMES": "encoding",
     "RingRiftNetwork": "model",
     "SymmetricEvaluator": "symmetric_evaluation",
-    "backend_on": "evaluator",
+    "backend_on": "devices",
     "describe_moves": "moves",
     "encode_states": "encoder",
     "features_to_tensors": "evaluator",
     "load_model": "checkpoint",
     "read_model_metadata": "checkpoint",
-    "resolve_backend": "evaluator",
-    "resolve_device": "evaluator",
-    "resolve_precision": "evaluator",
+    "resolve_backend": "devices",
+    "resolve_device": "devices",
+    "resolve_precision": "devices",
     "save_model": "checkpoint",
 }
 
 __all__ = [
     "CELLS_PER_MOVE",
+    "DIVERGENCE",
     "ENCODING_VERSION",
     "GLOBAL_NAMES",
     "MASKED_LOGIT",
     "MAX_PLAYERS",
+    "MOST_DIVERGENCE",
     "MOVE_KIND_NAMES",
     "NUM_GLOBALS",
     "NUM_MOVE_KINDS",

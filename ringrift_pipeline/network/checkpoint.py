@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from ringrift_pipeline.network.devices import resolve_device
 from ringrift_pipeline.network.encoding import ENCODING_VERSION, NUM_GLOBALS, NUM_PLANES
-from ringrift_pipeline.network.evaluator import resolve_device
 from ringrift_pipeline.network.model import AUXILIARY, NetworkConfig, RingRiftNetwork
 from ringrift_pipeline.network.moves import NUM_MOVE_KINDS
 from ringrift_pipeline.store import (

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,110 +15,20 @@ from torch import Tensor
 from ringrift_pipeline.game import layout
 from ringrift_pipeline.network.board_network import BoardNetwork
 from ringrift_pipeline.network.device_network import DeviceNetwork
-from ringrift_pipeline.network.encoder import Encoder
-from ringrift_pipeline.network.errors import (
-    MissingBackendError,
-    NonFiniteOutputError,
-    check_outputs,
+from ringrift_pipeline.network.devices import (
+    PRECISIONS,
+    resolve_backend,
+    resolve_device,
+    resolve_precision,
 )
+from ringrift_pipeline.network.encoder import Encoder
+from ringrift_pipeline.network.errors import NonFiniteOutputError, check_outputs
 from ringrift_pipeline.network.model import RingRiftNetwork
 from ringrift_pipeline.network.move_logits import MASKED_LOGIT, move_logits, seat_chances
 from ringrift_pipeline.network.openvino_network import OpenVinoNetwork, Outputs
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Rules
-
-CPU_INFO = Path("/proc/cpuinfo")
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BACKENDS = ("torch", "openvino")
-
-
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device meant by ``device``; "auto" is CUDA where present, else the CPU.
-
-    Raises:
-        ValueError: the name means nothing to torch, or CUDA is asked for and absent.
-    """
-    if isinstance(device, str) and device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} asked for, but no CUDA device is present; use cpu")
-    return resolved
-
-
-def resolve_precision(precision: str = "auto", device: str | torch.device = "auto") -> str:
-    """ "float32" or "bfloat16": what ``precision`` means on ``device``.
-
-    "auto" is bfloat16 where the arithmetic is native (CUDA that has it, x86 processors that list
-    ``avx512_bf16`` or ``amx_bf16``), else float32.
-
-    Raises:
-        ValueError: an unknown precision, or as :func:`resolve_device`.
-    """
-    if precision in PRECISIONS:
-        return precision
-    if precision != "auto":
-        raise ValueError(f"precision must be auto, {' or '.join(PRECISIONS)}, got {precision!r}")
-    kind = resolve_device(device).type
-    native = (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)) or (
-        kind == "cpu" and _cpu_has_bfloat16()
-    )
-    return "bfloat16" if native else "float32"
-
-
-def resolve_backend(backend: str = "auto", device: str | torch.device = "auto") -> str:
-    """ "torch" or "openvino": what ``backend`` means on ``device``.
-
-    "auto" is OpenVINO on the CPU where it is installed (the extra ``openvino``), else torch: of
-    what was measured it is the fastest, by up to four times for one position
-    (``benchmarks/inference.py``, docs/inference.md).
-
-    Raises:
-        MissingBackendError: OpenVINO is asked for and not installed.
-        ValueError: an unknown backend, OpenVINO on another device, or as :func:`resolve_device`.
-    """
-    kind = resolve_device(device).type
-    installed = find_spec("openvino") is not None
-    if backend == "auto":
-        return "openvino" if kind == "cpu" and installed else "torch"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be auto, {' or '.join(BACKENDS)}, got {backend!r}")
-    if backend == "openvino" and kind != "cpu":
-        raise ValueError(f"OpenVINO runs networks on the CPU, not on {kind}: use backend torch")
-    if backend == "openvino" and not installed:
-        raise MissingBackendError(
-            "OpenVINO is to run the network, and is not installed: pip install "
-            "'ringrift-pipeline[openvino]', or set search.backend=torch for a new generation"
-        )
-    return backend
-
-
-def backend_on(device: str | torch.device, backend: str) -> str:
-    """What runs a network on ``device`` where ``backend`` was chosen on another machine.
-
-    OpenVINO runs networks on the CPU alone: elsewhere "openvino" becomes "torch".
-
-    Raises:
-        ValueError: as :func:`resolve_device`.
-    """
-    on_cpu = resolve_device(device).type == "cpu"
-    return backend if on_cpu or backend != "openvino" else "torch"
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 (oneDNN emulates it elsewhere, slowly)."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    try:
-        lines = CPU_INFO.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def features_to_tensors(

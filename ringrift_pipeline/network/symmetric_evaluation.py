@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ringrift_pipeline.game import Rules
+from ringrift_pipeline.network.errors import NonFiniteOutputError
 from ringrift_pipeline.network.symmetry import BoardSymmetries
 
 
@@ -51,14 +52,19 @@ class SymmetricEvaluator:
 
         Raises:
             ValueError: as the inner evaluator.
+            NonFiniteOutputError: likewise; its rows are those of the batch.
         """
         batch, width = moves.shape
         which = np.repeat(np.arange(self.symmetries), batch)
-        logits, values = self.inner.evaluate(
-            self._board.states(np.tile(states, (self.symmetries, 1)), which),
-            self._board.moves(np.tile(moves, (self.symmetries, 1)), which),
-            np.tile(counts, self.symmetries),
-        )
+        try:
+            logits, values = self.inner.evaluate(
+                self._board.states(np.tile(states, (self.symmetries, 1)), which),
+                self._board.moves(np.tile(moves, (self.symmetries, 1)), which),
+                np.tile(counts, self.symmetries),
+            )
+        except NonFiniteOutputError as error:
+            rows = sorted({row % batch for row in error.rows})
+            raise NonFiniteOutputError(str(error), rows) from None
         legal = np.arange(width) < counts[:, None]
         turned = logits.reshape(self.symmetries, batch, width).astype(np.float64)
         turned = np.where(legal, turned, -np.inf)

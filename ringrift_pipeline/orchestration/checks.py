@@ -140,8 +140,8 @@ CHECKS: tuple[CheckRecipe, ...] = (
     CheckRecipe(
         "ema_model",
         judgements.precision_holds,
-        _NEXT.format("search.precision set to float32")
-        + " It costs speed, and searches with the policy that was trained.",
+        "Under search.precision auto this model plays in float32 from the next generation on, which "
+        "costs speed alone. Under bfloat16: " + _NEXT.format("search.precision set to float32"),
     ),
     CheckRecipe(
         "ensemble",

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 MOST_COPIES = 0.1  # share of a generation's games
 LEAST_GAMES = 50  # held out, below which a calibration error's interval means little
-MOST_DIVERGENCE = 1e-3  # nats, of the policy in search's arithmetic from that in float32
 NO_WORSE = 0.01  # nats: what a few steps, or a model that has learned all there is, may lose
 
 
@@ -256,12 +255,13 @@ def precision_holds(step: Step) -> Judgement:
     """In the arithmetic that search uses the policy is what it is in float32: on held-out positions
     the mean KL divergence is at most 0.001 nats.
     """
+    from ringrift_pipeline.network import DIVERGENCE, MOST_DIVERGENCE
+
     model = step.store.require(step.config, step.generation, "ema_model").metadata
-    name = "val/precision_policy_kl"
-    if name not in model:
+    if DIVERGENCE not in model:
         earlier = "it was made by an earlier version, which did not"
         return Judgement(True, f"not measured: {model.get('search_precision_note', earlier)}")
-    precision, divergence = model["search_precision"], model[name]
+    precision, divergence = model["search_precision"], model[DIVERGENCE]
     if precision == "float32":
         return Judgement(True, "search computes in float32")
     where = f"on {model['precision_positions']} held-out positions"
@@ -271,7 +271,7 @@ def precision_holds(step: Step) -> Judgement:
         divergence <= MOST_DIVERGENCE,
         f"in {precision} the policy is {divergence:.2g} nats from that in float32, in the mean "
         f"{where}; at most {MOST_DIVERGENCE:g} is allowed",
-        {name: divergence},
+        {DIVERGENCE: divergence},
     )
 
 

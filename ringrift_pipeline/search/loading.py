@@ -58,8 +58,8 @@ def load_player(
     ``champion`` and ``generation:`` read (default: ``RINGRIFT_DATA``, else ``data`` in the
     current folder); ``device`` is where a network runs. ``settings`` may be any object with the
     attributes of :class:`~ringrift_pipeline.search.SearchSettings`; its ``precision``, if it has
-    one, is the network's arithmetic (else ``auto``: bfloat16 where ``device`` has it), its
-    ``backend`` what runs it (else ``auto``: OpenVINO on the CPU where it is installed). A network's
+    one, is the network's arithmetic (else ``auto``: bfloat16 where ``device`` has it and the model
+    was not found to lose by it), its ``backend`` what runs it (else ``auto``: OpenVINO on the CPU where it is installed). A network's
     evaluations are averaged over ``symmetries`` of the board, at most all it has, which costs as
     many evaluations.
 
@@ -82,7 +82,7 @@ def load_player(
         return HeuristicPlayer(config, seed)
     if text == "rollout":
         return RolloutPlayer(config, seed, playouts=simulations)
-    folder, calibration = model_folder(text, config, data)
+    folder, calibration, about = model_folder(text, config, data)
 
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import (
@@ -90,6 +90,7 @@ def load_player(
         SymmetricEvaluator,
         backend_on,
         load_model,
+        resolve_precision,
     )
 
     rules = get_rules(config)
@@ -99,7 +100,7 @@ def load_player(
             f"{text!r} is a network for {model.config.geometry} boards and cannot play {config} "
             f"({rules.geometry})"
         )
-    precision = getattr(settings, "precision", "auto")
+    precision = resolve_precision(getattr(settings, "precision", "auto"), device, [about])
     backend = backend_on(device, getattr(settings, "backend", "auto"))
     name = f"{text} ({folder})"
     evaluator = Evaluator(model, rules, device, precision=precision, backend=backend, name=name)
@@ -117,8 +118,10 @@ def load_player(
 
 def model_folder(
     text: str, config: str, data: str | os.PathLike[str] | None
-) -> tuple[Path, ValueTemperature]:
-    """The verified model folder that a spec other than a baseline's names, and its temperature."""
+) -> tuple[Path, ValueTemperature, dict[str, Any]]:
+    """The verified model folder that a spec other than a baseline's names, its temperature, and the
+    metadata of its artefact, of which a folder outside a store has none.
+    """
     from ringrift_pipeline.store import MissingArtefactError, Store
 
     root = data if data is not None else os.environ.get("RINGRIFT_DATA") or "data"
@@ -144,7 +147,7 @@ def model_folder(
     if not (path / "model.json").is_file():
         raise _unknown(text, f"{path} holds no model.json")
     if not (path / MANIFEST).is_file():
-        return path, ValueTemperature(1.0, f"{path} is no artefact of a store")
+        return path, ValueTemperature(1.0, f"{path} is no artefact of a store"), {}
     store = store_of(path, root)
     return _calibrated(store, store.open(path), config)
 
@@ -162,8 +165,10 @@ def _fetched(path: Path, root: str | os.PathLike[str]) -> bool:
         return False
 
 
-def _calibrated(store: Store, model: Artefact, config: str) -> tuple[Path, ValueTemperature]:
-    return model.path, value_temperature(store, model, config)
+def _calibrated(
+    store: Store, model: Artefact, config: str
+) -> tuple[Path, ValueTemperature, dict[str, Any]]:
+    return model.path, value_temperature(store, model, config), dict(model.metadata)
 
 
 def _unknown(text: str, why: str) -> PlayerSpecError:

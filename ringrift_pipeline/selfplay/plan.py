@@ -62,7 +62,8 @@ class Plan:
         it) and ``"samples"`` (rows its Fisher information is measured on). Else None.
     precision:
         ``float32`` or ``bfloat16``, the arithmetic of the network in selfplay: what
-        ``search.precision`` meant on the machine and device that the plan was made for.
+        ``search.precision`` meant on the machine and device that the plan was made for, for the
+        models that play.
     backend:
         ``torch`` or ``openvino``, likewise what ``search.backend`` meant there.
     played:
@@ -181,8 +182,8 @@ def plan_generation(
     The champion of the moment plays (one before it, where its files are damaged: the store's
     `serving_champion`); while there is none, the heuristic does. Training starts
     from the newest earlier generation's EMA model, promoted or not, so that gains too small for
-    the gate add up; but from the champion, if that model was found worse beyond doubt: broken or
-    old weights are not handed on. In ``selfplay.opponent_fraction`` of the games the
+    the gate add up; but from the champion, if that model was found worse beyond doubt or was never
+    evaluated: broken or old weights are not handed on. In ``selfplay.opponent_fraction`` of the games the
     champion meets an earlier model of the last ensemble, where that has one besides it.
 
     Where there is no earlier model of this config, ``finetune.source`` may name another config's;
@@ -232,6 +233,11 @@ def plan_generation(
                 np.random.SeedSequence(seed, spawn_key=(_key("opponents"),))
             ),
         )
+    playing = [
+        store.open(store.root / model["path"], verify=False).metadata
+        for model in (champion, *opponents)
+        if model is not None
+    ]
     parent = _parent(store, config, generation, champion)
     window, played = window_of(store, config, generation, sum(sizes), settings)
     finetune = _finetune(store, config, generation, settings, parent)
@@ -256,7 +262,7 @@ def plan_generation(
                 zip(sizes, np.random.SeedSequence(seed).spawn(len(sizes)), opponents, strict=True)
             )
         ],
-        "precision": resolve_precision(settings.search.precision, settings.device),
+        "precision": resolve_precision(settings.search.precision, settings.device, playing),
         "backend": backend,
         "settings": settings.to_dict(),
     }
@@ -330,15 +336,17 @@ def _parent(
             continue
         model = store.last_good(config, earlier, "ema_model")
         if model is not None:
-            if champion is not None and _found_worse(store, model):
+            if champion is not None and not _is_handed_on(store, model):
                 return champion
             return _reference(store, earlier, model.digest, model.path)
     return None
 
 
-def _found_worse(store: Store, model: Artefact) -> bool:
-    """Whether the model's evaluation says that it wins less than its share beyond doubt, against
-    the champion of its day or a baseline that the gate required it to hold.
+def _is_handed_on(store: Store, model: Artefact) -> bool:
+    """Whether the model was evaluated, and nothing says beyond doubt that it wins less than its
+    share against the champion of its day or a baseline that the gate required it to hold.
+
+    One that a blocking check kept from being evaluated is not.
     """
     from ringrift_pipeline.store import CorruptArtefactError
     from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
@@ -355,7 +363,7 @@ def _found_worse(store: Store, model: Artefact) -> bool:
     floors = report.get("gate", {}).get("floors", ())
     required = {floor["baseline"] for floor in floors if floor["required"]}
     required |= {(report.get("champion") or {}).get("name")}
-    return any(
+    return not any(
         match["high"] < match["even"]
         for match in report.get("matches", ())
         if match["opponent"] in required

@@ -19,10 +19,8 @@ ROWS = 1024
 """Held-out positions, at most: a second's work for a large network."""
 BATCH = 256
 
-DIVERGENCE = "val/precision_policy_kl"
-"""In a model's metadata: the mean divergence, nats; None where the policy is not finite."""
 NOTE = "search_precision_note"
-"""Beside it: why it was not measured, where it was not."""
+"""In a model's metadata: why the divergence was not measured, where it was not."""
 
 
 def measured(
@@ -32,16 +30,19 @@ def measured(
 
     ``search_precision`` and ``search_backend`` are what the plan notes of its selfplay;
     ``val/precision_policy_kl`` the mean of KL(float32 || that precision), nats, over
-    ``precision_positions`` held-out positions of the checkpoint's window. For float32 it is 0.
+    ``precision_positions`` held-out positions of the checkpoint's window. For float32 it is 0,
+    unless the plan fell back to it: the next plan asks how the model bears bfloat16.
     Where the window's shards are no longer there, ``search_precision_note`` says so instead.
     """
-    from ringrift_pipeline.network import MissingBackendError
+    from ringrift_pipeline.network import DIVERGENCE, MissingBackendError, resolve_precision
     from ringrift_pipeline.store import CorruptArtefactError, MissingArtefactError
 
     precision, backend = plan.precision, plan.backend
     # This step may be made elsewhere than the games: OpenVINO is the CPU's.
     device = "cpu" if backend == "openvino" else plan.settings.device
     told: dict[str, Any] = {"search_precision": precision, "search_backend": backend}
+    if precision == "float32" and plan.settings.search.precision == "auto":
+        precision = resolve_precision("auto", device)
     if precision == "float32":
         return told | {DIVERGENCE: 0.0, "precision_positions": 0}
     try:

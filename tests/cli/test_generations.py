@@ -146,9 +146,9 @@ def test_a_loop_plays_as_many_generations_as_its_preset_promises(
 def test_a_backend_that_is_not_installed_is_one_line(
     store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ringrift_pipeline.network import evaluator
+    from ringrift_pipeline.network import devices
 
-    monkeypatch.setattr(evaluator, "find_spec", lambda name: None)
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
     assert run(["selfplay", *TINY, "--set", "search.backend=openvino"]) == 2
     told = capsys.readouterr().err
     assert "search.backend" in told and "ringrift-pipeline[openvino]" in told

@@ -325,6 +325,19 @@ def test_what_the_ablation_left_undecided_is_off() -> None:
             assert not settings.mining.enabled and not settings.quality.enabled
             assert not settings.gradients.clipping
             assert settings.schedule.name == "warm_restarts"
+            assert settings.averaging.enabled == (config != "square8_2p")
+
+
+def test_a_preset_has_as_many_generations_as_fit_its_name() -> None:
+    from ringrift_pipeline.enhancements.presets import generations_for
+
+    assert [generations_for(name, "square8_2p") for name in ("smoke", "hour", "")] == [2, 13, 1]
+    assert [generations_for("hour", f"hex8_{players}p") for players in (2, 3, 4)] == [9] * 3
+    assert [generations_for("hour", f"{board}_2p") for board in ("square19", "hexagonal")] == [
+        13,
+        7,
+    ]
+    assert generations_for("smoke", "hex8_2p") == 2
 
 
 def test_every_preset_of_every_config_is_valid() -> None:

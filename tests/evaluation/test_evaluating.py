@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -194,6 +196,31 @@ def test_networks_are_averaged_over_the_symmetries_asked_for(tmp_path: Path) -> 
         plan, model = generation(store, number, evaluation__symmetries=symmetries)
         field, _ = _field(store, plan, model)
         assert {one.symmetries for one in (field.candidate, *field.others)} == {symmetries}
+
+
+def test_networks_are_computed_as_the_plan_says_and_as_they_bear_it(tmp_path: Path) -> None:
+    from ringrift_pipeline.evaluation.evaluating import _field
+    from ringrift_pipeline.network import DIVERGENCE
+
+    store = Store(tmp_path)
+    _, champion = generation(store, 0)
+    store.promote("square8_2p", 0, champion, {"test": True})
+    plan, model = generation(store, 1)
+
+    def arithmetic(about: dict[str, Any], **planned: str) -> list[tuple[str, str]]:
+        candidate = replace(model, metadata=about)
+        field, _ = _field(store, Plan.from_dict({**plan.raw, **planned}), candidate)
+        assert field.champion is not None
+        return [
+            (entrant.settings.precision, entrant.settings.backend)
+            for entrant in (field.candidate, field.champion)
+        ]
+
+    low = {"precision": "bfloat16", "backend": "torch"}
+    assert arithmetic({}, **low) == [("bfloat16", "torch")] * 2
+    assert arithmetic({DIVERGENCE: 2e-3}, **low) == [("float32", "torch"), ("bfloat16", "torch")]
+    exact = arithmetic({}, precision="float32", backend="openvino")
+    assert exact == [("float32", "openvino")] * 2
 
 
 def test_nothing_to_evaluate(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ringrift_pipeline.network import (
     MissingBackendError,
     NonFiniteOutputError,
     backend_on,
-    evaluator,
+    devices,
     resolve_backend,
 )
 from ringrift_pipeline.network.board_network import BoardNetwork
@@ -63,7 +63,7 @@ def test_openvino_in_bfloat16_stays_close(config: str) -> None:
     divergence = np.where(legal, np.exp(first) * (first - second), 0.0).sum(axis=1)
     assert divergence.mean() < 1e-3
     assert np.abs(exact[1] - low[1]).max() < 0.02
-    if evaluator.resolve_precision("auto", "cpu") == "bfloat16":  # elsewhere it may stay float32
+    if devices.resolve_precision("auto", "cpu") == "bfloat16":  # elsewhere it may stay float32
         assert divergence.mean() > 0
 
 
@@ -113,7 +113,7 @@ def test_the_same_batch_is_the_same_bits_whatever_ran_before(
 @pytest.mark.parametrize("asked", ["auto", "torch", "openvino", "tensorrt"])
 def test_what_a_backend_means(monkeypatch: pytest.MonkeyPatch, asked: str) -> None:
     for installed in (True, False):
-        monkeypatch.setattr(evaluator, "find_spec", lambda name, found=installed: found or None)
+        monkeypatch.setattr(devices, "find_spec", lambda name, found=installed: found or None)
         if asked == "tensorrt":
             with pytest.raises(ValueError, match="auto, torch or openvino, got 'tensorrt'"):
                 resolve_backend(asked, "cpu")

@@ -78,8 +78,10 @@ def test_an_answer_that_is_not_finite_names_model_and_position(part: str, precis
     row = caught.value.rows[0]
     record = json.loads(str(caught.value).partition("position: ")[2])
     assert State.from_record(record) == State.from_array(CONFIG, p.states[row])
-    with pytest.raises(NonFiniteOutputError, match="model no. 7"):
+    rows = caught.value.rows
+    with pytest.raises(NonFiniteOutputError, match="model no. 7") as caught:
         SymmetricEvaluator(evaluator, 2).evaluate(p.states, p.moves, p.counts)
+    assert set(rows) <= set(caught.value.rows) <= set(range(len(p.states)))
     again = pickle.loads(pickle.dumps(caught.value))  # as it comes from another process
     assert str(again) == str(caught.value) and again.rows == caught.value.rows
 

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from ringrift_pipeline.game import get_rules
-from ringrift_pipeline.network import Evaluator, encode_states, evaluator, resolve_precision
+from ringrift_pipeline.network import (
+    DIVERGENCE,
+    Evaluator,
+    devices,
+    encode_states,
+    resolve_precision,
+)
 from ringrift_pipeline.network.board_network import BoardNetwork
 from ringrift_pipeline.network.device_network import DeviceNetwork
 from ringrift_pipeline.network.encoder import Encoder
@@ -116,10 +122,14 @@ def test_auto_is_bfloat16_where_the_processor_has_it(text, expected, tmp_path, m
     path = tmp_path / "cpuinfo"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setattr(evaluator, "CPU_INFO", path)
+    monkeypatch.setattr(devices, "CPU_INFO", path)
     assert resolve_precision("auto", "cpu") == expected
     assert resolve_precision("float32", "cpu") == "float32"
     assert resolve_precision("bfloat16", "cpu") == "bfloat16"
+    for measured, borne in ((1e-5, True), (1e-3, True), (1.1e-3, False), (None, False)):
+        models = [{}, {DIVERGENCE: measured}]
+        assert resolve_precision("auto", "cpu", models) == (expected if borne else "float32")
+        assert resolve_precision("bfloat16", "cpu", models) == "bfloat16"
     model = Evaluator(network("square"), get_rules("square8_2p"), "cpu", precision="auto")
     assert model.precision == expected
 

@@ -149,6 +149,7 @@ TINY = {
     "search": {"simulations": 4, "cheap_simulations": 2, "max_considered": 4},
     "network": {"blocks": 1, "channels": 8, "value_channels": 4},
     "mining": {"enabled": True},
+    "averaging": {"enabled": True},
     "training": {"max_steps": 4, "batch_size": 32, "holdout_fraction": 0.3, "threads": 1},
     "calibration": {"bins": 3, "bootstrap": 20, "min_games": 2},
     "evaluation": {"games": 4, "max_games": 4, "simulations": 2},

@@ -42,7 +42,7 @@ SETTINGS = {
     "training": {"max_steps": 8, "batch_size": 64, "holdout_fraction": 0.2, "threads": 1},
     "optimizer": {"learning_rate": 5e-3},
     "schedule": {"warmup_steps": 2},
-    "averaging": {"decay_half_life_samples": 500.0},
+    "averaging": {"enabled": True, "decay_half_life_samples": 500.0},
     # noised weights are not calibrated either, and would not come as far as the gate
     "calibration": {"bins": 3, "bootstrap": 20, "min_games": 2, "max_error": 0.9},
     "evaluation": {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -7,9 +8,11 @@ import pytest
 
 from ringrift_pipeline.game import new_game
 from ringrift_pipeline.network import (
+    DIVERGENCE,
     NetworkConfig,
     RingRiftNetwork,
     SymmetricEvaluator,
+    devices,
     save_model,
 )
 from ringrift_pipeline.search import (
@@ -60,6 +63,18 @@ def test_networks_by_champion_generation_and_path(store, monkeypatch):
     assert load_player("champion", CONFIG).name == "champion"
     larger = load_player(str(folder), "square19_2p", simulations=2, device="cpu")
     assert larger.choose(new_game("square19_2p")) in new_game("square19_2p").legal_moves()
+
+
+def test_a_model_that_loses_by_bfloat16_plays_in_float32(store, monkeypatch):
+    monkeypatch.setattr(devices, "_cpu_has_bfloat16", lambda: True)
+    champion = store.champion(CONFIG)
+    folder = store.open(champion.path)
+    for measured, precision in ((1e-5, "bfloat16"), (2e-3, "float32")):
+        with store.create(CONFIG, 0, "ema_model", {DIVERGENCE: measured}) as draft:
+            for name in folder.files:
+                shutil.copyfile(folder.file(name), draft.path / name)
+        loaded = load_player("generation:0000", CONFIG, data=store.root, device="cpu")
+        assert loaded.evaluator.precision == precision
 
 
 def test_evaluations_are_averaged_over_symmetries_on_request(store):

@@ -60,6 +60,7 @@ def test_champion_plays_and_newest_model_is_the_parent(store: Store) -> None:
     # An EMA model of generation 1 that was not promoted: it trains on, the champion plays on.
     with store.create(CONFIG, 1, "ema_model") as draft:
         (draft.path / "model.json").write_text("{}")
+    land_evaluation(store, 1)
     second = plan_generation(store, CONFIG, 2, settings(), NOW)
     assert second.champion == first.champion
     assert second.parent is not None and second.parent["generation"] == 1
@@ -200,12 +201,12 @@ def test_damaged_plans_are_refused(store: Store) -> None:
 def test_a_plan_notes_the_arithmetic_that_it_is_played_with(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ringrift_pipeline.network import evaluator
+    from ringrift_pipeline.network import devices
     from ringrift_pipeline.selfplay.playing import _search
 
     native = tmp_path / "cpuinfo"
     native.write_text("flags : avx512_bf16\n")
-    monkeypatch.setattr(evaluator, "CPU_INFO", native)
+    monkeypatch.setattr(devices, "CPU_INFO", native)
     plan_generation(store, CONFIG, 0, settings(), NOW)
     save_champion(store)
     plan = plan_generation(store, CONFIG, 1, settings(), NOW)
@@ -221,6 +222,30 @@ def test_a_plan_notes_the_arithmetic_that_it_is_played_with(
     # Plans of earlier versions say nothing: they were played in float32.
     old = {name: value for name, value in plan.raw.items() if name != "precision"}
     assert Plan.from_dict(old).precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("measured", "precision"), [(2e-5, "bfloat16"), (2e-3, "float32"), (None, "float32")]
+)
+def test_models_that_lose_by_bfloat16_play_in_float32(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: float | None,
+    precision: str,
+) -> None:
+    from ringrift_pipeline.network import DIVERGENCE, devices
+
+    native = tmp_path / "cpuinfo"
+    native.write_text("flags : avx512_bf16\n")
+    monkeypatch.setattr(devices, "CPU_INFO", native)
+    plan_generation(store, CONFIG, 0, settings(), NOW)
+    with store.create(CONFIG, 0, "ema_model", {DIVERGENCE: measured}) as draft:
+        (draft.path / "model.safetensors").write_bytes(b"weights")
+    store.promote(CONFIG, 0, draft.artefact, {})
+    assert plan_generation(store, CONFIG, 1, settings(), NOW).precision == precision
+    asked = settings(search__precision="bfloat16")
+    assert plan_generation(store, CONFIG, 2, asked, NOW).precision == "bfloat16"
 
 
 def land_evaluation(store: Store, generation: int, **changes: object) -> None:
@@ -244,11 +269,12 @@ def land_evaluation(store: Store, generation: int, **changes: object) -> None:
         ({"low": 0.1, "high": 0.49}, 0),  # worse beyond doubt
         ({"low": 0.1, "high": 0.49, "opponent": "random"}, 0),  # of a baseline it had to hold
         ({"low": 0.1, "high": 0.49, "opponent": "heuristic"}, 1),  # of one it had not
-        ({"low": 0.1, "high": 0.49, "digest": "0" * 64}, 1),  # another model's evaluation
+        ({"digest": "0" * 64}, 0),  # another model's evaluation
+        (None, 0),  # kept from being evaluated by a check that blocks
     ],
 )
 def test_weights_that_are_worse_are_not_handed_on(
-    store: Store, changes: dict[str, object], parent: int
+    store: Store, changes: dict[str, object] | None, parent: int
 ) -> None:
     for generation in (0, 1):
         plan_generation(store, CONFIG, generation, settings(), NOW)
@@ -256,7 +282,8 @@ def test_weights_that_are_worse_are_not_handed_on(
             (draft.path / "model.safetensors").write_bytes(bytes([generation]))
         if generation == 0:
             store.promote(CONFIG, 0, draft.artefact, {})
-    land_evaluation(store, 1, **changes)
+    if changes is not None:
+        land_evaluation(store, 1, **changes)
     plan = plan_generation(store, CONFIG, 2, settings(), NOW)
     assert plan.parent is not None and plan.parent["generation"] == parent
     assert plan.champion is not None and plan.champion["generation"] == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ringrift_pipeline.game import get_rules
-from ringrift_pipeline.network import Evaluator, load_model, save_model
+from ringrift_pipeline.network import DIVERGENCE, Evaluator, load_model, save_model
 from ringrift_pipeline.orchestration.checks import CHECKS, result
 from ringrift_pipeline.orchestration.judgements import Judgement, judge, precision_holds
 from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, of_artefact
@@ -21,7 +21,7 @@ from ringrift_pipeline.selfplay.shards import column, open_shard, ragged_column
 from ringrift_pipeline.selfplay.windowing import iter_shards
 from ringrift_pipeline.store import Artefact, Store
 from ringrift_pipeline.training import average, mine_hard_examples, open_window, score_games, train
-from ringrift_pipeline.training.precision import BATCH, DIVERGENCE, ROWS, some_rows
+from ringrift_pipeline.training.precision import BATCH, ROWS, some_rows
 
 from .conftest import CONFIG
 
