@@ -4,6 +4,7 @@ All checks of an asset run in one step, as a process costs more than what most o
 one that blocks has failed, that step fails when all have had their say.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ from dagster import (
 )
 
 from ringrift_pipeline.orchestration import integrity, judgements, regressions
+from ringrift_pipeline.orchestration.champion import reconcile_config
 from ringrift_pipeline.orchestration.io_managers import table_of
 from ringrift_pipeline.orchestration.judgements import Judgement
 from ringrift_pipeline.orchestration.launchable import next_generation
 from ringrift_pipeline.orchestration.names import ASSETS, CHAMPION, asset_key, partitions
 from ringrift_pipeline.orchestration.pools import tags_of_checks
 from ringrift_pipeline.orchestration.step import LOST, Step, once, running_step
+from ringrift_pipeline.store import StoreError
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ CHECKS: tuple[CheckRecipe, ...] = (
     CheckRecipe(
         CHAMPION,
         judgements.champion_verifies,
-        "Restore the named folder from a backup, or promote another generation (ringrift evaluate "
+        "Nothing, where another generation serves: the next promotion takes its place. Else restore "
+        "the named folder from a backup, or promote another generation (ringrift evaluate "
         "--promote); nothing is played with a model that is not the one promoted.",
         blocking=True,
     ),
@@ -220,7 +224,8 @@ def _with_its_table(check: CheckRecipe) -> Callable[..., Judgement]:
 
 def result(check: CheckRecipe, judgement: Judgement, key: Any) -> AssetCheckResult:
     """The judgement as Dagster takes it; a failure that blocks is an error, else a warning."""
-    severity = AssetCheckSeverity.ERROR if check.blocking else AssetCheckSeverity.WARN
+    blocks = check.blocking and judgement.stops
+    severity = AssetCheckSeverity.ERROR if blocks else AssetCheckSeverity.WARN
     todo = "" if judgement.passed else f" What to do: {check.todo}"
     return AssetCheckResult(
         asset_key=key,
@@ -248,6 +253,9 @@ def _define(config: str, asset: str) -> AssetChecksDefinition:
                 if check.name in wanted:
                     more = tables if check.table else ()
                     yield result(check, judgements.judge(check.judge, step, *more), key)
+            if asset == CHAMPION:  # another may serve now
+                with contextlib.suppress(StoreError):
+                    reconcile_config(op.instance, step.store, config)
 
     define = multi_asset_check(
         name=f"{config}__{asset}_checks",

@@ -224,7 +224,7 @@ def no_leakage(step: Step) -> Judgement:
         mined = window.holdout[read_hard_examples(examples).rows]
         if mined.any():
             return Judgement(False, f"{int(mined.sum())} hard examples are of held-out games")
-    played = moves_of_games(iter_shards(step.store, plan)).join(
+    played = moves_of_games(iter_shards(step.store, plan, **step.hooks())).join(
         pl.DataFrame({"game_id": list(window.games), "held": held}), on="game_id"
     )
     if played.height != games:

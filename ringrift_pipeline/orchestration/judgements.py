@@ -12,7 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.orchestration.step import Step
-from ringrift_pipeline.store import Artefact, CorruptArtefactError, MissingArtefactError
+from ringrift_pipeline.store import (
+    Artefact,
+    CorruptArtefactError,
+    MissingArtefactError,
+    serving_champion,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,11 +30,14 @@ NO_WORSE = 0.01  # nats: what a few steps, or a model that has learned all there
 
 @dataclass(frozen=True)
 class Judgement:
-    """``passed``, one sentence why, and the numbers it rests on."""
+    """``passed``, one sentence why, and the numbers it rests on. ``stops``: whether a failure of a
+    check that blocks does.
+    """
 
     passed: bool
     why: str
     numbers: dict[str, float | int | str] = field(default_factory=dict)
+    stops: bool = True
 
 
 def judge(check: Callable[..., Judgement], step: Step, *more: Any) -> Judgement:
@@ -43,18 +51,18 @@ def judge(check: Callable[..., Judgement], step: Step, *more: Any) -> Judgement:
 
 
 def champion_verifies(step: Step) -> Judgement:
-    """The champion's files are what was promoted, and it is of an earlier generation."""
-    champion = step.store.champion(step.config)
+    """The champion's files are what was promoted. Where they are not, the champion before it serves,
+    which is told until another is promoted; this blocks where there is none to fall back to.
+    """
+    champion = serving_champion(step.store, step.config)
     if champion is None:
         return Judgement(True, "no champion yet: the heuristic plays")
-    artefact = step.store.open(champion.path, verify=True)
-    if artefact.digest != champion.digest:
-        return Judgement(False, f"{champion.path} is not the model that was promoted")
-    return Judgement(
-        True,
-        "every file has the hash it was promoted with",
-        {"generation": f"{champion.generation:04d}"},
-    )
+    numbers: dict[str, float | int | str] = {"generation": f"{champion.generation:04d}"}
+    lost = champion.stands_in_for
+    if lost is not None:
+        why = f"generation {champion.generation:04d} serves as champion in the place of {lost}"
+        return Judgement(False, why, numbers, stops=False)
+    return Judgement(True, "every file has the hash it was promoted with", numbers)
 
 
 def shards_complete(step: Step) -> Judgement:

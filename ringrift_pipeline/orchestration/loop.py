@@ -34,6 +34,7 @@ from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.pools import pools_for
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
 from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
+from ringrift_pipeline.orchestration.sensor import decide
 from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.submit import submit_generation
@@ -172,6 +173,13 @@ class Loop:
                 known = read_decision(self.store, self.request.config, number)
                 self._before[number] = known["run"] if known else None
             stack.callback(self._stop)
+            made, waits = self._take_up()
+            following = self.first + 1 if made else self.first
+            if not waits and following <= self.last:
+                self._submit(following)  # before there is a sensor that would start it as well
+            elif not waits:
+                self._stack = stack.pop_all()
+                return self
             backend = Backend(
                 self.request.data,
                 self.instance,
@@ -179,19 +187,6 @@ class Loop:
                 more=pools_for(self.request.settings.device),
             )
             self._services.append(backend)
-            settings = next_settings(
-                self.store, self.request.config, self.first, self.request.settings
-            ).settings
-            submit_generation(
-                self.instance,
-                self.request.config,
-                self.first,
-                run_config(
-                    settings,
-                    last_generation=self.last,
-                    resume=self.request.resume,
-                ),
-            )
             if self.request.ui_port is not None:
                 self._services.append(
                     start_webserver(
@@ -207,6 +202,33 @@ class Loop:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _submit(self, generation: int) -> None:
+        settings = next_settings(
+            self.store, self.request.config, generation, self.request.settings
+        ).settings
+        submit_generation(
+            self.instance,
+            self.request.config,
+            generation,
+            run_config(settings, last_generation=self.last, resume=self.request.resume),
+        )
+
+    def _take_up(self) -> tuple[bool, bool]:
+        """Has a run made the first generation already, which nobody had decided on when the daemon
+        ended? That is done now, or is still to be waited for; it is not run again.
+        """
+        config, records = self.request.config, self._runs(self.first)
+        if not records or records[0].dagster_run.status != DagsterRunStatus.SUCCESS:
+            return False, False
+        before = read_decision(self.store, config, self.first)
+        waits = not decide(self.instance, self.store, config, self.first)
+        known = read_decision(self.store, config, self.first)
+        made = known != before and is_decided(self.store, config, self.first)
+        if made or waits:
+            self._newest_before = records[0].storage_id - 1
+            self._before[self.first] = None if made else self._before[self.first]
+        return made, waits
 
     def _replace_old_runs(self) -> None:
         """Runs of this config that were queued, or lost and due for a retry, are ours now."""

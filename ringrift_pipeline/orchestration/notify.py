@@ -10,7 +10,7 @@ A web hook gets one HTTP POST an alert, ``Content-Type: application/json``::
     {
       "version": 1,
       "id": "9f86d0…",                what the alert is about, hashed: a repeat has the same
-      "kind": "run_failed",           or checks_failed, config_stalled, sensor_failed
+      "kind": "run_failed",           or checks_failed, config_stalled, sensor_failed, damaged
       "title": "square8_2p generation 0003 failed",
       "text": "title, what happened, what to do",
       "time": "2026-11-22T05:00:00+00:00",

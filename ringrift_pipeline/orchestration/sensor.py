@@ -292,6 +292,24 @@ def _handle(
     return True
 
 
+def decide(instance: DagsterInstance, store: Store, config: str, generation: int) -> bool:
+    """Decide on a generation's newest evaluation as a tick does, for a caller without a daemon who
+    starts the next generation himself. False: that has to wait, as for the result of a check.
+
+    A tick that meets this evaluation later finds it decided.
+    """
+    key = asset_key(config, "evaluation")
+    record = newest_materialization(instance, key, generation_key(generation))
+    if record is None:
+        return True
+    outcome = Outcome(Cursor())
+    with folder_lock(home_folder(store.root)):
+        decided = _handle(instance, store, config, record, outcome)
+    for event in outcome.events:
+        instance.report_runless_asset_event(event)
+    return decided
+
+
 def _run_of(instance: DagsterInstance, record: EventLogRecord) -> DagsterRun | None:
     return instance.get_run_by_id(record.run_id) if record.run_id else None
 

@@ -1,4 +1,5 @@
-"""``config_stalled``: tells people of a config for which nothing has landed for hours.
+"""``config_stalled``: tells people of a config for which nothing has landed for hours, and of what
+was found damaged.
 
 A failed run is told of at once by ``run_failed``. This one sees what fails nowhere: a sensor that
 was turned off, a daemon that runs but launches nothing, a run that is under way and makes nothing.
@@ -27,6 +28,7 @@ from dagster import (
 )
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration.damage import damage_found
 from ringrift_pipeline.orchestration.decisions import FAULTS, LIMIT, newest_decision
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
@@ -145,7 +147,7 @@ def stalled_sensor() -> SensorDefinition:
         default_status=DefaultSensorStatus.RUNNING,
         description="Tells, once, of a config for which nothing has landed for its "
         "watch.stalled_hours, though it is neither paused nor through with the generations that "
-        "were asked for.",
+        "were asked for; and of every file that was found damaged and put aside.",
     )
     def config_stalled(
         context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
@@ -159,6 +161,8 @@ def stalled_sensor() -> SensorDefinition:
             if config not in begun:
                 continue
             try:
+                for alert in damage_found(store, config):
+                    outbox.put(alert)
                 stall = find_stall(context.instance, store, config, datetime.now(UTC), signs)
             except Exception as error:  # a damaged plan, say, must not hide another's standstill
                 context.log.error(f"{config}: cannot be watched, {type(error).__name__}: {error}")

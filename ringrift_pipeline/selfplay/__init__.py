@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.shards import (
         SHARD_SCHEMA,
         ShardError,
-        iter_shards,
         read_metadata,
         read_shard,
         shard_kind,
     )
     from ringrift_pipeline.selfplay.stopping import Interrupted
+    from ringrift_pipeline.selfplay.windowing import iter_shards
     from ringrift_pipeline.selfplay.workers import SelfplayError, play_shards
 
 _MODULES = {
@@ -30,12 +30,12 @@ _MODULES = {
     "shards": (
         "SHARD_SCHEMA",
         "ShardError",
-        "iter_shards",
         "read_metadata",
         "read_shard",
         "shard_kind",
     ),
     "stopping": ("Interrupted",),
+    "windowing": ("iter_shards",),
     "workers": ("SelfplayError", "play_shards"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

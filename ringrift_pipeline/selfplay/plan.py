@@ -195,7 +195,8 @@ def plan_generation(
 ) -> Plan:
     """Write the plan of a generation and return it; a plan already there is returned as it is.
 
-    The champion of the moment plays; while there is none, the heuristic does. Training starts
+    The champion of the moment plays (one before it, where its files are damaged: the store's
+    `serving_champion`); while there is none, the heuristic does. Training starts
     from the newest earlier generation's EMA model, promoted or not, so that gains too small for
     the gate add up; but from the champion, if that model was found worse beyond doubt or was never
     evaluated: broken or old weights are not handed on. In ``selfplay.opponent_fraction`` of the games the
@@ -206,6 +207,8 @@ def plan_generation(
 
     Raises
     ------
+    CorruptArtefactError, MissingArtefactError
+        if the champion's files are damaged or gone, and those of every one before it.
     PlanError
         if the generation is negative or a setting cannot be planned with: ``finetune.source``
         names a model that is not there, or one of another geometry or network shape;
@@ -334,7 +337,9 @@ def _reference(store: Store, generation: int, digest: str, path: Path) -> dict[s
 
 
 def _champion(store: Store, config: str) -> dict[str, Any] | None:
-    champion = store.champion(config)
+    from ringrift_pipeline.store import serving_champion
+
+    champion = serving_champion(store, config)
     if champion is None:
         return None
     return _reference(store, champion.generation, champion.digest, champion.path)
@@ -346,7 +351,7 @@ def _parent(
     for earlier in sorted(store.generations(config), reverse=True):
         if earlier >= generation:
             continue
-        model = store.current(config, earlier, "ema_model")
+        model = store.last_good(config, earlier, "ema_model")
         if model is not None:
             if champion is not None and not _is_handed_on(store, model):
                 return champion

@@ -67,12 +67,19 @@ def up_to_date(artefact: Artefact) -> bool:
     return artefact.metadata.get("code_version") == made_by("selfplay_shards").get("code_version")
 
 
-def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artefact:
-    """Play and land a shard, whatever is there already."""
+def play_with(
+    store: Store, plan: Plan, index: int, reporter: Reporter, digest: str | None = None
+) -> Artefact:
+    """Play and land a shard, whatever is there already.
+
+    With a ``digest`` it takes the place of one that was played before and had that: where it would
+    have another ShardError is raised, and nothing lands.
+    """
     from ringrift_pipeline.network import NonFiniteOutputError
     from ringrift_pipeline.selfplay.play import Opponent, play_heuristic_games, play_search_games
     from ringrift_pipeline.selfplay.shards import (
         SHARD_FILE,
+        ShardError,
         shard_kind,
         shard_metadata,
         write_shard,
@@ -95,6 +102,8 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
             raise NonFiniteOutputError(f"{where}, {error}", error.rows) from None
     with store.create(plan.config, plan.generation, shard_kind(index)) as draft:
         write_shard(draft.path / SHARD_FILE, decisions, games, metadata)
+        if digest is not None and draft.digest != digest:
+            raise ShardError("this version, or this machine, plays other games")
         draft.metadata.update(
             {
                 "plan": plan.digest,
@@ -108,6 +117,8 @@ def play_with(store: Store, plan: Plan, index: int, reporter: Reporter) -> Artef
                 **made_by("selfplay_shards"),
             }
         )
+        if digest is not None:  # how old these games are must not be forgotten
+            draft.metadata["first_played"] = plan.created
     _give_memory_back()
     return draft.artefact
 

@@ -26,7 +26,6 @@ from ringrift_pipeline.store.kinds import shard_kind as shard_kind
 
 if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.plan import Plan
-    from ringrift_pipeline.store import Artefact, Store
 
 SHARD_FORMAT = 3
 """Format that is written. Of the two before it, which are still read, 1 lacks the last three
@@ -422,35 +421,3 @@ def ragged_column(batch: pa.RecordBatch | pa.Table, name: str) -> tuple[NDArray,
     if pa.types.is_fixed_size_list(flat.type):
         return lengths, flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1)
     return lengths, flat.to_numpy(zero_copy_only=False)
-
-
-def iter_shards(store: Store, plan: Plan) -> Iterator[Artefact]:
-    """Verified artefacts of the training window, oldest generation first, own shards last.
-
-    Each has one file, ``shard.arrow``.
-
-    Raises
-    ------
-    MissingArtefactError, CorruptArtefactError
-        from the store, if a shard has not been played or does not verify.
-    ShardError
-        if an earlier shard is no longer the one that the plan names.
-    """
-    for entry in plan.window:
-        yield _named(store, plan, entry)
-    for index in range(len(plan.shards)):
-        yield store.require(plan.config, plan.generation, shard_kind(index))
-
-
-def _named(store: Store, plan: Plan, entry: dict[str, Any]) -> Artefact:
-    kind = shard_kind(entry["shard"])
-    current = store.require(plan.config, entry["generation"], kind)
-    if current.digest == entry["digest"]:
-        return current
-    for artefact in store.artefacts(plan.config, entry["generation"], kind):
-        if artefact.digest == entry["digest"]:
-            return store.open(artefact.path, verify=True)
-    raise ShardError(
-        f"shard {entry['shard']} of {plan.config} generation {entry['generation']:04d} is not "
-        f"the one this plan names ({entry['digest'][:12]}): restore it, or start a new generation"
-    )

@@ -1,16 +1,25 @@
-"""Which earlier shards a generation trains on beside its own, and how many of their games it may
-hold out.
+"""Which earlier shards a generation trains on beside its own, how many of their games it may hold
+out, and those shards.
 
 What it costs to find out grows with the window, not with the history behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.selfplay.plan import load_plan
+from ringrift_pipeline.selfplay.stopping import Interrupted, Progress, Reporter, ShouldStop
+from ringrift_pipeline.store import (
+    CorruptArtefactError,
+    MissingArtefactError,
+    StoreError,
+    copy_of,
+    quarantined,
+)
 from ringrift_pipeline.store.kinds import SHARD_PREFIX, shard_kind
 
 if TYPE_CHECKING:
@@ -18,7 +27,9 @@ if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.plan import Plan
     from ringrift_pipeline.store import Artefact, Store
 
-__all__ = ["window_games", "window_of"]
+__all__ = ["iter_shards", "window_games", "window_of"]
+
+_log = logging.getLogger(__name__)
 
 
 def window_games(games: int, settings: TrainingConfig) -> int:
@@ -60,10 +71,12 @@ def _entries(store: Store, config: str, earlier: list[int], room: int) -> list[d
     there are enough; listed oldest generation first.
     """
     entries: list[dict[str, Any]] = []
+    aside = quarantined(store, config)
     for generation in reversed(earlier):
         if room <= 0:
             break
-        for index, artefact in reversed(_landed_shards(store, config, generation)):
+        damaged = {one.kind for one in aside if one.generation == generation and one.kind}
+        for index, artefact in reversed(_landed_shards(store, config, generation, damaged)):
             if room <= 0:
                 break
             entries.append({"generation": generation, "shard": index, "digest": artefact.digest})
@@ -74,17 +87,58 @@ def _entries(store: Store, config: str, earlier: list[int], room: int) -> list[d
     return entries[::-1]
 
 
-def _landed_shards(store: Store, config: str, generation: int) -> list[tuple[int, Artefact]]:
-    """Number and artefact of every shard of a generation that is there, ascending."""
-    found = []
-    for kind in store.kinds(config, generation):
+def _landed_shards(
+    store: Store, config: str, generation: int, damaged: set[str]
+) -> list[tuple[int, Artefact]]:
+    """Number and artefact of every shard of a generation that is there, ascending.
+
+    One that is damaged, or of a kind that was found ``damaged`` before and is not there, is played
+    again; where it cannot be, it is left out, and the log says so.
+    """
+    found: dict[int, Artefact] = {}
+    for kind in damaged.union(store.kinds(config, generation)):
         number = kind.removeprefix(SHARD_PREFIX)
         # people put copies beside what is ours: only the name that we give counts
-        if number.isascii() and number.isdecimal() and shard_kind(int(number)) == kind:
+        if not (number.isascii() and number.isdecimal() and shard_kind(int(number)) == kind):
+            continue
+        try:
             artefact = store.current(config, generation, kind, verify=False)
-            if artefact is not None:
-                found.append((int(number), artefact))
-    return sorted(found, key=lambda one: one[0])
+            if artefact is None and kind in damaged:
+                artefact = _healed(store, config, generation, int(number))
+        except CorruptArtefactError:
+            artefact = _healed(store, config, generation, int(number))
+        if artefact is not None:
+            found[int(number)] = artefact
+    return sorted(found.items())
+
+
+def _healed(store: Store, config: str, generation: int, index: int) -> Artefact | None:
+    from ringrift_pipeline.selfplay.shards import ShardError
+
+    digests = _collected(store, config, generation)
+    why = "how its bytes were is not known any more"
+    if index < len(digests):
+        try:
+            return _recorded(store, config, generation, index, digests[index])
+        except ShardError as error:
+            why = str(error)
+    _log.warning(
+        "shard %d of %s generation %04d is left out of the window: %s",
+        index,
+        config,
+        generation,
+        why,
+    )
+    return None
+
+
+def _collected(store: Store, config: str, generation: int) -> list[str]:
+    """Digests of a generation's shards as they were collected, by index; empty if they were not."""
+    try:
+        index = store.current(config, generation, "selfplay_shards", verify=False)
+    except CorruptArtefactError:
+        return []
+    return [] if index is None else list(index.metadata.get("shards", []))
 
 
 def _played(store: Store, config: str, earlier: list[int], plan_of: Callable[[int], Plan]) -> int:
@@ -95,10 +149,9 @@ def _played(store: Store, config: str, earlier: list[int], plan_of: Callable[[in
     games = 0
     for generation in reversed(earlier):
         plan = plan_of(generation)
-        collected = store.current(config, generation, "selfplay_shards", verify=False) is not None
+        collected = _was_there(store, config, generation, "selfplay_shards")
         for shard in plan.shards:
-            kind = shard_kind(shard["index"])
-            if collected or store.current(config, generation, kind, verify=False) is not None:
+            if collected or _was_there(store, config, generation, shard_kind(shard["index"])):
                 games += int(shard["games"])
         if plan.played is not None:
             return games + plan.played
@@ -120,3 +173,95 @@ def _holdout(earlier: list[int], plan_of: Callable[[int], Plan]) -> list[dict[st
                 since[min(fraction, one["fraction"])] = one["generation"]
             break
     return [{"generation": first, "fraction": share} for share, first in reversed(since.items())]
+
+
+def _was_there(store: Store, config: str, generation: int, kind: str) -> bool:
+    try:
+        return store.current(config, generation, kind, verify=False) is not None
+    except CorruptArtefactError:
+        return True
+
+
+# -- the shards themselves -------------------------------------------------------------------------
+
+
+def iter_shards(
+    store: Store,
+    plan: Plan,
+    *,
+    verify: bool = True,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Iterator[Artefact]:
+    """Artefacts of the training window, oldest generation first, own shards last; each has one file,
+    ``shard.arrow``. With ``verify`` it is hashed.
+
+    A shard that is damaged or gone is played again from its generation's plan, if that gives the
+    bytes that were recorded.
+
+    Raises
+    ------
+    MissingArtefactError
+        from the store, if a shard of this generation has not been played.
+    ShardError
+        if an earlier shard is no longer the one that the plan names, or one that is damaged cannot
+        be played again: its model is gone, or this version or machine plays other games.
+    Interrupted
+        if ``should_stop`` says so while a shard is played again.
+    """
+    reporter = Reporter(progress, should_stop)
+    for entry in plan.window:
+        where = (plan.config, entry["generation"], entry["shard"])
+        yield _recorded(store, *where, entry["digest"], verify, reporter)
+    for shard in plan.shards:
+        index = shard["index"]
+        try:
+            yield store.require(plan.config, plan.generation, shard_kind(index), verify)
+        except (CorruptArtefactError, MissingArtefactError):
+            digests = _collected(store, plan.config, plan.generation)
+            if index >= len(digests):
+                raise
+            where = (plan.config, plan.generation, index)
+            yield _recorded(store, *where, digests[index], verify, reporter)
+
+
+def _recorded(
+    store: Store,
+    config: str,
+    generation: int,
+    index: int,
+    digest: str,
+    verify: bool = True,
+    reporter: Reporter | None = None,
+) -> Artefact:
+    """The shard whose digest was recorded, played again where it is damaged or gone."""
+    from ringrift_pipeline.selfplay.playing import play_with
+    from ringrift_pipeline.selfplay.shards import ShardError
+
+    kind, name = shard_kind(index), f"shard {index} of {config} generation {generation:04d}"
+    why = "it is gone"
+    try:
+        current = store.current(config, generation, kind, verify)
+    except CorruptArtefactError as error:
+        current, why = None, error.reason
+    good = current or store.last_good(config, generation, kind)  # if only the pointer is damaged
+    if good is not None and good.digest == digest:
+        return good
+    copy = copy_of(store, config, generation, kind, digest)
+    if copy is not None:
+        return copy
+    again = f"start a new generation: ringrift loop --config {config} --resume never"
+    if current is not None:
+        raise ShardError(
+            f"{name} is not the one that was recorded ({digest[:12]}): restore it, or {again}"
+        )
+    _log.warning("%s is damaged (%s): it is played again", name, why)
+    try:
+        plan = load_plan(store, config, generation)
+        return play_with(store, plan, index, reporter or Reporter(), digest)
+    except Interrupted:
+        raise
+    except (StoreError, ValueError, RuntimeError, ImportError) as error:
+        raise ShardError(
+            f"{name} is damaged ({why}) and cannot be played again: {error}. Restore it, or {again}"
+        ) from error

@@ -37,8 +37,10 @@ from ringrift_pipeline.store.errors import (
     SerializationError,
     StoreError,
 )
+from ringrift_pipeline.store.falling_back import copy_of, serving_champion
 from ringrift_pipeline.store.layout import generation_key
 from ringrift_pipeline.store.manifest import Artefact, check_file, check_folder
+from ringrift_pipeline.store.quarantine import Quarantined, quarantined, reason_of
 from ringrift_pipeline.store.store import Store
 from ringrift_pipeline.store.switches import SWITCHES, Switches
 
@@ -54,6 +56,7 @@ __all__ = [
     "LockedError",
     "MissingArtefactError",
     "OutsideError",
+    "Quarantined",
     "SerializationError",
     "Store",
     "StoreError",
@@ -62,9 +65,13 @@ __all__ = [
     "append_jsonl",
     "check_file",
     "check_folder",
+    "copy_of",
     "generation_key",
+    "quarantined",
     "read_bounded",
     "read_jsonl",
+    "reason_of",
+    "serving_champion",
     "write_bytes_atomic",
     "write_json_atomic",
 ]

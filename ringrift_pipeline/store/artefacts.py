@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -48,6 +49,8 @@ from ringrift_pipeline.store.manifest import (
 if TYPE_CHECKING:
     from ringrift_pipeline.store.remote import Remote
 
+_log = logging.getLogger(__name__)
+
 CLOCK_SLACK = timedelta(days=1)  # by which the clock may have been set back
 
 
@@ -89,6 +92,11 @@ class Draft:
         if self._artefact is None:
             raise StoreError("a draft is an artefact only after its `with` block has ended well")
         return self._artefact
+
+    @property
+    def digest(self) -> str:
+        """The digest it would land with as its files are now."""
+        return make_manifest(self.path, *self._identity, "", {})[1]["digest"]
 
     def __enter__(self) -> Draft:
         if self._path is not None or self._artefact is not None:
@@ -358,7 +366,7 @@ def _drop_pointer(
         except ManifestMismatch:
             target = _quarantine_name(layout, config, pointer.relative_to(layout.root).parts[2:])
             os.rename(pointer, target)
-            _note(target, pointer, reason)
+            write_note(target, pointer, reason)
             return target
         return None
 
@@ -376,7 +384,7 @@ def quarantine(
     except FileNotFoundError:
         return None
     fsync_path(path.parent)
-    _note(target, path, reason)
+    write_note(target, path, reason)
     return target
 
 
@@ -386,13 +394,15 @@ def _quarantine_name(layout: Layout, config: str, parts: tuple[str, ...]) -> Pat
     return folder / "-".join([*parts, secrets.token_hex(4)])
 
 
-def _note(target: Path, origin: Path, reason: str) -> None:
+def write_note(target: Path, origin: Path, reason: str) -> None:
+    """Note beside something in quarantine where it was found and why it is there."""
     fsync_path(target.parent)
     write_json_atomic(target.with_name(target.name + ".reason.json"), note(str(origin), reason))
 
 
 def note(origin: str, reason: str) -> dict[str, str]:
-    """What is written beside something in quarantine."""
+    """What is written beside something in quarantine; the log has it as well."""
+    _log.warning("%s is corrupt: %s; it is put aside", origin, reason)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     return {"found_at": origin, "reason": reason, "quarantined_at": when}
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import secrets
+import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ringrift_pipeline.store.atomic import append_jsonl, read_jsonl, write_bytes_atomic
+from ringrift_pipeline.store.artefacts import write_note
+from ringrift_pipeline.store.atomic import (
+    append_jsonl,
+    ensure_folder,
+    read_jsonl,
+    write_bytes_atomic,
+)
 from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
 from ringrift_pipeline.store.layout import Layout
 from ringrift_pipeline.store.locks import folder_lock
@@ -23,6 +32,8 @@ from ringrift_pipeline.store.manifest import (
     sealed_bytes,
     unsealed,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,17 @@ class Champion:
     path: Path
     promoted_at: str
     reason: dict[str, Any] = field(compare=False)
+
+    @property
+    def stands_in_for(self) -> str | None:
+        """For a champion that serves again because the files of the one after it are damaged: which
+        that was, and what is wrong with it.
+        """
+        found = self.reason.get(STANDS_IN)
+        return None if found is None else str(found)
+
+
+STANDS_IN = "stands_in_for"  # key of a promotion's reason
 
 
 def as_champion(layout: Layout, record: dict[str, Any]) -> Champion:
@@ -80,8 +102,8 @@ def _read(layout: Layout, config: str) -> dict[str, Any] | None:
         raise CorruptArtefactError(
             path,
             str(error),
-            "delete it and promote a generation again; champions.jsonl beside it lists those "
-            "that were promoted",
+            "champions.jsonl beside it, which lists the promotions, is damaged as well or gone: "
+            "restore both from a copy, or delete both and promote a generation again",
         ) from None
 
 
@@ -110,7 +132,7 @@ def _reconcile(layout: Layout, config: str) -> list[dict[str, Any]]:
 
     Hold the config's folder lock. Raises CorruptArtefactError, also for lines that are missing.
     """
-    champion = _read(layout, config)
+    champion = _pointed(layout, config)
     path = layout.inside(layout.champions(config), config)
     lines = read_jsonl(path)
     older = any(not isinstance(line, dict) or "seal" not in line for line in lines)
@@ -169,9 +191,71 @@ def _migrated(
     return records[-1]
 
 
+def _pointed(layout: Layout, config: str) -> dict[str, Any] | None:
+    """What the pointer says; one that is damaged, or gone though there were promotions, is written
+    again as the last line of the history says.
+
+    Hold the config's folder lock. Raises CorruptArtefactError where the history is damaged as well.
+    """
+    damage = None
+    try:
+        record = _read(layout, config)
+        if record is not None:
+            return record
+    except CorruptArtefactError as error:
+        damage = error
+    path = layout.inside(layout.champions(config), config)
+    try:
+        lines = read_jsonl(path)
+        if any(not isinstance(line, dict) or "seal" not in line for line in lines) or not lines:
+            history = []  # of a version that sealed no lines, or never written
+        else:
+            history = history_of(path, config, lines)
+    except CorruptArtefactError as error:
+        raise damage or error from None
+    if not history:
+        if damage is not None:
+            raise damage
+        return None
+    pointer = layout.champion(config)
+    what = damage.reason if damage is not None else "it is gone"
+    try:
+        if damage is not None:
+            _keep_damaged(layout, config, pointer, what)
+        write_bytes_atomic(pointer, sealed_bytes(history[-1], "champion"))
+    except OSError:
+        if damage is not None:
+            raise damage from None
+        raise
+    _log.warning(
+        "%s: %s; written again as the last line of %s says: generation %04d is champion",
+        pointer,
+        what,
+        path.name,
+        history[-1]["generation"],
+    )
+    return history[-1]
+
+
+def _keep_damaged(layout: Layout, config: str, pointer: Path, reason: str) -> None:
+    """A copy in quarantine: at no moment is there no pointer at all."""
+    folder = layout.inside(layout.quarantine(config), config)
+    ensure_folder(folder)
+    target = folder / f"{pointer.name}-{secrets.token_hex(4)}"
+    shutil.copyfile(pointer, target)
+    write_note(target, pointer, reason)
+
+
 def read_champion(layout: Layout, config: str) -> Champion | None:
     """See `Store.champion`."""
-    record = _read(layout, config)
+    try:
+        record = _read(layout, config)
+        whole = record is not None or not layout.champions(config).exists()
+    except CorruptArtefactError:
+        whole = False
+    if not whole:
+        with folder_lock(layout.config(config)):
+            record = _pointed(layout, config)
     return None if record is None else as_champion(layout, record)
 
 
@@ -191,12 +275,17 @@ def promote(
     artefact: Artefact,
     reason: dict[str, Any],
     again: bool,
+    after: int | None = None,
 ) -> Champion:
-    """See `Store.promote`; `artefact` has been verified by the caller."""
+    """See `Store.promote`; `artefact` has been verified by the caller. ``after``: only if there were
+    so many promotions before.
+    """
     reason = check_promotion(layout, config, generation, artefact, reason)
     with folder_lock(layout.config(config)):
         history = _reconcile(layout, config)
         champion = _read(layout, config)
+        if champion is not None and after not in (None, len(history)):
+            return as_champion(layout, champion)
         repeat = is_repeat(history, generation, artefact.digest, again)
         if champion is not None and repeat and (layout.root / champion["path"]).is_dir():
             return as_champion(layout, champion)

@@ -158,10 +158,13 @@ class Records:
         artefact: Artefact,
         reason: dict[str, Any],
         again: bool,
+        after: int | None = None,
     ) -> Champion:
         reason = check_promotion(self._layout, config, generation, artefact, reason)
         while True:
             history = self._history(config)
+            if history and after not in (None, len(history)):
+                return as_champion(self._layout, history[-1])
             repeat = is_repeat(history, generation, artefact.digest, again)
             if repeat and self._bucket.changed(f"{history[-1]['path']}/{MANIFEST}") is not None:
                 return as_champion(self._layout, history[-1])

@@ -295,12 +295,14 @@ class Store:
         artefact: Artefact,
         reason: dict[str, Any],
         again: bool = False,
+        after: int | None = None,
     ) -> Champion:
         """Make `artefact` the champion of `config` and return the champion that holds then.
 
         Idempotent: a generation and digest that was ever promoted changes nothing, so a late
         repeat does not dethrone a newer champion (unless that one's folder is gone); `again` goes
-        back to an older one on purpose.
+        back to an older one on purpose. With `after` nothing changes either unless there were just so
+        many promotions before.
         The artefact is verified first. A history line that a killed promotion did not get to
         write is added by the next call. Raises CorruptArtefactError, MissingArtefactError,
         StoreError for an artefact of another config, generation or store.
@@ -309,15 +311,17 @@ class Store:
         verified = self.open(artefact.path)
         if verified.digest != artefact.digest:
             raise StoreError(f"cannot promote {artefact.path}: its digest is not the one given")
+        what = (config, generation, verified, reason, again, after)
         if remote := self.remote:
             remote.send_pending(config, generation)  # what is promoted is there for everybody
-            return remote.records.promote(config, generation, verified, reason, again)
-        return _champion.promote(self._layout, config, generation, verified, reason, again)
+            return remote.records.promote(*what)
+        return _champion.promote(self._layout, *what)
 
     def champion(self, config: str) -> Champion | None:
         """The champion, or None before the first promotion. Raises CorruptArtefactError.
 
-        Its files are not hashed here: `open` its path for that.
+        Its files are not hashed here: `serving_champion` does. A pointer that is damaged or gone is
+        written again as the history's last line says; the damaged one is kept in quarantine.
         """
         if remote := self.remote:
             return remote.records.champion(config)

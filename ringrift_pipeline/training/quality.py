@@ -54,11 +54,11 @@ def score_games(
     """
     import polars as pl
 
-    from ringrift_pipeline.selfplay.shards import iter_shards
+    from ringrift_pipeline.selfplay import iter_shards
     from ringrift_pipeline.training import tables
     from ringrift_pipeline.training.pictures import draw_scores
 
-    shards = list(iter_shards(store, plan))
+    shards = list(iter_shards(store, plan, progress=progress, should_stop=should_stop))
     inputs = sealed_inputs(plan, KIND, shards)
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:

@@ -44,7 +44,10 @@ def judge_window(store: Store, plan: Plan, now: datetime | None = None) -> Fresh
     watch = plan.settings.watch
     champion = _champion(store, plan)
     shards = _shards(store, plan)
-    newest = max(datetime.fromisoformat(shard.created) for shard in shards)
+    newest = max(
+        datetime.fromisoformat(shard.metadata.get("first_played", shard.created))
+        for shard in shards
+    )
     hours = max(0.0, (_trained(store, plan, now) - newest).total_seconds() / 3600.0)
     played = [shard for shard in shards if _player(store, shard) == (champion and champion.digest)]
     numbers: dict[str, float | int | str] = {
@@ -105,14 +108,9 @@ def _champion(store: Store, plan: Plan) -> Champion | None:
 
 def _shards(store: Store, plan: Plan) -> list[Artefact]:
     """The window's shards, unhashed: the check of the shards and the window hash them."""
-    from ringrift_pipeline.selfplay.shards import shard_kind
+    from ringrift_pipeline.selfplay import iter_shards
 
-    named = [(entry["generation"], entry["shard"]) for entry in plan.window]
-    named += [(plan.generation, shard["index"]) for shard in plan.shards]
-    return [
-        store.require(plan.config, generation, shard_kind(index), verify=False)
-        for generation, index in named
-    ]
+    return list(iter_shards(store, plan, verify=False))
 
 
 def _player(store: Store, shard: Artefact) -> str | None:

@@ -147,10 +147,10 @@ def build_window(
     MissingArtefactError
         if a shard of the plan has not been played.
     """
-    from ringrift_pipeline.selfplay.shards import iter_shards
+    from ringrift_pipeline.selfplay import iter_shards
     from ringrift_pipeline.selfplay.soundness import first_fault
 
-    shards = list(iter_shards(store, plan))
+    shards = list(iter_shards(store, plan, progress=progress, should_stop=should_stop))
     inputs = sealed_inputs(plan, KIND, shards) | {"format": WINDOW_FORMAT}
     existing = reuse(store, plan, KIND, inputs)
     if existing is not None:

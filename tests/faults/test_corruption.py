@@ -24,7 +24,7 @@ from ringrift_pipeline.search import load_player
 from ringrift_pipeline.search.errors import PlayerSpecError
 from ringrift_pipeline.selfplay import load_plan
 from ringrift_pipeline.selfplay.shards import ShardError, open_shard, read_metadata, read_shard
-from ringrift_pipeline.store import Artefact, CorruptArtefactError, Store, StoreError
+from ringrift_pipeline.store import Artefact, CorruptArtefactError, Store, StoreError, quarantined
 from ringrift_pipeline.training import (
     HARD_EXAMPLES,
     QUALITY_SCORES,
@@ -309,8 +309,12 @@ def damage_sealed(name: str, root: Path, cases: int, rng: random.Random) -> None
             found = read(path)
         except StoreError:
             pass
-        else:  # the last line of the history was cut off within: written again, as it was
-            assert name == "champions.jsonl" and found == sound, (path, change.__name__)
+        else:
+            assert found == sound, (path, change.__name__)
+            if name == "champion.json":  # written again from the history, the damaged one kept
+                assert path.read_bytes() == whole and quarantined(Store(root), CONFIG)
+            else:  # the history's last line was cut off within: written again, as it was
+                assert name == "champions.jsonl"
         path.write_bytes(whole)
         for moved in (root / CONFIG / "quarantine").glob("*"):
             shutil.rmtree(moved) if moved.is_dir() else moved.unlink()

@@ -344,7 +344,10 @@ def test_text_that_would_unfold(refused: Refused, whole: Path, tmp_path: Path) -
     data = texts(5_000_000)["nesting"]
     for path in sorted(whole.rglob("*.json*")):
         for reader in readers_of(path) if path.name in SEALED else []:
-            cases.append((reader, written(copies(whole, tmp_path, path, len(cases)), data)))
+            place = copies(whole, tmp_path, path, len(cases))
+            if path.name == "champion.json":  # the history would restore it
+                place.with_name("champions.jsonl").unlink()
+            cases.append((reader, written(place, data)))
     refused(cases)
 
 

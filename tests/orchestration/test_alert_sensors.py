@@ -26,7 +26,7 @@ from ringrift_pipeline.orchestration import decisions, failure_sensor, names, re
 from ringrift_pipeline.orchestration.instance import open_instance, sweep_lost_runs
 from ringrift_pipeline.orchestration.notify import URL_VARIABLE, Alert, NotifyError
 from ringrift_pipeline.orchestration.stalled_sensor import find_stall
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Store, serving_champion
 
 from .conftest import a_backfill
 from .hooks import Hook
@@ -454,3 +454,36 @@ def test_a_standstill_that_could_not_be_told_is_told_later(
     told.down = False
     tick(names.FAILURE_SENSOR, instance, told)  # whichever sensor comes first passes it on
     assert [alert.kind for alert in told.alerts] == ["config_stalled"]
+
+
+# --- what was found damaged ---------------------------------------------------------------------
+
+
+def test_everything_that_was_put_aside_is_told_once(
+    instance: DagsterInstance, store: Store, told: Told
+) -> None:
+    for generation in range(2):
+        store.write_plan(CONFIG, generation, PLAN)
+        with store.create(CONFIG, generation, "ema_model") as draft:
+            (draft.path / "model.json").write_text(str(generation))
+        store.promote(CONFIG, generation, draft.artefact, {})
+    with store.create(CONFIG, 1, "selfplay-shard-0003") as draft:
+        (draft.path / "shard.arrow").write_text("games")
+    tick(names.STALLED_SENSOR, instance, told)
+    assert told.alerts == []
+    (draft.artefact.path / "shard.arrow").write_text("rotten")
+    assert store.last_good(CONFIG, 1, "selfplay-shard-0003") is None  # by whomever it is found
+    pointer = store.root / CONFIG / "champion.json"
+    pointer.write_bytes(b"{")
+    champion = store.champion(CONFIG)
+    assert champion is not None
+    (champion.path / "model.json").write_text("rotten")
+    assert serving_champion(store, CONFIG).generation == 0  # type: ignore[union-attr]
+    for _ in range(2):
+        tick(names.STALLED_SENSOR, instance, told)
+    said = {alert.title: alert for alert in told.alerts}
+    assert {alert.kind for alert in told.alerts} == {"damaged"} and len(told.alerts) == 3
+    shard = said[f"{CONFIG} generation 0001: selfplay-shard-0003 was damaged"]
+    assert "has 6 bytes instead of 5" in shard.text and "It is played again" in shard.text
+    assert "last line of champions.jsonl" in said[f"{CONFIG}: champion.json was damaged"].text
+    assert "champion_verifies" in said[f"{CONFIG} generation 0001: ema_model was damaged"].text

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.checks import CHECKS, objections
 from ringrift_pipeline.orchestration.integrity import _ancestors
 from ringrift_pipeline.orchestration.step import Step
@@ -24,6 +25,8 @@ from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_sh
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.training import build_window
 from ringrift_pipeline.training.averaging import LAST
+
+from .conftest import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -615,6 +618,41 @@ def test_a_damaged_champion_plays_nothing(copied: Store) -> None:
     assert not result.success
     assert [one.passed for one in result.get_asset_check_evaluations()] == [False]
     assert copied.generations(CONFIG) == [0]  # nothing was even planned
+
+
+def test_a_champion_before_a_damaged_one_plays_and_the_check_warns(copied: Store) -> None:
+    first = copied.require(CONFIG, 0, "ema_model")
+    copied.promote(CONFIG, 0, first, {"gate": {}})
+    copied.write_plan(CONFIG, 1, copied.read_plan(CONFIG, 0) | {"generation": 1})
+    with copied.create(CONFIG, 1, "ema_model") as draft:
+        for name in first.files:
+            shutil.copyfile(first.file(name), draft.path / name)
+    copied.promote(CONFIG, 1, draft.artefact, {"gate": {}})
+    (draft.artefact.path / "model.safetensors").write_bytes(b"rotten")
+    for _ in range(2):  # as long as it stands in
+        said = run_check(names.CHAMPION, "champion_verifies", "0002")
+        assert not said.passed and said.blocking and said.severity.value == "WARN"
+        assert (
+            "generation 0000 serves as champion in the place of generation 0001" in said.description
+        )
+    job = defs.get_repository_def().get_job(names.job_name(CONFIG))
+    key = AssetCheckKey(names.asset_key(CONFIG, names.CHAMPION), "champion_verifies")
+    with DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0002"])
+        result = job.get_subset(
+            asset_selection={names.asset_key(CONFIG, "selfplay_shards")},
+            asset_check_selection={key},
+        ).execute_in_process(
+            run_config={"resources": {"settings": {"config": TINY}}},
+            partition_key="0002",
+            instance=instance,
+            raise_on_error=False,
+        )
+        assert result.success
+        assert last_reported(instance, CONFIG) == first.digest
+    plan = copied.read_plan(CONFIG, 2)
+    assert plan["champion"]["generation"] == plan["parent"]["generation"] == 0
+    assert copied.require(CONFIG, 2, "selfplay_shards").metadata["selfplay/player"] == "network"
 
 
 def test_objections_are_what_the_blocking_checks_say(copied: Store) -> None:

@@ -12,6 +12,7 @@ import yaml
 from dagster import DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
+from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.instance import (
     open_instance,
     own_instance,
@@ -20,6 +21,7 @@ from ringrift_pipeline.orchestration.instance import (
 )
 from ringrift_pipeline.orchestration.instance_file import brought_up_to_date, instance_file
 from ringrift_pipeline.orchestration.jobs import cores
+from ringrift_pipeline.orchestration.outbox import WAITING, Outbox, read_alert
 from ringrift_pipeline.orchestration.places import data_folder, home_folder, progress_folder
 from ringrift_pipeline.orchestration.run_order import GenerationsInOrder
 from ringrift_pipeline.orchestration.services import MOST_ENDS, Service, ServiceError
@@ -222,6 +224,25 @@ def test_the_owner_begins_by_tidying_up(data: Path) -> None:
         assert run is not None and run.status == DagsterRunStatus.FAILURE
         assert not half.exists() and not progress_folder(data).exists()
         assert instance.get_dynamic_partitions("hex8_2p_generation") == ["0000", "0001"]
+
+
+def test_one_configs_damaged_champion_keeps_no_other_from_starting(data: Path) -> None:
+    store = Store(data)
+    for config in ("square8_2p", "hex8_3p"):
+        with store.create(config, 0, "ema_model") as draft:
+            (draft.path / "model.json").write_text(config)
+        store.promote(config, 0, draft.artefact, {})
+    for name in ("champion.json", "champions.jsonl"):
+        path = data / "square8_2p" / name
+        path.write_bytes(path.read_bytes().replace(b"ema", b"emb"))
+    waiting = Outbox(store).folder / WAITING
+    for _ in range(2):  # told once, however often it starts
+        with own_instance(data) as instance:
+            assert last_reported(instance, "square8_2p") is None
+            assert last_reported(instance, "hex8_3p") == draft.artefact.digest
+        (alert,) = map(read_alert, waiting.glob("*.json"))
+        assert (alert.kind, alert.config) == ("damaged", "square8_2p")
+        assert "champion.json is corrupt" in alert.text and "What to do: " in alert.text
 
 
 def test_where_the_data_root_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,24 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dagster import DagsterRunStatus
+from dagster import (
+    AssetSelection,
+    DagsterInstance,
+    DagsterRunStatus,
+    Definitions,
+    RunsFilter,
+    define_asset_job,
+)
 from dagster._core.test_utils import create_run_for_test
 from faults.supervising import TINY
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration import loop, names, sensor
+from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.decisions import CHECKS, LIMIT, PLAN, STARTED
 from ringrift_pipeline.orchestration.instance import no_retry, open_instance
 from ringrift_pipeline.orchestration.loop import (
@@ -30,8 +40,12 @@ from ringrift_pipeline.orchestration.loop import (
 )
 from ringrift_pipeline.orchestration.places import progress_folder
 from ringrift_pipeline.orchestration.reexecution import RETRY_TAG
+from ringrift_pipeline.orchestration.settings import run_config, settings_resource
 from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import Store
+
+from .landing import fake_evaluation, landing
+from .test_sensor import keys, tick
 
 
 @pytest.mark.parametrize(
@@ -110,6 +124,114 @@ def test_a_failed_run_is_given_up_once_dagster_has_noted_that_it_retries_it_no_m
         no_retry(instance, run_id)
         with pytest.raises(LoopError, match="0000: the run failed"):
             work._judge()
+
+
+class Servers:
+    """In the place of the daemon and its code server: which runs there are when they are started."""
+
+    workspace = ("-w", "nowhere")
+    begun: list[list[tuple[str, str]]]
+
+    def __init__(self, data: Path, instance: DagsterInstance, **_: object) -> None:
+        Servers.begun.append(runs_of(instance))
+
+    def stop(self) -> None:
+        """Nothing runs."""
+
+    check = stop
+
+
+def runs_of(instance: DagsterInstance) -> list[tuple[str, str]]:
+    runs = [run for run in instance.get_runs() if names.PARTITION_TAG in run.tags]
+    return sorted((run.tags[names.PARTITION_TAG], run.status.value) for run in runs)
+
+
+@pytest.fixture
+def undecided(data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A run of the real job's name has made generation 0, and its daemon ended before the sensor
+    looked. ``checked``: its blocking checks have passed; ``last``: the last generation asked for.
+    """
+    monkeypatch.setattr(loop, "Backend", Servers)
+    Servers.begun = []
+
+    def made(checked: bool = True, last: int = 0) -> None:
+        config, store = "square8_2p", Store(data)
+        evaluation = fake_evaluation(store, config, 0, True, None)
+        says = {} if checked else {"evaluation_sound": False}
+        landed = landing(config, names.ASSETS, says, evaluation)
+        name = names.job_name(config)
+        job = Definitions(
+            assets=[landed],
+            jobs=[define_asset_job(name, AssetSelection.assets(landed))],
+            resources={"settings": settings_resource},
+        ).resolve_job_def(name)
+        with open_instance(data) as instance:
+            instance.add_dynamic_partitions(names.partitions_name(config), ["0000"])
+            job.execute_in_process(
+                partition_key="0000",
+                instance=instance,
+                run_config=run_config(TrainingConfig.preset("smoke"), last_generation=last),
+                tags={names.CONFIG_TAG: config, names.PARTITION_TAG: "0000"},
+                raise_on_error=False,
+            )
+
+    return made
+
+
+def looped(data: Path, generations: int) -> Loop:
+    settings = TrainingConfig.preset("smoke")
+    return Loop(LoopRequest("square8_2p", data, settings, generations=generations))
+
+
+def test_a_generation_that_was_made_but_not_decided_is_not_run_again(
+    data: Path, undecided: Callable[..., None]
+) -> None:
+    undecided()
+    with looped(data, 1) as work:
+        (snapshot,) = work.watch()  # it was the last one asked for
+        assert [state.decided for state in snapshot.generations] == [True]
+        assert runs_of(work.instance) == [("0000", "SUCCESS")]
+        assert last_reported(work.instance, "square8_2p") is not None
+    assert Servers.begun == []
+    champion = Store(data).champion("square8_2p")
+    assert champion is not None and champion.generation == 0
+    assert is_decided(Store(data), "square8_2p", 0)
+
+
+def test_the_next_one_is_started_once_and_before_a_sensor_could(
+    data: Path, undecided: Callable[..., None]
+) -> None:
+    undecided()
+    with looped(data, 2) as work:
+        runs = [("0000", "SUCCESS"), ("0001", "QUEUED")]
+        assert Servers.begun == [runs]
+        assert keys(tick(work.instance)) == [] and runs_of(work.instance) == runs
+        (run,) = work.instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED]))
+        assert run.run_config["resources"]["settings"]["config"]["last_generation"] == 1
+        snapshot = next(work.watch())
+        assert [state.decided for state in snapshot.generations] == [True, False]
+        assert snapshot.generations[1].run_id == run.run_id
+    with looped(data, 1) as work:  # and the loop after that goes on from there
+        assert work.first == 1
+
+
+def test_a_generation_whose_checks_failed_is_run_again(
+    data: Path, undecided: Callable[..., None]
+) -> None:
+    undecided(checked=False)
+    with looped(data, 1) as work:
+        assert [key for key, _ in runs_of(work.instance)] == ["0000", "0000"]
+
+
+def test_a_decision_that_has_to_wait_is_waited_for(
+    data: Path, undecided: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undecided(last=3)
+    monkeypatch.setattr(sensor, "is_on", lambda *_: False)  # a job that pauses it is in the queue
+    with looped(data, 2) as work:
+        assert Servers.begun == [[("0000", "SUCCESS")]]
+        state = next(work.watch()).generations[0]
+        assert (state.status, state.decided) == ("success", False)
 
 
 def start(data: Path, *more: str) -> subprocess.Popen[str]:

@@ -9,9 +9,9 @@ import pytest
 from ringrift_pipeline.selfplay import Plan, PlanError, load_plan, plan_generation
 from ringrift_pipeline.selfplay.plan import open_model
 from ringrift_pipeline.selfplay.windowing import window_games, window_of
-from ringrift_pipeline.store import MissingArtefactError, Store
+from ringrift_pipeline.store import MissingArtefactError, Store, quarantined
 
-from .conftest import CONFIG, NOW, save_champion, settings
+from .conftest import CONFIG, NOW, save_champion, save_model_of, settings
 
 
 def test_first_plan_fixes_games_seeds_and_time(store: Store) -> None:
@@ -67,6 +67,39 @@ def test_champion_plays_and_newest_model_is_the_parent(store: Store) -> None:
     assert open_model(store, second.parent).digest == draft.artefact.digest
     with pytest.raises(PlanError, match="restore that folder"):
         open_model(store, {**second.parent, "digest": "0" * 64})
+
+
+def test_a_damaged_model_is_followed_by_the_last_good_one(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for generation in range(3):
+        plan_generation(store, CONFIG, generation, settings(), NOW)
+    save_champion(store)
+    first, newest = save_model_of(store, 1), save_model_of(store, 2)
+    land_evaluation(store, 1)
+    (newest.path / "model.safetensors").write_bytes(b"rotten")
+    plan = plan_generation(store, CONFIG, 3, settings(), NOW)  # at the first attempt
+    assert plan.parent is not None and plan.parent["digest"] == first.digest
+    assert plan.champion is not None and plan.champion["generation"] == 0
+    assert f"{newest.path} is corrupt: 'model.safetensors' has 6 bytes" in caplog.text
+    assert [(one.generation, one.kind) for one in quarantined(store, CONFIG)] == [(2, "ema_model")]
+
+
+def test_a_damaged_champion_is_followed_by_the_one_before(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for generation in range(2):
+        plan_generation(store, CONFIG, generation, settings(), NOW)
+    save_champion(store)
+    newest = save_model_of(store, 1)
+    store.promote(CONFIG, 1, newest, {})
+    (newest.path / "model.safetensors").write_bytes(b"rotten")
+    plan = plan_generation(store, CONFIG, 2, settings(), NOW)
+    assert plan.champion is not None and plan.champion["generation"] == 0
+    assert plan.parent == plan.champion
+    assert "generation 0000 serves as champion" in caplog.text
+    champion = store.champion(CONFIG)
+    assert champion is not None and "generation 0001: " in (champion.stands_in_for or "")
 
 
 def test_window_holds_the_newest_shards_until_there_are_games_enough(store: Store) -> None:

@@ -256,6 +256,9 @@ def test_what_a_file_names_stays_below(store: Store, outside: Path, text: str) -
     champion = store.root / CONFIG / "champion.json"
     content = open_seal(champion.read_bytes())
     champion.write_bytes(sealed_bytes({**content, "path": text}, "champion"))
+    assert store.champion(CONFIG).path == artefact.path  # type: ignore[union-attr]
+    champion.write_bytes(sealed_bytes({**content, "path": text}, "champion"))
+    (store.root / CONFIG / "champions.jsonl").unlink()  # which it was written again from
     with pytest.raises(StoreError):
         store.open(store.champion(CONFIG).path)  # type: ignore[union-attr]
     manifest = artefact.path / "manifest.json"

@@ -16,6 +16,9 @@ from ringrift_pipeline.store import (
     SerializationError,
     Store,
     StoreError,
+    quarantined,
+    reason_of,
+    serving_champion,
 )
 from ringrift_pipeline.store.manifest import sealed_bytes
 
@@ -266,15 +269,112 @@ def test_what_must_not_be_promoted(store: Store, tmp_path_factory) -> None:
     assert store.champion(CONFIG) is None
 
 
-def test_a_corrupt_champion_pointer_says_what_to_do(store: Store) -> None:
+@pytest.mark.parametrize("how", ["changed", "cut short", "gone"])
+def test_a_lost_champion_pointer_is_written_again_as_the_history_says(
+    store: Store, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for generation in range(2):
+        store.promote(CONFIG, generation, put(store, generation), {"bound": generation})
+    champion = store.champion(CONFIG)
+    path = store.root / CONFIG / "champion.json"
+    whole = path.read_bytes()
+    damaged = {"changed": whole.replace(b'"generation": 1', b'"generation": 0'), "cut short": b"{"}
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(damaged[how])
+    assert store.champion(CONFIG) == champion and champion.generation == 1
+    assert path.read_bytes() == whole
+    assert "generation 0001 is champion" in caplog.text
+    kept = quarantined(store, CONFIG)
+    if how == "gone":
+        assert kept == []
+    else:
+        (one,) = kept
+        assert (store.root / CONFIG / "quarantine" / one.name).read_bytes() == damaged[how]
+        assert reason_of(store, CONFIG, one.name)["found_at"] == str(path)
+    path.write_bytes(b"")  # the next promotion finds it so, and goes on from there
+    assert store.promote(CONFIG, 2, put(store, 2), {}).generation == 2
+    assert [one.generation for one in store.champions(CONFIG)] == [0, 1, 2]
+
+
+def test_a_pointer_that_nothing_can_restore_says_what_to_do(store: Store) -> None:
     artefact = put(store, 0)
     store.promote(CONFIG, 0, artefact, {})
-    path = store.root / CONFIG / "champion.json"
-    path.write_bytes(path.read_bytes().replace(b'"generation": 0', b'"generation": 1'))
-    with pytest.raises(CorruptArtefactError, match=r"champions\.jsonl"):
-        store.champion(CONFIG)
-    path.unlink()  # the advice
+    pointer, history = (store.root / CONFIG / n for n in ("champion.json", "champions.jsonl"))
+    for content in (history.read_bytes().replace(b"ema", b"emb"), b""):
+        pointer.write_bytes(b"{")
+        history.write_bytes(content)
+        with pytest.raises(
+            CorruptArtefactError, match=r"champions\.jsonl.*damaged as well or gone"
+        ):
+            store.champion(CONFIG)
+        assert pointer.read_bytes() == b"{"
+    for path in (pointer, history):  # the advice
+        path.unlink()
+    assert store.champion(CONFIG) is None
     assert store.promote(CONFIG, 0, artefact, {}).generation == 0
+
+
+# --- damaged champions --------------------------------------------------------------------------
+
+
+def test_a_champion_whose_files_are_damaged_is_followed_by_the_one_before(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = [put(store, generation) for generation in range(3)]
+    for generation, model in enumerate(models):
+        store.promote(CONFIG, generation, model, {})
+    assert serving_champion(store, CONFIG) == store.champion(CONFIG)
+    assert len(store.champions(CONFIG)) == 3  # nothing is promoted where nothing is damaged
+    for lost, serves in ((2, 1), (1, 0)):
+        models[lost].file("model.json").write_text("rotten")
+        champion = serving_champion(store, CONFIG)
+        assert champion is not None and champion == store.champion(CONFIG)
+        assert (champion.generation, champion.digest) == (serves, models[serves].digest)
+        assert champion.stands_in_for is not None and "rotten" not in champion.stands_in_for
+        assert f"generation {lost:04d}: " in champion.stands_in_for
+        assert f"generation {serves:04d} serves as champion" in caplog.text
+        assert serving_champion(store, CONFIG) == champion  # once
+    assert [one.generation for one in store.champions(CONFIG)] == [0, 1, 2, 1, 0]
+    store.promote(CONFIG, 2, put(store, 2), {})  # a late repeat does not dethrone it
+    assert store.champion(CONFIG).generation == 0
+    models[0].file("model.json").write_text("rotten")
+    store.open(put(store, 1).path).file("model.json").write_text("rotten too")
+    champion = serving_champion(store, CONFIG)  # made again since, with the same bytes
+    assert champion is not None and champion.generation == 2
+
+
+def test_a_copy_of_a_damaged_champion_serves_before_any_other(store: Store) -> None:
+    store.promote(CONFIG, 0, put(store, 0), {})
+    first, second = put(store, 1), put(store, 1)
+    store.promote(CONFIG, 1, first, {"bound": 3})
+    first.file("model.json").write_text("rotten")
+    champion = serving_champion(store, CONFIG)
+    assert champion is not None and champion.path == second.path
+    assert champion.stands_in_for is None and champion.reason == {"bound": 3}
+    assert [one.generation for one in store.champions(CONFIG)] == [0, 1, 1]
+
+
+def test_the_only_champion_is_not_replaced_by_nothing(store: Store) -> None:
+    assert serving_champion(store, CONFIG) is None
+    model = put(store, 0)
+    store.promote(CONFIG, 0, model, {})
+    model.file("model.json").write_text("rotten")
+    with pytest.raises(CorruptArtefactError, match="model.json"):
+        serving_champion(store, CONFIG)
+    with pytest.raises(MissingArtefactError, match=str(model.path)):  # it is in quarantine now
+        serving_champion(store, CONFIG)
+    assert store.champion(CONFIG).generation == 0
+
+
+def test_a_promotion_that_lands_meanwhile_stands(store: Store) -> None:
+    old, new = put(store, 0), put(store, 1)
+    store.promote(CONFIG, 0, old, {})
+    store.promote(CONFIG, 1, new, {})
+    newest = store.promote(CONFIG, 2, put(store, 2), {})
+    assert store.promote(CONFIG, 0, old, {}, again=True, after=2) == newest
+    assert store.promote(CONFIG, 0, old, {}, again=True, after=3).generation == 0
 
 
 PROMOTER = """

@@ -17,7 +17,8 @@ from ringrift_pipeline.orchestration.judgements import Judgement, judge, precisi
 from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, of_artefact
 from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.selfplay import Plan, load_plan
-from ringrift_pipeline.selfplay.shards import column, iter_shards, open_shard, ragged_column
+from ringrift_pipeline.selfplay.shards import column, open_shard, ragged_column
+from ringrift_pipeline.selfplay.windowing import iter_shards
 from ringrift_pipeline.store import Artefact, Store
 from ringrift_pipeline.training import average, mine_hard_examples, open_window, score_games, train
 from ringrift_pipeline.training.precision import BATCH, ROWS, some_rows

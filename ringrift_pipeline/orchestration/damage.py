@@ -1,0 +1,51 @@
+"""What was found damaged and put aside, told once: whoever found it, and however the loop goes on."""
+
+from __future__ import annotations
+
+from ringrift_pipeline.orchestration.names import generation_key
+from ringrift_pipeline.orchestration.notify import Alert
+from ringrift_pipeline.store import Quarantined, Store, quarantined, reason_of
+from ringrift_pipeline.store.kinds import EMA_MODEL, SHARD_PREFIX
+
+KIND = "damaged"
+
+_PLAYED = (
+    "It is played again when it is next needed, and serves if that gives the same bytes; if not, the "
+    "next plan does without it."
+)
+_MODEL = (
+    "An earlier one of its generation serves if there is one. Else training goes on from an older "
+    "generation's, and if it was champion the champion before it plays, which the check "
+    "champion_verifies tells of until another is promoted."
+)
+_POINTER = "It was written again as the last line of champions.jsonl says."
+_OTHER = "It is made again, or done without, when it is next needed."
+
+
+def damage_found(store: Store, config: str) -> list[Alert]:
+    """An alert for everything that lies in the quarantine of a config."""
+    return [_alert(store, config, one) for one in quarantined(store, config)]
+
+
+def _alert(store: Store, config: str, one: Quarantined) -> Alert:
+    note = reason_of(store, config, one.name)
+    key = None if one.generation is None else generation_key(one.generation)
+    what = one.kind or note["found_at"].rpartition("/")[2]
+    where = config if key is None else f"{config} generation {key}"
+    return Alert(
+        kind=KIND,
+        key=f"{config}/{one.name}",
+        title=f"{where}: {what} was damaged",
+        text=f"{note['found_at']}: {note['reason']}. It lies in the quarantine of {config} as "
+        f"{one.name}. {_follows(what)}",
+        config=config,
+        generation=key,
+        details=note,
+    )
+
+
+def _follows(what: str) -> str:
+    """How the loop goes on without it."""
+    if what.startswith(SHARD_PREFIX):
+        return _PLAYED
+    return {EMA_MODEL: _MODEL, "champion.json": _POINTER}.get(what, _OTHER)
