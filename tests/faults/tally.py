@@ -78,10 +78,12 @@ def seed() -> int:
 def commit() -> str:
     """The commit that is tried, with a ``+`` where files differ from it; or "unknown"."""
     said = []
-    for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no")):
+    for words in (("rev-parse", "HEAD"), ("diff", "--name-only", "HEAD")):
         try:
             folder = Path(__file__).parent
-            done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
+            done = subprocess.run(
+                ["git", "--no-optional-locks", *words], cwd=folder, capture_output=True, text=True
+            )
         except OSError:
             return UNKNOWN
         if done.returncode:

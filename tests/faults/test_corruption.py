@@ -392,6 +392,6 @@ def test_what_an_interrupted_work_left_is_not_gone_on_from_when_it_is_damaged(
         assert zygote.run(root, stage, NOW) == 0, zygote.log.read_text()
         assert made(root) == wanted
 
-    for number in range(tally.wanted(20) * tally.share()[1]):
+    for number in range(tally.total(20)):
         cases.run(f"case {number}", lambda n=number: one(n))  # type: ignore[misc]
     cases.settle()
