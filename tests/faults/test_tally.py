@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from ringrift_pipeline.store import Store
 
 from . import tally
+from .__main__ import HERE, PARTS
 from .tally import MOST_BAD, Cases, LedgerError
 from .test_corruption import CHANGES, spoil
 
@@ -139,3 +141,26 @@ def test_kinds_of_cases_are_added_up(again: Callable[..., None]) -> None:
     (line, _) = tally.figures()
     assert "1 of 2 of a run, 2 of a step, 3 different resumed from step, 12 events traced" in line
     assert "1 in vain" in line and cases.counted == 6
+
+
+def test_every_long_test_belongs_to_a_part() -> None:
+    """``python -m faults`` without a part runs all that ``make test`` leaves out."""
+    named = {place.partition("::")[0] for places in PARTS.values() for place in places}
+    for path in sorted(HERE.glob("test_*.py")):
+        text = path.read_text()
+        whole = "pytestmark = pytest.mark.bounded" in text
+        tests = [
+            node
+            for node in ast.parse(text).body
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        ]
+        long = [
+            node.name
+            for node in tests
+            if not any("mark.bounded" in ast.unparse(one) for one in node.decorator_list)
+        ]
+        assert whole or not long or path.name in named, f"{path.name}: {', '.join(long)}"
+    for places in PARTS.values():
+        for place in places:
+            name, _, test = place.partition("::")
+            assert f"def {test or 'test_'}" in (HERE / name).read_text(), place
