@@ -77,23 +77,27 @@ def kill(ticker: Zygote, landed: Path, place: Path, mode: str, number: int) -> s
     """One kill and the daemon's next life; the stage it hit, None if the tick ended before it."""
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(landed, place)
-    began = time.time()
     run = ticker.traced(place, "tick", 0, mode, number)
+    ended = time.time()
     if run.status == 0:
         return None
     assert run.status == KILLED, run.errors
     stage = stage_of(place)
     what = f"killed {mode} event {number} ({run.events[-1].name} {run.events[-1].path}): {stage}"
-    go_on(ticker, place, began, what)
+    go_on(ticker, place, ended, what)
     return stage
 
 
-def go_on(ticker: Zygote, place: Path, began: float, what: str, how: str = "tick") -> None:
-    """Two ticks that nothing disturbs, the second of which finds nothing to do; then `check`."""
+def go_on(ticker: Zygote, place: Path, ended: float, what: str, how: str = "tick") -> None:
+    """Two ticks that nothing disturbs, the second of which finds nothing to do; then `check`.
+
+    They come after the interval from when the tick before had ``ended``: when it began, which is what
+    the daemon counts from, cannot be later, however slow the machine.
+    """
     for _ in range(2):
-        time.sleep(max(0.0, INTERVAL + 0.1 - (time.time() - began)))
-        began = time.time()
+        time.sleep(max(0.0, INTERVAL + 0.1 - (time.time() - ended)))
         assert ticker.run(place, how, 0) == 0, f"{what}: {ticker.log.read_text()}"
+        ended = time.time()
     check(place, what)
 
 
