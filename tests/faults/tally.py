@@ -291,7 +291,7 @@ def _figure(harness: str, mine: list[Record]) -> str:
             numbered[found[1]] = numbered.get(found[1], 0) + 1
         else:
             said.append(f"{kinds[kind]}{f' of {each[kind]}' if each[kind] else ''} {kind}")
-    said += [f"{count} different {stem}" for stem, count in numbered.items()]
+    said += [f"{stem}: {count} different" for stem, count in numbered.items()]
     said += [f"{count} {name}" for name, count in sorted(numbers.items())]
     if missed := sum(record.count == 0 and record.bad is None for record in cases):
         said.append(f"{missed} in vain")

@@ -139,7 +139,7 @@ def test_kinds_of_cases_are_added_up(again: Callable[..., None]) -> None:
         cases.keep("# events traced", 12)
         cases.settle()
     (line, _) = tally.figures()
-    assert "1 of 2 of a run, 2 of a step, 3 different resumed from step, 12 events traced" in line
+    assert "1 of 2 of a run, 2 of a step, resumed from step: 3 different, 12 events traced" in line
     assert "1 in vain" in line and cases.counted == 6
 
 
