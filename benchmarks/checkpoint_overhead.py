@@ -10,6 +10,10 @@ long the training stands still; the claim is the median save's share of a minute
 does it with a tenth of the parameters. The time within ``fsync`` is told apart, for files and for
 folders, and so is what the disk alone needs for as many bytes.
 
+What landing a state beside the training takes from its steps is measured as well: blocks of steps with
+a save at their beginning, in turn with blocks without one. The claim is the time that a save costs, as
+a share of a minute: less than 1% fewer steps with one a minute.
+
 On a machine with other work the wall time is that work's; then the processor time and the time
 within ``fsync``, which are told too, say more.
 
@@ -21,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import stat
 import statistics
@@ -48,7 +53,9 @@ SETTINGS = {
     "selfplay.workers": 1,
     "network.value_channels": 64,
     "training.batch_size": 8,
-    "training.max_steps": STEPS,
+    "training.sample_reuse": 1000.0,  # steps enough, none of them the last
+    "training.sample_reuse_limit": 1000.0,
+    "training.early_stopping_patience": 0,
     "training.threads": 1,
     "training.precision": "float32",
     "training.holdout_fraction": 0.15,
@@ -101,9 +108,37 @@ def trained(root: Path, quick: bool) -> tuple[Any, Any, Any]:
     hard = read_hard_examples(training.mine_hard_examples(store, plan))
     window = training.open_window(training.build_window(store, plan).path)
     run = TrainingRun(plan, window, hard_examples=hard)
-    while not run.finished:
-        run.step()
+    run.validate_every = STEPS  # once, for the best model is part of the state
+    steps(run, STEPS)
+    run.validate_every = run.total + 1
     return store, plan, run
+
+
+def steps(run: Any, count: int) -> float:
+    """Make so many steps; how many seconds they took."""
+    began = time.perf_counter()
+    for _ in range(count):
+        if run.finished:
+            raise RuntimeError(f"the training ended at step {run.iteration}: take fewer --saves")
+        run.step()
+    return time.perf_counter() - began
+
+
+def beside(run: Any, saver: Any, durable: float, rounds: int) -> tuple[list[float], int, float]:
+    """Seconds that each save cost of blocks of steps, in which it had landed before they ended; steps
+    of a block, and seconds that one takes without a save.
+    """
+    one = steps(run, 4) / 4
+    block = max(4, 2 * math.ceil(durable / one))  # even: every second step keeps a good state
+    lost, without = [], []
+    for _ in range(rounds):
+        without.append(steps(run, block))
+        began = time.perf_counter()
+        saver.save(run, 0.0)
+        steps(run, block)
+        saver.wait()
+        lost.append(time.perf_counter() - began - without[-1])
+    return lost, block, statistics.median(without) / block
 
 
 def raw_write(folder: Path, size: int) -> float:
@@ -142,6 +177,8 @@ def measure(root: Path, quick: bool, saves: int) -> list[dict[str, Any]]:
             saver.wait()
             whole.append(time.perf_counter() - began)
             spent.append(time.process_time() - used)
+        in_syncs = dict(syncs.seconds), dict(syncs.calls)
+        lost, block, step = beside(run, saver, statistics.median(whole[1:]), saves)
     state = store.require(CONFIG, 0, TRAINING_STATE)
     size = sum(entry["size"] for entry in state.files.values())
     disk = statistics.median(raw_write(root, size) for _ in range(3))
@@ -149,6 +186,7 @@ def measure(root: Path, quick: bool, saves: int) -> list[dict[str, Any]]:
     about = f"one a minute, {run.model.num_parameters / 1e6:.1f}M parameters, {size / 1e6:.0f} MB"
     note = f"median of {saves}; {load:.1f} processes at work on {os.cpu_count()} cores before"
     most = max(stands, busy)
+    fewer = statistics.median(lost)
     found = [
         {
             "claim": f"checkpoint: share of the time that training stands still, {about}",
@@ -169,6 +207,18 @@ def measure(root: Path, quick: bool, saves: int) -> list[dict[str, Any]]:
             "note": f"{busy:.3f} processor seconds",
         },
         {
+            "claim": f"checkpoint: share of the steps a second lost to saves, {about}",
+            "value": round(fewer / MINUTE, 5),
+            "unit": "share",
+            "reference": TARGET,
+            "ratio": round(TARGET * MINUTE / fewer, 3) if fewer > 0 else None,
+            "target": None if quick else 1.0,
+            "steps_per_s": round(1 / step, 3),
+            "steps_per_s_with_saves": round((1 - max(0.0, fewer) / MINUTE) / step, 3),
+            "note": f"{fewer:.3f} s a save, {min(lost):.3f} to {max(lost):.3f}, in blocks of {block} "
+            f"steps; {note}",
+        },
+        {
             "claim": "checkpoint: seconds until a state is durable, against the disk's own for as "
             "many bytes",
             "value": round(durable, 3),
@@ -179,11 +229,11 @@ def measure(root: Path, quick: bool, saves: int) -> list[dict[str, Any]]:
         },
     ]
     for what in ("file", "folder"):
-        calls = syncs.calls[what] / saves
+        seconds, calls = in_syncs[0][what] / saves, in_syncs[1][what] / saves
         found.append(
             {
                 "claim": f"checkpoint: seconds of a save within fsync of {what}s",
-                "value": round(syncs.seconds[what] / saves, 4),
+                "value": round(seconds, 4),
                 "unit": "s",
                 "reference": None,
                 "ratio": None,
@@ -209,7 +259,8 @@ def main() -> None:
         claims = measure(Path(folder), arguments.quick, saves)
     for made in claims:
         print(json.dumps(made), flush=True)
-    missed = [made for made in claims if made["target"] and made["ratio"] < made["target"]]
+    told = [made for made in claims if made["target"] and made["ratio"] is not None]
+    missed = [made for made in told if made["ratio"] < made["target"]]
     raise SystemExit(1 if missed else 0)
 
 

@@ -16,7 +16,7 @@ Claims, by size:
 
 - the processor time of a game (the wall time beside it), against that at the smallest size: linear
   means a ratio of 1, or more where what does not depend on the number of games (a picture) weighs at
-  the smallest size;
+  the smallest size; a game may cost a quarter more than there, no more;
 - the most memory beyond what the process had when it began, against a bound that is the same for all
   sizes, some megabytes and so many bytes a game and a decision. Memory is what is the process's own
   (``RssAnon``; Linux): pages of a mapped file are the kernel's to take back.
@@ -57,7 +57,7 @@ SAMPLE = 200  # games that are played
 SHARD = 1_000  # games in one file
 FEW = 20  # games that a stage is tried on before it is measured
 DISK = 20.0  # GB
-LINEAR = 0.5  # least ratio of the cost of a game at the smallest size to that at another
+LINEAR = 0.8  # least ratio of the cost of a game at the smallest size to that at another
 # What a stage may take beyond its beginning: MB, bytes a game, bytes a decision.
 BOUNDS = {
     "score": (150.0, 3_000.0, 0.0),

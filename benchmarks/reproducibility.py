@@ -7,14 +7,15 @@
   are the bytes in which weights (the last, the best averaged), optimizer, sampler, miner, averages
   and random states differ from those of the training that was never stopped.
 - **Loops**: ten loops of two generations (selfplay, scores, mining, training, averaging, ensemble,
-  calibration, evaluation, promotion) with one seed, each in a folder of its own. Counted are the
+  calibration, evaluation, promotion) with one seed, each in a folder and a process of its own, and
+  with another ``PYTHONHASHSEED``, on which the order of sets depends. Counted are the
   files that are not the same in all. Artefacts' folders are named by the moment of landing, and
   files that name such folders, or say how long something took, cannot be the same: they are
   compared with these replaced, and the report lists them.
 - **Workers**: the shards of a generation that a network plays, by 1, 2 and 3 processes; counted are
   the shards that differ.
 
-Everything runs in this process but the workers' selfplay; that killed processes resume alike is
+The rest runs in this process but for the workers' selfplay; that killed processes resume alike is
 what ``tests/faults`` shows. The reference is no difference at all. ``--quick`` takes 5 stops, 2
 loops and 2 numbers of workers. On the CPU; devices add in an order of their own.
 """
@@ -25,9 +26,11 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -227,14 +230,31 @@ def unlike(made: list[dict[str, tuple[str, str, str]]]) -> int:
     return sum(one != timeless[0] for one in timeless)
 
 
+def one_loop(folder: Path) -> None:
+    """A loop of two generations in a folder; prints its `hashes`."""
+    store = Store(folder)
+    for generation in (0, 1):
+        work(store, planned(store, generation))
+    print(json.dumps(hashes(folder)))
+
+
+def loop_apart(folder: Path, hash_seed: int) -> dict[str, tuple[str, str, str]]:
+    """`one_loop` in a fresh process, its hashes."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--one-loop", str(folder)],
+        env=os.environ | {"PYTHONHASHSEED": str(hash_seed)},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return {name: tuple(forms) for name, forms in found.items()}  # type: ignore[misc]
+
+
 def loops(root: Path, count: int) -> Iterator[dict[str, Any]]:
     made = []
     for number in range(count):
         folder = root / f"loop-{number}"
-        store = Store(folder)
-        for generation in (0, 1):
-            work(store, planned(store, generation))
-        made.append(hashes(folder))
+        made.append(loop_apart(folder, hash_seed=number + 1))
         shutil.rmtree(folder)
         told(f"{number + 1} of {count} loops, {unlike(made)} unlike the first")
     names = sorted(set().union(*made))
@@ -245,8 +265,8 @@ def loops(root: Path, count: int) -> Iterator[dict[str, Any]]:
             if len({entry[form] for entry in entries}) > 1:
                 differ[form].append(name)
     yield claim(
-        f"files that differ between {count} loops of two generations and one seed, names of "
-        f"folders and times left out; {len(names)} files each",
+        f"files that differ between {count} loops of two generations and one seed, each in a process "
+        f"with a hash seed of its own, names of folders and times left out; {len(names)} files each",
         len(differ[2]),
         len(names),
         "files",
@@ -287,8 +307,12 @@ def main() -> None:
     parser.add_argument("--stops", type=int, help="stops of the resumed training (default: 100)")
     parser.add_argument("--loops", type=int, help="whole loops (default: 10)")
     parser.add_argument("--only", choices=("resume", "loops", "workers"), help="one of the three")
+    parser.add_argument("--one-loop", type=Path, metavar="DIR", help="one loop in DIR; its hashes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.one_loop is not None:
+        one_loop(arguments.one_loop)
+        return
     quick = arguments.quick
     parts: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
         "resume": lambda root: resume(root, arguments.stops or (5 if quick else 100)),

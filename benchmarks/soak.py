@@ -23,10 +23,11 @@ Claims:
 - games lost and games played twice, by every shard of every plan; generations made twice; how often
   the champion could not be loaded: all looked for meanwhile. They have to be 0;
 - growth of memory (proportional set size), open files and threads of each service, by hour, from
-  the samples of the same process; what stays on the disk of a generation once retention has made
+  the samples of the same process, at most `GROWTH`; what stays on the disk of a generation once retention has made
   room, in artefacts and in Dagster's history, which nothing deletes.
 
-Linux only: processes are found and measured in /proc. A short soak says that it works.
+Linux only: processes are found and measured in /proc. A short soak says that it works. The exit
+code is 1 where a limit was not kept.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ TARGET = 20.0  # seconds from a kill to the next useful step
 LOOK = 5.0  # seconds between two samples
 QUIET = 60.0  # seconds without kills at the end
 PATIENCE = 90.0  # seconds the command has to stop
+GROWTH = {PSS: 30.0, FILES: 5.0, THREADS: 2.0}  # an hour, that counts as flat
 UNITS = {PSS: "MB", FILES: "files", THREADS: "threads"}
 
 
@@ -293,6 +295,11 @@ def limited(name: str, value: float, unit: str, most: float, means: bool, **more
     return claim(name, value, unit, **told, target=1.0 if means else None, **more)
 
 
+def none(name: str, value: int, unit: str) -> Claim:
+    """One claim whose value has to be 0."""
+    return claim(name, value, unit, reference=0, ratio=0.0 if value else 1.0, target=1.0)
+
+
 def claims(soak: Soak, means: bool) -> Iterator[Claim]:
     """All claims of a soak that is over."""
     spans, succeeded = useful_work(soak.data, soak.config)
@@ -334,21 +341,23 @@ def claims(soak: Soak, means: bool) -> Iterator[Claim]:
     twice = sum(count - 1 for count in soak.games.values())
     expected = list(range(len(soak.checked)))
     yield claim("games counted", len(soak.games), "games")
-    yield claim("games lost", soak.lost, "games", reference=0)
-    yield claim("games played twice", twice, "games", reference=0)
+    yield none("games lost", soak.lost, "games")
+    yield none("games played twice", twice, "games")
     again = sum(count - 1 for count in succeeded.values())
-    yield claim("generations made twice", again, "generations", reference=0)
+    yield none("generations made twice", again, "generations")
     gaps = len(set(expected) ^ soak.checked)
-    yield claim("generations missing", gaps, "generations", reference=0)
-    yield claim("champion not loadable", soak.unloadable, "looks", reference=0)
+    yield none("generations missing", gaps, "generations")
+    yield none("champion not loadable", soak.unloadable, "looks")
     for kind in SERVICES:
         for what, unit in UNITS.items():
             values = [(at, pid, told[what]) for at, one, pid, told in soak.samples if one == kind]
             if values:
-                yield claim(
+                yield limited(
                     f"growth of the {kind}'s {what}",
                     slope(values),
                     f"{unit} an hour",
+                    GROWTH[what],
+                    means,
                     last=round(values[-1][2], 1),
                     most=round(max(value for _, _, value in values), 1),
                 )
@@ -427,10 +436,14 @@ def main() -> None:
             command += ["--set", setting]
         soak = Soak(arguments.config, data, command)
         run(soak, arguments.minutes, arguments.every, arguments.retention, arguments.seed)
+        missed = False
         for each in claims(soak, means=not arguments.quick):
             print(json.dumps(each), flush=True)
+            known = each["target"] is not None and each["ratio"] is not None
+            missed |= known and each["ratio"] < each["target"]
         if arguments.plot is not None:
             draw(soak, arguments.plot)
+    raise SystemExit(1 if missed else 0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 (from ``tests/``). Without a part all of them run, which takes days of one core; ``--share 1/10`` does
 every tenth case. With a ledger a session that was stopped goes on where it was, and ``--figures``
-prints what is in it. ``python -m faults.fuzzing`` is the fuzzer.
+prints what is in it. The last parts, from ``fuzz`` on, count no cases: their tests pass or fail, and
+run whole in every share. ``python -m faults.fuzzing`` is the fuzzer, for as many inputs as one likes.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ PARTS = {
     "dagster": ["test_loop_kills.py"],
     "servers": ["test_server_kills.py"],
     "ticks": ["test_sensor_kills.py"],
+    "fuzz": ["test_fuzz.py"],
+    "hostile": ["test_sizes.py", "test_nothing_runs_code.py"],
+    "processes": ["test_processes.py", "test_hung_steps.py", "test_clock.py"],
+    "concurrency": ["test_concurrency.py"],
 }
 
 
@@ -63,7 +68,7 @@ def main() -> int:
         os.environ["RINGRIFT_FAULTS_LEDGER"] = str(arguments.ledger.absolute())
     tally.share()  # a share that means nothing is refused here
     if arguments.figures:
-        tally.recall()
+        tally.recall(any_seed=True)
         print("\n".join(tally.figures()))
         return 0
     places = [HERE / place for part in arguments.parts or PARTS for place in PARTS[part]]

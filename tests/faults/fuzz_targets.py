@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import fuzz_rooms, stages
+from . import fuzz_records, fuzz_rooms, stages
 from .fuzzing import Target
 
 # Share of the executions; readers that take long have few.
@@ -34,6 +34,11 @@ SHARES = {
     "web routes": 6,
     "analysis engine": 6,
     "terminal line": 4,
+    "promotions": 6,
+    "alert": 4,
+    "handed-on value": 4,
+    "loose checkpoint": 4,
+    "report": 2,
 }
 
 # Those that read no file of a finished generation: their inputs need no preparing.
@@ -52,7 +57,21 @@ LIGHT = (
     "web routes",
     "analysis engine",
     "terminal line",
+    "promotions",
+    "alert",
+    "handed-on value",
+    "loose checkpoint",
 )
+
+
+def executions(names: list[str], count: int) -> dict[str, int]:
+    """``count`` executions divided among targets by their shares; they add up to it."""
+    total, before, done, found = sum(SHARES[name] for name in names), 0, 0, {}
+    for name in names:
+        before += SHARES[name]
+        found[name] = count * before // total - done
+        done += found[name]
+    return found
 
 
 def prepare(folder: Path) -> None:
@@ -457,4 +476,9 @@ _TARGETS: dict[str, Callable[[Path], Target]] = {
     "web routes": fuzz_rooms.web_routes,
     "analysis engine": fuzz_rooms.analysis_engine,
     "terminal line": fuzz_rooms.terminal_line,
+    "promotions": fuzz_records.promotions,
+    "alert": fuzz_records.alert,
+    "handed-on value": fuzz_records.handed_on_value,
+    "loose checkpoint": fuzz_records.loose_checkpoint,
+    "report": fuzz_records.report,
 }

@@ -1,14 +1,15 @@
 """Random damage to everything that is read: files, records, settings, requests.
 
-    python -m faults.fuzzing [--executions N] [--seed N] [--only TARGET,…] [--corpus DIR] [--keep]
+    python -m faults.fuzzing [--executions N] [--seed N] [--only TARGET,…] [--keep] [--faults DIR]
 
 (from ``tests/``). Each execution changes an input that is known to be good, or one of the corpus, and
 hands it to a reader, which may accept it or refuse it with an error of its own; any other exception,
 memory beyond a bound, more than some seconds, and a crash of the interpreter are faults. Inputs that
-are refused at a place where none was refused before are kept as the corpus (``--keep`` writes them).
+are refused at a place where none was refused before are kept as the corpus (``--keep`` writes them);
+those that led to faults are written to ``--faults``.
 
-One JSON line a target: executions, how many were accepted, places of refusal, faults. A worker process
-does the reading; what it was reading when it died lies in memory that it shares with the first.
+One JSON line a target, and one for all: executions, how many were accepted, places of refusal, faults.
+A worker process does the reading; what it was reading when it died lies in memory that it shares with the first.
 """
 
 from __future__ import annotations
@@ -334,15 +335,14 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="write to the corpus")
     arguments = parser.parse_args()
     names = [name for name in fuzz_targets.SHARES if not arguments.only or name in arguments.only]
-    total = sum(fuzz_targets.SHARES[name] for name in names)
-    bad = 0
+    whole: Counter[str] = Counter()
+    started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="ringrift-fuzz-"))
     try:
         prepared = processes().Process(target=fuzz_targets.prepare, args=(folder,))
         prepared.start()
         prepared.join()
-        for name in names:
-            share = max(1, arguments.executions * fuzz_targets.SHARES[name] // total)
+        for name, share in fuzz_targets.executions(names, arguments.executions).items():
             began = time.monotonic()
             outcome = fuzz(name, folder, arguments.seed, share)
             if arguments.keep:
@@ -353,19 +353,22 @@ def main() -> int:
                     arguments.faults.mkdir(parents=True, exist_ok=True)
                     place = arguments.faults / f"{name.replace(' ', '_')}-{number}"
                     place.write_bytes(data)
-            bad += len(outcome.faults)
-            line = {
-                "target": name,
+            counts = {
                 "executions": outcome.executions,
                 "accepted": outcome.accepted,
                 "places_of_refusal": len(outcome.places),
                 "faults": len(outcome.faults),
-                "seconds": round(time.monotonic() - began, 1),
             }
-            print(json.dumps(line), flush=True)
+            whole.update(counts)
+            _say({"target": name, **counts}, began)
+        _say({"target": "all", **whole}, started)
     finally:
         shutil.rmtree(folder)
-    return 1 if bad else 0
+    return 1 if whole["faults"] else 0
+
+
+def _say(line: dict[str, Any], began: float) -> None:
+    print(json.dumps(line | {"seconds": round(time.monotonic() - began, 1)}), flush=True)
 
 
 if __name__ == "__main__":

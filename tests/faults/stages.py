@@ -15,6 +15,7 @@ from typing import Any
 import polars  # noqa: F401
 import torch
 from tiny import TRAINED
+from waiting import until
 
 from ringrift_pipeline import evaluation, training
 from ringrift_pipeline.enhancements import TrainingConfig
@@ -58,6 +59,15 @@ def _rate(store: Store, plan: Plan) -> None:
 def _promote(store: Store, plan: Plan) -> None:
     model = store.require(CONFIG, plan.generation, "ema_model")
     store.promote(CONFIG, plan.generation, model, {"why": "a test"})
+
+
+LONG_TRAINING = {
+    "training.max_steps": 40,
+    "training.sample_reuse": 40.0,
+    "training.sample_reuse_limit": 40,
+    "training.early_stopping_patience": 0,
+    "training.checkpoint_every": 1,
+}
 
 
 Work = Callable[[Store, Plan], Any]
@@ -116,6 +126,10 @@ def _ablate(store: Store, plan: Plan) -> None:
     evaluation.ablate(store, plan, seeds=2, steps=1, workers=1)
 
 
+def _ablate_by_two(store: Store, plan: Plan) -> None:
+    evaluation.ablate(store, plan, seeds=2, steps=1, workers=2)
+
+
 def _export(store: Store, plan: Plan) -> None:
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.network import load_model
@@ -145,8 +159,13 @@ LATER: dict[str, Later] = {
     "export": Later(_export),
     "selfplay by two": Later(_with_two_workers(_selfplay), "selfplay"),
     "evaluate by two": Later(_with_two_workers(evaluation.evaluate), "evaluate"),
+    "ablate by two": Later(_ablate_by_two),
 }
-MULTI = ("selfplay by two", "evaluate by two")  # how many events there are is up to chance
+MULTI = (
+    "selfplay by two",
+    "evaluate by two",
+    "ablate by two",
+)  # how many events there are is up to chance
 KINDS = {  # of artefacts, and the stage that makes each
     "selfplay-shard-": "selfplay",
     "selfplay_shards": "selfplay",
@@ -184,8 +203,13 @@ def work(root: Path, stage: str, generation: int) -> None:
             for name in NAMES:
                 work(root, name, number)
     elif stage.startswith("train until step "):
-        _die_at_step(int(stage.rpartition(" ")[2]))
-        work(root, "train", generation)
+        number, _, saved = stage.removeprefix("train until step ").partition(", ")
+        made = load_plan(store, CONFIG, generation)
+        _die_at_step(int(number), store, made if saved else None)
+        training.train(store, made)
+    elif stage == "plan a long training":
+        settings = TrainingConfig().with_overrides({**TINY, **LONG_TRAINING})
+        plan_generation(store, CONFIG, generation, settings, NOW)
     elif stage.startswith("before "):
         LATER[stage.removeprefix("before ")].before(store, load_plan(store, CONFIG, generation))
     elif stage in LATER:
@@ -194,16 +218,29 @@ def work(root: Path, stage: str, generation: int) -> None:
         STAGES[stage](store, load_plan(store, CONFIG, generation))
 
 
-def _die_at_step(number: int) -> None:
-    """From now on this process is killed when a training has made that step."""
+def _die_at_step(number: int, store: Store, plan: Plan | None) -> None:
+    """From now on this process is killed when a training has made that step; of a ``plan`` once the
+    state that was due before it has landed, which happens in a thread beside the training.
+    """
     step = TrainingRun.step
 
     def last(run: TrainingRun) -> None:
         step(run)
-        if run.iteration >= number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if run.iteration < number:
+            return
+        if plan is not None:
+            every = plan.settings.training.checkpoint_every
+            due = (run.iteration - 1) // every * every
+            until(lambda: landed_step(store, plan.generation) >= due, f"state of step {due}")
+        os.kill(os.getpid(), signal.SIGKILL)
 
     TrainingRun.step = last  # type: ignore[method-assign]
+
+
+def landed_step(store: Store, generation: int) -> int:
+    """The step of the training state that is there, 0 if there is none."""
+    state = store.current(CONFIG, generation, "training_state", verify=False)
+    return 0 if state is None else int(state.metadata["step"])
 
 
 def prepare() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,13 @@ def duplicated(data: bytes, rng: random.Random) -> bytes:
     start = rng.randrange(len(data))
     end = min(len(data), start + rng.randrange(1, 64))
     return data[:end] + data[start:end] + data[end:]
+
+
+def chunks() -> Iterator[tuple[int, int]]:
+    """Where each chunk of the cases of a kind begins, and how many it is."""
+    total = tally.total(ALL)
+    for start in range(0, total, CHUNK):
+        yield start, min(CHUNK, total - start)
 
 
 PASSING = ("training_state", "evaluation-part-", "ablation-run-")
@@ -177,7 +184,8 @@ def place_of(
         start = stage if kind in PASSING or stage in stages.LATER else "end"
         shutil.copytree(roots[start], place)
         if kind == "training_state":
-            do(place, "train until step 5", -9)
+            do(place, "train until step 5, saved", -9)
+            assert stages.landed_step(Store(place), NOW) == 4
         elif kind in PASSING:
             whole = tmp_path_factory.mktemp("whole") / "data"
             shutil.copytree(roots[start], whole)
@@ -192,7 +200,8 @@ def place_of(
 
     def found(kind: str) -> Place:
         stage = stages.KINDS[kind]
-        made.setdefault(kind, root_of(kind, stage))
+        if kind not in made:
+            made[kind] = root_of(kind, stage)
         store = Store(made[kind])
         config, generation = CONFIG, NOW
         if kind == "fisher":
@@ -234,9 +243,14 @@ def spoil(
         if not applies(name, path):
             continue
         path.write_bytes(content)
-        with pytest.raises(NOTICED) as caught:
-            read(path)
-            pytest.fail(f"{name} did not notice: {path} {change}")
+        try:
+            with pytest.raises(NOTICED) as caught:
+                read(path)
+                raise AssertionError(f"{name} did not notice: {path} {change}")
+        except BaseException:
+            if path.parent.is_dir():
+                path.write_bytes(before)
+            raise
         assert str(path.name) in str(caught.value) or str(path.parent) in str(caught.value)
         error = caught.value
         if isinstance(error, CorruptArtefactError) and error.quarantined is not None:
@@ -257,13 +271,13 @@ def test_readers_notice_some_changes(kind: str, place_of: Callable[[str], Place]
 @pytest.mark.parametrize("kind", stages.KINDS)
 def test_every_reader_of_an_artefact_notices(kind: str, place_of: Callable[[str], Place]) -> None:
     cases = Cases("changed bytes", kind)
-    for start in range(0, ALL, CHUNK):
+    for start, size in chunks():
 
-        def chunk(start: int = start) -> int:
-            damage(place_of(kind), CHUNK, random.Random(f"{tally.seed()} {kind} {start}"))
-            return CHUNK
+        def chunk(start: int = start, size: int = size) -> int:
+            damage(place_of(kind), size, random.Random(f"{tally.seed()} {kind} {start}"))
+            return size
 
-        cases.run(f"from {start}", chunk)
+        cases.run(f"from {start}", chunk, size=size)
     cases.settle()
 
 
@@ -331,13 +345,13 @@ def test_some_changes_of_a_sealed_file(name: str, copy_of: Callable[[str], Path]
 def test_every_change_of_a_sealed_file(name: str, copy_of: Callable[[str], Path]) -> None:
     cases = Cases("changed bytes", name)
     root = copy_of("end")
-    for start in range(0, ALL, CHUNK):
+    for start, size in chunks():
 
-        def chunk(start: int = start) -> int:
-            damage_sealed(name, root, CHUNK, random.Random(f"{tally.seed()} {name} {start}"))
-            return CHUNK
+        def chunk(start: int = start, size: int = size) -> int:
+            damage_sealed(name, root, size, random.Random(f"{tally.seed()} {name} {start}"))
+            return size
 
-        cases.run(f"from {start}", chunk)
+        cases.run(f"from {start}", chunk, size=size)
     cases.settle()
 
 
@@ -382,6 +396,6 @@ def test_what_an_interrupted_work_left_is_not_gone_on_from_when_it_is_damaged(
         assert zygote.run(root, stage, NOW) == 0, zygote.log.read_text()
         assert made(root) == wanted
 
-    for number in range(tally.wanted(20) * tally.share()[1]):
+    for number in range(tally.total(20)):
         cases.run(f"case {number}", lambda n=number: one(n))  # type: ignore[misc]
     cases.settle()

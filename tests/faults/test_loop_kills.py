@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster import AssetKey, DagsterRun, DagsterRunStatus, RunsFilter
 
+from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.champion import reconcile
+from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.loop import first_generation
 from ringrift_pipeline.store import Store
 
@@ -140,6 +144,7 @@ class Trial:
     def __init__(self, data: Path, log: Path, rng: random.Random) -> None:
         self.data, self.log, self.rng = data, log, rng
         self.killed: Counter[str] = Counter()
+        self.begun = 0  # times that the command was started
 
     def run(self, kills: int) -> None:
         """To the end, with at most so many kills."""
@@ -147,6 +152,7 @@ class Trial:
         while left(self.data) > 0:
             starts += 1
             assert starts <= STARTS, f"it does not start: {self.said()}"
+            self.begun += 1
             loop = start(self.data, self.log)
             try:
                 if self._disturb(loop, kills):
@@ -196,35 +202,85 @@ def result(data: Path) -> dict[str, Any]:
     return found
 
 
+def check_once(data: Path, begun: int) -> None:
+    """The history of the instance: no generation was made twice, no promotion reported twice.
+
+    A command that is begun again asks anew for a generation that nobody has decided on yet, also
+    when a run of it has just succeeded: that run finds all of it made. Each start after the first
+    may cost one such run, and nothing else may.
+    """
+    with open_instance(data) as instance:
+        succeeded = [DagsterRunStatus.SUCCESS]
+        runs = instance.get_runs(RunsFilter(job_name=names.job_name(CONFIG), statuses=succeeded))
+        key = AssetKey([CONFIG, names.CHAMPION])
+        events = instance.fetch_materializations(key, limit=100).records
+    made = Counter(run.tags[names.PARTITION_TAG] for run in runs)
+    every = {names.generation_key(number) for number in range(LAST + 1)}
+    assert made.keys() == every, made
+    assert made.total() - len(every) <= begun - 1, f"{made}, the command was begun {begun} times"
+    reported = [event.asset_materialization for event in events]
+    told = Counter(one.metadata["digest"].value for one in reported if one is not None)
+    assert told == Counter(champion.digest for champion in Store(data).champions(CONFIG))
+
+
+@pytest.mark.bounded
+def test_what_was_done_twice_is_found(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.create(CONFIG, 0, "ema_model") as draft:
+        (draft.path / "a").write_text("x")
+    store.promote(CONFIG, 0, draft.artefact, {"why": "a test"})
+
+    def succeed(generation: int) -> None:
+        tags = {names.PARTITION_TAG: names.generation_key(generation)}
+        job = names.job_name(CONFIG)
+        instance.add_run(DagsterRun(job, status=DagsterRunStatus.SUCCESS, tags=tags))
+
+    with open_instance(tmp_path) as instance:
+        succeed(0)
+        reconcile(instance, store)
+        with pytest.raises(AssertionError):  # generation 1 was left out
+            check_once(tmp_path, begun=1)
+        succeed(1)
+        check_once(tmp_path, begun=1)
+        succeed(1)
+        check_once(tmp_path, begun=2)
+        with pytest.raises(AssertionError, match="begun 1 times"):
+            check_once(tmp_path, begun=1)
+        key = AssetKey([CONFIG, names.CHAMPION])
+        (event,) = instance.fetch_materializations(key, limit=2).records
+        assert event.asset_materialization is not None
+        instance.report_runless_asset_event(event.asset_materialization)
+        with pytest.raises(AssertionError):
+            check_once(tmp_path, begun=2)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    Trial(folder / "data", folder / "log", random.Random(0)).run(kills=0)
+    trial = Trial(folder / "data", folder / "log", random.Random(0))
+    trial.run(kills=0)
+    check_once(folder / "data", trial.begun)
     yield result(folder / "data")
 
 
 def test_a_loop_through_dagster_killed_again_and_again(
     undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    which, parts = tally.share()
-    cases = Cases("random kills through Dagster", f"share {which + 1}/{parts}")
-    by_kind: Counter[str] = Counter()
+    cases = Cases("random kills through Dagster", "a loop", tally.total(KILLS))
     number = 0
     while cases.counted < (wanted := tally.wanted(KILLS)):
         folder = tmp_path / f"loop-{number}"
         folder.mkdir()
 
-        def one(folder: Path = folder, number: int = number) -> int:
-            rng = random.Random(f"{tally.seed()} {which} {number}")
+        def one(folder: Path = folder, number: int = number) -> dict[str, int]:
+            rng = random.Random(f"{tally.seed()} {tally.share()} {number}")
             trial = Trial(folder / "data", folder / "log", rng)
             trial.run(kills=wanted - cases.counted)
             assert result(folder / "data") == undisturbed, trial.said()
-            by_kind.update(trial.killed)
-            return sum(trial.killed.values())
+            check_once(folder / "data", trial.begun)
+            return {f"of a {kind} process": count for kind, count in trial.killed.items()}
 
         cases.run(f"loop {number}", one, ours=True)
         number += 1
-        print(f"{cases.counted} kills: {dict(by_kind)}", file=sys.stderr, flush=True)
-    for kind, count in by_kind.items():
-        cases.keep(f"# of a {kind} process", count)
+        print(f"{cases.counted} kills", file=sys.stderr, flush=True)
     cases.settle()

@@ -20,7 +20,7 @@ from ringrift_pipeline.network.export import ExportError, verify_export
 from . import tally
 from .conftest import NOW
 from .tally import Cases
-from .test_corruption import ALL, CHANGES, CHUNK, SOME, Reader
+from .test_corruption import CHANGES, SOME, Reader, chunks
 from .tracing import Zygote
 
 
@@ -95,13 +95,13 @@ def test_some_changes_of_a_loose_file(name: str, tmp_path: Path) -> None:
 def test_every_change_of_a_loose_file(name: str, tmp_path: Path) -> None:
     cases = Cases("changed bytes", name)
     path, read = loose_files(tmp_path)[name]
-    for start in range(0, ALL, CHUNK):
+    for start, size in chunks():
 
-        def chunk(start: int = start) -> int:
-            damage_loose(path, read, CHUNK, random.Random(f"{tally.seed()} {name} {start}"))
-            return CHUNK
+        def chunk(start: int = start, size: int = size) -> int:
+            damage_loose(path, read, size, random.Random(f"{tally.seed()} {name} {start}"))
+            return size
 
-        cases.run(f"from {start}", chunk)
+        cases.run(f"from {start}", chunk, size=size)
     cases.settle()
 
 
@@ -114,7 +114,7 @@ def damage_export(folder: Path, cases: int, rng: random.Random) -> None:
         path.write_bytes(change(whole, rng))
         with pytest.raises(ExportError, match=re.escape(str(folder))):
             verify_export(folder)
-            pytest.fail(f"nobody noticed: {path} {change.__name__}")
+            raise AssertionError(f"nobody noticed: {path} {change.__name__}")
         path.write_bytes(whole)
     assert {*verify_export(folder), "SHA256SUMS"} == {path.name for path in files}
 
@@ -123,12 +123,12 @@ def test_every_change_of_an_export(zygote: Zygote, copy_of: Callable[[str], Path
     cases = Cases("changed bytes", "an export")
     root = copy_of("end")
     assert zygote.run(root, "export", NOW) == 0, zygote.log.read_text()
-    for start in range(0, ALL, CHUNK):
+    for start, size in chunks():
 
-        def chunk(start: int = start) -> int:
+        def chunk(start: int = start, size: int = size) -> int:
             rng = random.Random(f"{tally.seed()} export {start}")
-            damage_export(root / "exported" / "model", CHUNK, rng)
-            return CHUNK
+            damage_export(root / "exported" / "model", size, rng)
+            return size
 
-        cases.run(f"from {start}", chunk)
+        cases.run(f"from {start}", chunk, size=size)
     cases.settle()

@@ -1,4 +1,5 @@
-"""The power goes at any moment of a stage: what was there before still loads.
+"""The power goes at any moment of a stage: what was there before still loads, and done again on what is
+left the stage makes what it makes undisturbed.
 
 What was not synced is lost or kept, piece by piece and in any order (``power_loss.py``). Of the small
 writers the same is asked in ``test_writers.py``.
@@ -18,12 +19,13 @@ from ringrift_pipeline.store.kinds import PART_PREFIXES
 
 from . import stages, tally
 from .conftest import NOW
-from .outcomes import exported
+from .outcomes import exported, made
 from .power_loss import Disk, Left, disks, lay_out
 from .tally import Cases
 from .tracing import Zygote, traced
 
 MIXTURES = 6
+AGAIN = 21  # of so many disks the stage is done again on one, and on those after the last event
 PASSING = ("training_state", *PART_PREFIXES)  # replaced while a stage works, gone when it is done
 ONE_PROCESS = [stage for stage in (*stages.NAMES, *stages.LATER) if stage not in stages.MULTI]
 Copy = Callable[[str], Path]
@@ -95,13 +97,17 @@ def check(
     disk = Disk(root)
     run = zygote.traced(root, stage, NOW, data=True)
     assert run.status == 0, run.errors
-    after = kinds(root)
+    after, wanted = kinds(root), made(root)
+    asked = 0
     for number, loss, left in disks(disk, run.events, run.data, tally.seed(), mixtures):
         last = number == len(run.events)
         if number % every and not last:
             continue
+        asked += 1
 
-        def one(left: Left = left, last: bool = last) -> None:
+        def one(
+            left: Left = left, last: bool = last, again: bool = last or asked % AGAIN == 1
+        ) -> dict[str, int] | None:
             place = tmp_path / "left"
             shutil.rmtree(place, ignore_errors=True)
             lay_out(left, place)
@@ -109,6 +115,13 @@ def check(
             for kind in after.keys() | before.keys():
                 assert found.get(kind) in (before.get(kind), after.get(kind)), kind
             assert found == after or not last  # nothing that was promised is lost
+            if not again:
+                return None
+            assert zygote.run(place, stage, NOW) == 0, zygote.log.read_text()
+            Store(place).sweep()
+            assert not list(place.rglob(".ringrift-tmp-*"))
+            assert made(place) == wanted
+            return {"done again": 1}
 
         cases.run(f"after event {number}, {loss} lost", one)
     return len(run.events)

@@ -72,7 +72,7 @@ def test_a_generation_killed_a_few_times(zygote: Zygote, roots: Roots, copy_of: 
 
 
 def test_a_loop_killed_again_and_again(zygote: Zygote, tmp_path: Path) -> None:
-    cases = Cases("random kills in process", f"share {tally.share()[0] + 1}/{tally.share()[1]}")
+    cases = Cases("random kills in process", "a loop", tally.total(KILLS))
     root = tmp_path / "undisturbed"
     assert zygote.run(root, "loop", LAST) == 0, zygote.log.read_text()
     wanted = result(root)
@@ -87,19 +87,26 @@ def test_a_loop_killed_again_and_again(zygote: Zygote, tmp_path: Path) -> None:
             ours=True,
         )
         number += 1
-    cases.keep("# loops", number)
+    cases.keep("# loops", len(cases.noted()))
     cases.settle()
 
 
-def killed_training(zygote: Zygote, copy_of: Copy, wanted: Any, rng: random.Random) -> int:
-    root = copy_of("train")
-    steps = sorted(rng.sample(range(1, int(str(stages.TINY["training.max_steps"]))), 2))
+def killed_training(
+    zygote: Zygote, root: Path, wanted: Any, steps: tuple[int, ...], saved: bool = True
+) -> int:
+    """A training that is killed after those steps, each counted from its beginning, and then comes to
+    its end. Returns the step that it went on from last: the last one saved before the last kill,
+    where the kills wait until it was ``saved``.
+    """
     for step in steps:
-        status = zygote.run(root, f"train until step {step}", NOW)
+        status = zygote.run(root, f"train until step {step}{', saved' * saved}", NOW)
         assert status == -9, zygote.log.read_text()
+    last = stages.landed_step(Store(root), NOW)
     assert zygote.run(root, "train", NOW) == 0, zygote.log.read_text()
-    assert contents(Store(root).require(stages.CONFIG, NOW, "checkpoint")) == wanted
-    return len(steps)
+    made = Store(root).require(stages.CONFIG, NOW, "checkpoint")
+    assert made.metadata["resumed_from_step"] == last
+    assert contents(made) == wanted
+    return last
 
 
 @pytest.mark.bounded
@@ -107,18 +114,33 @@ def test_a_training_killed_twice_makes_the_same_weights(
     zygote: Zygote, roots: Roots, copy_of: Copy
 ) -> None:
     wanted = contents(Store(roots["end"]).require(stages.CONFIG, NOW, "checkpoint"))
-    assert killed_training(zygote, copy_of, wanted, random.Random(0)) == 2
+    assert killed_training(zygote, copy_of("train"), wanted, (3, 6)) == 4
 
 
 def test_a_training_killed_at_any_step_makes_the_same_weights(
-    zygote: Zygote, roots: Roots, copy_of: Copy
+    zygote: Zygote, roots: Roots, tmp_path: Path
 ) -> None:
-    cases = Cases("bit-exact resume", "training")
-    wanted = contents(Store(roots["end"]).require(stages.CONFIG, NOW, "checkpoint"))
-    for number in range(tally.wanted(TRIALS) * tally.share()[1]):
+    cases = Cases("bit-exact resume", "training", tally.total(TRIALS))
+    before, root = tmp_path / "before", tmp_path / "root"
+    shutil.copytree(roots["plan"], before, symlinks=True)
+    for stage in ("plan a long training", "selfplay", "score_games", "mine_hard_examples"):
+        assert zygote.run(before, stage, NOW) == 0, zygote.log.read_text()
+    shutil.copytree(before, root, symlinks=True)
+    assert zygote.run(root, "train", NOW) == 0, zygote.log.read_text()
+    whole = Store(root).require(stages.CONFIG, NOW, "checkpoint")
+    assert whole.metadata["train/steps"] == stages.LONG_TRAINING["training.max_steps"]
+    wanted = contents(whole)
+
+    def one(number: int) -> dict[str, int]:
+        shutil.rmtree(root)
+        shutil.copytree(before, root, symlinks=True)
         rng = random.Random(f"{tally.seed()} {number}")
-        cases.run(
-            f"training {number}",
-            lambda r=rng: killed_training(zygote, copy_of, wanted, r),  # type: ignore[misc]
-        )
+        first, second = sorted(rng.sample(range(2, whole.metadata["train/steps"]), 2))
+        saved = number % 4 != 3  # every fourth is killed while a state may be landing
+        last = killed_training(zygote, root, wanted, (first, second), saved)
+        assert last == second - 1 if saved else last < second
+        return {f"resumed from step {last}" if last else "begun anew": 1}
+
+    for number in range(tally.total(TRIALS)):
+        cases.run(f"training {number}", lambda n=number: one(n))  # type: ignore[misc]
     cases.settle()

@@ -41,15 +41,15 @@ def refuse(ticker: Zygote, landed: Path, place: Path, way: str, number: int) -> 
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(landed, place)
     mode, error = WAYS[way]
-    began = time.time()
     run = ticker.traced(place, "tick", 0, mode, number, error)
+    ended = time.time()
     spoilt = next((event for event in run.events if event.number == number), None)
     if spoilt is None:
         assert run.status == 0, run.errors
         return 0
     assert run.status in (0, 1), run.errors  # it goes on, or ends with an error: no crash
     what = f"{way} at event {number} ({spoilt.name} {spoilt.path}): {run.errors[-3000:]}"
-    go_on(ticker, place, began, what)
+    go_on(ticker, place, ended, what)
     return 1
 
 
@@ -73,7 +73,8 @@ def test_every_event_of_a_tick_fails(
 ) -> None:
     cases = Cases("n-th write fails", f"a tick, {way}")
     events = recorded(ticker, landed, tmp_path / "data").events
-    cases.keep("# events traced", len(events))
+    if way == next(iter(WAYS)):
+        cases.keep("# events traced", len(events))
     numbers = writes(events) if way == "short" else [event.number for event in events]
     for number in sorted(numbers):
         cases.run(

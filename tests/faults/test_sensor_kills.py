@@ -9,11 +9,14 @@ hundred kills have hit each stage of the tick.
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from dagster import AssetKey, DagsterInstance, DagsterRunStatus
 
 from ringrift_pipeline.orchestration import names
@@ -74,23 +77,27 @@ def kill(ticker: Zygote, landed: Path, place: Path, mode: str, number: int) -> s
     """One kill and the daemon's next life; the stage it hit, None if the tick ended before it."""
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(landed, place)
-    began = time.time()
     run = ticker.traced(place, "tick", 0, mode, number)
+    ended = time.time()
     if run.status == 0:
         return None
     assert run.status == KILLED, run.errors
     stage = stage_of(place)
     what = f"killed {mode} event {number} ({run.events[-1].name} {run.events[-1].path}): {stage}"
-    go_on(ticker, place, began, what)
+    go_on(ticker, place, ended, what)
     return stage
 
 
-def go_on(ticker: Zygote, place: Path, began: float, what: str, how: str = "tick") -> None:
-    """Two ticks that nothing disturbs, the second of which finds nothing to do; then `check`."""
+def go_on(ticker: Zygote, place: Path, ended: float, what: str, how: str = "tick") -> None:
+    """Two ticks that nothing disturbs, the second of which finds nothing to do; then `check`.
+
+    They come after the interval from when the tick before had ``ended``: when it began, which is what
+    the daemon counts from, cannot be later, however slow the machine.
+    """
     for _ in range(2):
-        time.sleep(max(0.0, INTERVAL + 0.1 - (time.time() - began)))
-        began = time.time()
+        time.sleep(max(0.0, INTERVAL + 0.1 - (time.time() - ended)))
         assert ticker.run(place, how, 0) == 0, f"{what}: {ticker.log.read_text()}"
+        ended = time.time()
     check(place, what)
 
 
@@ -122,35 +129,93 @@ def test_a_daemon_killed_at_a_few_events_of_a_tick(
         assert stage is not None
 
 
+def hits(cases: Cases) -> tuple[Counter[str], dict[str, list[int]]]:
+    """Stage -> how often this share has hit it, and at which events anybody did; of the ledger too."""
+    counts: Counter[str] = Counter()
+    where: dict[str, list[int]] = {}
+    for case in cases.noted():
+        for stage in case.kinds:
+            counts[stage] += case.share == tally.share_name()
+            where.setdefault(stage, []).append(int(case.name.rpartition("event ")[2]))
+    return counts, where
+
+
+def kill_every_stage(events: int, kill_at: Callable[[str, int], str | None]) -> Cases:
+    """Kills before every event, and then at the stages that were hit least, until each was hit as
+    often as is wanted. ``kill_at`` does one and tells the stage, None if there was nothing to kill.
+    """
+    each = dict.fromkeys(STAGES, tally.total(ENOUGH))
+    cases = Cases("killed ticks", "a tick", sum(each.values()), each)
+    cases.keep("# events traced", events)
+
+    def one(mode: str, number: int) -> dict[str, int]:
+        stage = kill_at(mode, number)
+        return {stage: 1} if stage is not None else {}
+
+    for number in range(1, events + 1):
+        cases.run(f"before event {number}", lambda n=number: one("before", n))  # type: ignore[misc]
+    again = [c.name for c in cases.noted() if c.bad and c.share == tally.share_name()]
+    for name in again:  # of the random ones; the others were asked for above
+        if found := re.fullmatch(r"share \S+, (kill \d+, (\w+) event (\d+))", name):
+            kill_name, mode, event = found[1], found[2], int(found[3])
+            cases.run(kill_name, lambda m=mode, e=event: one(m, e), ours=True)  # type: ignore[misc]
+    number = sum(c.name.startswith(f"share {tally.share_name()}, kill ") for c in cases.noted())
+    while True:
+        counts, where = hits(cases)
+        if not where or min(counts[stage] for stage in where) >= tally.wanted(ENOUGH):
+            break
+        number += 1
+        rng = random.Random(f"{tally.seed()} {tally.share()} {number}")
+        least = min(sorted(where), key=lambda stage: counts[stage])
+        mode, event = rng.choice(MODES), max(1, rng.choice(where[least]) + rng.randint(-2, 2))
+        name = f"kill {number}, {mode} event {event}"
+        cases.run(name, lambda m=mode, e=event: one(m, e), ours=True)  # type: ignore[misc]
+    cases.settle()
+    return cases
+
+
 def test_a_daemon_killed_at_every_stage_a_hundred_times(
     ticker: Zygote, landed: Path, tmp_path: Path
 ) -> None:
-    which, parts = tally.share()
-    cases = Cases("killed ticks", f"share {which + 1}/{parts}")
-    hits: Counter[str] = Counter()
-    where: dict[str, list[int]] = {}  # the events at which a stage was hit
-
-    def one(mode: str, number: int) -> int:
-        stage = kill(ticker, landed, tmp_path / "data", mode, number)
-        if stage is None:
-            return 0
-        hits[stage] += 1
-        where.setdefault(stage, []).append(number)
-        return 1
-
     shutil.copytree(landed, tmp_path / "whole")
     events = len(ticker.traced(tmp_path / "whole", "tick", 0).events)
-    cases.keep("# events traced", events)
-    for number in range(1, events + 1):
-        cases.run(f"before event {number}", lambda n=number: one("before", n))  # type: ignore[misc]
-    rng = random.Random(f"{tally.seed()} {which}")
-    number = 0
-    while hits and min(hits.values()) < tally.wanted(ENOUGH):
-        stage = min(hits, key=lambda stage: hits[stage])
-        mode, event = rng.choice(MODES), max(1, rng.choice(where[stage]) + rng.randint(-2, 2))
-        cases.run(f"kill {number}", lambda m=mode, e=event: one(m, e), ours=True)  # type: ignore[misc]
-        number += 1
-    for stage, count in hits.items():
-        cases.keep(f"# at: {stage}", count)
-    cases.settle()
-    assert {*STAGES} <= hits.keys()
+
+    def kill_at(mode: str, number: int) -> str | None:
+        return kill(ticker, landed, tmp_path / "data", mode, number)
+
+    cases = kill_every_stage(events, kill_at)
+    assert {*STAGES} <= hits(cases)[1].keys()
+
+
+@pytest.mark.bounded
+def test_kills_of_a_tick_go_on_from_a_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_FAULTS_LEDGER", str(tmp_path / "ledger"))
+    monkeypatch.setenv("RINGRIFT_FAULTS_COUNT", "6")
+    events, done = 3 * len(STAGES), []
+
+    def kill_at(mode: str, number: int) -> str | None:
+        if len(done) == 20:
+            raise KeyboardInterrupt
+        done.append((mode, number))
+        return STAGES[(number - 1) // 3] if number <= events else None
+
+    def again() -> Cases:
+        monkeypatch.setattr(tally, "records", {})
+        return kill_every_stage(events, kill_at)
+
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    before = len(done)
+    assert before == 20 and (line := tally.figures()[0]).endswith("NOT FINISHED: a tick"), line
+    done.clear()
+    cases = again()
+    counts, _ = hits(cases)
+    assert counts.keys() == {*STAGES} and min(counts.values()) >= 6
+    assert before + len(done) == len(cases.noted()), "one was done twice"
+    done.clear()
+    assert hits(again())[0] == counts and not done
+    (line, _) = tally.figures()
+    assert all(f"{counts[stage]} of 6 {stage}" in line for stage in STAGES)
+    assert line.endswith("0 bad")

@@ -109,7 +109,7 @@ def test_a_server_killed_while_it_answers(copy_of: Copy) -> None:
         with playing(data) as (_, address):
             assert requests(address) == wanted
 
-    for number in range(tally.wanted(KILLS) * tally.share()[1]):
+    for number in range(tally.total(KILLS)):
         rng = random.Random(f"{tally.seed()} {number}")
         cases.run(f"kill {number}", lambda r=rng: kill(r))  # type: ignore[misc]
     cases.settle()

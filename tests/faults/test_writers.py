@@ -22,6 +22,7 @@ from .power_loss import Disk, Left, disks, lay_out
 from .tally import Cases
 from .test_failing_disk import CLEAR, WAYS
 from .test_kills import MODES, chosen
+from .test_power_loss import AGAIN
 from .tracing import KILLED, Event, Zygote
 from .writers import WRITERS, Writer
 
@@ -89,20 +90,26 @@ class Trial:
         disk = Disk(root)
         run = self.write(root, data=True)
         assert run.status == 0, run.errors
-        states = []
+        asked = 0
         for number, loss, left in disks(disk, run.events, run.data, tally.seed(), mixtures):
             last = number == len(run.events)
             if number % every and not last:
                 continue
+            asked += 1
 
-            def one(left: Left = left, last: bool = last) -> None:
+            def one(
+                left: Left = left, last: bool = last, again: bool = last or asked % AGAIN == 1
+            ) -> dict[str, int] | None:
                 place = self.folder / "left"
                 shutil.rmtree(place, ignore_errors=True)
                 lay_out(left, place)
                 self.check_between(place, "after it")
-                states.append(self.writer.read(place))
                 if last and self.name not in NOT_DURABLE:  # nothing that was promised is lost
                     assert swept(place, self.writer) == self.after
+                if not again:
+                    return None
+                self.check_again(place, "after it")
+                return {"done again": 1}
 
             cases.run(f"after event {number}, {loss} lost", one)
 
