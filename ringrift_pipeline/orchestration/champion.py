@@ -8,7 +8,7 @@ from typing import Any
 from dagster import AssetMaterialization, DagsterInstance, MetadataValue
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from ringrift_pipeline.orchestration.damage import KIND
+from ringrift_pipeline.orchestration.damage import DAMAGED
 from ringrift_pipeline.orchestration.launchable import add_partitions
 from ringrift_pipeline.orchestration.metadata import numbers
 from ringrift_pipeline.orchestration.names import CHAMPION, CONFIGS, asset_key, generation_key
@@ -99,7 +99,7 @@ def _tell(store: Store, config: str, error: Exception) -> None:
     what = f"{type(error).__name__}: {error}"
     _log.error("%s: %s", config, what)
     alert = Alert(
-        kind=KIND,
+        kind=DAMAGED,
         key=f"{config}/{what}",
         title=f"{config}: its champion or its generations cannot be read",
         text=f"{what}\nThe other configs go on.",

@@ -7,7 +7,7 @@ from ringrift_pipeline.orchestration.notify import Alert
 from ringrift_pipeline.store import Quarantined, Store, quarantined, reason_of
 from ringrift_pipeline.store.kinds import EMA_MODEL, SHARD_PREFIX
 
-KIND = "damaged"
+DAMAGED = "damaged"  # kind of an alert
 
 _PLAYED = (
     "It is played again when it is next needed, and serves if that gives the same bytes; if not, the "
@@ -33,7 +33,7 @@ def _alert(store: Store, config: str, one: Quarantined) -> Alert:
     what = one.kind or note["found_at"].rpartition("/")[2]
     where = config if key is None else f"{config} generation {key}"
     return Alert(
-        kind=KIND,
+        kind=DAMAGED,
         key=f"{config}/{one.name}",
         title=f"{where}: {what} was damaged",
         text=f"{note['found_at']}: {note['reason']}. It lies in the quarantine of {config} as "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
-import shutil
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -238,11 +238,11 @@ def _pointed(layout: Layout, config: str) -> dict[str, Any] | None:
 
 
 def _keep_damaged(layout: Layout, config: str, pointer: Path, reason: str) -> None:
-    """A copy in quarantine: at no moment is there no pointer at all."""
+    """Move it to quarantine, whatever its size; where there is none, the history is asked."""
     folder = layout.inside(layout.quarantine(config), config)
     ensure_folder(folder)
     target = folder / f"{pointer.name}-{secrets.token_hex(4)}"
-    shutil.copyfile(pointer, target)
+    os.replace(pointer, target)
     write_note(target, pointer, reason)
 
 

@@ -145,6 +145,15 @@ def _fall_back(root: Path) -> None:
     assert Store(root).last_good(CONFIG, 0, KIND) is not None
 
 
+def _damaged_champion(root: Path) -> None:
+    old(root)
+    (root / CONFIG / "champion.json").write_text("{}")
+
+
+def _restore(root: Path) -> None:
+    assert Store(root).champion(CONFIG) is not None
+
+
 def _lock(root: Path) -> None:
     with Store(root).lock(CONFIG, "generation-0000"):
         pass
@@ -370,6 +379,7 @@ WRITERS: dict[str, Writer] = {
         lambda root: Store(root).remove(CONFIG, 0, "evaluation"), everything, old
     ),
     "a switch": Writer(lambda root: Store(root).set_switches(CONFIG, loop=False), everything, old),
+    "a damaged champion": Writer(_restore, everything, _damaged_champion),
     "a quarantine": Writer(_fall_back, everything, _damaged, landed_but_not_current),
     "a lock": Writer(_lock, _is_free, old),
     "retention": Writer(_retain, _kept, _superseded, _fewer),

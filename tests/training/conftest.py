@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +41,14 @@ def save_model_of(store: Store, generation: int, promote: bool = True) -> None:
         save_model(draft.path, RingRiftNetwork(shape, seed=generation), {})
     if promote:
         store.promote(CONFIG, generation, draft.artefact, {"test": True})
+
+
+def save_evaluation_of(store: Store, generation: int) -> None:
+    """Land a report of matches of that generation's ``ema_model``, none of them lost."""
+    model = store.require(CONFIG, generation, "ema_model")
+    with store.create(CONFIG, generation, "evaluation") as draft:
+        report = {"candidate": {"digest": model.digest}, "matches": []}
+        (draft.path / "report.json").write_text(json.dumps(report))
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ from ringrift_pipeline.training.hard_examples import read_hard_examples
 from ringrift_pipeline.training.pictures import draw_disagreement
 from ringrift_pipeline.training.run import TrainingRun
 
-from .conftest import CONFIG, NOW, save_model_of, settings
+from .conftest import CONFIG, NOW, save_evaluation_of, save_model_of, settings
 
 LATER = NOW + timedelta(hours=48)
 
@@ -67,6 +67,7 @@ def third_played(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     root = shutil.copytree(original, tmp_path_factory.mktemp("third") / "data")
     store = Store(root)
     save_model_of(store, 1, promote=False)
+    save_evaluation_of(store, 1)
     save_ensemble(store, (1, 0))
     plan = plan_generation(store, CONFIG, 2, settings(selfplay__opponent_fraction=0.5), LATER)
     play_shards(store, plan, workers=1)

@@ -38,7 +38,7 @@ from ringrift_pipeline.training.game_ends import NO_CLASS, NOBODY
 from ringrift_pipeline.training.loss import TrainingLoss, margin_loss, territory_loss
 from ringrift_pipeline.training.run import TrainingRun
 
-from .conftest import CONFIG, NOW, settings
+from .conftest import CONFIG, NOW, save_evaluation_of, settings
 
 
 @pytest.fixture()
@@ -310,6 +310,7 @@ def test_with_everything_on_a_stopped_run_ends_in_the_same_bytes_and_hands_its_h
     candidate = average(store, plan)
     best = (whole.path / "best" / "auxiliary.safetensors").read_bytes()
     assert candidate.file("auxiliary.safetensors").read_bytes() == best
+    save_evaluation_of(store, 2)
     following = plan_generation(store, CONFIG, 3, settings().with_overrides(EVERYTHING), NOW)
     assert following.parent is not None and following.parent["generation"] == 2
     from ringrift_pipeline.training.loop import parent_model
