@@ -32,7 +32,7 @@ PARTS = {
         "test_writers.py::test_the_power_goes_at_any_moment_of_a_writer",
         "test_sensor_disk.py::test_the_power_goes_at_any_moment_of_a_tick",
     ],
-    "corruption": ["test_corruption.py", "test_loose_corruption.py"],
+    "corruption": ["test_corruption.py", "test_loose_corruption.py", "test_healing.py"],
     "loop": ["test_random_kills.py::test_a_loop_killed_again_and_again"],
     "training": ["test_random_kills.py::test_a_training_killed_at_any_step_makes_the_same_weights"],
     "workers": ["test_worker_kills.py"],
