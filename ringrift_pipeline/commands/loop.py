@@ -27,7 +27,11 @@ from ringrift_pipeline.commands.console import (
 from ringrift_pipeline.commands.options import Common
 from ringrift_pipeline.commands.stopping import stoppable
 from ringrift_pipeline.commands.ui import PORT, GamesPage, check_port, ui_line, url
-from ringrift_pipeline.enhancements.presets import GENERATIONS, generations_for
+from ringrift_pipeline.enhancements.presets import (
+    GENERATIONS,
+    GENERATIONS_BY_CONFIG,
+    generations_for,
+)
 
 if TYPE_CHECKING:
     from ringrift_pipeline.orchestration.loop import GenerationState, Snapshot
@@ -35,6 +39,15 @@ if TYPE_CHECKING:
 
 _MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗"}
 _STYLES = {"waiting": "dim", "running": "bold cyan", "done": "green", "failed": "bold red"}
+
+
+def _counts() -> str:
+    """How many generations the presets have, for the help."""
+    counts = {name: str(count) for name, count in GENERATIONS.items()}
+    for name, others in GENERATIONS_BY_CONFIG.items():
+        boards = {pattern.removesuffix("_*"): count for pattern, count in others.items()}
+        counts[name] += "".join(f", {count} on {board}" for board, count in boards.items())
+    return "; ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def loop(
@@ -46,7 +59,7 @@ def loop(
             "-n",
             min=1,
             help="Generations to play to their end. Default: those of the preset "
-            f"({', '.join(f'{name} {count}' for name, count in GENERATIONS.items())}; hour on hex8 9, on hexagonal 7), else 1.",
+            f"({_counts()}), else 1.",
         ),
     ] = None,
     with_ui: Annotated[

@@ -69,7 +69,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 GENERATIONS = {"smoke": 2, "hour": 13, "day": 24}
 # The same where a pattern matches the config: a generation of hex8 takes half as long again as one of
 # square8 (measured), one of hexagonal about twice as long (reckoned from its plies and cells).
-_GENERATIONS_BY_CONFIG = {"hour": {"hex8_*": 9, "hexagonal_*": 7}}
+GENERATIONS_BY_CONFIG = {"hour": {"hex8_*": 9, "hexagonal_*": 7}}
 
 # What `ringrift ablate` left undecided is off (README); on hex8_2p the moving average helps.
 _UNDECIDED = {"square8_2p": {"averaging.enabled": False}}
@@ -163,7 +163,7 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
 def generations_for(preset: str, config: str) -> int:
     """Generations that a loop of ``config`` begun with ``preset`` plays; 1 without a preset ("")."""
     count = GENERATIONS.get(preset, 1)
-    for pattern, other in _GENERATIONS_BY_CONFIG.get(preset, {}).items():
+    for pattern, other in GENERATIONS_BY_CONFIG.get(preset, {}).items():
         if fnmatchcase(config, pattern):
             count = other
     return count

@@ -249,11 +249,8 @@ def plan_generation(
                 np.random.SeedSequence(seed, spawn_key=(_key("opponents"),))
             ),
         )
-    playing = [
-        store.open(store.root / model["path"], verify=False).metadata
-        for model in (champion, *opponents)
-        if model is not None
-    ]
+    paths = {model["path"] for model in (champion, *opponents) if model is not None}
+    playing = [store.open(store.root / path, verify=False).metadata for path in sorted(paths)]
     parent = _parent(store, config, generation, champion)
     window, played, holdout = window_of(store, config, generation, sum(sizes), settings)
     finetune = _finetune(store, config, generation, settings, parent)

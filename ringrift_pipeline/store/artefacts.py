@@ -26,6 +26,7 @@ from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
 from ringrift_pipeline.store.layout import (
     MANIFEST,
+    NOTE,
     PLAN,
     POINTER,
     Layout,
@@ -364,10 +365,9 @@ def _drop_pointer(
         try:
             read_pointer(pointer)
         except ManifestMismatch:
-            target = _quarantine_name(layout, config, pointer.relative_to(layout.root).parts[2:])
-            os.rename(pointer, target)
-            write_note(target, pointer, reason)
-            return target
+            return put_aside(
+                layout, config, pointer, pointer.relative_to(layout.root).parts[2:], reason
+            )
         return None
 
 
@@ -378,26 +378,27 @@ def quarantine(
 
     Returns its new path, or None if it was gone already (another process was first).
     """
-    target = _quarantine_name(layout, config, (generation_key(generation), kind, path.name))
     try:
-        os.rename(path, target)
+        parts = (generation_key(generation), kind, path.name)
+        return put_aside(layout, config, path, parts, reason)
     except FileNotFoundError:
         return None
-    fsync_path(path.parent)
-    write_note(target, path, reason)
-    return target
 
 
-def _quarantine_name(layout: Layout, config: str, parts: tuple[str, ...]) -> Path:
+def put_aside(layout: Layout, config: str, path: Path, parts: tuple[str, ...], reason: str) -> Path:
+    """Move something, whatever its size, to its config's quarantine, under a name that begins with
+    ``parts``, and note beside it where it was found and why it is there. Returns its new path.
+
+    Raises FileNotFoundError if it is gone.
+    """
     folder = layout.inside(layout.quarantine(config), config)
     ensure_folder(folder)
-    return folder / "-".join([*parts, secrets.token_hex(4)])
-
-
-def write_note(target: Path, origin: Path, reason: str) -> None:
-    """Note beside something in quarantine where it was found and why it is there."""
-    fsync_path(target.parent)
-    write_json_atomic(target.with_name(target.name + ".reason.json"), note(str(origin), reason))
+    target = folder / "-".join([*parts, secrets.token_hex(4)])
+    os.rename(path, target)
+    fsync_path(path.parent)
+    fsync_path(folder)
+    write_json_atomic(target.with_name(target.name + NOTE), note(str(path), reason))
+    return target
 
 
 def note(origin: str, reason: str) -> dict[str, str]:

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import secrets
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ringrift_pipeline.store.artefacts import write_note
-from ringrift_pipeline.store.atomic import (
-    append_jsonl,
-    ensure_folder,
-    read_jsonl,
-    write_bytes_atomic,
-)
+from ringrift_pipeline.store.artefacts import put_aside
+from ringrift_pipeline.store.atomic import append_jsonl, read_jsonl, write_bytes_atomic
 from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
 from ringrift_pipeline.store.layout import Layout
 from ringrift_pipeline.store.locks import folder_lock
@@ -220,8 +213,8 @@ def _pointed(layout: Layout, config: str) -> dict[str, Any] | None:
     pointer = layout.champion(config)
     what = damage.reason if damage is not None else "it is gone"
     try:
-        if damage is not None:
-            _keep_damaged(layout, config, pointer, what)
+        if damage is not None:  # killed before the next line, it is gone: the same is done then
+            put_aside(layout, config, pointer, (pointer.name,), what)
         write_bytes_atomic(pointer, sealed_bytes(history[-1], "champion"))
     except OSError:
         if damage is not None:
@@ -235,15 +228,6 @@ def _pointed(layout: Layout, config: str) -> dict[str, Any] | None:
         history[-1]["generation"],
     )
     return history[-1]
-
-
-def _keep_damaged(layout: Layout, config: str, pointer: Path, reason: str) -> None:
-    """Move it to quarantine, whatever its size; where there is none, the history is asked."""
-    folder = layout.inside(layout.quarantine(config), config)
-    ensure_folder(folder)
-    target = folder / f"{pointer.name}-{secrets.token_hex(4)}"
-    os.replace(pointer, target)
-    write_note(target, pointer, reason)
 
 
 def read_champion(layout: Layout, config: str) -> Champion | None:

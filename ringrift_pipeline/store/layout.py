@@ -15,6 +15,7 @@ PLAN = "plan.json"
 _RESERVED = frozenset({PLAN})
 
 MANIFEST = "manifest.json"
+NOTE = ".reason.json"  # ends the name of the note beside something in quarantine
 POINTER = "current.json"
 
 

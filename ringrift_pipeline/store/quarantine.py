@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
-from ringrift_pipeline.store.layout import Layout, parse_generation
+from ringrift_pipeline.store.layout import NOTE, Layout, parse_generation
 
 if TYPE_CHECKING:
     from ringrift_pipeline.store.store import Store
 
-NOTE = ".reason.json"
 _NAME = re.compile(r"([0-9]+)-(.+)-(?:[0-9]{8}T[0-9.]+Z-[0-9a-f]{8}|current\.json)-[0-9a-f]{8}")
 
 

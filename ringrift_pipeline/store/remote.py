@@ -30,6 +30,7 @@ from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefact
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import (
     MANIFEST,
+    NOTE,
     POINTER,
     Layout,
     generation_key,
@@ -45,8 +46,6 @@ from ringrift_pipeline.store.manifest import (
 )
 from ringrift_pipeline.store.pending import Pending, Place, kind_key
 from ringrift_pipeline.store.records import Records
-
-_NOTE = ".reason.json"
 
 
 class Remote:
@@ -352,14 +351,14 @@ class Remote:
         sizes: dict[str, int] = {}
         for key, size in self.bucket.listing(f"{config}/quarantine").items():
             name = key.partition("/")[0]
-            if not name.endswith(_NOTE):
+            if not name.endswith(NOTE):
                 sizes[name] = sizes.get(name, 0) + size
         return sizes
 
     def remove_quarantined(self, config: str, name: str) -> bool:
         """Delete something that lies in quarantine. Returns whether it was there."""
         keys = self.bucket.listing(f"{config}/quarantine")
-        gone = [key for key in keys if key.partition("/")[0] in (name, name + _NOTE)]
+        gone = [key for key in keys if key.partition("/")[0] in (name, name + NOTE)]
         for key in gone:
             self.bucket.delete(f"{config}/quarantine/{key}")
         return bool(gone)
@@ -384,7 +383,7 @@ class Remote:
             with contextlib.suppress(FileNotFoundError):  # another process was first
                 self.bucket.copy(f"{place.key}/{name}", f"{target}/{name}")
         about = local.note(self.bucket.at(place.key), reason)
-        self.bucket.write(f"{target}{_NOTE}", dump_json(about))
+        self.bucket.write(f"{target}{NOTE}", dump_json(about))
         for name in sorted(names, key=lambda name: name != MANIFEST):
             self.bucket.delete(f"{place.key}/{name}")
         return self.bucket.at(target)
@@ -399,7 +398,7 @@ class Remote:
             target = _aside(config, generation, kind, POINTER)
             self.bucket.write(target, seen.data)
             about = local.note(self.bucket.at(key), reason)
-            self.bucket.write(f"{target}{_NOTE}", dump_json(about))
+            self.bucket.write(f"{target}{NOTE}", dump_json(about))
 
 
 def _aside(config: str, generation: int, kind: str, name: str) -> str:

@@ -40,7 +40,7 @@ from ringrift_pipeline.store.kinds import (
     WINDOW,
     shard_kind,
 )
-from ringrift_pipeline.store.layout import POINTER, Layout, is_name, parse_generation
+from ringrift_pipeline.store.layout import NOTE, POINTER, Layout, is_name, parse_generation
 from ringrift_pipeline.store.manifest import ManifestMismatch, load_folder
 from ringrift_pipeline.store.pending import Place
 from ringrift_pipeline.store.store import Store
@@ -232,7 +232,7 @@ def _stored(store: Store) -> Iterator[Stored]:
                 size = sum(entry["size"] for entry in artefact.files.values())
                 yield Stored(config, generation, folder.name, path, size, artefact.digest, why)
         for path in layout.quarantine(config).glob("*"):
-            if not path.name.endswith(".reason.json"):
+            if not path.name.endswith(NOTE):
                 size = used_bytes(path) if path.is_dir() else path.lstat().st_size
                 yield Stored(config, None, "quarantine", path, size, "", QUARANTINED)
 
@@ -398,7 +398,7 @@ def _remove(store: Store, item: Stored) -> bool:
         return remote.remove_landed(Place(item.config, item.generation, item.kind, item.path.name))
     if item.generation is not None:
         return remove_landed(item.path)
-    item.path.with_name(item.path.name + ".reason.json").unlink(missing_ok=True)
+    item.path.with_name(item.path.name + NOTE).unlink(missing_ok=True)
     doomed = temporary_name(item.path.parent)
     try:
         os.rename(item.path, doomed)
