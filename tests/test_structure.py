@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ringrift_pipeline
+from tests.syntax import tree_of
 
 ROOT = Path(ringrift_pipeline.__file__).parent
 # from the top: a room imports from itself and from the rooms before it
@@ -43,7 +44,7 @@ def room(file: Path) -> str:
 def imports(file: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of every import, those inside functions and for types included."""
     package = ["ringrift_pipeline", *file.relative_to(ROOT).parts[:-1]]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(tree_of(file.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

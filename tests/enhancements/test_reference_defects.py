@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ringrift_pipeline.enhancements import TrainingConfig
+from tests.syntax import tree_of
 
 from .defect_proofs import PROOFS, add_two, both_are_there, name_by_epoch
 from .test_seed_examples import shared
@@ -243,14 +244,14 @@ def test_every_setting_is_read_by_some_module() -> None:
     modules = []
     for path in PACKAGE.rglob("*.py"):
         if path.name not in configs:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = tree_of(path.read_text(encoding="utf-8"))
             modules.append(
                 {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
                 | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
             )
     read = set().union(*modules)
     # the effective values of a few settings are properties of the config itself
-    tree = ast.parse((PACKAGE / "enhancements" / "training_config.py").read_text(encoding="utf-8"))
+    tree = tree_of((PACKAGE / "enhancements" / "training_config.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name in read:
             modules.append({n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)})
@@ -270,7 +271,7 @@ def test_every_setting_is_read_by_some_module() -> None:
 
 @cache
 def names_in(file: str) -> set[str]:
-    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+    tree = tree_of((TESTS / file).read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 

@@ -14,6 +14,7 @@ import pytest
 import ringrift_pipeline
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.store import Store
+from tests.syntax import tree_of
 
 from . import stages
 from .conftest import NOW, Roots
@@ -141,7 +142,7 @@ def sites() -> Iterator[str]:
     """``store/atomic.py:append_jsonl`` for every function that changes a file itself."""
     for path in sorted(PACKAGE.rglob("*.py")):
         found: dict[str, None] = {}
-        _walk(ast.parse(path.read_text()), [], found)
+        _walk(tree_of(path.read_text()), [], found)
         for name in found:
             yield f"{path.relative_to(PACKAGE).as_posix()}:{name}"
 
@@ -205,14 +206,14 @@ def test_whatever_writes_is_on_the_list() -> None:
     ),
 )
 def test_the_walk_would_find_what_writes(text: str) -> None:
-    (call,) = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+    (call,) = (node for node in ast.walk(tree_of(text)) if isinstance(node, ast.Call))
     assert changes(call)
 
 
 def kinds_in_the_code() -> Iterator[str]:
     """Values of all constants that are named as kinds of artefacts are."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path.read_text()).body:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 name = node.targets[0].id
                 ours = path.name == "kinds.py" and path.parent.name == "store"

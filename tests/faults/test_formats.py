@@ -31,6 +31,7 @@ from ringrift_pipeline.training import build_window, open_window
 from ringrift_pipeline.training.inputs import reuse
 from ringrift_pipeline.training.state import StateError, load_state, save_state
 from ringrift_pipeline.training.window import WindowError
+from tests.syntax import tree_of
 
 from . import stages
 
@@ -244,7 +245,7 @@ NAMES = re.compile(r"_?(?:[A-Z]+_)*(?:FORMAT|VERSION|PROTOCOL)")
 def test_no_format_is_forgotten() -> None:
     found = set()
     for path in ROOT.rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path.read_text()).body:
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 for target in node.targets:
                     if isinstance(target, ast.Name) and NAMES.fullmatch(target.id):

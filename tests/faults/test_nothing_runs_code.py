@@ -15,6 +15,7 @@ import pytest
 
 import ringrift_pipeline
 from ringrift_pipeline.store import Store
+from tests.syntax import tree_of
 
 from . import stages
 from .conftest import BEFORE, NOW, Roots
@@ -50,7 +51,7 @@ IO_MANAGERS = {
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:
     for path in sorted(PACKAGE.rglob("*.py")):
-        yield path, ast.parse(path.read_text(), str(path))
+        yield path, tree_of(path.read_text(), str(path))
 
 
 def dotted(node: ast.expr) -> str:
@@ -128,7 +129,7 @@ def test_no_module_unpickles_or_evaluates() -> None:
     ),
 )
 def test_the_walk_would_find_it(text: str) -> None:
-    assert list(offences(ast.parse(text)))
+    assert list(offences(tree_of(text)))
 
 
 @pytest.mark.bounded

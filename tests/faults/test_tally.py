@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ringrift_pipeline.store import Store
+from tests.syntax import tree_of
 
 from . import tally
 from .__main__ import HERE, PARTS
@@ -151,7 +152,7 @@ def test_every_long_test_belongs_to_a_part() -> None:
         whole = "pytestmark = pytest.mark.bounded" in text
         tests = [
             node
-            for node in ast.parse(text).body
+            for node in tree_of(text).body
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
         ]
         long = [

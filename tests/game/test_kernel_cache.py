@@ -16,6 +16,7 @@ import ringrift_pipeline
 from ringrift_pipeline.cli import run
 from ringrift_pipeline.game import compile as compiling
 from ringrift_pipeline.game.compile import KernelCacheError, cache_root, private_folder
+from tests.syntax import tree_of
 
 ROOT = os.geteuid() == 0
 STRANGER = 65_534
@@ -170,7 +171,7 @@ def test_nothing_else_is_compiled_into_a_cache() -> None:
     """No ``torch.compile``, whose cache would lie in /tmp, and no kernel's but by our decorators."""
     found = []
     for path in Path(ringrift_pipeline.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path.read_text())):
             if not isinstance(node, ast.Call):
                 continue
             cached = [

@@ -20,6 +20,7 @@ from ringrift_pipeline.network import encode_states, export, features_to_tensors
 from ringrift_pipeline.network.export import ExportError, export_model, verify_export
 from ringrift_pipeline.network.onnx_check import POSITIONS, compare, played_positions
 from ringrift_pipeline.network.onnx_export import INPUTS, example_position, export_onnx
+from tests.syntax import tree_of
 
 from .conftest import random_positions, spread
 from .test_model import network
@@ -72,7 +73,7 @@ def test_the_example_reproduces_the_shipped_policy(exported, tmp_path):
     done = run(exported)
     assert done.returncode == 0, done.stderr
     assert "best moves" in done.stdout
-    said, *code = ast.parse(EXAMPLE.read_text()).body
+    said, *code = tree_of(EXAMPLE.read_text()).body
     assert isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)  # the docstring
     assert sum((each.end_lineno or 0) - each.lineno + 1 for each in code) <= 10
     assert "ringrift" not in EXAMPLE.read_text()
