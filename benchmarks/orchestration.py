@@ -4,9 +4,10 @@
 
 - **Load**: seconds from ``import dagster`` done to every definition of the code location loaded, in
   a fresh process; median of five. The reference is the prototype's 0.23 s for 120 assets.
-- **Memory**: web server, daemon and code server with nothing to do, and whatever they start; the
-  sum of their proportional set sizes, so that shared pages count once (Linux only). The reference
-  is ``dagster dev`` of the prototype: five processes of at least 100 MB.
+- **Memory**: ``ringrift ui`` with nothing to do and all that it starts (web server, daemon, code
+  server, the page of recorded games); the sum of their proportional set sizes, so that shared pages
+  count once (Linux only). The reference is ``dagster dev`` of the prototype: five processes of at
+  least 100 MB.
 - **Latency**: from the landing of an evaluation to the first step of the run that the sensor
   starts for the next generation; median. The reference is the prototype's 2.5 s on a quiet machine,
   whose steps loaded nothing.
@@ -25,7 +26,9 @@ The file is not called dagster.py: beside it no benchmark could import Dagster.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -37,10 +40,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from process_tree import PSS, family, measured, processes
+
 CONFIG = "square8_2p"
 PROTOTYPE_LOAD = 0.23  # s
 PROTOTYPE_MEMORY = 500.0  # MB
 PROTOTYPE_LATENCY = 2.5  # s
+SERVICES = ("webserver", "daemon", "code-server", "play", "ringrift ui")
 SHARE = 0.05
 LEAST_SECONDS = 20.0
 FOLLOWS = 120.0  # seconds after which a run is no longer the sensor's answer to the one before
@@ -93,29 +99,37 @@ def load_time(times: int) -> Claim:
 
 
 def idle_memory(seconds: float) -> Claim:
-    """The services of an empty data root, ``seconds`` after they have started."""
-    from ringrift_pipeline.orchestration.instance import own_instance
-    from ringrift_pipeline.orchestration.services import Backend, start_webserver
-
+    """All of ``ringrift ui`` on an empty data root, ``seconds`` after it has told its address."""
+    environment = {**os.environ, "RINGRIFT_PLAY_URL": f"http://127.0.0.1:{_free_port()}"}
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder)
-        with own_instance(data) as instance:
-            backend = Backend(data, instance)
+        command = [sys.executable, "-m", "ringrift_pipeline", "ui", "--json", "--data", folder]
+        command += ["--port", str(_free_port())]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as ui:
             try:
-                web = start_webserver(data, "127.0.0.1", _free_port(), backend.workspace)
-                try:
-                    time.sleep(seconds)
-                    groups = {service.pid: service.kind for service in (*backend.services, web)}
-                    parts = dict.fromkeys(groups.values(), 0.0)
-                    for pid, group in _processes():
-                        if group in groups:
-                            parts[groups[group]] += _pss(pid)
-                finally:
-                    web.stop()
+                assert ui.stdout is not None
+                if not ui.stdout.readline():
+                    sys.exit("ringrift ui has ended")
+                time.sleep(seconds)
+                parts = memory_by_kind(ui.pid)
             finally:
-                backend.stop()
-    name = "orchestration: memory of web server, daemon and code server, idle"
+                ui.terminate()
+    name = "orchestration: memory of ringrift ui and all that it starts, idle"
     return claim(name, sum(parts.values()), "MB", PROTOTYPE_MEMORY, None, parts=parts)
+
+
+def memory_by_kind(root: int) -> dict[str, float]:
+    """MB of a process and of each service below it, with whatever that has started."""
+    parents = {pid: parent for pid, (parent, _) in processes().items()}
+    kinds = family(root)
+    kinds[root] = "ringrift ui"
+    parts: dict[str, float] = {}
+    for pid in kinds:
+        named = pid
+        while kinds[named] not in SERVICES and named != root:
+            named = parents[named]
+        with contextlib.suppress(OSError, StopIteration):  # it has ended meanwhile
+            parts[kinds[named]] = parts.get(kinds[named], 0.0) + measured(pid)[PSS]
+    return {kind: round(size, 1) for kind, size in parts.items()}
 
 
 def _free_port() -> int:
@@ -124,24 +138,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _processes() -> Iterator[tuple[int, int]]:
-    """Process id and process group of everything that runs."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            rest = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        yield int(stat.parent.name), int(rest[2])
-
-
-def _pss(pid: int) -> float:
-    """Proportional set size of a process, MB."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1e3
-    return 0.0
 
 
 # --- latency and share, from a run history ------------------------------------------------------

@@ -194,7 +194,7 @@ def no_json(constant: str) -> None:
     raise ValueError(constant)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(LINES)
 @example(b'{"id": "it", "player": "random", "moves": [], "config": {"NaN": null}}')
 def test_any_line_is_answered_and_its_id_repeated(line: bytes) -> None:

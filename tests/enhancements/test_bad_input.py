@@ -116,7 +116,7 @@ def test_bad_input_is_refused_by_name_and_changes_nothing(
             wrong.append(f"{change}: {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
     if kind.drawn is not None:
-        some = settings(max_examples=5, deadline=None, derandomize=True, database=None)
+        some = settings(max_examples=5, derandomize=True, database=None)
         some(given(change=kind.drawn)(check))()
 
 

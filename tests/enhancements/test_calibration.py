@@ -174,7 +174,7 @@ def test_debiased_gap_vanishes_in_the_mean_and_keeps_real_gaps() -> None:
     assert debiased_gap(np.array([0.3]), np.array([0.0])) == pytest.approx([0.3])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1), min_size=1, max_size=80
@@ -478,7 +478,7 @@ def test_picture(tmp_path) -> None:
         draw_reliability({}, path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32), st.integers(1, 200), st.integers(1, 40), st.integers(0, 4))
 def test_equal_mass_bins_are_those_of_numpy_quantiles(seed, size, bins, kind) -> None:
     rng = np.random.default_rng(seed)

@@ -78,7 +78,7 @@ def closed_form(values: list[float], batches: list[int], half_life: float, warmu
     half_life=st.sampled_from([10.0, 1000.0, 1e6]),
     warmup=st.sampled_from([0.05, 0.5, 1.0]),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_ema_equals_its_closed_form(data: list, half_life: float, warmup: float) -> None:
     model = Mixed()
     averager = CheckpointAverager(half_life_samples=half_life, warmup_fraction=warmup)

@@ -51,7 +51,7 @@ def test_lengths_fit_the_board() -> None:
         DataQualityScorer.for_lengths([])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     players=st.integers(2, 4),
     length=st.integers(0, 100_000),
@@ -148,7 +148,7 @@ def test_scoring_in_slices_is_scoring_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert whole["game"].to_list() == frame["game"].to_list()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(
@@ -328,7 +328,7 @@ def test_sample_weights_are_proportional_to_quality() -> None:
         scorer.compute_sample_weights([0.5], 0.0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=60),
     st.integers(1, 300),

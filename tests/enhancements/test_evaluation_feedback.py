@@ -55,7 +55,7 @@ def made(*rates: float, **options: Any) -> EvaluationFeedbackHandler:
     numbers=st.lists(st.integers(0, 500), min_size=3, max_size=12, unique=True),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_slope_and_its_interval_are_those_of_numpy(numbers: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = np.array(numbers, float)
@@ -284,7 +284,7 @@ RATES = st.floats(1e-9, 1.0)
     rates=st.lists(RATES, min_size=1, max_size=4),
     bounds=st.tuples(RATES, RATES).map(sorted),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_bounds_hold_and_never_turn_a_verdict_round(
     factor: float, rates: list[float], bounds: list[float]
 ) -> None:
@@ -340,7 +340,7 @@ def test_deciding_needs_no_torch() -> None:
 
 
 @given(st.permutations(list(range(7))), st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_order_of_arrival_does_not_matter(order: list[int], seed: int) -> None:
     elo = 1200 + np.random.default_rng(seed).normal(0, 30, 7)
     handlers = [EvaluationFeedbackHandler(None, "hex8_2p") for _ in range(2)]

@@ -487,7 +487,7 @@ def test_the_gradient_of_large_strange_and_narrow_parameters_is_autograds() -> N
 @given(
     gamma=st.floats(0.1, 1.0), tasks=st.integers(2, 4), seed=st.integers(0, 100), size=st.just(5)
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_merged_tasks_pull_as_the_sum_of_their_quadratics(
     gamma: float, tasks: int, seed: int, size: int
 ) -> None:

@@ -50,7 +50,7 @@ def norms(parameters: list[nn.Parameter]) -> list[float]:
     sizes=st.lists(st.integers(1, 6), min_size=1, max_size=9),
     max_norm=st.sampled_from([None, 0.05]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_equals_the_large_batch_remainder_and_unequal_batches_included(
     steps: int, sizes: list[int], max_norm: float | None
 ) -> None:

@@ -62,7 +62,7 @@ class PlainMiner:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_hardness_equals_the_plain_one(seed: int) -> None:
     rng = np.random.default_rng(seed)
     decay = float(rng.uniform(0.2, 1.0))
@@ -218,7 +218,7 @@ def test_a_game_limit_still_finds_the_many_small_games_behind_a_big_one() -> Non
     st.integers(1, 12),
     st.integers(1, 4),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_top_with_limit_equals_taking_one_after_the_other(
     items: list, number: int, limit: int
 ) -> None:
@@ -235,7 +235,7 @@ def test_top_with_limit_equals_taking_one_after_the_other(
 
 
 @given(st.integers(-5, 20), st.integers(-5, 40), st.sampled_from([-3, -1, 1, 2, 5]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_membership(start: int, stop: int, step: int) -> None:
     rows = np.arange(0, 45)
     population = range(start, stop, step)

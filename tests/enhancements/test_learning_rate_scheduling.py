@@ -46,7 +46,7 @@ def stored(scheduler: LearningRateSchedule) -> Any:
     eta_min=st.sampled_from([0.0, 1e-6, 0.01]),
     save_at=st.integers(0, 100),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_equals_torch_step_for_step_also_after_save_and_load(
     call: str, T_0: int, T_mult: int, eta_min: float, save_at: int
 ) -> None:
@@ -257,7 +257,7 @@ def test_groups_keep_their_ratio_through_everything() -> None:
 
 
 @given(data=st.lists(st.tuples(st.floats(0, 5), st.floats(-50, 50), st.floats(0, 5)), max_size=40))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_adaptive_stays_in_bounds_and_resumes_exactly(data: list) -> None:
     whole_opt, resumed_opt = optimizer(0.2, 0.1), optimizer(0.3, 0.3)
     given = {"min_lr": 0.001, "warmup_epochs": 3, "plateau_patience": 2}

@@ -41,7 +41,7 @@ def random_batch(seed: int, size: int = 5, actions: int = 7):
 
 @pytest.mark.parametrize("how", ["mask", "inf", "both"])
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_masked_policy_is_the_cross_entropy_over_legal_actions(how: str, seed: int) -> None:
     logits, target, legal = random_batch(seed)
     given_logits = logits.clone() if how == "mask" else logits.masked_fill(~legal, -math.inf)
@@ -327,7 +327,7 @@ class PlainTracker:
     ),
     st.integers(1, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tracker_equals_a_plain_one(batches: list, max_samples: int) -> None:
     tracker = PerSampleLossTracker(max_samples=max_samples, history_epochs=2)
     plain = PlainTracker(max_samples, 2)

@@ -30,7 +30,7 @@ def test_every_order_is_equally_likely(pile: int | None, monkeypatch: pytest.Mon
 
 
 @given(st.integers(0, 3000), st.integers(0, 8), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_dealing_gives_every_position_once_pile_by_pile(number: int, power: int, seed: int) -> None:
     order, pile = dealt(number, 2**power, np.random.default_rng(seed))
     assert sorted(order.tolist()) == list(range(number))

@@ -275,7 +275,7 @@ def test_effective_values_have_the_factors_of_the_feedback() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bounds_are_enforced_on_both_sides(data: st.DataObject) -> None:
     field = data.draw(st.sampled_from(NUMBERS))
     bounds = field.bounds

@@ -167,7 +167,7 @@ def test_depth_one_looks_at_the_winner_only() -> None:
     assert fit_ratings(games(rows))["a"] > fit_ratings(games(other))["a"] + 10
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
 def test_order_of_seats_and_games_does_not_matter(results: list[tuple[int, bool]]) -> None:
     pairs = list(itertools.combinations(["a", "b", "c", "heuristic"], 2))

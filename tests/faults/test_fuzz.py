@@ -57,7 +57,6 @@ def test_hypothesis_finds_no_other_error(name: str, tmp_path: Path) -> None:
 
     @settings(
         max_examples=30,
-        deadline=None,
         database=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),

@@ -26,7 +26,6 @@ SMALL = tuple(c for c in CONFIGS if c.startswith(("square8", "hex8")))
 SEEDS = st.integers(0, 2**63 - 1)
 QUICK = settings(
     max_examples=8,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),

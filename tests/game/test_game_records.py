@@ -212,7 +212,6 @@ SAMPLES = [
 
 @settings(
     max_examples=400,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
@@ -354,7 +353,6 @@ def test_a_malformed_trace_is_a_record_error(change: Any) -> None:
 
 @settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),

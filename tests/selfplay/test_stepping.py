@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ringrift_pipeline.game import get_rules, kernels, layout
@@ -49,7 +49,6 @@ def test_advance_cuts_a_game_at_max_plies() -> None:
     assert count == stepping.CUT and state[layout.PLY] == 9
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(-50, 50), min_size=2, max_size=40),
     st.floats(0.05, 5.0),
@@ -114,7 +113,6 @@ def test_a_searchs_noise_says_nothing_of_its_budget_or_of_the_draw() -> None:
             assert abs(noise[drawn == chosen].mean() - 0.5772) < 0.08
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=20), st.randoms(use_true_random=False))
 def test_ragged_round_trip(counts: list[int], random: object) -> None:
     lengths = np.array(counts)

@@ -193,7 +193,7 @@ def damage(data: st.DataObject, folder: Path) -> str:
     return f"{how} {name}"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_any_damage_is_found_quarantined_and_survived(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -345,7 +345,7 @@ def test_names_that_could_leave_the_store_are_refused(store: Store, name) -> Non
     assert everything(store.root.parent) == before
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=12) | st.text(alphabet="./\\a-0_ ", max_size=6))
 def test_an_accepted_name_is_one_path_part(name: str) -> None:
     store = Store("/nonexistent")

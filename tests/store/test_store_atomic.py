@@ -32,7 +32,7 @@ JSON = st.recursive(
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(JSON)
 def test_json_round_trips(tmp_path_factory, value) -> None:
     folder = tmp_path_factory.mktemp("json")

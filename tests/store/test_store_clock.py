@@ -38,7 +38,7 @@ def put(store: Store, number: int, kind: str = "training_state") -> None:
 
 
 @given(STEPS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_what_landed_last_is_last_whatever_the_clock_said(steps: list[float]) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(artefacts, "datetime", Clock)

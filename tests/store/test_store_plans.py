@@ -110,7 +110,7 @@ def test_plans_without_hard_links(store: Store, monkeypatch) -> None:
         assert store.write_plan(CONFIG, 0, {"seed": 2}) == {"seed": 1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(position=st.integers(0, 10_000), mask=st.integers(1, 255))
 def test_a_changed_plan_is_found(tmp_path_factory, position: int, mask: int) -> None:
     store = Store(tmp_path_factory.mktemp("plan"))

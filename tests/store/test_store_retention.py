@@ -407,7 +407,7 @@ def test_every_single_moment_of_a_deletion(store: Store, tmp_path: Path) -> None
     assert number > 3 * len(found.candidates)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     history=histories(),
     keep=st.integers(1, 3),

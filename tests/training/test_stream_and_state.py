@@ -48,7 +48,7 @@ def test_hard_examples_take_their_share() -> None:
     assert len(batch) == 20 and set(range(150, 160)) <= set(batch.tolist())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 30), st.integers(1, 37))
 def test_a_restored_stream_goes_on_with_the_same_rows(before: int, size: int) -> None:
     scores = np.linspace(0.2, 1.0, 100)
@@ -97,7 +97,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tree=TREES)
 def test_any_tree_comes_back_as_it_was(tree: object, tmp_path_factory: object) -> None:
     folder = tmp_path_factory.mktemp("state")  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -162,7 +161,6 @@ def test_a_window_is_built_once_and_again_when_damaged(store: Store, first: Plan
     assert again.path != artefact.path and again.digest == artefact.digest
 
 
-@hypothesis.settings(deadline=None)
 @given(st.integers(2, 60), st.floats(0.01, 0.89), st.integers(0, 1000))
 def test_split_holds_out_some_and_not_all(games: int, fraction: float, salt: int) -> None:
     ids = [f"square8_2p-{salt:04d}-0000-{number:04d}" for number in range(games)]
