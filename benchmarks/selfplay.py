@@ -14,8 +14,8 @@ on the machine disturbs them less. Parts (``--only``): network, equal, workers, 
   batch of 128 positions encoded beforehand, before and after the shard. Beside it the parts, in
   microseconds a simulation: engine (copying a position, making a move and the forced ones after
   it, listing what comes next; measured by doing just that with the positions of the shard), tree
-  (all that is neither engine nor evaluation, the recording of games included), encoding, and
-  inference (the network and the look-up of its moves).
+  (all of search that is neither engine nor evaluation), encoding, inference (the network and the
+  look-up of its moves), and recording (choosing the moves, playing them, keeping the decisions).
 - **Simulations a second** against the reference project's Gumbel search on one core with its
   network of 9.5 million parameters, 44 to 53 (the ratio is to 53). Beside it the evaluations that a
   simulation costs: fewer than one, as finished games need none and remembered positions none again.
@@ -127,7 +127,7 @@ def network_part(
             least,
         )
         yield claim(f"mean batch, {name}", found["batch"], "positions", BATCH)
-        for part in ("engine", "tree", "encoding", "inference"):
+        for part in ("engine", "tree", "encoding", "inference", "recording"):
             yield claim(f"{part}, {name}", found[part], "us/simulation")
         both = found["tree"] + found["encoding"]
         most = MOST_TREE_AND_ENCODING

@@ -92,6 +92,7 @@ class Searches:
     def __init__(self, full: int) -> None:
         self.full = full
         self.shares: list[float] = []
+        self.clock = Clock()  # of the searches, their evaluations included
         self._pools: dict[int, SearchPool] = {}
         self._ended = 0
         self._visits = np.zeros((0, 0), np.int32)
@@ -109,10 +110,12 @@ class Searches:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """While this lasts."""
-        take, choose_moves = SearchPool.take, stepping.choose_moves
+        start, step, take = SearchPool.start, SearchPool.step, SearchPool.take
+        choose_moves = stepping.choose_moves
+        timed = self.clock.around(take)
 
         def taken(pool: SearchPool, which: np.ndarray, *more: Any) -> SearchResult:
-            result = take(pool, which, *more)
+            result: SearchResult = timed(pool, which, *more)
             self._pools[id(pool)] = pool
             self._visits = result.visits
             self._ended += int(result.visits.sum())
@@ -124,10 +127,13 @@ class Searches:
             full = np.flatnonzero(self._visits.sum(axis=1) == self.full)
             self.shares += (self._visits[full, index[full]] / self.full).tolist()
 
+        SearchPool.start = self.clock.around(start)  # type: ignore[method-assign]
+        SearchPool.step = self.clock.around(step)  # type: ignore[method-assign]
         SearchPool.take, stepping.choose_moves = taken, chosen  # type: ignore[method-assign]
         try:
             yield
         finally:
+            SearchPool.start, SearchPool.step = start, step  # type: ignore[method-assign]
             SearchPool.take, stepping.choose_moves = take, choose_moves  # type: ignore[method-assign]
 
 
@@ -203,6 +209,7 @@ def play(
     each = 1e6 / simulations
     engine = engine_seconds(watched) * 1e6
     encoding, whole = watched.encoding.seconds * each, watched.whole.seconds * each
+    searching = searches.clock.seconds * each
     return {
         "evaluations": asked / seconds,
         "bare": bare,
@@ -211,7 +218,8 @@ def play(
         "kept": statistics.fmean(searches.shares),
         "batch": asked / batches,
         "engine": engine,
-        "tree": seconds * each - whole - engine,
+        "tree": searching - whole - engine,
+        "recording": seconds * each - searching,
         "encoding": encoding,
         "inference": whole - encoding,
     }
