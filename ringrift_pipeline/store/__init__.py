@@ -36,6 +36,7 @@ from ringrift_pipeline.store.errors import (
     OutsideError,
     SerializationError,
     StoreError,
+    UnreliableHostError,
 )
 from ringrift_pipeline.store.falling_back import copy_of, serving_champion
 from ringrift_pipeline.store.layout import generation_key
@@ -62,6 +63,7 @@ __all__ = [
     "StoreError",
     "Switches",
     "TooLargeError",
+    "UnreliableHostError",
     "append_jsonl",
     "check_file",
     "check_folder",

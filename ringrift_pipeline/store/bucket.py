@@ -7,6 +7,7 @@ refuses for good is one error. Of S3 the rest of the store sees keys and bytes o
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import re
@@ -182,6 +183,21 @@ class Bucket:
         self._try(
             f"downloading {key}", self._fs._get_file, self._path(key), str(path), seconds=seconds
         )
+
+    def hash(self, key: str, size: int) -> str:
+        """SHA-256 of an object, of `size` bytes, as it arrives: nothing of it is kept, in no file
+        either. Raises FileNotFoundError if there is none.
+        """
+
+        async def hashed() -> str:
+            digest = hashlib.sha256()
+            answer = await self._fs._call_s3("get_object", **self._call(key))
+            async with answer["Body"] as body:
+                while piece := await body.read(1 << 20):
+                    digest.update(piece)
+            return digest.hexdigest()
+
+        return self._try(f"hashing {key}", hashed, seconds=ANSWER + size / SLOWEST)
 
     def copy(self, key: str, other: str) -> None:
         """Copy an object within the bucket. Raises FileNotFoundError if there is none."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -27,12 +28,13 @@ from ringrift_pipeline.store.atomic import (
 from ringrift_pipeline.store.attach import HIDDEN
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.bucket import Bucket
-from ringrift_pipeline.store.errors import BucketSettingError
+from ringrift_pipeline.store.errors import BucketSettingError, UnreliableHostError
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import MANIFEST, Layout, generation_key, is_name
 from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
+    hash_file,
     load_folder,
     parse_manifest,
 )
@@ -103,23 +105,39 @@ class Cache:
         kept = _kept_manifest(path)
         with contextlib.suppress(FileNotFoundError, ManifestMismatch, TooLargeError):
             return _identified(parse_manifest(read_bounded(kept), path), place, digest)
-        data = self._manifest(place)
-        artefact = _identified(parse_manifest(data, path), place, digest)
+        data, artefact = self._manifest(place, digest)
         self._layout.inside(path.parent, place.config)
         write_bytes_atomic(kept, data)
         return artefact
 
-    def _manifest(self, place: Place) -> bytes:
-        try:
-            seen = self._bucket.read(f"{place.key}/{MANIFEST}")
-        except TooLargeError as error:
-            raise ManifestMismatch(str(error)) from None
-        if seen is None:
-            raise FileNotFoundError(f"{self._bucket.at(place.key)} has no {MANIFEST}")
-        return seen.data
+    def _manifest(self, place: Place, digest: str | None) -> tuple[bytes, Artefact]:
+        """Text and content of a manifest in the bucket. Raises FileNotFoundError; ManifestMismatch for
+        what arrives damaged twice, the same bytes; UnreliableHostError for what arrives damaged in
+        another way each time.
+        """
+        damaged: set[bytes] = set()
+        while True:
+            try:
+                seen = self._bucket.read(f"{place.key}/{MANIFEST}")
+            except TooLargeError as error:
+                raise ManifestMismatch(str(error)) from None
+            if seen is None:
+                raise FileNotFoundError(f"{self._bucket.at(place.key)} has no {MANIFEST}")
+            try:
+                found = parse_manifest(seen.data, self._path(place))
+                return seen.data, _identified(found, place, digest)
+            except ManifestMismatch as error:
+                if seen.data in damaged:
+                    raise
+                damaged.add(seen.data)
+                if len(damaged) == 3:
+                    raise self._unreliable(place, str(error)) from None
 
     def _download(self, place: Place, digest: str | None) -> Artefact:
-        """Fetch, check and keep an artefact. Not synced: what a power loss takes is fetched again."""
+        """Fetch, check and keep an artefact. Not synced: what a power loss takes is fetched again.
+
+        Raises as `have`, and UnreliableHostError.
+        """
         path = self._path(place)
         with self._only_one(place):
             if path.is_dir():  # another process was first
@@ -127,8 +145,7 @@ class Cache:
                     return _identified(load_folder(path, verify=True), place, digest)
                 except ManifestMismatch as error:
                     self.put_aside(place, str(error))
-            data = self._manifest(place)
-            artefact = _identified(parse_manifest(data, path), place, digest)
+            data, artefact = self._manifest(place, digest)
             _check_listing(artefact, self._bucket.listing(place.key))
             self.make_room(sum(about["size"] for about in artefact.files.values()))
             ensure_folder(self._layout.inside(path.parent, place.config))
@@ -136,11 +153,7 @@ class Cache:
             try:
                 (temporary / MANIFEST).write_bytes(data)
                 self._fill(temporary, artefact, place)
-                try:
-                    load_folder(temporary, verify=True)
-                except ManifestMismatch:  # on the way here, perhaps: nobody else need suffer for it
-                    self._fill(temporary, artefact, place)
-                    load_folder(temporary, verify=True)
+                self._check(temporary, artefact, place)
                 os.rename(temporary, path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -152,6 +165,40 @@ class Cache:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).unlink(missing_ok=True)
             self._bucket.download(f"{place.key}/{name}", folder / name, about["size"])
+
+    def _check(self, folder: Path, artefact: Artefact, place: Place) -> None:
+        """Compare what was fetched with its manifest, and fetch it once more where it differs.
+
+        Raises ManifestMismatch only if the bucket gives, to a third fetch that is written to no file,
+        the very bytes that lie here: it has them so. What memory, disk or network of a machine damage
+        is damaged in another way each time, or whole as long as it is not written; then
+        UnreliableHostError.
+        """
+        try:
+            load_folder(folder, verify=True)
+            return
+        except ManifestMismatch:
+            self._fill(folder, artefact, place)
+        try:
+            load_folder(folder, verify=True)
+        except ManifestMismatch as error:
+            for name, about in artefact.files.items():
+                here = hash_file(folder / name) if (folder / name).is_file() else about
+                key = f"{place.key}/{name}"
+                if here != about and here["sha256"] == self._bucket.hash(key, about["size"]):
+                    raise
+            raise self._unreliable(place, str(error)) from None
+
+    def _unreliable(self, place: Place, reason: str) -> UnreliableHostError:
+        host = socket.gethostname()
+        return UnreliableHostError(
+            self._bucket.url,
+            f"{host} cannot fetch {self._bucket.at(place.key)}",
+            f"it arrives damaged again and again ({reason}), though nothing shows that the bucket has "
+            "it so",
+            f"look after memory, disk and network of {host}, and let nothing work there until then; the "
+            "bucket was left as it is, and other machines read it",
+        )
 
     def _only_one(self, place: Place) -> contextlib.AbstractContextManager[Any]:
         from filelock import FileLock

@@ -106,3 +106,12 @@ class BucketError(Exception):
 
     def __str__(self) -> str:
         return f"{self.bucket} refuses {self.what}: {self.reason}. What to do: {self.action}"
+
+
+class UnreliableHostError(BucketError):
+    """What arrives on this machine is damaged again and again, and nothing shows that the bucket is at
+    fault: that is left alone, for everybody else can read what it has. Nobody falls back either.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.reason}. What to do: {self.action}"

@@ -197,6 +197,8 @@ class Remote:
             try:
                 pointer = self._parsed(seen)
             except (ManifestMismatch, TooLargeError) as error:
+                if self.bucket.read(pointer_key) != seen:
+                    continue  # moved on, or damaged on its way here
                 self._set_pointer_aside(config, generation, kind, seen, str(error))
                 path = self._layout.pointer(config, generation, kind)
                 raise CorruptArtefactError(path, f"{error}, in the bucket", action) from None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,8 +27,9 @@ from ringrift_pipeline.store import (
     InvalidNameError,
     MissingArtefactError,
     Store,
+    UnreliableHostError,
 )
-from ringrift_pipeline.store.bucket import Bucket
+from ringrift_pipeline.store.bucket import Bucket, Seen
 from ringrift_pipeline.store.cache import _looked
 from tests.drafts import Writer
 
@@ -483,6 +486,70 @@ def test_damage_on_the_way_harms_nobody_else(
     found = current(there)
     assert torn and found is not None and found.file("model.bin").read_bytes() == FILES["model.bin"]
     assert there.remote is not None and there.remote.quarantined(CONFIG) == {}
+
+
+def test_a_machine_that_damages_what_it_writes_takes_nothing_from_the_others(
+    here: Store, there: Store, tmp_path: Path, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(here, OTHER)
+    made = make(here)
+    before = here.remote.bucket.listing("")
+    download = Bucket.download
+
+    def tears(self: Bucket, key: str, path: Path, size: int) -> None:
+        download(self, key, path, size)
+        if path.is_relative_to(there.root) and path.name == "model.bin":
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    monkeypatch.setattr(Bucket, "download", tears)
+    for ask in (there.current, there.last_good):  # which goes back to no older one
+        with pytest.raises(UnreliableHostError, match=re.escape(socket.gethostname())) as caught:
+            ask(CONFIG, GENERATION, KIND)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert here.remote.bucket.listing("") == before
+    third = current(Store(tmp_path / "third", bucket_url))
+    assert third is not None and third.digest == made.digest
+
+
+def test_a_machine_that_damages_it_in_another_way_each_time_proves_nothing(
+    here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad memory: what is hashed without being written is damaged as well."""
+    make(here)
+    before = here.remote.bucket.listing("")
+    monkeypatch.setattr(
+        Bucket, "download", lambda self, key, path, size: path.write_bytes(os.urandom(size))
+    )
+    monkeypatch.setattr(Bucket, "hash", lambda self, key, size: os.urandom(32).hex())
+    with pytest.raises(UnreliableHostError):
+        current(there)
+    assert here.remote.bucket.listing("") == before and current(here) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "times"), [("manifest.json", 1), ("current.json", 1), ("manifest.json", 3)]
+)
+def test_a_manifest_and_a_pointer_are_read_again_before_they_count_as_damaged(
+    here: Store, there: Store, monkeypatch: pytest.MonkeyPatch, name: str, times: int
+) -> None:
+    made = make(here)
+    before = here.remote.bucket.listing("")
+    read, torn = Bucket.read, []
+
+    def tears(self: Bucket, key: str) -> Seen | None:
+        seen = read(self, key)
+        if seen is None or not key.endswith(name) or len(torn) == times:
+            return seen
+        torn.append(key)
+        return seen._replace(data=seen.data[:-1] + b"%d" % len(torn))
+
+    monkeypatch.setattr(Bucket, "read", tears)
+    if times == 3:
+        with pytest.raises(UnreliableHostError):
+            current(there)
+    found = current(there)
+    assert len(torn) == times and found is not None and found.digest == made.digest
+    assert here.remote.bucket.listing("") == before
 
 
 def test_damage_here_is_mended_from_the_bucket(here: Store, there: Store) -> None:
