@@ -397,10 +397,7 @@ def _told(url: str, what: str, error: Exception, waited: float) -> Exception:
     if code == "PreconditionFailed" or status == 412:
         return _LostRace()
     if _is_transient(error):
-        action = (
-            "nothing is lost: what has landed lies in the data root, and is uploaded when the same "
-            "command, or run, is started again once the bucket answers"
-        )
+        action = "start the same command, or run, again once the bucket answers"
         return BucketError(url, f"{what} for {waited:.0f} s", _reason(error), action, code)
     if code == "NoSuchBucket":
         action = f"make the bucket, or name another in {BUCKET_VARIABLE}"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -26,7 +27,7 @@ from ringrift_pipeline.store.attach import HIDDEN, attach
 from ringrift_pipeline.store.bounded import TooLargeError
 from ringrift_pipeline.store.bucket import Bucket, Seen
 from ringrift_pipeline.store.cache import Cache
-from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError
+from ringrift_pipeline.store.errors import BucketError, CorruptArtefactError, MissingArtefactError
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import (
     MANIFEST,
@@ -89,9 +90,10 @@ class Remote:
             self.pending.add(place)
             os.rename(temporary, self._path(place))
             fsync_path(folder)
-        names = self.names(*identity)
-        if names and names[-1] >= place.name:  # landed by a clock that is ahead of ours
-            place = self._renamed(place, now, names)
+        with self._kept_here(place):
+            names = self.names(*identity)
+            if names and names[-1] >= place.name:  # landed by a clock that is ahead of ours
+                place = self._renamed(place, now, names)
         self._send(place, fresh=True)
         self.cache.keep_to_budget()  # a worker that only plays lands shards, and fetches nothing
         return as_artefact(self._path(place), content)
@@ -116,8 +118,21 @@ class Remote:
         for place in self.pending.places(*identity):
             self._send(place, fresh=False)
 
+    @contextlib.contextmanager
+    def _kept_here(self, place: Place) -> Iterator[None]:
+        """A bucket that refuses is told of with what becomes of a landing that it does not have."""
+        try:
+            yield
+        except BucketError as error:
+            action = (
+                f"{error.action}; {place.key} lies in {self._layout.root} on "
+                f"{socket.gethostname()}, and is uploaded when this machine next asks for it; another "
+                "machine makes it again"
+            )
+            raise BucketError(error.bucket, error.what, error.reason, action, error.code) from error
+
     def _send(self, place: Place, fresh: bool) -> None:
-        with self.pending.held(place, wait=fresh) as mine:
+        with self.pending.held(place, wait=fresh) as mine, self._kept_here(place):
             if not mine:
                 return
             path = self._path(place)

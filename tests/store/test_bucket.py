@@ -379,12 +379,18 @@ def test_a_bucket_that_refuses_for_a_while_is_waited_for(
 def test_refused_for_too_long_nothing_is_lost(s3: S3Server, here: Store, there: Store) -> None:
     old = make(here)
     refuse(s3, "PUT")
-    with pytest.raises(BucketError, match=r"SlowDown.*What to do: nothing is lost") as caught:
+    with pytest.raises(BucketError, match=r"SlowDown.*What to do: start .* again once") as caught:
         make(impatient(here, 0.2), OTHER)
+    told = f"lies in {here.root} on {socket.gethostname()}, and is uploaded when this machine next asks"
+    assert told in str(caught.value) and "another machine makes it again" in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert current(there).digest == old.digest
     with pytest.raises(BucketError):
         current(impatient(here))  # still: what is current here is not known
+    refuse(s3, "GET", "PUT")
+    with pytest.raises(BucketError) as caught:
+        current(impatient(there))
+    assert "lies in" not in str(caught.value)  # nothing of it is there
     s3.before = lambda request: None
     s3.requests.clear()
     found = current(here)
