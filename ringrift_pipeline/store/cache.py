@@ -46,9 +46,8 @@ GB = 10**9
 IN_USE = 3600.0
 """Seconds after its last use in which a folder is never dropped: somebody may be reading it."""
 
-_LOOK_EVERY = 300.0  # seconds between two walks through the folder, in one process
+_LOOK_EVERY = 300.0  # seconds between two walks through the folder, of all processes here
 _LOCKS = 64  # files that keep two from fetching the same at once
-_looked: dict[Path, float] = {}  # by data root, when this process last walked through it
 
 
 def cache_budget() -> int:
@@ -217,25 +216,17 @@ class Cache:
         """Drop what was not used for longest until `size` more bytes keep to the budget, and return
         what went. Never what is not in the bucket yet, nor what was used within the last hour.
 
-        Looks once in five minutes at most, so that a process may be above the budget for so long.
+        Does nothing if any process here has looked within five minutes: every step is one, and a walk
+        through all that is here takes a while. The data root may be above the budget for so long.
         """
-        now = time.monotonic()
-        if now - _looked.get(self._layout.root, -_LOOK_EVERY) < _LOOK_EVERY:
-            return []
-        _looked[self._layout.root] = now
-        with contextlib.suppress(OSError):  # a full disk must not keep it from being cleared
-            ensure_folder(self._mark.parent)
-            self._mark.touch()
-        return self.trim(cache_budget() - size)
-
-    def keep_to_budget(self) -> list[Path]:
-        """`make_room` for nothing more, unless any process here has looked within five minutes: every
-        step is one, and a walk through all that is here takes a while.
-        """
+        budget = cache_budget()
         with contextlib.suppress(FileNotFoundError):
             if 0.0 <= time.time() - self._mark.stat().st_mtime < _LOOK_EVERY:
                 return []
-        return self.make_room(0)
+        with contextlib.suppress(OSError):  # a full disk must not keep it from being cleared
+            ensure_folder(self._mark.parent)
+            self._mark.touch()
+        return self.trim(budget - size)
 
     @property
     def _mark(self) -> Path:

@@ -95,7 +95,7 @@ class Remote:
             if names and names[-1] >= place.name:  # landed by a clock that is ahead of ours
                 place = self._renamed(place, now, names)
         self._send(place, fresh=True)
-        self.cache.keep_to_budget()  # a worker that only plays lands shards, and fetches nothing
+        self.cache.make_room(0)  # a worker that only plays lands shards, and fetches nothing
         return as_artefact(self._path(place), content)
 
     def _renamed(self, place: Place, now: datetime, names: list[str]) -> Place:

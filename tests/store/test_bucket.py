@@ -30,7 +30,6 @@ from ringrift_pipeline.store import (
     UnreliableHostError,
 )
 from ringrift_pipeline.store.bucket import Bucket, Seen
-from ringrift_pipeline.store.cache import _looked
 from tests.drafts import Writer
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
@@ -732,6 +731,11 @@ def test_the_cache_drops_what_the_bucket_has_and_nothing_else(
     assert here.current(CONFIG, GENERATION, "evaluation") is not None
 
 
+def looked_long_ago(store: Store) -> None:
+    (mark,) = store.root.glob(".bucket/looked")
+    os.utime(mark, (1, 1))
+
+
 def test_the_cache_keeps_to_its_budget(
     here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -741,13 +745,38 @@ def test_the_cache_keeps_to_its_budget(
     folder = there.root / key_of(first)
     os.utime(folder, (1, 1))
     monkeypatch.setenv("RINGRIFT_CACHE_GB", "0.000003")
-    _looked.clear()
+    looked_long_ago(there)
     there.require(CONFIG, GENERATION, "two")
     assert not folder.exists()
     monkeypatch.setenv("RINGRIFT_CACHE_GB", "none")
-    _looked.clear()
     with pytest.raises(BucketSettingError, match="RINGRIFT_CACHE_GB"):
         there.require(CONFIG, GENERATION, "one")
+
+
+FETCHING = """
+import sys
+from ringrift_pipeline.store import Store
+Store(sys.argv[1], sys.argv[2]).require("square8_2p", 3, "two")
+"""
+
+
+def test_of_all_processes_one_looks_within_five_minutes(
+    here: Store, there: Store, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is a process of its own."""
+    first = make(here, {"n": b"x" * 2000}, kind="one")
+    for kind in ("two", "three"):
+        make(here, {"n": b"y" * 2000}, kind=kind)
+    there.require(CONFIG, GENERATION, "one")
+    folder = there.root / key_of(first)
+    os.utime(folder, (1, 1))
+    monkeypatch.setenv("RINGRIFT_CACHE_GB", "0.000003")
+    command = [sys.executable, "-c", FETCHING, str(there.root), bucket_url]
+    subprocess.run(command, check=True, timeout=300)
+    assert folder.exists()
+    looked_long_ago(there)
+    there.require(CONFIG, GENERATION, "three")
+    assert not folder.exists()
 
 
 def test_what_lands_keeps_the_cache_to_its_budget(
@@ -756,11 +785,9 @@ def test_what_lands_keeps_the_cache_to_its_budget(
     first = make(here, {"n": b"x" * 2000}, kind="one")
     os.utime(first.path, (1, 1))
     monkeypatch.setenv("RINGRIFT_CACHE_GB", "0.000003")
-    _looked.clear()
     make(here, {"n": b"y" * 2000}, kind="two")
     assert first.path.exists()  # somebody has looked just now: the landing before
-    (mark,) = here.root.glob(".bucket/looked")
-    os.utime(mark, (1, 1))
+    looked_long_ago(here)
     third = make(here, {"n": b"z" * 2000}, kind="three")
     assert not first.path.exists() and third.path.is_dir()
     assert here.require(CONFIG, GENERATION, "one").digest == first.digest
