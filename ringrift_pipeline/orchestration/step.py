@@ -17,6 +17,7 @@ from ringrift_pipeline.orchestration.names import generation_key, generation_of
 from ringrift_pipeline.orchestration.progress import Progress, ProgressFile
 from ringrift_pipeline.orchestration.watchdog import Watchdog
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.transfer import transferred
 
 if TYPE_CHECKING:
     from ringrift_pipeline.selfplay import Plan
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 # Metadata of the event that says how long a step's own work took, Dagster's share left out.
 BEGAN = "step/began"  # seconds since the epoch
 SECONDS = "step/seconds"
+# And how much of that went into requests to the bucket, where there were any.
+TRANSFER_SECONDS = "step/transfer_seconds"
+TRANSFER_BYTES = "step/transfer_bytes"
 
 # Dagster's policy of a step whose process, or a worker of it, may be lost: killed, hung, or out of
 # memory.
@@ -114,14 +118,17 @@ def running_step(
         opened.remove_own(config)
         os._exit(code)
 
-    began, start = time.time(), time.monotonic()
+    began, start, before = time.time(), time.monotonic(), transferred()
     dog = Watchdog.of_run(op.instance, op.run_id, leave, step_key, op.retry_number)
     with progress, dog:
         yield Step(config, generation, opened, progress, dog.stopping)
     seconds = time.monotonic() - start
+    told = f"The step's own work took {seconds:.1f} s."
+    metadata: dict[str, float] = {BEGAN: began, SECONDS: seconds}
+    spent = transferred().since(before)
+    if spent.seconds:
+        told += f" Requests to the bucket: {spent.seconds:.1f} s, {spent.bytes} bytes."
+        metadata |= {TRANSFER_SECONDS: spent.seconds, TRANSFER_BYTES: spent.bytes}
     op.instance.report_engine_event(
-        f"The step's own work took {seconds:.1f} s.",
-        op.dagster_run,
-        EngineEventData({BEGAN: began, SECONDS: seconds}),
-        step_key=step_key,
+        told, op.dagster_run, EngineEventData(metadata), step_key=step_key
     )

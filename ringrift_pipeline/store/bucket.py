@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from ringrift_pipeline.store.bounded import MOST, TooLargeError
 from ringrift_pipeline.store.errors import BucketError, BucketSettingError, InvalidNameError
+from ringrift_pipeline.store.transfer import count
 
 BUCKET_VARIABLE = "RINGRIFT_BUCKET"
 PATIENCE_VARIABLE = "RINGRIFT_BUCKET_PATIENCE"
@@ -130,13 +131,16 @@ class Bucket:
                 return Seen(await body.read(), answer["ETag"])
 
         try:
-            return self._try(f"reading {key}", whole)
+            seen: Seen = self._try(f"reading {key}", whole)
         except FileNotFoundError:
             return None
+        count(size=len(seen.data))
+        return seen
 
     def write(self, key: str, data: bytes) -> None:
         """Write an object, whatever is there."""
         self._try(f"writing {key}", self._fs._call_s3, "put_object", Body=data, **self._call(key))
+        count(size=len(data))
 
     def write_if(self, key: str, data: bytes, seen: Seen | None) -> bool:
         """Write an object if it still is what was `seen` (None: if there is none).
@@ -172,10 +176,12 @@ class Bucket:
         """Send a file. Whoever reads the object gets the whole of it, or none."""
         if not path.is_file():
             raise FileNotFoundError(path)
-        seconds = ANSWER + path.stat().st_size / SLOWEST
+        size = path.stat().st_size
+        seconds = ANSWER + size / SLOWEST
         self._try(
             f"uploading {key}", self._fs._put_file, str(path), self._path(key), seconds=seconds
         )
+        count(size=size)
 
     def download(self, key: str, path: Path, size: int) -> None:
         """Fetch an object, of `size` bytes, into a new file. Raises FileNotFoundError if there is none."""
@@ -183,6 +189,7 @@ class Bucket:
         self._try(
             f"downloading {key}", self._fs._get_file, self._path(key), str(path), seconds=seconds
         )
+        count(size=size)
 
     def hash(self, key: str, size: int) -> str:
         """SHA-256 of an object, of `size` bytes, as it arrives: nothing of it is kept, in no file
@@ -296,7 +303,7 @@ class Bucket:
         import fsspec.asyn
         from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
-        said = time.monotonic()
+        began = said = time.monotonic()
 
         def say(state: Any) -> None:
             nonlocal said
@@ -332,6 +339,8 @@ class Bucket:
             if told is error:
                 raise
             raise told from error
+        finally:
+            count(seconds=time.monotonic() - began)
 
 
 class _LostRace(Exception):

@@ -30,11 +30,14 @@ from ringrift_pipeline.orchestration.step import (
     LOST,
     SECONDS,
     SILENCE,
+    TRANSFER_BYTES,
+    TRANSFER_SECONDS,
     once,
     running_step,
 )
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.atomic import TEMPORARY, own_prefix
+from ringrift_pipeline.store.transfer import count
 
 
 @op(required_resource_keys={"store"})
@@ -49,9 +52,9 @@ def playing() -> None:
     play()
 
 
-def run_it(data: Any) -> Any:
+def run_it(data: Any, what: Any = playing) -> Any:
     instance = DagsterInstance.ephemeral()
-    result = playing.execute_in_process(
+    result = what.execute_in_process(
         instance=instance, resources={"store": StoreResource(root=str(data))}
     )
     return instance.all_logs(result.run_id)
@@ -63,15 +66,38 @@ def test_the_ui_sees_how_far_it_is(data: Any, monkeypatch: pytest.MonkeyPatch) -
     assert [entry.step_key for entry in told] == ["play"]
 
 
-def test_its_own_time_is_noted(data: Any) -> None:
-    (noted,) = [
+def metadata_of(events: Any) -> list[Any]:
+    return [
         entry.dagster_event.engine_event_data.metadata
-        for entry in run_it(data)
+        for entry in events
         if entry.dagster_event is not None
         and entry.dagster_event.event_type == DagsterEventType.ENGINE_EVENT
         and SECONDS in entry.dagster_event.engine_event_data.metadata
     ]
+
+
+def test_its_own_time_is_noted(data: Any) -> None:
+    (noted,) = metadata_of(run_it(data))
     assert 0 <= noted[SECONDS].value < 60 and noted[BEGAN].value > 1e9
+
+
+@op(required_resource_keys={"store"})
+def fetch(context: OpExecutionContext) -> None:
+    count(seconds=1.0, size=1)  # before it is the step's
+    with running_step(context, "hex8_2p", 3):
+        count(seconds=2.0, size=70)
+
+
+@job
+def fetching() -> None:
+    fetch()
+
+
+def test_what_it_spent_on_the_bucket_is_noted(data: Any) -> None:
+    (noted,) = metadata_of(run_it(data, fetching))
+    assert (noted[TRANSFER_SECONDS].value, noted[TRANSFER_BYTES].value) == (2.0, 70)
+    (noted,) = metadata_of(run_it(data))
+    assert TRANSFER_SECONDS not in noted
 
 
 def test_only_what_this_process_was_writing_is_removed(store: Store) -> None:

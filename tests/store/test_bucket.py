@@ -30,6 +30,7 @@ from ringrift_pipeline.store import (
     UnreliableHostError,
 )
 from ringrift_pipeline.store.bucket import Bucket, Seen
+from ringrift_pipeline.store.transfer import transferred
 from tests.drafts import Writer
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
@@ -135,6 +136,21 @@ def test_without_verifying_the_files_come_when_they_are_asked_for(
     assert len(s3.asked("GET", made.path.name + "/")) == 1
     assert read.read_json is not None
     assert pickle.loads(pickle.dumps(read)).file("model.bin").read_bytes() == FILES["model.bin"]
+
+
+def test_what_goes_through_the_bucket_is_counted(s3: S3Server, here: Store, there: Store) -> None:
+    size = sum(map(len, FILES.values()))
+    before = transferred()
+    make(here)
+    sent = transferred().since(before)
+    assert current(there) is not None
+    received = transferred().since(before).since(sent)
+    for spent in (sent, received):
+        assert spent.seconds > 0.0 and size < spent.bytes < size + 10_000  # manifest, pointer
+    s3.before = lambda request: time.sleep(0.5)
+    before = transferred()
+    current(there)
+    assert 0.5 <= transferred().since(before).seconds < 60.0
 
 
 def test_a_window_stays_here(s3: S3Server, here: Store, there: Store) -> None:
