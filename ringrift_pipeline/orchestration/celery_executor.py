@@ -57,6 +57,7 @@ class CeleryStepExecutor(StepDelegatingExecutor):
     ) -> Sequence[DagsterEvent]:
         from sqlalchemy.exc import DBAPIError
 
+        self._steps.begin_look()
         found: Sequence[DagsterEvent] = ()
         with contextlib.suppress(DBAPIError):  # it went away while it answered: asked again
             found = super()._pop_events(instance, run_id, seen_storage_ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from dagster_celery.config import TASK_EXECUTE_PLAN_NAME
 from dagster_shared.record import copy
 
 from ringrift_pipeline.orchestration.celery_app import make_celery
+from ringrift_pipeline.orchestration.celery_requests import Requests, UnansweredError
 from ringrift_pipeline.orchestration.celery_settings import (
     HEADER,
     PROGRESS,
@@ -32,6 +32,7 @@ from ringrift_pipeline.orchestration.celery_settings import (
     NoWorkerError,
     OtherHistoryError,
     WorkerVersionError,
+    place_of,
     start_line,
     versions,
 )
@@ -69,7 +70,6 @@ class Handed:
     silent: float = 0.0  # since then
     unserved: float = 0.0  # that nobody takes from the queue
     missing: float = 0.0  # that the queue is empty, and still nobody has begun
-    away: float = 0.0  # that Redis does not answer
 
 
 def its_own(arguments: ExecuteStepArgs) -> ExecuteStepArgs:
@@ -101,6 +101,11 @@ class CelerySteps(StepHandler):
         super().__init__()
         self._settings = settings
         self._app = make_celery(settings)
+        # Each kind by itself: a Redis that takes no more may still be read from.
+        self._reading = Requests(place_of(settings.backend))
+        self._sending = Requests(settings.place)
+        self._looking = Requests(settings.place)
+        self._revoking = Requests(settings.place)
         self._handed: dict[str, Handed] = {}
         self._served: dict[str, float] = {}  # by queue, when somebody was seen to take from it
         self._depths: dict[str, int] = {}
@@ -113,6 +118,11 @@ class CelerySteps(StepHandler):
 
     # --- what the executor calls ----------------------------------------------------------------
 
+    def begin_look(self) -> None:
+        """The executor is about to ask after all steps."""
+        for requests in (self._reading, self._sending, self._looking, self._revoking):
+            requests.begin_look()
+
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Hand a step out; what Redis does not take now it is given at the next look."""
         key, handed = self._of(step_handler_context)
@@ -122,8 +132,8 @@ class CelerySteps(StepHandler):
             f"For the queue {handed.queue}, as task {handed.task_id}.",
             metadata={},
         )
-        with contextlib.suppress(Exception):
-            self._send(step_handler_context, handed)
+        with contextlib.suppress(UnansweredError):
+            self._sending.make(lambda: self._send(step_handler_context, handed))
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Take a step back, or end it. A worker that does not hear of it leaves by itself."""
@@ -142,24 +152,19 @@ class CelerySteps(StepHandler):
         now = time.monotonic()
         passed, handed.looked = min(now - handed.looked, STRIDE), now
         try:
-            told = self._app.backend.get_task_meta(handed.task_id, cache=False)
+            told = self._reading.make(
+                lambda: self._app.backend.get_task_meta(handed.task_id, cache=False)
+            )
             if told["status"] not in (PROGRESS, "FAILURE"):
                 if not handed.sent:
-                    self._send(step_handler_context, handed)
-                self._look_at_queues(handed.queue)
-        except Exception as error:  # of Redis, its client, Celery or the network
-            handed.away += passed
-            logging.getLogger(__name__).warning("Redis does not answer: %s", type(error).__name__)
-            if handed.away > self._settings.outage:
-                self._fail(
-                    step_handler_context,
-                    BrokerAwayError(
-                        f"Redis at {self._settings.place} has not answered for "
-                        f"{handed.away:.0f} s: start it, and execute the run again from failure"
-                    ),
-                )
+                    self._sending.make(lambda: self._send(step_handler_context, handed))
+                if time.monotonic() - self._asked > ASK or handed.queue not in self._depths:
+                    self._looking.make(lambda: self._look_at_queues(handed.queue))
+        except UnansweredError as error:
+            if error.away > self._settings.outage:
+                text = f"{error}: start it, and execute the run again from failure"
+                self._fail(step_handler_context, BrokerAwayError(text))
             return _HEALTHY
-        handed.away = 0.0
         if told["status"] == "FAILURE":
             why = self._failed(step_handler_context, told["result"])
         elif told["status"] == PROGRESS:
@@ -205,8 +210,9 @@ class CelerySteps(StepHandler):
         handed.sent = True
 
     def _revoke(self, handed: Handed) -> None:
-        with contextlib.suppress(Exception):  # Redis is away: the step's watchdog ends it
-            self._app.control.revoke(handed.task_id, terminate=True, signal="SIGKILL")
+        revoke = self._app.control.revoke
+        with contextlib.suppress(UnansweredError):  # the step's watchdog ends it
+            self._revoking.make(lambda: revoke(handed.task_id, terminate=True, signal="SIGKILL"))
 
     # --- what may be with them ------------------------------------------------------------------
 

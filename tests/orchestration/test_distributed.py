@@ -320,6 +320,10 @@ class Noting:
 
     def __init__(self) -> None:
         self.ends: list[str] = []
+        self.looks = 0
+
+    def begin_look(self) -> None:
+        self.looks += 1
 
     def end(self, run_id: str, key: str) -> None:
         self.ends.append(key)
@@ -369,3 +373,4 @@ def test_a_step_that_was_taken_for_lost_ends_once(instance: DagsterInstance) -> 
     found = [event.event_type for event in made._pop_events(instance, run.run_id, set())]
     assert found == [starting[0], again[0], starting[0], success[0]]
     assert noting.ends == ["play", "play"]
+    assert noting.looks == 1  # Redis may be asked again, if it was away
