@@ -8,7 +8,9 @@ policy allows. Importing this imports nothing of Celery's.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dagster import (
@@ -19,6 +21,7 @@ from dagster import (
     executor,
     multiple_process_executor_requirements,
 )
+from dagster._core.event_api import EventLogCursor
 from dagster._core.execution.retries import RetryMode, get_retries_config
 from dagster._core.executor.step_delegating.step_delegating_executor import StepDelegatingExecutor
 
@@ -31,8 +34,10 @@ LOOK = 2  # seconds between two looks after the steps
 TICK = 0.5  # seconds between two looks into the event log
 
 # Events are numbered when they are written, and seen when their transaction ends: of several writers a
-# later number may be there first. So many numbers are looked at again.
-OVERTAKEN = 100
+# later number may be there first. So what is behind a number is looked at again for so many seconds
+# after that was first seen. The numbers are all runs' together, and tell nothing of the time.
+OVERTAKEN = 10.0
+OVERTAKEN_AT_MOST = 1000  # events of the run that are looked at again; each costs
 
 
 class CeleryStepExecutor(StepDelegatingExecutor):
@@ -48,9 +53,8 @@ class CeleryStepExecutor(StepDelegatingExecutor):
         )
         self._steps = steps
         self._open: set[str] = set()
-
-    def _get_pop_events_offset(self, instance: DagsterInstance) -> int:
-        return super()._get_pop_events_offset(instance) or OVERTAKEN
+        self._read = 0  # the number up to which no event is looked for any more
+        self._fresh: deque[tuple[float, int]] = deque()  # numbers after it, when first seen
 
     def _pop_events(
         self, instance: DagsterInstance, run_id: str, seen_storage_ids: set[int]
@@ -58,10 +62,34 @@ class CeleryStepExecutor(StepDelegatingExecutor):
         from sqlalchemy.exc import DBAPIError
 
         self._steps.begin_look()
-        found: Sequence[DagsterEvent] = ()
+        found: list[DagsterEvent] = []
         with contextlib.suppress(DBAPIError):  # it went away while it answered: asked again
-            found = super()._pop_events(instance, run_id, seen_storage_ids)
+            for event in self._unseen(instance, run_id, seen_storage_ids):
+                found.append(event)
         return [event for event in found if self._is_first(run_id, event)]
+
+    def _unseen(
+        self, instance: DagsterInstance, run_id: str, seen: set[int]
+    ) -> Iterator[DagsterEvent]:
+        """All events of the run that are there and have not been seen."""
+        now, more = time.monotonic(), True
+        cursor = EventLogCursor.from_storage_id(self._read).to_string()
+        while more:
+            page = instance.get_records_for_run(
+                run_id, cursor, of_type=set(DagsterEventType), limit=self._pop_events_limit
+            )
+            for record in page.records:
+                if record.storage_id in seen:
+                    continue
+                seen.add(record.storage_id)
+                self._fresh.append((now, record.storage_id))
+                if record.event_log_entry.dagster_event is not None:
+                    yield record.event_log_entry.dagster_event
+            cursor, more = page.cursor, page.has_more
+        while self._fresh and (
+            now - self._fresh[0][0] > OVERTAKEN or len(self._fresh) > OVERTAKEN_AT_MOST
+        ):
+            self._read = max(self._read, self._fresh.popleft()[1])
 
     def _is_first(self, run_id: str, event: DagsterEvent) -> bool:
         """Not if it ends a step that has not been handed out since it ended before."""

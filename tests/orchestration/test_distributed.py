@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dagster import AssetsDefinition, DagsterEvent, DagsterEventType, DagsterInstance
+from dagster import AssetsDefinition, DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun
 from dagster._core.events import EngineEventData, StepSuccessData
 from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.execution.retries import RetryMode
@@ -18,7 +18,14 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 
-from ringrift_pipeline.orchestration import celery_settings, one_daemon, pools, remote, watchdog
+from ringrift_pipeline.orchestration import (
+    celery_executor,
+    celery_settings,
+    one_daemon,
+    pools,
+    remote,
+    watchdog,
+)
 from ringrift_pipeline.orchestration.assets import family
 from ringrift_pipeline.orchestration.build import build_definitions
 from ringrift_pipeline.orchestration.celery_executor import CeleryStepExecutor
@@ -329,20 +336,33 @@ class Noting:
         self.ends.append(key)
 
 
-def test_an_event_that_anothers_has_overtaken_is_not_missed(instance: DagsterInstance) -> None:
-    """Of two workers the second may have ended its transaction first, with the higher number."""
-    run = create_run_for_test(instance)
+def report(
+    instance: DagsterInstance, run: DagsterRun, kind: DagsterEventType, data: Any, step: str
+) -> None:
+    """Write an event as a worker does."""
+    event = DagsterEvent(kind.value, run.job_name, step_key=step, event_specific_data=data)
+    instance.report_dagster_event(event, run.run_id)
+
+
+@pytest.mark.parametrize("others", [0, 200])
+def test_an_event_that_anothers_has_overtaken_is_not_missed(
+    instance: DagsterInstance, others: int
+) -> None:
+    """Of two workers the second may have ended its transaction first, with the higher number, however
+    many numbers other runs have taken between the two.
+    """
+    run, other = create_run_for_test(instance), create_run_for_test(instance)
     made = CeleryStepExecutor(Noting(), RetryMode.ENABLED)  # type: ignore[arg-type]
-    for kind, data in (
-        (DagsterEventType.STEP_WORKER_STARTING, EngineEventData({})),
-        (DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0)),
-    ):
-        for step in ("one", "another"):
-            event = DagsterEvent(kind.value, run.job_name, step_key=step, event_specific_data=data)
-            instance.report_dagster_event(event, run.run_id)
+    for step in ("one", "another"):
+        report(instance, run, DagsterEventType.STEP_WORKER_STARTING, EngineEventData({}), step)
+    report(instance, run, DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0), "one")
+    for _ in range(others):
+        report(instance, other, DagsterEventType.ENGINE_EVENT, EngineEventData({}), "one")
+    report(instance, run, DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0), "another")
     storage: Any = instance.event_log_storage
     table = SqlEventLogStorageTable
-    is_late = (table.c.step_key == "one") & (table.c.dagster_event_type == "STEP_SUCCESS")
+    is_late = (table.c.run_id == run.run_id) & (table.c.step_key == "one")
+    is_late &= table.c.dagster_event_type == "STEP_SUCCESS"
     with storage.index_connection() as connection:
         late = dict(connection.execute(table.select().where(is_late)).mappings().one())
         connection.execute(table.delete().where(is_late))
@@ -356,6 +376,32 @@ def test_an_event_that_anothers_has_overtaken_is_not_missed(instance: DagsterIns
     with storage.index_connection() as connection:
         connection.execute(table.insert().values(**late))
     assert ends() == ["one"] and ends() == []
+
+
+def test_events_are_looked_at_again_for_seconds_and_not_all_of_them(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, read = SimpleNamespace(now=1000.0), list[int]()
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(celery_executor, "time", clock)
+    monkeypatch.setattr(celery_executor, "OVERTAKEN_AT_MOST", 20)
+    made = CeleryStepExecutor(Noting(), RetryMode.ENABLED)  # type: ignore[arg-type]
+    run = create_run_for_test(instance)
+    for _ in range(30):
+        report(instance, run, DagsterEventType.ENGINE_EVENT, EngineEventData({}), "one")
+    get = instance.get_records_for_run
+
+    def getting(*arguments: Any, **named: Any) -> Any:
+        page = get(*arguments, **named)
+        read.append(len(page.records))
+        return page
+
+    monkeypatch.setattr(instance, "get_records_for_run", getting)
+    seen: set[int] = set()
+    for seconds in (0.0, 0.5, 9.0, 1.0, 0.5):
+        clock.now += seconds
+        made._pop_events(instance, run.run_id, seen)
+    assert read == [30, 20, 20, 20, 0]
 
 
 def test_a_step_that_was_taken_for_lost_ends_once(instance: DagsterInstance) -> None:
