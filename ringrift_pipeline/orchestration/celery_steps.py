@@ -49,6 +49,7 @@ STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest
 ASK = 5.0  # seconds between two looks at the queues
 ANSWER = 1.5  # seconds that all workers are given to say what they take from
 SERVED = 12.0  # seconds for which that they have said so, or worked, holds
+HEARD = 30.0  # seconds within which the event log says what Dagster was told of a step
 
 _HEALTHY = CheckStepHealthResult.healthy()
 
@@ -61,9 +62,9 @@ class Handed:
     queue: str
     looked: float
     sent: bool = False
-    given_up: bool = (
-        False  # Dagster has been told, and hands it out again if it is to be done again
-    )
+    # Why, as Dagster was told, which hands it out again if it is to be done again; an error: for good.
+    given_up: str | Exception | None = None
+    unheard: float = 0.0  # since then, that the event log does not say so
     sign: Any = None  # the last one
     still: float = 0.0  # since then
     told: float | None = None  # when it last told how far it is, by its own clock
@@ -147,10 +148,10 @@ class CelerySteps(StepHandler):
         key, new = self._of(step_handler_context)
         # One that this process has not handed out was by the run's process before it.
         handed = self._handed.setdefault(key, replace(new, sent=True))
-        if handed.given_up:
-            return _HEALTHY  # the executor will read of it in the event log
         now = time.monotonic()
         passed, handed.looked = min(now - handed.looked, STRIDE), now
+        if handed.given_up is not None:
+            return self._given_up(step_handler_context, handed, handed.given_up, passed)
         try:
             told = self._reading.make(
                 lambda: self._app.backend.get_task_meta(handed.task_id, cache=False)
@@ -173,7 +174,7 @@ class CelerySteps(StepHandler):
             why = self._waits(step_handler_context, handed, passed)
         if why is None:
             return _HEALTHY
-        handed.given_up = True
+        handed.given_up = why
         return CheckStepHealthResult.unhealthy(why)
 
     def end(self, run_id: str, key: str) -> None:
@@ -258,7 +259,6 @@ class CelerySteps(StepHandler):
         known = handed.queue in self._served  # they will be back: a restart, an upgrade
         patience = self._settings.outage if known else self._settings.no_worker_after
         if handed.unserved > patience:
-            self._revoke(handed)
             self._fail(
                 context,
                 NoWorkerError(
@@ -267,6 +267,7 @@ class CelerySteps(StepHandler):
                     f"{start_line(handed.queue)}"
                 ),
             )
+            self._revoke(handed)  # not before that is written: a revoked task never begins
         elif handed.missing > self._settings.lost_after:
             # Redis has forgotten it, or who took it was gone before it began.
             handed.sent, handed.missing = False, 0.0
@@ -283,7 +284,23 @@ class CelerySteps(StepHandler):
                 user_failure_data=None,
             ),
         )
-        self._handed[key].given_up = True
+        self._handed[key].given_up = error
+
+    def _given_up(
+        self, context: StepHandlerContext, handed: Handed, why: str | Exception, passed: float
+    ) -> CheckStepHealthResult:
+        """Dagster was told. If the database did not take it, nobody but this knows: it is told again.
+
+        Should both have come through, the executor takes the first.
+        """
+        handed.unheard += passed
+        if handed.unheard <= HEARD:
+            return _HEALTHY
+        handed.unheard = 0.0
+        if isinstance(why, str):
+            return CheckStepHealthResult.unhealthy(why)
+        self._fail(context, why)
+        return _HEALTHY
 
     # --- the queues -----------------------------------------------------------------------------
 

@@ -16,7 +16,11 @@ from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import pack_value
 
-from ringrift_pipeline.orchestration.celery_settings import PROGRESS, CelerySettings
+from ringrift_pipeline.orchestration.celery_settings import (
+    PROGRESS,
+    CelerySettings,
+    WorkerVersionError,
+)
 from ringrift_pipeline.orchestration.pools import QUEUE_TAG
 
 from . import toy
@@ -210,7 +214,7 @@ def test_each_kind_of_request_has_its_own_clock(
         monkeypatch.setattr(steps, "_send", Dead(clock))
     else:
         monkeypatch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
-    for number in range(60):
+    for number in range(50):
         if kind == "takes":
             steps._app.backend.store_result(f"{run}/one/0", {**SIGN, "sign": number}, PROGRESS)
         look(steps, [works, waits])
@@ -237,3 +241,31 @@ def test_a_step_is_not_handed_out_while_redis_is_gone(
     for each in asked:
         list(steps.terminate_step(each))
     assert revoke.requests == 1
+
+
+# --- steps that are given up --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_what_the_event_log_did_not_take_is_told_again(
+    for_good: bool, steps: Any, clock: Clock, failures: list[str]
+) -> None:
+    """Dagster only notes that it could not write that a step is given up, and asks again."""
+    (asked,) = a_run(["one"])
+    error = WorkerVersionError("another version") if for_good else RuntimeError("killed")
+    task = f"{asked.execute_step_args.run_id}/one/0"
+    steps._app.backend.store_result(task, error, "FAILURE")
+    reasons, times = [], []
+    for _ in range(40):
+        before = len(failures)
+        (health,) = look(steps, [asked])
+        if health.unhealthy_reason is not None:
+            reasons.append(health.unhealthy_reason)
+        if not health.is_healthy or len(failures) > before:
+            times.append(clock.now - 1000.0)
+        clock.now += LOOK
+    assert times == [0.0, 32.0, 64.0]
+    told = failures if for_good else reasons
+    assert len(told) == 3 and len(set(told)) == 1
+    assert ("another version" if for_good else "killed") in told[0]
+    assert len(failures) + len(reasons) == 3
