@@ -109,8 +109,8 @@ class CelerySteps(StepHandler):
         self._revoking = Requests(settings.place)
         self._handed: dict[str, Handed] = {}
         self._served: dict[str, float] = {}  # by queue, when somebody was seen to take from it
-        self._depths: dict[str, int] = {}
-        self._asked = -ASK
+        self._depths: dict[str, int] = {}  # by queue, how many steps wait in it
+        self._asked: dict[str, float] = {}  # by queue, when it was looked at
 
     @property
     def name(self) -> str:
@@ -159,8 +159,8 @@ class CelerySteps(StepHandler):
             if told["status"] not in (PROGRESS, "FAILURE"):
                 if not handed.sent:
                     self._sending.make(lambda: self._send(step_handler_context, handed))
-                if time.monotonic() - self._asked > ASK or handed.queue not in self._depths:
-                    self._looking.make(lambda: self._look_at_queues(handed.queue))
+                if now - self._asked.get(handed.queue, -ASK) > ASK:
+                    self._looking.make(lambda: self._look_at(handed.queue))
         except UnansweredError as error:
             if error.away > self._settings.outage:
                 text = f"{error}: start it, and execute the run again from failure"
@@ -307,17 +307,14 @@ class CelerySteps(StepHandler):
     def _is_served(self, queue: str) -> bool:
         return time.monotonic() - self._served.get(queue, -SERVED) < SERVED
 
-    def _look_at_queues(self, queue: str) -> None:
-        """How many steps wait in a queue, and who takes from it, if that was not asked just now."""
-        if time.monotonic() - self._asked > ASK:
-            self._depths.clear()
-            if not self._is_served(queue):
-                answers = self._app.control.inspect(timeout=ANSWER).active_queues() or {}
-                now = time.monotonic()
-                for answer in answers.values():
-                    self._served |= {str(one["name"]): now for one in answer}
-            self._asked = time.monotonic()
-        if queue not in self._depths:
-            with self._app.connection_for_read() as connection:
-                channel: Any = connection.default_channel
-                self._depths[queue] = int(channel._size(queue))
+    def _look_at(self, queue: str) -> None:
+        """How many steps wait in a queue, and who takes from it."""
+        if not self._is_served(queue):
+            answers = self._app.control.inspect(timeout=ANSWER).active_queues() or {}
+            now = time.monotonic()
+            for answer in answers.values():
+                self._served |= {str(one["name"]): now for one in answer}
+        with self._app.connection_for_read() as connection:
+            channel: Any = connection.default_channel
+            self._depths[queue] = int(channel._size(queue))
+        self._asked[queue] = time.monotonic()

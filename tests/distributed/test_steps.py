@@ -269,3 +269,85 @@ def test_what_the_event_log_did_not_take_is_told_again(
     assert len(told) == 3 and len(set(told)) == 1
     assert ("another version" if for_good else "killed") in told[0]
     assert len(failures) + len(reasons) == 3
+
+
+# --- queues that nobody takes from --------------------------------------------------------------
+
+
+class Workers:
+    """All workers, as they answer what they take from; nobody is waited for."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.queues = clock, list[str]()
+
+    def inspect(self, timeout: float) -> Any:
+        if not self.queues:
+            self.clock.now += timeout
+            return SimpleNamespace(active_queues=lambda: None)
+        answer = {"worker@far": [{"name": queue} for queue in self.queues]}
+        return SimpleNamespace(active_queues=lambda: answer)
+
+
+@pytest.fixture
+def workers(steps: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """Nobody, until a test says otherwise."""
+    made = Workers(clock)
+    monkeypatch.setattr(steps._app.control, "inspect", made.inspect)
+    return made
+
+
+def hand_out(steps: Any, asked: list[Any]) -> None:
+    """Steps are on their way: the next look finds that they were not sent, and sends them."""
+    for each in asked:
+        key, handed = steps._of(each)
+        steps._handed[key] = handed
+
+
+def waited(steps: Any, asked: list[Any], clock: Clock, failures: list[str]) -> float:
+    """Seconds until a step has failed for good."""
+    began = clock.now
+    while not failures and clock.now < began + 3000.0:
+        look(steps, asked)
+        clock.now += LOOK
+    return clock.now - began
+
+
+def test_out_of_the_box_a_queue_without_workers_is_told_within_a_minute(
+    steps: Any, clock: Clock, workers: Workers, failures: list[str]
+) -> None:
+    asked = [context("train", "gpu", f"run-{next(NUMBERS)}")]
+    workers.queues = [QUEUE]  # of another one
+    hand_out(steps, asked)
+    assert 40.0 <= waited(steps, asked, clock, failures) <= 60.0
+    (failure,) = failures
+    assert "NoWorkerError: no worker takes from the queue 'gpu'" in failure
+    assert "worker -Q gpu --concurrency 1" in failure
+
+
+def test_workers_that_were_there_are_waited_for(
+    steps: Any, clock: Clock, workers: Workers, failures: list[str]
+) -> None:
+    """A restart or an upgrade of all of them is no failure, for as long as an outage may last."""
+    asked = a_run(["one"])
+    workers.queues = [QUEUE]
+    hand_out(steps, asked)
+    look(steps, asked)
+    workers.queues = []
+    assert 300.0 <= waited(steps, asked, clock, failures) <= 330.0
+    assert "NoWorkerError: no worker takes from the queue 'selfplay'" in failures[0]
+
+
+def test_every_queue_is_looked_at_whichever_step_comes_first(
+    steps: Any, clock: Clock, workers: Workers, failures: list[str]
+) -> None:
+    """One that is served needs no question, and must not keep another one from being asked about."""
+    run = f"run-{next(NUMBERS)}"
+    works, waits = context("one", QUEUE, run), context("another", QUEUE, run)
+    trains = context("train", "gpu", run)
+    workers.queues = [QUEUE, "gpu"]
+    hand_out(steps, [waits, trains])
+    for number in range(250):
+        steps._app.backend.store_result(f"{run}/one/0", {**SIGN, "sign": number}, PROGRESS)
+        assert all(health.is_healthy for health in look(steps, [works, waits, trains]))
+        clock.now += LOOK
+    assert not failures
