@@ -7,7 +7,6 @@ policy allows. Importing this imports nothing of Celery's.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,9 @@ from dagster._core.executor.step_delegating.step_delegating_executor import Step
 from ringrift_pipeline.orchestration.celery_settings import CelerySettings
 
 if TYPE_CHECKING:
+    from dagster._core.execution.context.system import PlanOrchestrationContext
+    from dagster._core.execution.plan.plan import ExecutionPlan
+
     from ringrift_pipeline.orchestration.celery_steps import CelerySteps
 
 LOOK = 2  # seconds between two looks after the steps
@@ -45,6 +47,9 @@ class CeleryStepExecutor(StepDelegatingExecutor):
 
     A worker that was taken for lost may come to the end of its step after all. Dagster's executor
     would fall over the second end. And it misses no event that another worker's has overtaken.
+
+    In a new process that goes on with a run it begins with all that was written of it. Dagster's takes
+    the first thousand events, and falls over what follows from the others.
     """
 
     def __init__(self, steps: CelerySteps, retries: RetryMode) -> None:
@@ -52,9 +57,17 @@ class CeleryStepExecutor(StepDelegatingExecutor):
             steps, retries, sleep_seconds=TICK, check_step_health_interval_seconds=LOOK
         )
         self._steps = steps
-        self._open: set[str] = set()
+        self._resumes = False
+        self._ended: set[str] = set()
         self._read = 0  # the number up to which no event is looked for any more
         self._fresh: deque[tuple[float, int]] = deque()  # numbers after it, when first seen
+
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        """Execute the plan, or go on with it. Yields what happens."""
+        self._resumes = plan_context.resume_from_failure
+        return super().execute(plan_context, execution_plan)
 
     def _pop_events(
         self, instance: DagsterInstance, run_id: str, seen_storage_ids: set[int]
@@ -62,10 +75,14 @@ class CeleryStepExecutor(StepDelegatingExecutor):
         from sqlalchemy.exc import DBAPIError
 
         self._steps.begin_look()
+        resumes, self._resumes = self._resumes, False
         found: list[DagsterEvent] = []
-        with contextlib.suppress(DBAPIError):  # it went away while it answered: asked again
+        try:
             for event in self._unseen(instance, run_id, seen_storage_ids):
-                found.append(event)
+                found.append(_waited_for(event) if resumes else event)
+        except DBAPIError:  # it went away while it answered: asked again
+            if resumes:
+                raise  # with a part of it everything would be done anew
         return [event for event in found if self._is_first(run_id, event)]
 
     def _unseen(
@@ -95,13 +112,21 @@ class CeleryStepExecutor(StepDelegatingExecutor):
         """Not if it ends a step that has not been handed out since it ended before."""
         key = str(event.step_key)
         if event.event_type == DagsterEventType.STEP_WORKER_STARTING:
-            self._open.add(key)
+            self._ended.discard(key)
         elif event.is_step_success or event.is_step_failure or event.is_step_up_for_retry:
-            if key not in self._open:
+            if key in self._ended:
                 return False
-            self._open.remove(key)
+            self._ended.add(key)
             self._steps.end(run_id, key)
         return True
+
+
+def _waited_for(event: DagsterEvent) -> DagsterEvent:
+    """An event of long ago: if it said that a step waits before it is done again, that is over."""
+    if not event.is_step_up_for_retry:
+        return event
+    data = event.step_retry_data._replace(seconds_to_wait=None)
+    return event._replace(event_specific_data=data)
 
 
 @executor(

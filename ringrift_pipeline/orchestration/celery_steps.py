@@ -146,16 +146,15 @@ class CelerySteps(StepHandler):
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Is somebody working on the step, or can somebody begin? If not, why not."""
         key, new = self._of(step_handler_context)
-        # One that this process has not handed out was by the run's process before it.
-        handed = self._handed.setdefault(key, replace(new, sent=True))
+        handed = self._handed.get(key)
+        if handed is None:
+            return self._take_over(key, new)
         now = time.monotonic()
         passed, handed.looked = min(now - handed.looked, STRIDE), now
         if handed.given_up is not None:
             return self._given_up(step_handler_context, handed, handed.given_up, passed)
         try:
-            told = self._reading.make(
-                lambda: self._app.backend.get_task_meta(handed.task_id, cache=False)
-            )
+            told = self._told(handed)
             if told["status"] not in (PROGRESS, "FAILURE"):
                 if not handed.sent:
                     self._sending.make(lambda: self._send(step_handler_context, handed))
@@ -183,6 +182,25 @@ class CelerySteps(StepHandler):
         forget_progress(data_folder(), run_id, key)
 
     # --- the tasks ------------------------------------------------------------------------------
+
+    def _take_over(self, key: str, handed: Handed) -> CheckStepHealthResult:
+        """A step of the run's process before this one. What that may not have handed out, Dagster does
+        when it is told so: who has begun with it does not begin again.
+        """
+        try:
+            status = self._told(handed)["status"]
+        except UnansweredError as error:
+            return CheckStepHealthResult.unhealthy(str(error))
+        if status == "PENDING":  # Celery's word for a task that it does not know
+            return CheckStepHealthResult.unhealthy("it was not handed out")
+        self._handed[key] = replace(handed, sent=True)
+        return _HEALTHY
+
+    def _told(self, handed: Handed) -> dict[str, Any]:
+        """What Redis has been told of a task. Raises UnansweredError."""
+        read = self._app.backend.get_task_meta
+        told: dict[str, Any] = self._reading.make(lambda: read(handed.task_id, cache=False))
+        return told
 
     def _of(self, context: StepHandlerContext) -> tuple[str, Handed]:
         arguments = context.execute_step_args

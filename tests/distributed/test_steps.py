@@ -93,10 +93,17 @@ def failures(steps: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
-def a_run(keys: list[str]) -> list[Any]:
-    """What the executor says of the steps of a run of its own."""
+def a_run(steps: Any, queues: dict[str, str]) -> list[Any]:
+    """What the executor says of the steps of a run of its own: with their queues, and on their way.
+
+    The next look finds that they were not sent, and sends them.
+    """
     run = f"run-{next(NUMBERS)}"
-    return [context(key, run=run) for key in keys]
+    asked = [context(key, queue, run) for key, queue in queues.items()]
+    for each in asked:
+        key, handed = steps._of(each)
+        steps._handed[key] = handed
+    return asked
 
 
 def look(steps: Any, asked: list[Any]) -> list[Any]:
@@ -166,7 +173,8 @@ class Dead:
 def test_redis_that_is_gone_is_waited_for_once_whatever_the_number_of_steps(
     steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dead, asked, began = Dead(clock), a_run([f"play[{index:04d}]" for index in range(50)]), 1000.0
+    shards = [f"play[{index:04d}]" for index in range(50)]
+    dead, asked, began = Dead(clock), a_run(steps, dict.fromkeys(shards, QUEUE)), clock.now
     monkeypatch.setattr(steps._app.backend, "get_task_meta", dead)
     while not failures and clock.now < began + 3000.0:
         before = dead.requests
@@ -182,20 +190,20 @@ def test_redis_that_is_gone_is_waited_for_once_whatever_the_number_of_steps(
 def test_redis_that_comes_back_is_away_no_more(
     steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = a_run(["one", "another"])
+    asked = a_run(steps, {"one": QUEUE})
     steps._app.backend.store_result(f"{asked[0].execute_step_args.run_id}/one/0", SIGN, PROGRESS)
     for _ in range(3):  # each time for less than it is waited for
         with monkeypatch.context() as patch:
             patch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
             for _ in range(35):
-                look(steps, asked[:1])
+                look(steps, asked)
                 clock.now += LOOK
-        look(steps, asked[:1])
+        look(steps, asked)
         clock.now += LOOK
     # Nor does a computer at rest count.
     monkeypatch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
     for _ in range(3):
-        look(steps, asked[:1])
+        look(steps, asked)
         clock.now += 3600.0
     assert not failures
 
@@ -205,11 +213,8 @@ def test_each_kind_of_request_has_its_own_clock(
     kind: str, steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Redis that is full is read from as ever, and takes no step: that is no answer either."""
-    from ringrift_pipeline.orchestration.celery_steps import Handed
-
-    works, waits = a_run(["one", "another"])
+    works, waits = a_run(steps, {"one": QUEUE, "another": QUEUE})
     run = works.execute_step_args.run_id
-    steps._handed["another"] = Handed(f"{run}/another/0", QUEUE, clock.now)
     if kind == "takes":
         monkeypatch.setattr(steps, "_send", Dead(clock))
     else:
@@ -230,7 +235,8 @@ def test_a_step_is_not_handed_out_while_redis_is_gone(
 
     starting = staticmethod(lambda *_, **__: None)
     monkeypatch.setattr(celery_steps.DagsterEvent, "step_worker_starting", starting)
-    asked, send, revoke = a_run(["one", "another", "third"]), Dead(clock), Dead(clock)
+    asked = a_run(steps, dict.fromkeys(["one", "another", "third"], QUEUE))
+    send, revoke = Dead(clock), Dead(clock)
     monkeypatch.setattr(steps, "_send", send)
     monkeypatch.setattr(steps._app.control, "revoke", revoke)
     for each in asked:
@@ -251,7 +257,7 @@ def test_what_the_event_log_did_not_take_is_told_again(
     for_good: bool, steps: Any, clock: Clock, failures: list[str]
 ) -> None:
     """Dagster only notes that it could not write that a step is given up, and asks again."""
-    (asked,) = a_run(["one"])
+    (asked,) = a_run(steps, {"one": QUEUE})
     error = WorkerVersionError("another version") if for_good else RuntimeError("killed")
     task = f"{asked.execute_step_args.run_id}/one/0"
     steps._app.backend.store_result(task, error, "FAILURE")
@@ -269,6 +275,35 @@ def test_what_the_event_log_did_not_take_is_told_again(
     assert len(told) == 3 and len(set(told)) == 1
     assert ("another version" if for_good else "killed") in told[0]
     assert len(failures) + len(reasons) == 3
+
+
+# --- steps of the run's process before this one -------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [None, "SENT", PROGRESS])
+def test_what_was_not_handed_out_before_is_told_to_dagster(
+    known: str | None, steps: Any, clock: Clock
+) -> None:
+    """It hands that out then; what waits in a queue, or is worked on, it leaves alone."""
+    (asked,) = a_run(steps, {"one": QUEUE})
+    steps._handed.clear()
+    if known is not None:
+        sign = SIGN if known == PROGRESS else None
+        steps._app.backend.store_result(f"{asked.execute_step_args.run_id}/one/0", sign, known)
+    (health,) = look(steps, [asked])
+    assert health.is_healthy == (known is not None)
+    assert ("one" in steps._handed) == health.is_healthy
+    assert waiting(steps) == 0
+
+
+def test_what_redis_cannot_tell_of_is_handed_out(
+    steps: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (asked,) = a_run(steps, {"one": QUEUE})
+    steps._handed.clear()
+    monkeypatch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
+    (health,) = look(steps, [asked])
+    assert not health.is_healthy and "Redis at" in health.unhealthy_reason
 
 
 # --- queues that nobody takes from --------------------------------------------------------------
@@ -296,13 +331,6 @@ def workers(steps: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Worker
     return made
 
 
-def hand_out(steps: Any, asked: list[Any]) -> None:
-    """Steps are on their way: the next look finds that they were not sent, and sends them."""
-    for each in asked:
-        key, handed = steps._of(each)
-        steps._handed[key] = handed
-
-
 def waited(steps: Any, asked: list[Any], clock: Clock, failures: list[str]) -> float:
     """Seconds until a step has failed for good."""
     began = clock.now
@@ -315,9 +343,8 @@ def waited(steps: Any, asked: list[Any], clock: Clock, failures: list[str]) -> f
 def test_out_of_the_box_a_queue_without_workers_is_told_within_a_minute(
     steps: Any, clock: Clock, workers: Workers, failures: list[str]
 ) -> None:
-    asked = [context("train", "gpu", f"run-{next(NUMBERS)}")]
+    asked = a_run(steps, {"train": "gpu"})
     workers.queues = [QUEUE]  # of another one
-    hand_out(steps, asked)
     assert 40.0 <= waited(steps, asked, clock, failures) <= 60.0
     (failure,) = failures
     assert "NoWorkerError: no worker takes from the queue 'gpu'" in failure
@@ -328,9 +355,8 @@ def test_workers_that_were_there_are_waited_for(
     steps: Any, clock: Clock, workers: Workers, failures: list[str]
 ) -> None:
     """A restart or an upgrade of all of them is no failure, for as long as an outage may last."""
-    asked = a_run(["one"])
+    asked = a_run(steps, {"one": QUEUE})
     workers.queues = [QUEUE]
-    hand_out(steps, asked)
     look(steps, asked)
     workers.queues = []
     assert 300.0 <= waited(steps, asked, clock, failures) <= 330.0
@@ -341,11 +367,9 @@ def test_every_queue_is_looked_at_whichever_step_comes_first(
     steps: Any, clock: Clock, workers: Workers, failures: list[str]
 ) -> None:
     """One that is served needs no question, and must not keep another one from being asked about."""
-    run = f"run-{next(NUMBERS)}"
-    works, waits = context("one", QUEUE, run), context("another", QUEUE, run)
-    trains = context("train", "gpu", run)
+    works, waits, trains = a_run(steps, {"one": QUEUE, "another": QUEUE, "train": "gpu"})
+    run = works.execute_step_args.run_id
     workers.queues = [QUEUE, "gpu"]
-    hand_out(steps, [waits, trains])
     for number in range(250):
         steps._app.backend.store_result(f"{run}/one/0", {**SIGN, "sign": number}, PROGRESS)
         assert all(health.is_healthy for health in look(steps, [works, waits, trains]))
