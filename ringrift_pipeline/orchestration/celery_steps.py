@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from dagster_celery.config import TASK_EXECUTE_PLAN_NAME
 from dagster_shared.record import copy
 
 from ringrift_pipeline.orchestration.celery_app import make_celery
+from ringrift_pipeline.orchestration.celery_requests import Requests, UnansweredError
 from ringrift_pipeline.orchestration.celery_settings import (
     HEADER,
     PROGRESS,
@@ -32,6 +32,7 @@ from ringrift_pipeline.orchestration.celery_settings import (
     NoWorkerError,
     OtherHistoryError,
     WorkerVersionError,
+    place_of,
     start_line,
     versions,
 )
@@ -48,6 +49,7 @@ STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest
 ASK = 5.0  # seconds between two looks at the queues
 ANSWER = 1.5  # seconds that all workers are given to say what they take from
 SERVED = 12.0  # seconds for which that they have said so, or worked, holds
+HEARD = 30.0  # seconds within which the event log says what Dagster was told of a step
 
 _HEALTHY = CheckStepHealthResult.healthy()
 
@@ -60,16 +62,15 @@ class Handed:
     queue: str
     looked: float
     sent: bool = False
-    given_up: bool = (
-        False  # Dagster has been told, and hands it out again if it is to be done again
-    )
+    # Why, as Dagster was told, which hands it out again if it is to be done again; an error: for good.
+    given_up: str | Exception | None = None
+    unheard: float = 0.0  # since then, that the event log does not say so
     sign: Any = None  # the last one
     still: float = 0.0  # since then
     told: float | None = None  # when it last told how far it is, by its own clock
     silent: float = 0.0  # since then
     unserved: float = 0.0  # that nobody takes from the queue
     missing: float = 0.0  # that the queue is empty, and still nobody has begun
-    away: float = 0.0  # that Redis does not answer
 
 
 def its_own(arguments: ExecuteStepArgs) -> ExecuteStepArgs:
@@ -101,10 +102,15 @@ class CelerySteps(StepHandler):
         super().__init__()
         self._settings = settings
         self._app = make_celery(settings)
+        # Each kind by itself: a Redis that takes no more may still be read from.
+        self._reading = Requests(place_of(settings.backend))
+        self._sending = Requests(settings.place)
+        self._looking = Requests(settings.place)
+        self._revoking = Requests(settings.place)
         self._handed: dict[str, Handed] = {}
         self._served: dict[str, float] = {}  # by queue, when somebody was seen to take from it
-        self._depths: dict[str, int] = {}
-        self._asked = -ASK
+        self._depths: dict[str, int] = {}  # by queue, how many steps wait in it
+        self._asked: dict[str, float] = {}  # by queue, when it was looked at
 
     @property
     def name(self) -> str:
@@ -112,6 +118,11 @@ class CelerySteps(StepHandler):
         return f"Celery, Redis at {self._settings.place}"
 
     # --- what the executor calls ----------------------------------------------------------------
+
+    def begin_look(self) -> None:
+        """The executor is about to ask after all steps."""
+        for requests in (self._reading, self._sending, self._looking, self._revoking):
+            requests.begin_look()
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Hand a step out; what Redis does not take now it is given at the next look."""
@@ -122,8 +133,8 @@ class CelerySteps(StepHandler):
             f"For the queue {handed.queue}, as task {handed.task_id}.",
             metadata={},
         )
-        with contextlib.suppress(Exception):
-            self._send(step_handler_context, handed)
+        with contextlib.suppress(UnansweredError):
+            self._sending.make(lambda: self._send(step_handler_context, handed))
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Take a step back, or end it. A worker that does not hear of it leaves by itself."""
@@ -135,31 +146,25 @@ class CelerySteps(StepHandler):
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         """Is somebody working on the step, or can somebody begin? If not, why not."""
         key, new = self._of(step_handler_context)
-        # One that this process has not handed out was by the run's process before it.
-        handed = self._handed.setdefault(key, replace(new, sent=True))
-        if handed.given_up:
-            return _HEALTHY  # the executor will read of it in the event log
+        handed = self._handed.get(key)
+        if handed is None:
+            return self._take_over(key, new)
         now = time.monotonic()
         passed, handed.looked = min(now - handed.looked, STRIDE), now
+        if handed.given_up is not None:
+            return self._given_up(step_handler_context, handed, handed.given_up, passed)
         try:
-            told = self._app.backend.get_task_meta(handed.task_id, cache=False)
+            told = self._told(handed)
             if told["status"] not in (PROGRESS, "FAILURE"):
                 if not handed.sent:
-                    self._send(step_handler_context, handed)
-                self._look_at_queues(handed.queue)
-        except Exception as error:  # of Redis, its client, Celery or the network
-            handed.away += passed
-            logging.getLogger(__name__).warning("Redis does not answer: %s", type(error).__name__)
-            if handed.away > self._settings.outage:
-                self._fail(
-                    step_handler_context,
-                    BrokerAwayError(
-                        f"Redis at {self._settings.place} has not answered for "
-                        f"{handed.away:.0f} s: start it, and execute the run again from failure"
-                    ),
-                )
+                    self._sending.make(lambda: self._send(step_handler_context, handed))
+                if now - self._asked.get(handed.queue, -ASK) > ASK:
+                    self._looking.make(lambda: self._look_at(handed.queue))
+        except UnansweredError as error:
+            if error.away > self._settings.outage:
+                text = f"{error}: start it, and execute the run again from failure"
+                self._fail(step_handler_context, BrokerAwayError(text))
             return _HEALTHY
-        handed.away = 0.0
         if told["status"] == "FAILURE":
             why = self._failed(step_handler_context, told["result"])
         elif told["status"] == PROGRESS:
@@ -168,7 +173,7 @@ class CelerySteps(StepHandler):
             why = self._waits(step_handler_context, handed, passed)
         if why is None:
             return _HEALTHY
-        handed.given_up = True
+        handed.given_up = why
         return CheckStepHealthResult.unhealthy(why)
 
     def end(self, run_id: str, key: str) -> None:
@@ -177,6 +182,25 @@ class CelerySteps(StepHandler):
         forget_progress(data_folder(), run_id, key)
 
     # --- the tasks ------------------------------------------------------------------------------
+
+    def _take_over(self, key: str, handed: Handed) -> CheckStepHealthResult:
+        """A step of the run's process before this one. What that may not have handed out, Dagster does
+        when it is told so: who has begun with it does not begin again.
+        """
+        try:
+            status = self._told(handed)["status"]
+        except UnansweredError as error:
+            return CheckStepHealthResult.unhealthy(str(error))
+        if status == "PENDING":  # Celery's word for a task that it does not know
+            return CheckStepHealthResult.unhealthy("it was not handed out")
+        self._handed[key] = replace(handed, sent=True)
+        return _HEALTHY
+
+    def _told(self, handed: Handed) -> dict[str, Any]:
+        """What Redis has been told of a task. Raises UnansweredError."""
+        read = self._app.backend.get_task_meta
+        told: dict[str, Any] = self._reading.make(lambda: read(handed.task_id, cache=False))
+        return told
 
     def _of(self, context: StepHandlerContext) -> tuple[str, Handed]:
         arguments = context.execute_step_args
@@ -205,8 +229,9 @@ class CelerySteps(StepHandler):
         handed.sent = True
 
     def _revoke(self, handed: Handed) -> None:
-        with contextlib.suppress(Exception):  # Redis is away: the step's watchdog ends it
-            self._app.control.revoke(handed.task_id, terminate=True, signal="SIGKILL")
+        revoke = self._app.control.revoke
+        with contextlib.suppress(UnansweredError):  # the step's watchdog ends it
+            self._revoking.make(lambda: revoke(handed.task_id, terminate=True, signal="SIGKILL"))
 
     # --- what may be with them ------------------------------------------------------------------
 
@@ -252,7 +277,6 @@ class CelerySteps(StepHandler):
         known = handed.queue in self._served  # they will be back: a restart, an upgrade
         patience = self._settings.outage if known else self._settings.no_worker_after
         if handed.unserved > patience:
-            self._revoke(handed)
             self._fail(
                 context,
                 NoWorkerError(
@@ -261,6 +285,7 @@ class CelerySteps(StepHandler):
                     f"{start_line(handed.queue)}"
                 ),
             )
+            self._revoke(handed)  # not before that is written: a revoked task never begins
         elif handed.missing > self._settings.lost_after:
             # Redis has forgotten it, or who took it was gone before it began.
             handed.sent, handed.missing = False, 0.0
@@ -277,24 +302,37 @@ class CelerySteps(StepHandler):
                 user_failure_data=None,
             ),
         )
-        self._handed[key].given_up = True
+        self._handed[key].given_up = error
+
+    def _given_up(
+        self, context: StepHandlerContext, handed: Handed, why: str | Exception, passed: float
+    ) -> CheckStepHealthResult:
+        """Dagster was told. If the database did not take it, nobody but this knows: it is told again.
+
+        Should both have come through, the executor takes the first.
+        """
+        handed.unheard += passed
+        if handed.unheard <= HEARD:
+            return _HEALTHY
+        handed.unheard = 0.0
+        if isinstance(why, str):
+            return CheckStepHealthResult.unhealthy(why)
+        self._fail(context, why)
+        return _HEALTHY
 
     # --- the queues -----------------------------------------------------------------------------
 
     def _is_served(self, queue: str) -> bool:
         return time.monotonic() - self._served.get(queue, -SERVED) < SERVED
 
-    def _look_at_queues(self, queue: str) -> None:
-        """How many steps wait in a queue, and who takes from it, if that was not asked just now."""
-        if time.monotonic() - self._asked > ASK:
-            self._depths.clear()
-            if not self._is_served(queue):
-                answers = self._app.control.inspect(timeout=ANSWER).active_queues() or {}
-                now = time.monotonic()
-                for answer in answers.values():
-                    self._served |= {str(one["name"]): now for one in answer}
-            self._asked = time.monotonic()
-        if queue not in self._depths:
-            with self._app.connection_for_read() as connection:
-                channel: Any = connection.default_channel
-                self._depths[queue] = int(channel._size(queue))
+    def _look_at(self, queue: str) -> None:
+        """How many steps wait in a queue, and who takes from it."""
+        if not self._is_served(queue):
+            answers = self._app.control.inspect(timeout=ANSWER).active_queues() or {}
+            now = time.monotonic()
+            for answer in answers.values():
+                self._served |= {str(one["name"]): now for one in answer}
+        with self._app.connection_for_read() as connection:
+            channel: Any = connection.default_channel
+            self._depths[queue] = int(channel._size(queue))
+        self._asked[queue] = time.monotonic()

@@ -139,7 +139,7 @@ def test_postgresql_is_restarted_in_the_middle_of_a_run(servers: Cluster, toys: 
     until(lambda: toy.begun(run, "one") or toy.begun(run, "another"), "a step begins")
     servers.postgres.stop()
     go(run)  # the one that runs comes to its end meanwhile
-    time.sleep(5.0)
+    time.sleep(20.0)  # Dagster itself tries for some six
     servers.postgres.start()
     assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
     assert toys.steps(run, AGAIN) == []

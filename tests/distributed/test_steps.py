@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +16,12 @@ from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import pack_value
 
-from ringrift_pipeline.orchestration.celery_settings import PROGRESS, CelerySettings
+from ringrift_pipeline.orchestration.celery_settings import (
+    PROGRESS,
+    CelerySettings,
+    WorkerVersionError,
+)
+from ringrift_pipeline.orchestration.pools import QUEUE_TAG
 
 from . import toy
 
@@ -22,27 +29,87 @@ pytestmark = pytest.mark.services
 
 KEY, QUEUE = "one", "selfplay"
 SIGN = {"worker": "player@far", "pid": 7, "sign": 1, "progress": None}
+LOOK = 2.0  # seconds between two looks of the executor
+NUMBERS = itertools.count()
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
+def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Any]:
     monkeypatch.setenv("RINGRIFT_CELERY_BROKER", "memory://")
     monkeypatch.setenv("RINGRIFT_EXECUTOR", "celery")  # the import says so, for all that follows
     monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path))
     from ringrift_pipeline.orchestration.celery_steps import CelerySteps
 
-    return CelerySteps(CelerySettings("memory://", "cache+memory://"))
+    made = CelerySteps(CelerySettings("memory://", "cache+memory://"))
+    yield made
+    with made._app.connection_for_read() as connection:  # the memory is the process's
+        for queue in (QUEUE, "gpu"):
+            connection.default_channel._purge(queue)
 
 
-def context() -> Any:
-    """What Dagster's executor says of the first step of a run."""
+def context(key: str = KEY, queue: str = QUEUE, run: str = "run") -> Any:
+    """What Dagster's executor says of a step, of the first one of a run unless it is said."""
     job = reconstructable(toy.one)
-    arguments = ExecuteStepArgs(job.get_python_origin(), "run", [KEY], None)
+    arguments = ExecuteStepArgs(job.get_python_origin(), run, [key], None)
     return SimpleNamespace(
         execute_step_args=arguments,
-        step_tags={KEY: {}},
+        step_tags={key: {QUEUE_TAG: queue}},
         get_step_context=lambda key: SimpleNamespace(reconstructable_job=job),
     )
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(steps: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The one that steps are watched by."""
+    from ringrift_pipeline.orchestration import celery_requests, celery_steps
+
+    made = Clock()
+    monkeypatch.setattr(celery_steps, "time", made)
+    monkeypatch.setattr(celery_requests, "time", made)
+    return made
+
+
+@pytest.fixture
+def failures(steps: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the steps that have failed for good say, in place of the event log."""
+    from ringrift_pipeline.orchestration import celery_steps
+
+    told: list[str] = []
+
+    def note(step_context: Any, step_failure_data: Any) -> None:
+        told.append(step_failure_data.error.message)
+
+    monkeypatch.setattr(celery_steps.DagsterEvent, "step_failure_event", staticmethod(note))
+    return told
+
+
+def a_run(steps: Any, queues: dict[str, str]) -> list[Any]:
+    """What the executor says of the steps of a run of its own: with their queues, and on their way.
+
+    The next look finds that they were not sent, and sends them.
+    """
+    run = f"run-{next(NUMBERS)}"
+    asked = [context(key, queue, run) for key, queue in queues.items()]
+    for each in asked:
+        key, handed = steps._of(each)
+        steps._handed[key] = handed
+    return asked
+
+
+def look(steps: Any, asked: list[Any]) -> list[Any]:
+    """What the executor hears when it looks after the steps once."""
+    steps.begin_look()
+    return [steps.check_step_health(each) for each in asked]
 
 
 def waiting(steps: Any) -> int:
@@ -86,3 +153,225 @@ def test_a_step_that_was_slow_to_begin_is_not_handed_out_anew(steps: Any) -> Non
     told = steps._app.backend.get_task_meta(handed.task_id, cache=False)
     assert told["status"] == PROGRESS and told["result"] == SIGN
     assert handed.sent  # and not again when Redis has lost what it was told
+
+
+# --- Redis does not answer ----------------------------------------------------------------------
+
+
+class Dead:
+    """A host that nothing comes back from: who asks it waits for as long as a connection may take."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.requests = clock, 0
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        self.requests += 1
+        self.clock.now += 5.0
+        raise ConnectionError("timed out")
+
+
+def test_redis_that_is_gone_is_waited_for_once_whatever_the_number_of_steps(
+    steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [f"play[{index:04d}]" for index in range(50)]
+    dead, asked, began = Dead(clock), a_run(steps, dict.fromkeys(shards, QUEUE)), clock.now
+    monkeypatch.setattr(steps._app.backend, "get_task_meta", dead)
+    while not failures and clock.now < began + 3000.0:
+        before = dead.requests
+        assert all(health.is_healthy for health in look(steps, asked))
+        assert dead.requests == before + 1  # the others wait for the next look
+        clock.now += LOOK
+    assert 300.0 <= clock.now - began <= 315.0
+    assert len(failures) == 50
+    assert all("BrokerAwayError: Redis at" in failure for failure in failures)
+    assert "has not answered for 30" in failures[0] and "start it, and execute" in failures[0]
+
+
+def test_redis_that_comes_back_is_away_no_more(
+    steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = a_run(steps, {"one": QUEUE})
+    steps._app.backend.store_result(f"{asked[0].execute_step_args.run_id}/one/0", SIGN, PROGRESS)
+    for _ in range(3):  # each time for less than it is waited for
+        with monkeypatch.context() as patch:
+            patch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
+            for _ in range(35):
+                look(steps, asked)
+                clock.now += LOOK
+        look(steps, asked)
+        clock.now += LOOK
+    # Nor does a computer at rest count.
+    monkeypatch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
+    for _ in range(3):
+        look(steps, asked)
+        clock.now += 3600.0
+    assert not failures
+
+
+@pytest.mark.parametrize("kind", ["reads", "takes"])
+def test_each_kind_of_request_has_its_own_clock(
+    kind: str, steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that is full is read from as ever, and takes no step: that is no answer either."""
+    works, waits = a_run(steps, {"one": QUEUE, "another": QUEUE})
+    run = works.execute_step_args.run_id
+    if kind == "takes":
+        monkeypatch.setattr(steps, "_send", Dead(clock))
+    else:
+        monkeypatch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
+    for number in range(50):
+        if kind == "takes":
+            steps._app.backend.store_result(f"{run}/one/0", {**SIGN, "sign": number}, PROGRESS)
+        look(steps, [works, waits])
+        clock.now += LOOK
+    assert len(failures) == (1 if kind == "takes" else 2)
+
+
+def test_a_step_is_not_handed_out_while_redis_is_gone(
+    steps: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is tried, and one is taken back when the run is cancelled: each costs seconds."""
+    from ringrift_pipeline.orchestration import celery_steps
+
+    starting = staticmethod(lambda *_, **__: None)
+    monkeypatch.setattr(celery_steps.DagsterEvent, "step_worker_starting", starting)
+    asked = a_run(steps, dict.fromkeys(["one", "another", "third"], QUEUE))
+    send, revoke = Dead(clock), Dead(clock)
+    monkeypatch.setattr(steps, "_send", send)
+    monkeypatch.setattr(steps._app.control, "revoke", revoke)
+    for each in asked:
+        each.dagster_run = SimpleNamespace(run_id="run")
+        list(steps.launch_step(each))
+    assert send.requests == 1
+    assert not any(handed.sent for handed in steps._handed.values())
+    for each in asked:
+        list(steps.terminate_step(each))
+    assert revoke.requests == 1
+
+
+# --- steps that are given up --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("for_good", [False, True])
+def test_what_the_event_log_did_not_take_is_told_again(
+    for_good: bool, steps: Any, clock: Clock, failures: list[str]
+) -> None:
+    """Dagster only notes that it could not write that a step is given up, and asks again."""
+    (asked,) = a_run(steps, {"one": QUEUE})
+    error = WorkerVersionError("another version") if for_good else RuntimeError("killed")
+    task = f"{asked.execute_step_args.run_id}/one/0"
+    steps._app.backend.store_result(task, error, "FAILURE")
+    reasons, times = [], []
+    for _ in range(40):
+        before = len(failures)
+        (health,) = look(steps, [asked])
+        if health.unhealthy_reason is not None:
+            reasons.append(health.unhealthy_reason)
+        if not health.is_healthy or len(failures) > before:
+            times.append(clock.now - 1000.0)
+        clock.now += LOOK
+    assert times == [0.0, 32.0, 64.0]
+    told = failures if for_good else reasons
+    assert len(told) == 3 and len(set(told)) == 1
+    assert ("another version" if for_good else "killed") in told[0]
+    assert len(failures) + len(reasons) == 3
+
+
+# --- steps of the run's process before this one -------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [None, "SENT", PROGRESS])
+def test_what_was_not_handed_out_before_is_told_to_dagster(
+    known: str | None, steps: Any, clock: Clock
+) -> None:
+    """It hands that out then; what waits in a queue, or is worked on, it leaves alone."""
+    (asked,) = a_run(steps, {"one": QUEUE})
+    steps._handed.clear()
+    if known is not None:
+        sign = SIGN if known == PROGRESS else None
+        steps._app.backend.store_result(f"{asked.execute_step_args.run_id}/one/0", sign, known)
+    (health,) = look(steps, [asked])
+    assert health.is_healthy == (known is not None)
+    assert ("one" in steps._handed) == health.is_healthy
+    assert waiting(steps) == 0
+
+
+def test_what_redis_cannot_tell_of_is_handed_out(
+    steps: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (asked,) = a_run(steps, {"one": QUEUE})
+    steps._handed.clear()
+    monkeypatch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
+    (health,) = look(steps, [asked])
+    assert not health.is_healthy and "Redis at" in health.unhealthy_reason
+
+
+# --- queues that nobody takes from --------------------------------------------------------------
+
+
+class Workers:
+    """All workers, as they answer what they take from; nobody is waited for."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.queues = clock, list[str]()
+
+    def inspect(self, timeout: float) -> Any:
+        if not self.queues:
+            self.clock.now += timeout
+            return SimpleNamespace(active_queues=lambda: None)
+        answer = {"worker@far": [{"name": queue} for queue in self.queues]}
+        return SimpleNamespace(active_queues=lambda: answer)
+
+
+@pytest.fixture
+def workers(steps: Any, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """Nobody, until a test says otherwise."""
+    made = Workers(clock)
+    monkeypatch.setattr(steps._app.control, "inspect", made.inspect)
+    return made
+
+
+def waited(steps: Any, asked: list[Any], clock: Clock, failures: list[str]) -> float:
+    """Seconds until a step has failed for good."""
+    began = clock.now
+    while not failures and clock.now < began + 3000.0:
+        look(steps, asked)
+        clock.now += LOOK
+    return clock.now - began
+
+
+def test_out_of_the_box_a_queue_without_workers_is_told_within_a_minute(
+    steps: Any, clock: Clock, workers: Workers, failures: list[str]
+) -> None:
+    asked = a_run(steps, {"train": "gpu"})
+    workers.queues = [QUEUE]  # of another one
+    assert 40.0 <= waited(steps, asked, clock, failures) <= 60.0
+    (failure,) = failures
+    assert "NoWorkerError: no worker takes from the queue 'gpu'" in failure
+    assert "worker -Q gpu --concurrency 1" in failure
+
+
+def test_workers_that_were_there_are_waited_for(
+    steps: Any, clock: Clock, workers: Workers, failures: list[str]
+) -> None:
+    """A restart or an upgrade of all of them is no failure, for as long as an outage may last."""
+    asked = a_run(steps, {"one": QUEUE})
+    workers.queues = [QUEUE]
+    look(steps, asked)
+    workers.queues = []
+    assert 300.0 <= waited(steps, asked, clock, failures) <= 330.0
+    assert "NoWorkerError: no worker takes from the queue 'selfplay'" in failures[0]
+
+
+def test_every_queue_is_looked_at_whichever_step_comes_first(
+    steps: Any, clock: Clock, workers: Workers, failures: list[str]
+) -> None:
+    """One that is served needs no question, and must not keep another one from being asked about."""
+    works, waits, trains = a_run(steps, {"one": QUEUE, "another": QUEUE, "train": "gpu"})
+    run = works.execute_step_args.run_id
+    workers.queues = [QUEUE, "gpu"]
+    for number in range(250):
+        steps._app.backend.store_result(f"{run}/one/0", {**SIGN, "sign": number}, PROGRESS)
+        assert all(health.is_healthy for health in look(steps, [works, waits, trains]))
+        clock.now += LOOK
+    assert not failures

@@ -1,4 +1,4 @@
-"""What several machines need of this package, without any of their servers: choices, refusals, ends."""
+"""What several machines need of this package, without any of their servers: choices, refusals, locks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ from typing import Any
 
 import pytest
 from dagster import AssetsDefinition, DagsterEvent, DagsterEventType, DagsterInstance
-from dagster._core.events import EngineEventData, StepSuccessData
-from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
-from dagster._core.execution.retries import RetryMode
-from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 
 from ringrift_pipeline.orchestration import celery_settings, one_daemon, pools, remote, watchdog
 from ringrift_pipeline.orchestration.assets import family
 from ringrift_pipeline.orchestration.build import build_definitions
-from ringrift_pipeline.orchestration.celery_executor import CeleryStepExecutor
 from ringrift_pipeline.orchestration.celery_settings import (
     CelerySettings,
     CelerySettingsError,
@@ -310,62 +306,3 @@ class JustFreed:
 def test_a_lock_that_is_just_being_freed_is_taken() -> None:
     server = JustFreed()
     assert one_daemon._Lock(server).take() is None and server.tries == 2
-
-
-# --- the ends of a step -------------------------------------------------------------------------
-
-
-class Noting:
-    """In the place of the steps: what they were told."""
-
-    def __init__(self) -> None:
-        self.ends: list[str] = []
-
-    def end(self, run_id: str, key: str) -> None:
-        self.ends.append(key)
-
-
-def test_an_event_that_anothers_has_overtaken_is_not_missed(instance: DagsterInstance) -> None:
-    """Of two workers the second may have ended its transaction first, with the higher number."""
-    run = create_run_for_test(instance)
-    made = CeleryStepExecutor(Noting(), RetryMode.ENABLED)  # type: ignore[arg-type]
-    for kind, data in (
-        (DagsterEventType.STEP_WORKER_STARTING, EngineEventData({})),
-        (DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0)),
-    ):
-        for step in ("one", "another"):
-            event = DagsterEvent(kind.value, run.job_name, step_key=step, event_specific_data=data)
-            instance.report_dagster_event(event, run.run_id)
-    storage: Any = instance.event_log_storage
-    table = SqlEventLogStorageTable
-    is_late = (table.c.step_key == "one") & (table.c.dagster_event_type == "STEP_SUCCESS")
-    with storage.index_connection() as connection:
-        late = dict(connection.execute(table.select().where(is_late)).mappings().one())
-        connection.execute(table.delete().where(is_late))
-    seen: set[int] = set()
-
-    def ends() -> list[str | None]:
-        events = made._pop_events(instance, run.run_id, seen)
-        return [event.step_key for event in events if event.is_step_success]
-
-    assert ends() == ["another"]
-    with storage.index_connection() as connection:
-        connection.execute(table.insert().values(**late))
-    assert ends() == ["one"] and ends() == []
-
-
-def test_a_step_that_was_taken_for_lost_ends_once(instance: DagsterInstance) -> None:
-    run = create_run_for_test(instance)
-    noting = Noting()
-    made = CeleryStepExecutor(noting, RetryMode.ENABLED)  # type: ignore[arg-type]
-    starting = (DagsterEventType.STEP_WORKER_STARTING, EngineEventData({}))
-    again = (DagsterEventType.STEP_UP_FOR_RETRY, StepRetryData(LOST))
-    success = (DagsterEventType.STEP_SUCCESS, StepSuccessData(1.0))
-    failure = (DagsterEventType.STEP_FAILURE, StepFailureData(None, None))
-    # It was not lost, and came to its end when it was on its way again.
-    for kind, data in (starting, again, success, starting, success, failure):
-        event = DagsterEvent(kind.value, run.job_name, step_key="play", event_specific_data=data)
-        instance.report_dagster_event(event, run.run_id)
-    found = [event.event_type for event in made._pop_events(instance, run.run_id, set())]
-    assert found == [starting[0], again[0], starting[0], success[0]]
-    assert noting.ends == ["play", "play"]

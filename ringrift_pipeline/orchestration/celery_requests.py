@@ -1,0 +1,61 @@
+"""What the steps of a run ask of Redis, and for how long it has not answered: once for all of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
+
+REST = 60.0  # seconds at most that count between two requests: a computer at rest proves nothing
+
+
+class UnansweredError(Exception):
+    """Redis does not answer, or has not when it was last asked.
+
+    Attributes:
+        away: for how many seconds.
+    """
+
+    def __init__(self, place: str, away: float) -> None:
+        super().__init__(f"Redis at {place} has not answered for {away:.0f} s")
+        self.away = away
+
+
+class Requests:
+    """Requests of one kind, from all steps of a run.
+
+    A host that is gone costs seconds a request, in the one thread that also reads events and hears that
+    the run is cancelled. So after one that is not answered all others wait for the next look.
+
+    Args:
+        place: host and port of the Redis, for people.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._away = 0.0
+        self._missed: float | None = None  # when the last one failed, unless one was answered since
+        self._wait = False
+
+    def begin_look(self) -> None:
+        """The next request is made again."""
+        self._wait = False
+
+    def make(self, request: Callable[[], Answer]) -> Answer:
+        """What is answered. Raises UnansweredError."""
+        if self._wait:
+            raise UnansweredError(self._place, self._away)
+        began = time.monotonic()
+        try:
+            answer = request()
+        except Exception as error:  # of Redis, its client, Celery or the network
+            now, since = time.monotonic(), began if self._missed is None else self._missed
+            self._away += min(now - since, REST)
+            self._missed, self._wait = now, True
+            logging.getLogger(__name__).warning("Redis does not answer: %s", type(error).__name__)
+            raise UnansweredError(self._place, self._away) from error
+        self._away, self._missed = 0.0, None
+        return answer

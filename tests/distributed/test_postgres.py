@@ -1,0 +1,138 @@
+"""PostgreSQL that is away: waited for, for as long as it is said, and not where waiting mends nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from .cluster import Postgres, free_port
+
+pytestmark = pytest.mark.services
+
+SECRET = "a-secret-that-nobody-repeats"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    # Not below the folder of the test run, which only its owner may enter.
+    folder = Path(tempfile.mkdtemp(prefix="ringrift-postgres-"))
+    folder.chmod(0o755)
+    try:
+        made = Postgres(folder / "postgres", ["127.0.0.1"], "")
+        yield made
+        made.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Clock:
+    """Time that passes while one waits."""
+
+    def __init__(self) -> None:
+        self.now, self.waits = 1000.0, 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.waits += 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The one by which the server is waited for, a second at most; Dagster's own attempts take none."""
+    from ringrift_pipeline.orchestration import postgres
+
+    made = Clock()
+    monkeypatch.setattr(postgres, "time", made)
+    monkeypatch.setattr("dagster_postgres.utils.calculate_delay", lambda **_: 0.0)
+    monkeypatch.setenv("RINGRIFT_POSTGRES_PATIENCE", "1")
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    return made
+
+
+def address(port: int, password: str | None, database: str = "dagster") -> str:
+    user = "dagster" if password is None else f"dagster:{password}"
+    return f"postgresql+psycopg2://{user}@127.0.0.1:{port}/{database}"
+
+
+def text(error: BaseException) -> str:
+    """All that is told of an error."""
+    return "".join(traceback.format_exception(error))
+
+
+def test_a_server_that_stays_away_is_an_error_without_its_password(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ringrift_pipeline.orchestration.postgres import DatabaseAwayError, PatientPostgresStorage
+
+    port = free_port()
+    with pytest.raises(DatabaseAwayError) as told:
+        PatientPostgresStorage(address(port, SECRET))
+    assert f"PostgreSQL at 127.0.0.1:{port} has not answered for 2 s: start it" in str(told.value)
+    assert f"PostgreSQL at 127.0.0.1:{port} does not answer: waiting for it" in caplog.text
+    assert SECRET not in text(told.value) and SECRET not in caplog.text
+
+
+def test_every_storage_waits_for_the_server(server: Postgres, clock: Clock) -> None:
+    from ringrift_pipeline.orchestration.postgres import DatabaseAwayError, PatientPostgresStorage
+
+    storage: Any = PatientPostgresStorage(address(server.port, server.password))
+    parts = (storage.run_storage, storage.event_log_storage, storage.schedule_storage)
+    server.stop()
+    try:
+        for part in parts:
+            before = clock.waits
+            with pytest.raises(DatabaseAwayError) as told:
+                part._engine.connect()
+            assert f"127.0.0.1:{server.port} has not answered for 2 s" in str(told.value)
+            assert server.password not in text(told.value) and clock.waits == before + 3
+    finally:
+        server.start()
+    for part in parts:
+        part._engine.connect().close()
+
+
+def test_one_that_comes_back_in_time_is_connected_to(clock: Clock) -> None:
+    import psycopg2
+
+    from ringrift_pipeline.orchestration.postgres import _connect
+
+    def connect(**_: Any) -> str:
+        if clock.waits < 2:
+            raise psycopg2.OperationalError("the database system is starting up")
+        return "a connection"
+
+    dialect = SimpleNamespace(connect=connect, dbapi=psycopg2)
+    assert _connect(dialect, None, (), {"host": "keeper"}) == "a connection"
+    assert clock.waits == 2
+
+
+@pytest.mark.parametrize(
+    ("password", "database", "why"),
+    [
+        (SECRET, "dagster", "authentication failed"),
+        (None, "dagster", "no password supplied"),
+        ("right", "nowhere", 'database "nowhere" does not exist'),
+    ],
+)
+def test_what_waiting_does_not_mend_is_told_at_once(
+    password: str | None, database: str, why: str, server: Postgres, clock: Clock
+) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    from ringrift_pipeline.orchestration.postgres import PatientPostgresStorage
+
+    given = server.password if password == "right" else password
+    with pytest.raises(OperationalError, match=why) as told:
+        PatientPostgresStorage(address(server.port, given, database))
+    assert clock.waits == 0
+    assert given is None or given not in text(told.value)
