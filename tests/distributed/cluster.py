@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,13 +268,30 @@ class Network:
             self.close()
             raise
 
+    @staticmethod
+    def refusal() -> str | None:
+        """Why there can be none here: no root, no iproute2, or what the kernel says; None if nothing."""
+        if os.geteuid() != 0:
+            return "not root"
+        if shutil.which("ip") is None:
+            return "no ip here: apt install iproute2"
+        name = f"ringp{os.getpid()}"
+        try:
+            for words in (["link", "add", name, "type", "bridge"], ["netns", "add", name]):
+                tried = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+                if tried.returncode:
+                    return f"ip {' '.join(words)}: {tried.stderr.strip()}"
+            return None
+        finally:
+            for words in (["link", "del", name], ["netns", "del", name]):
+                subprocess.run(["ip", *words], capture_output=True, check=False)
+
     @classmethod
     def of_this_machine(cls) -> Network | None:
-        """None where there can be none: no root, no iproute2, or the kernel refuses."""
-        if os.geteuid() != 0 or shutil.which("ip") is None:
-            return None
-        for part in range(16, 32):
-            with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        """None where there can be none, which is told in a warning."""
+        why = cls.refusal()
+        for part in range(16, 32) if why is None else ():
+            try:
                 network = cls(part)
                 try:
                     network.namespace()
@@ -281,6 +299,11 @@ class Network:
                 except BaseException:
                     network.close()
                     raise
+            except OSError as error:
+                why = str(error)
+            except subprocess.CalledProcessError as error:
+                why = f"{error}: {error.stderr.decode().strip()}"
+        warnings.warn(f"workers have no networks of their own here: {why}", stacklevel=2)
         return None
 
     def _ip(self, *words: str) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import json
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +19,11 @@ import yaml
 from dagster._config import process_config, resolve_to_config_type
 from dagster._core.instance.config import dagster_instance_config
 
+from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.orchestration import celery_settings, pools
+from tests.waiting import until
 
-from .cluster import ROOT
+from .cluster import ROOT, free_port
 
 DEPLOY = ROOT / "deploy"
 QUEUES = {pools.SELFPLAY_QUEUE, pools.GPU_QUEUE}
@@ -74,6 +82,103 @@ def test_compose_hands_on_what_the_guide_names_and_no_other_queue() -> None:
     assert set(default.split(",")) == pools.ON_THE_GPU_QUEUE
 
 
+# What the package is told by the environment and no container needs: the image says it, it is about the
+# pools of a single machine, or between two processes of one.
+NOT_FOR_CONTAINERS = {
+    "RINGRIFT_DATA",
+    "RINGRIFT_KERNEL_CACHE",
+    "RINGRIFT_POOL",
+    "RINGRIFT_GPU_STEPS",
+    "RINGRIFT_UI_TOKEN",
+}
+
+
+def test_what_the_package_reads_arrives_in_the_containers() -> None:
+    text = (DEPLOY / "celery" / "compose.yaml").read_text()
+    compose = yaml.safe_load(text)
+    ours = {
+        name: service
+        for name, service in compose["services"].items()
+        if "ringrift" in service["image"].lower()
+    }
+    assert set(ours) == {"daemon", "selfplay", "gpu"}
+    modules = (ROOT / "ringrift_pipeline").rglob("*.py")
+    read = set(re.findall(r'"(RINGRIFT_[A-Z_]+)"', "".join(path.read_text() for path in modules)))
+    settings = {f"RINGRIFT_{name.upper()}" for name in TrainingConfig().to_dict()}
+    assert "RINGRIFT_BUCKET" in read and read >= NOT_FOR_CONTAINERS
+    assert read - NOT_FOR_CONTAINERS - settings <= set(ours["daemon"]["environment"])
+    asked = set(re.findall(r"\$\{(\w+)", text))
+    TrainingConfig.load(environ=dict.fromkeys(asked, "1"))  # none is taken for a setting
+    guide = (DEPLOY / "celery" / "README.md").read_text()
+    for name in asked | set(compose["x-environment"]):
+        assert name in guide or name.startswith("RINGRIFT_POSTGRES_"), name
+    for service in ours.values():
+        assert service["env_file"] == [{"path": ".env", "required": False}]  # settings, any of them
+        # An empty bundle would be no check of certificates, or an error: not there where it is not set.
+        assert service["environment"]["AWS_CA_BUNDLE"] is None
+        assert service["environment"]["AWS_SESSION_TOKEN"] is None
+
+
+def line_of(service: str, places: dict[str, Path] | None = None) -> list[str]:
+    """What compose starts a service with, its folders put elsewhere."""
+    compose = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
+    shell, option, script = compose["services"][service]["command"]
+    script = script.replace("$$", "$")
+    for folder, place in (places or {}).items():
+        script = script.replace(folder, f"{place}/")
+    return [shell, option, script]
+
+
+def stand_in(folder: Path, program: str, more: str = "") -> dict[str, str]:
+    """An environment in which ``program`` notes what it is started with, then does ``more``."""
+    path = folder / program
+    path.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"{folder}/arguments"\n{more}\n')
+    path.chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_compose_writes_the_instance_file_once(tmp_path: Path) -> None:
+    environment = stand_in(tmp_path, "ringrift")
+    data, written = tmp_path / "data", (DEPLOY / "celery" / "dagster.yaml").read_text()
+    line = line_of("daemon", {"/data/": data, "/opt/ringrift/": DEPLOY / "celery"})
+    for text in (written, "mine\n"):
+        subprocess.run(line, env=environment, check=True)
+        assert (tmp_path / "arguments").read_text().split()[0] == "ui"
+        assert (data / "dagster" / "dagster.yaml").read_text() == text
+        (data / "dagster" / "dagster.yaml").write_text("mine\n")
+
+
+@pytest.mark.services
+def test_redis_is_told_its_password_where_nobody_else_reads_it(tmp_path: Path) -> None:
+    import redis
+
+    port, password = free_port(), "abc123"
+    real = f'exec {shutil.which("redis-server")} --port {port} --bind 127.0.0.1 "$@"'
+    environment = {**stand_in(tmp_path, "redis-server", real), "REDIS_PASSWORD": password}
+    line = line_of("redis")
+    assert password not in "".join(line)
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+
+    def answers() -> bool:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        try:
+            return bool(redis.Redis("127.0.0.1", port, password=password).ping())
+        except redis.ConnectionError:
+            return False
+
+    try:
+        until(answers, "Redis answers")
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis("127.0.0.1", port).ping()
+        client = redis.Redis("127.0.0.1", port, password=password, decode_responses=True)
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "arguments").read_text() == "-\n"
+
+
 def commands() -> Iterator[tuple[str, list[str]]]:
     """Every line that starts a worker, with where it is from."""
     compose = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
@@ -107,6 +212,74 @@ def test_the_chart_gets_a_run_queue_that_is_there() -> None:
     made = getattr(importlib.import_module(given["module"]), given["class"])
     schema = resolve_to_config_type(made.config_type())
     assert process_config(schema, given["config"]).success  # type: ignore[arg-type]
+
+
+PLAIN = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": object}
+
+
+def strangers(given: Any, kind: str, where: str) -> Iterator[str]:
+    """What of a manifest the model ``kind`` of Kubernetes has no field for, or one of another type."""
+    models = importlib.import_module("kubernetes.client.models")
+    inner = re.fullmatch(r"(list|dict)\[(?:str, )?(.+)\]", kind)
+    model = getattr(models, kind, None)
+    wanted = {"list": list, "dict": dict}[inner[1]] if inner else dict if model else PLAIN[kind]
+    if not isinstance(given, wanted):
+        yield f"{where} is {given!r}, not {kind}"
+    elif inner:
+        items = given.items() if wanted is dict else enumerate(given)
+        for name, value in items:
+            yield from strangers(value, inner[2], f"{where}.{name}")
+    elif model:
+        fields = {model.attribute_map[name]: inside for name, inside in model.openapi_types.items()}
+        for name, value in given.items():
+            if name in fields:
+                yield from strangers(value, fields[name], f"{where}.{name}")
+            else:
+                yield f"{where}.{name} is no field of {kind}"
+
+
+def workers() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / "k8s" / "workers.yaml").read_text()))
+
+
+def deployment(document: dict[str, Any]) -> Any:
+    """As Kubernetes' client reads it. Raises ValueError for a field that must be there and is not."""
+    client = pytest.importorskip("kubernetes.client", reason="dagster-k8s is not installed")
+    answer = SimpleNamespace(data=json.dumps(document))
+    return client.ApiClient().deserialize(answer, "V1Deployment")
+
+
+@pytest.mark.services
+def test_kubernetes_knows_all_that_is_said_of_the_workers() -> None:
+    for document in workers():
+        assert (document["apiVersion"], document["kind"]) == ("apps/v1", "Deployment")
+        spec = deployment(document).spec
+        assert list(strangers(document, "V1Deployment", "it")) == []
+        assert spec.selector.match_labels.items() <= spec.template.metadata.labels.items()
+        (container,) = spec.template.spec.containers
+        mounted = {mount.name for mount in container.volume_mounts}
+        assert mounted == {volume.name for volume in spec.template.spec.volumes}
+
+
+@pytest.mark.services
+def test_a_slip_in_the_workers_would_be_found() -> None:
+    document = workers()[0]
+    deployment(document)
+    wrong = copy.deepcopy(document)
+    del wrong["spec"]["selector"]
+    with pytest.raises(ValueError, match="selector"):
+        deployment(wrong)
+    wrong["spec"]["replicas"] = "8"
+    (container,) = wrong["spec"]["template"]["spec"]["containers"]
+    container["envfrom"] = container.pop("envFrom")
+    container["env"][0]["value"] = 12
+    container["command"] = "celery"
+    assert set(strangers(wrong, "V1Deployment", "it")) == {
+        "it.spec.replicas is '8', not int",
+        "it.spec.template.spec.containers.0.envfrom is no field of V1Container",
+        "it.spec.template.spec.containers.0.env.0.value is 12, not str",
+        "it.spec.template.spec.containers.0.command is 'celery', not list[str]",
+    }
 
 
 @pytest.mark.services

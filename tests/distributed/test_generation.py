@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow]
 CONFIG = "square8_2p"
 GAMES = ["--set=selfplay.games=16", "--set=selfplay.games_per_shard=4"]
 SHARDS = 4
+PROCESSES = 2
 SELFPLAY = names.node_name(CONFIG, "selfplay_shards")
 
 
@@ -81,7 +82,7 @@ def test_a_generation_on_two_workers(alone: Cluster, tmp_path: Path) -> None:
     alone.ready()
     words = [sys.executable, "-m", "ringrift_pipeline", "loop", "--config", CONFIG, "--json"]
     done = subprocess.run(
-        [*words, "--data", str(alone.data), *TINY, *GAMES],
+        [*words, "--data", str(alone.data), *TINY, *GAMES, f"--set=training.processes={PROCESSES}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -104,6 +105,10 @@ def test_a_generation_on_two_workers(alone: Cluster, tmp_path: Path) -> None:
     assert all(len(by[f"{SELFPLAY}.play[{index:04d}]"]) == 1 for index in range(SHARDS))
     assert DagsterEventType.STEP_UP_FOR_RETRY not in kinds
 
+    # The step of a worker divides a training among processes as a command does.
+    store = Store(alone.data)
+    assert store.require(CONFIG, 0, "checkpoint").metadata["train/processes"] == PROCESSES
+
     # Each has in its folder what it made or read, the daemon's machine nothing that it did not ask for.
     def has(root: Path, name: str) -> bool:
         return next(root.rglob(name), None) is not None
@@ -113,7 +118,6 @@ def test_a_generation_on_two_workers(alone: Cluster, tmp_path: Path) -> None:
     assert not has(alone.data, "shard.arrow")
 
     # What two workers played is, byte for byte, what one process plays.
-    store = Store(alone.data)
     played = shards(store)
     apart = Store(tmp_path / "apart")
     with pytest.MonkeyPatch.context() as patch:
