@@ -2,12 +2,13 @@
 
     python benchmarks/several_processes.py [--quick] [--json]
 
-The same training (heuristic games, all enhancements on, the default network) is made by one process
-whose batches two threads divide, and by two processes with a thread each, in turn; what counts is
-the median step of each, as the process that lands measures it, which has the waiting for the other
-in it. Both use two cores, so the ratio is what gradients, losses and rows cost on their way between
-processes, less what two interpreters do at once that threads do one after the other. On a machine
-with other work the figure is that work's.
+The same training is made by one process whose batches two threads divide, and by two processes with a
+thread each, in turn: heuristic games, the default network, clipping and hard examples switched on and the
+rest as by default, so that there are no quality scores, no EWC and no curriculum. What counts is the
+median step of each, as the process that lands measures it, which has the waiting for the other in it. Both
+use two cores, so the ratio is what gradients, losses and rows cost on their way between processes, less what
+two interpreters do at once that threads do one after the other. On a machine with other work the figure is
+that work's.
 """
 
 from __future__ import annotations
