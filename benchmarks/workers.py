@@ -10,7 +10,8 @@ is the cost of handing them out, of their processes and of what they tell.
 - **Beside**: seconds of a worker that a step takes beside its own; against one worker, 1 means that it
   does not grow with their number. The processes of all steps begin on this machine's cores.
 - **Run**: processor time of the run's process, a step, and a second of the run; its memory; what it takes to
-  look again at the last hundred events where none is new, as it does twice a second.
+  look again at its events of the last ten seconds, a thousand at most, where none is new, as it does twice
+  a second.
 - **Look after**: processor time of the run's process for a look after one step, as every two seconds after
   each: Dagster says what is known of all of the run's outputs, Redis is asked; with up to ten thousand steps.
 - **PostgreSQL**: rows and bytes of events, and transactions, a step.
@@ -215,7 +216,7 @@ UNITS = {
     "run": ("processor time of the run's process, a step", "s"),
     "share": ("processor time of the run's process, a second", "s"),
     "run_memory": ("memory of the run's process, most", "MB"),
-    "look": ("processor time of a look at the run's last hundred events", "ms"),
+    "look": ("processor time of a look at the newest events of the run, at most a thousand", "ms"),
     "rows": ("events of a step in PostgreSQL", "rows"),
     "bytes": ("the same in bytes, indices included", "bytes"),
     "transactions": ("transactions of PostgreSQL, a step", ""),
