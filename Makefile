@@ -60,7 +60,7 @@ playwright: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 
 browser: playwright
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser tests/web/test_browser.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser tests/web/test_browser.py
 
 # Redis and PostgreSQL come with the system (Debian: apt install redis-server postgresql iproute2).
 servers: setup

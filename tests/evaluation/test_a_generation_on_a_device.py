@@ -53,6 +53,7 @@ SMALL = {
         ),
     ],
 )
+@pytest.mark.whole
 def test_games_training_and_gate(device: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     for number in range(2):

@@ -99,6 +99,7 @@ def test_every_model_meets_the_same_anchors(tmp_path: Path) -> None:
     assert again.games.equals(found.games) and again.fit.players == found.fit.players
 
 
+@pytest.mark.whole
 def test_of_five_generations_the_middle_one_is_an_anchor_too(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for number in range(5):

@@ -57,6 +57,7 @@ def test_a_clock_that_is_turned_back_is_noticed_once(turn: Callable[[float], Non
     assert not turned_back()
 
 
+@pytest.mark.whole
 def test_sensors_do_not_wait_for_a_time_that_has_been(
     instance: DagsterInstance, land: Land
 ) -> None:
@@ -86,6 +87,7 @@ def test_whoever_runs_the_daemon_begins_with_that(data: Path) -> None:
         assert forget_the_future(instance) == []
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seconds", [-HOUR, DAY])
 def test_a_loop_tells_its_runs_from_older_ones_whatever_the_clock_says(
     data: Path,

@@ -44,6 +44,7 @@ def forget_cursor(instance: DagsterInstance) -> None:
     )
 
 
+@pytest.mark.whole
 def test_restarted_daemons_start_each_generation_once(
     instance: DagsterInstance, land: Land, monkeypatch: pytest.MonkeyPatch
 ) -> None:

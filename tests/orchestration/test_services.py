@@ -40,7 +40,7 @@ def launch(backend: Backend, instance: DagsterInstance) -> str:
     return str(answer["run"]["runId"])
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_a_code_server_that_ends_is_started_again_and_its_runs_are_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
