@@ -10,7 +10,7 @@ GENERATIONS ?=
 DATA ?=
 WORKERS ?= 3
 
-.PHONY: help setup loop ui test whole playwright browser servers services auditor audit lint bench clean
+.PHONY: help setup loop ui test kernels whole playwright browser servers services auditor audit lint bench clean
 
 help:
 	@echo "make loop   play, train, evaluate and gate generations of CONFIG=$(CONFIG) (PRESET=$(PRESET): minutes;"
@@ -46,10 +46,14 @@ lint: setup
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-# The kernels are compiled once, before the workers of the test run would each do it.
-test: lint
-	@$(BIN)/python -m ringrift_pipeline.selfplay.warm_up
+# The kernels are compiled once, before the workers of the test run would each do it; one core does that,
+# the other lint and types meanwhile.
+test: setup
+	@$(MAKE) --no-print-directory -j2 lint kernels
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+kernels: setup
+	@$(BIN)/python -m ringrift_pipeline.selfplay.warm_up
 
 # What takes a minute each would keep `make test` from being run often; .ci/run runs it after that.
 whole: setup

@@ -107,6 +107,7 @@ def test_generations_of_a_config_follow_each_other(
     assert store.champion("square8_2p") is None
 
 
+@pytest.mark.whole
 def test_a_backfill_beside_the_sensor(instance: DagsterInstance, store: Store, land: Land) -> None:
     """The loop goes on while a backfill makes the same generations: each has its one run of the
     loop, none of a config work at the same time, and what the backfill evaluates decides nothing.

@@ -68,6 +68,7 @@ def behaving(mode: str) -> dict[str, Any]:
     return {"ops": {"second": {"config": {"mode": mode}}}}
 
 
+@pytest.mark.whole
 def test_deaf_steps_are_gone_soon_after_their_runs(toys: Served) -> None:
     """One whose run is terminated as the UI does it, one whose run worker is killed."""
     terminated = toys.launch("guarded", behaving("draft"))
@@ -208,6 +209,7 @@ def test_a_step_that_hangs_is_killed_and_done_again_and_not_for_ever(
         assert "hangs" in toys.steps(run_id, DagsterEventType.STEP_FAILURE)
 
 
+@pytest.mark.whole
 def test_one_step_at_a_time_is_on_the_gpu(toys: Served) -> None:
     runs = [toys.launch("crowded", {}) for _ in range(2)]
     assert [toys.finished(run_id) for run_id in runs] == [DagsterRunStatus.SUCCESS] * 2

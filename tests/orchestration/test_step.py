@@ -185,6 +185,7 @@ def test_a_step_that_lost_a_worker_is_begun_again(tmp_path: Path) -> None:
     assert (tmp_path / "tries").read_text() == "again\n" * 3
 
 
+@pytest.mark.whole
 def test_a_step_whose_process_is_killed_is_begun_again(tmp_path: Path) -> None:
     with (
         open_instance(tmp_path) as instance,

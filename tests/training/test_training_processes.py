@@ -67,6 +67,7 @@ def is_running(pid: int) -> bool:
     return status.rpartition(")")[2].split()[0] != "Z"  # ended, if not yet reaped
 
 
+@pytest.mark.whole
 def test_an_error_of_one_process_is_that_of_all_and_none_is_left() -> None:
     told: list[tuple[int, int, str]] = []
     with pytest.raises(ValueError, match="policy_targets must be in") as caught:
