@@ -119,10 +119,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model
         if model is None:
-            model = Path(folder) / "model"
-            model.mkdir()
             network = RingRiftNetwork(NetworkConfig(blocks=4, channels=32))
-            save_model(model, network)
+            model = save_model(Path(folder) / "model", network)
         engine = Engine(arguments.config, model.resolve())
         try:
             engine.together(warm[:-4])

@@ -26,7 +26,6 @@ The file is not called dagster.py: beside it no benchmark could import Dagster.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -40,13 +39,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from process_tree import PSS, family, measured, processes
+from process_tree import family, memory_of
 
 CONFIG = "square8_2p"
 PROTOTYPE_LOAD = 0.23  # s
 PROTOTYPE_MEMORY = 500.0  # MB
 PROTOTYPE_LATENCY = 2.5  # s
-SERVICES = ("webserver", "daemon", "code-server", "play", "ringrift ui")
+SERVICES = ("webserver", "daemon", "code-server", "play")
 SHARE = 0.05
 LEAST_SECONDS = 20.0
 FOLLOWS = 120.0  # seconds after which a run is no longer the sensor's answer to the one before
@@ -118,17 +117,12 @@ def idle_memory(seconds: float) -> Claim:
 
 
 def memory_by_kind(root: int) -> dict[str, float]:
-    """MB of a process and of each service below it, with whatever that has started."""
-    parents = {pid: parent for pid, (parent, _) in processes().items()}
-    kinds = family(root)
-    kinds[root] = "ringrift ui"
-    parts: dict[str, float] = {}
-    for pid in kinds:
-        named = pid
-        while kinds[named] not in SERVICES and named != root:
-            named = parents[named]
-        with contextlib.suppress(OSError, StopIteration):  # it has ended meanwhile
-            parts[kinds[named]] = parts.get(kinds[named], 0.0) + measured(pid)[PSS]
+    """MB of each service that ``ringrift ui`` has started, with whatever that has started; and of the
+    rest, itself.
+    """
+    services = {kind: pid for pid, kind in family(root).items() if kind in SERVICES}
+    parts = {kind: memory_of(pid) for kind, pid in services.items()}
+    parts["ringrift ui"] = memory_of(root) - sum(parts.values())
     return {kind: round(size, 1) for kind, size in parts.items()}
 
 
