@@ -47,6 +47,7 @@ from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_sh
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.training import WindowDataset, average, build_window, open_window, train
 from ringrift_pipeline.training.judging import by_game, by_network, row_losses
+from ringrift_pipeline.training.run import TrainingRun
 from ringrift_pipeline.training.trial import train_trial
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -199,13 +200,26 @@ def work(root: Path, config: str, fresh: bool, job: Job) -> Result:
         older = trained_on.generation < plan.generation
         trained_on = dataclasses.replace(trained_on, holdout=trained_on.holdout | older)
     parent = None if fresh or plan.parent is None else load_model(store.root / plan.parent["path"])
-    began = time.process_time()
     steps = max(1, round(choice.steps * job.steps))
+    began = 0.0, 0
+
+    def before(run: TrainingRun) -> None:
+        """Speed is that after a quarter of the run: what a process does once is then done."""
+        nonlocal began
+        if run.iteration == steps // 4:
+            began = time.process_time(), run.samples
+
     changes = {**PLAIN, **choice.changes, "training.max_steps": steps}
     run = train_trial(
-        plan, trained_on, changes, job.seed, parent=parent, validation=split.validation
+        plan,
+        trained_on,
+        changes,
+        job.seed,
+        parent=parent,
+        validation=split.validation,
+        before_step=before,
     )
-    rate = run.samples / (time.process_time() - began)
+    rate = (run.samples - began[1]) / (time.process_time() - began[0])
     model, dataset = run.best_model(), WindowDataset(split.window)
     games = window.game[split.judges]
 

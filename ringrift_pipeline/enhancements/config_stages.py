@@ -212,7 +212,8 @@ class TrainingLoopConfig(ConfigGroup):
         default=5,
         ge=0,
         le=1_000_000,
-        description="Validations without a better loss after which training stops; 0 = never.",
+        description="Validations of the averaged model without a better loss after which training "
+        "stops; 0, or averaging.enabled off = never.",
     )
     early_stopping_min_delta: float = Field(
         default=0.0, ge=0.0, description="Least fall of the held-out loss that counts as better."
@@ -349,6 +350,20 @@ class WatchConfig(ConfigGroup):
         gt=0.0,
         lt=0.5,
         description="Chance of a false warning of drift, for each thing measured in a generation.",
+    )
+    drift_factor: float = Field(
+        default=2.0,
+        gt=1.0,
+        le=1000.0,
+        description="Times as large, or as small, as in the oldest of these generations that game "
+        "length and policy entropy may become, however steadily; beyond is drift too.",
+    )
+    drift_share: float = Field(
+        default=0.15,
+        gt=0.0,
+        le=1.0,
+        description="Change of the draw rate and of a seat's share of the win since the oldest of "
+        "these generations, however steady; beyond is drift too.",
     )
     stalled_hours: float = Field(
         default=6.0,

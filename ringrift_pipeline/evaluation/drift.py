@@ -10,6 +10,9 @@ and drift is a two-sided chance of t below the level. What generations differ by
 sample variance, so a figure that always wanders does not warn; the errors keep a figure that stood
 still by luck, or is always 0, from warning at its first step. The maximum of the two makes false
 warnings rarer than the level where the errors rule.
+
+What changes by the same step each time is in the sample variance too, and never drifts by that
+measure. So a figure is also held against the oldest of those generations, see `crept`.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-__all__ = ["LEAST_EARLIER", "Drift", "measure_drift"]
+__all__ = ["CERTAIN", "LEAST_EARLIER", "Drift", "crept", "measure_drift"]
 
 LEAST_EARLIER = 3
 """Earlier generations without which nothing is judged."""
+CERTAIN = 3.0
+"""Standard errors of a change that are not counted as one."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,26 @@ class Drift:
     chance: float
     earlier: int
     drifted: bool
+
+
+def crept(
+    first: tuple[float, float],
+    now: tuple[float, float],
+    *,
+    factor: float | None = None,
+    change: float | None = None,
+) -> bool:
+    """Whether a figure has gone too far from what it once was, in however many steps.
+
+    Args:
+        first, now: (value, standard error) of an older generation and of the one judged.
+        factor: how many times as large, or as small, it may have become.
+        change: how much it may have changed.
+    """
+    room = CERTAIN * math.hypot(first[1], now[1])
+    if factor is not None and not first[0] / factor - room <= now[0] <= first[0] * factor + room:
+        return True
+    return change is not None and abs(now[0] - first[0]) > change + room
 
 
 def measure_drift(

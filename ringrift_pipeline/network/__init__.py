@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ringrift_pipeline.network.devices import (
         DIVERGENCE,
         MOST_DIVERGENCE,
+        UNMEASURED,
         backend_on,
         resolve_backend,
         resolve_device,
@@ -84,6 +85,7 @@ _MODULE_OF = {
     "PLANE_NAMES": "encoding",
     "RingRiftNetwork": "model",
     "SymmetricEvaluator": "symmetric_evaluation",
+    "UNMEASURED": "devices",
     "backend_on": "devices",
     "describe_moves": "moves",
     "encode_states": "encoder",
@@ -109,6 +111,7 @@ __all__ = [
     "NUM_MOVE_KINDS",
     "NUM_PLANES",
     "PLANE_NAMES",
+    "UNMEASURED",
     "BoardNetwork",
     "BoardSymmetries",
     "CorruptModelError",

@@ -20,6 +20,8 @@ BACKENDS = ("torch", "openvino")
 DIVERGENCE = "val/precision_policy_kl"
 #: How much of it search computes with.
 MOST_DIVERGENCE = 1e-3
+#: There: why it could not be measured.
+UNMEASURED = "search_precision_note"
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -71,10 +73,11 @@ def bears(model: Mapping[str, Any]) -> bool:
     """Whether a model's policy in bfloat16 is what it is in float32, by its artefact's metadata.
 
     It is not where :data:`DIVERGENCE` is above :data:`MOST_DIVERGENCE`, or None, as the policy was
-    not finite; a model that was not measured is taken to bear it.
+    not finite, nor where it could not be measured (:data:`UNMEASURED` says why). A model of which
+    nothing is said, as of earlier versions and of other hands, is taken to bear it.
     """
     if DIVERGENCE not in model:
-        return True
+        return UNMEASURED not in model
     measured = model[DIVERGENCE]
     return measured is not None and float(measured) <= MOST_DIVERGENCE
 

@@ -255,12 +255,13 @@ def precision_holds(step: Step) -> Judgement:
     """In the arithmetic that search uses the policy is what it is in float32: on held-out positions
     the mean KL divergence is at most 0.001 nats.
     """
-    from ringrift_pipeline.network import DIVERGENCE, MOST_DIVERGENCE
+    from ringrift_pipeline.network import DIVERGENCE, MOST_DIVERGENCE, UNMEASURED
 
     model = step.store.require(step.config, step.generation, "ema_model").metadata
+    if UNMEASURED in model:
+        return Judgement(False, f"it could not be measured: {model[UNMEASURED]}")
     if DIVERGENCE not in model:
-        earlier = "it was made by an earlier version, which did not"
-        return Judgement(True, f"not measured: {model.get('search_precision_note', earlier)}")
+        return Judgement(True, "not measured: it was made by an earlier version, which did not")
     precision, divergence = model["search_precision"], model[DIVERGENCE]
     if precision == "float32":
         return Judgement(True, "search computes in float32")

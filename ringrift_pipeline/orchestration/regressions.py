@@ -12,6 +12,7 @@ from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.store import CorruptArtefactError
 
 if TYPE_CHECKING:
+    from ringrift_pipeline.enhancements.config_stages import WatchConfig
     from ringrift_pipeline.evaluation.drift import Drift
 
 
@@ -27,10 +28,10 @@ def play_steady(step: Step) -> Judgement:
     """Game length, draws, seat advantage and policy entropy stay in the last generations' range.
 
     Student's t of each figure against those of earlier generations that the same kind of player
-    played (see `evaluation.drift`); a warning, for a reason may be welcome. Every figure's chance
-    is shown, then as many of their ranges as fit.
+    played, and how far it has come since the oldest of them (see `evaluation.drift`); a warning,
+    for a reason may be welcome. Every figure's chance is shown, then as many of their ranges as fit.
     """
-    from ringrift_pipeline.evaluation.drift import LEAST_EARLIER, measure_drift
+    from ringrift_pipeline.evaluation.drift import LEAST_EARLIER, crept, measure_drift
 
     watch = step.plan().settings.watch
     now = step.store.require(step.config, step.generation, "selfplay_shards").metadata
@@ -43,18 +44,22 @@ def play_steady(step: Step) -> Judgement:
     numbers: dict[str, float | int | str] = {"drift/earlier": len(earlier)}
     ranges: list[dict[str, float]] = []
     for name, figure in figures.items():
-        past = [one[name] for one in earlier if name in one]
+        past = [(one[name]["value"], one[name]["error"]) for one in earlier if name in one]
+        now_is = figure["value"], figure["error"]
         # the seats' shares sum to 1: together they are one thing that is measured
         level = watch.drift_level / (seats if name.startswith("seat_") else 1)
-        drift = measure_drift(
-            [(one["value"], one["error"]) for one in past], figure["value"], figure["error"], level
-        )
+        drift = measure_drift(past, *now_is, level)
         if drift is None:
             continue
         numbers[f"drift/{name}_chance"] = drift.chance
         ranges.append({f"drift/{name}_low": drift.low, f"drift/{name}_high": drift.high})
         if drift.drifted:
             left.append(_told(name, drift))
+        elif crept(past[0], now_is, **_most(name, watch)):
+            left.append(
+                f"{_words(name)} went from {past[0][0]:.4g} to {drift.value:.4g} within "
+                f"{len(past)} generations, step by step"
+            )
     for both in ranges[: (MOST_NUMBERS - len(numbers)) // 2]:
         numbers |= both
     if left:
@@ -85,11 +90,21 @@ def _earlier(step: Step, player: str, most: int) -> list[dict[str, Any]]:
     return found[::-1]
 
 
-def _told(name: str, drift: Drift) -> str:
+def _most(name: str, watch: WatchConfig) -> dict[str, float]:
+    """How far a figure may go, as `crept` takes it."""
+    if name in ("plies", "policy_entropy"):
+        return {"factor": watch.drift_factor}
+    return {"change": watch.drift_share}
+
+
+def _words(name: str) -> str:
     words = {"plies": "game length", "draw_rate": "draw rate", "policy_entropy": "policy entropy"}
-    what = words.get(name) or f"seat {name.split('_')[1]}'s share of the win"
+    return words.get(name) or f"seat {name.split('_')[1]}'s share of the win"
+
+
+def _told(name: str, drift: Drift) -> str:
     return (
-        f"{what} {drift.value:.4g} leaves {drift.low:.4g} to {drift.high:.4g}, the range of the "
+        f"{_words(name)} {drift.value:.4g} leaves {drift.low:.4g} to {drift.high:.4g}, the range of the "
         f"last {drift.earlier} generations (chance {drift.chance:.2g})"
     )
 

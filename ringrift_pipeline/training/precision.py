@@ -19,9 +19,6 @@ ROWS = 1024
 """Held-out positions, at most: a second's work for a large network."""
 BATCH = 256
 
-NOTE = "search_precision_note"
-"""In a model's metadata: why the divergence was not measured, where it was not."""
-
 
 def measured(
     store: Store, plan: Plan, checkpoint: Artefact, model: RingRiftNetwork
@@ -32,9 +29,15 @@ def measured(
     ``val/precision_policy_kl`` the mean of KL(float32 || that precision), nats, over
     ``precision_positions`` held-out positions of the checkpoint's window. For float32 it is 0,
     unless the plan fell back to it: the next plan asks how the model bears bfloat16.
-    Where the window's shards are no longer there, ``search_precision_note`` says so instead.
+    Where it cannot be measured, as the window's shards are no longer there, ``search_precision_note``
+    says why instead, and whoever plays with the model does so in float32.
     """
-    from ringrift_pipeline.network import DIVERGENCE, MissingBackendError, resolve_precision
+    from ringrift_pipeline.network import (
+        DIVERGENCE,
+        UNMEASURED,
+        MissingBackendError,
+        resolve_precision,
+    )
     from ringrift_pipeline.store import CorruptArtefactError, MissingArtefactError
 
     precision, backend = plan.precision, plan.backend
@@ -48,14 +51,14 @@ def measured(
     try:
         window = _window(store, plan, checkpoint)
     except (MissingArtefactError, CorruptArtefactError, WindowError) as error:
-        return told | {NOTE: f"there are no positions to measure it on: {error}"}
+        return told | {UNMEASURED: f"there are no positions to measure it on: {error}"}
     rows = some_rows(window)
     if not len(rows):
-        return told | {NOTE: "no held-out position has a choice of moves"}
+        return told | {UNMEASURED: "no held-out position has a choice of moves"}
     try:
         mean = float(policy_divergence(model, window, rows, precision, device, backend).mean())
     except MissingBackendError as error:
-        return told | {NOTE: f"not on this machine: {error}"}
+        return told | {UNMEASURED: f"not on this machine: {error}"}
     return told | {
         DIVERGENCE: mean if math.isfinite(mean) else None,
         "precision_positions": len(rows),

@@ -805,7 +805,10 @@ def test_from_training_config_carries_every_setting() -> None:
     )
     facade = FacadeConfig.from_training_config(config, total_steps=50)
     assert facade.seed == 5 and facade.policy_weight == 0.25 and facade.value_weight == 1.5
-    assert facade.early_stopping_patience == 9 and facade.precision == "bfloat16"
+    assert facade.precision == "bfloat16"
+    assert facade.early_stopping_patience == 0  # the last weights are kept
+    averaged = config.with_overrides({"averaging.enabled": True})
+    assert FacadeConfig.from_training_config(averaged, 50).early_stopping_patience == 9
     assert facade.gradient_accumulation_steps == 4 and facade.clip_mode == "agc"
     assert facade.max_grad_norm == 2.0 and not facade.enable_hard_mining
     assert facade.hard_buffer_size == 77 and facade.hard_max_game_share == 0.2

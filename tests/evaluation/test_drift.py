@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ringrift_pipeline.evaluation.drift import measure_drift
+from ringrift_pipeline.evaluation.drift import crept, measure_drift
 
 LEVEL = 0.005
 
@@ -88,10 +90,28 @@ def test_a_jump_warns_once_not_for_ever() -> None:
     assert warned[1:8].sum() < 20  # the new level is then part of the range
 
 
-def test_a_steady_climb_is_no_drift() -> None:
+def test_a_steady_climb_is_no_drift_by_one_step_and_crept_by_all() -> None:
     for now in range(3, 12):
-        found = measure_drift([(float(g), 1.0) for g in range(now)][-8:], float(now), 1.0, LEVEL)
+        past = [(10.0 + 2 * g, 0.1) for g in range(now)][-8:]
+        found = measure_drift(past, 10.0 + 2 * now, 0.1, LEVEL)
         assert found is not None and not found.drifted
+        far = 2 * len(past)
+        assert crept(past[0], (past[0][0] + far, 0.1), change=far - 0.5)
+        assert not crept(past[0], (past[0][0] + far, 0.1), change=far)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("error", [0.0, 0.1])
+def test_how_far_a_figure_may_go(sign: int, error: float) -> None:
+    room = 3 * math.hypot(error, error)  # of the difference of two measurements
+    edge = (20.0 if sign > 0 else 5.0) + sign * room
+    first = (10.0, error)
+    assert not crept(first, (edge - sign * 1e-6, error), factor=2.0)
+    assert crept(first, (edge + sign * 1e-6, error), factor=2.0)
+    edge = 10.0 + sign * (3.0 + room)
+    assert not crept(first, (edge - sign * 1e-6, error), change=3.0)
+    assert crept(first, (edge + sign * 1e-6, error), change=3.0)
+    assert not crept(first, (edge, error))  # nothing was asked for
 
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(0, 1e3)), max_size=10))

@@ -211,6 +211,28 @@ def test_drift_warns(store: Store, changes: dict[str, float], words: str) -> Non
     assert check.metadata["drift/earlier"].value == 6
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"plies": 17.0}, "game length went from 120 to 256"),
+        ({"policy_entropy": -0.1}, "policy entropy went from 1.4 to 0.6"),
+        ({"draw_rate": 0.05}, "draw rate went from 0.02 to 0.42"),
+        ({"seat_1_share": 0.03}, "seat 1's share of the win went from 0.5 to 0.74"),
+    ],
+)
+def test_what_drifts_by_small_steps_warns_too(
+    store: Store, step: dict[str, float], words: str
+) -> None:
+    """No step of it leaves the range of those before it."""
+    ((name, each),) = step.items()
+    start = measures()[name]["value"]
+    for generation in range(9):
+        land_play(store, generation, **{name: start + generation * each})
+    assert run_check("selfplay_shards", "play_steady", "0003").passed
+    check = run_check("selfplay_shards", "play_steady", "0008")
+    assert not check.passed and words in check.description and "leaves" not in check.description
+
+
 def test_three_generations_of_the_same_player_are_needed(store: Store) -> None:
     land_play(store, 0, "heuristic", plies=500.0)
     for generation in range(1, 4):

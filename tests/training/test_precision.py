@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from ringrift_pipeline.game import get_rules
-from ringrift_pipeline.network import DIVERGENCE, Evaluator, load_model, save_model
+from ringrift_pipeline.network import (
+    DIVERGENCE,
+    Evaluator,
+    load_model,
+    resolve_precision,
+    save_model,
+)
 from ringrift_pipeline.orchestration.checks import CHECKS, result
 from ringrift_pipeline.orchestration.judgements import Judgement, judge, precision_holds
 from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, of_artefact
@@ -172,6 +178,8 @@ def test_where_the_games_are_gone_the_model_is_made_all_the_same(trained: Store)
                 trained.remove(CONFIG, generation, kind)
     model = average(trained, planned(trained, "bfloat16"))
     assert DIVERGENCE not in model.metadata
-    assert check(trained).passed
-    assert "not measured: there are no positions to measure it on" in check(trained).why
+    found = check(trained)
+    assert not found.passed
+    assert "could not be measured: there are no positions to measure it on" in found.why
     assert DIVERGENCE not in of_artefact(model)
+    assert resolve_precision("auto", models=[model.metadata]) == "float32"
