@@ -215,7 +215,7 @@ def play(
         "bare": bare,
         "simulations": simulations / seconds,
         "asked": asked / simulations,
-        "kept": statistics.fmean(searches.shares),
+        "kept": statistics.fmean(searches.shares or [float("nan")]),  # cut short, none may end
         "batch": asked / batches,
         "engine": engine,
         "tree": searching - whole - engine,
