@@ -1,7 +1,7 @@
 """How fast selfplay is: the network's share, what the rest costs, two workers, memory, rollouts.
 
     python benchmarks/selfplay.py [--quick] [--json] [--only PART] [--precision P]
-                                  [--model FOLDER] [--memory] [--memory-games N]
+                                  [--backend B] [--model FOLDER] [--memory] [--memory-games N]
 
 Networks have fresh random weights, or one is the trained one of ``--model``, a folder of a loop or
 a checkpoint, which alone is measured then; games are square8_2p with the default settings, one
@@ -114,11 +114,11 @@ def networks(
 
 
 def network_part(
-    quick: bool, precision: str, trained: RingRiftNetwork | None = None
+    quick: bool, precision: str, backend: str, trained: RingRiftNetwork | None = None
 ) -> Iterator[Claim]:
     """Selfplay against the bare call, its parts, and the reference's simulations a second."""
     for name, least, model in networks(trained):
-        found = play(model, precision, GAMES, QUICK_SECONDS if quick else float("inf"))
+        found = play(model, precision, GAMES, QUICK_SECONDS if quick else float("inf"), backend)
         yield claim(
             f"evaluations during selfplay, {name}, {precision}",
             found["evaluations"],
@@ -145,13 +145,13 @@ def network_part(
         )
 
 
-def equal_part(quick: bool, precision: str) -> Iterator[Claim]:
+def equal_part(quick: bool, precision: str, backend: str) -> Iterator[Claim]:
     """Simulations a second with as many parameters as the reference's network has."""
     blocks, channels = 12, 8
     while RingRiftNetwork(NetworkConfig(blocks, channels + 2)).num_parameters <= EQUAL_PARAMETERS:
         channels += 2
     model = RingRiftNetwork(NetworkConfig(blocks, channels))
-    found = play(model, precision, GAMES, QUICK_SECONDS if quick else 30.0)
+    found = play(model, precision, GAMES, QUICK_SECONDS if quick else 30.0, backend)
     yield claim(
         f"simulations, {blocks} x {channels} ({model.num_parameters / 1e6:.2f}M parameters)",
         found["simulations"],
@@ -197,20 +197,21 @@ def _rate(artefacts: list[Any]) -> float:
     return sum(note["positions"] for note in notes) / (ended - began)
 
 
-def workers_part(quick: bool, precision: str) -> Iterator[Claim]:
+def workers_part(quick: bool, precision: str, backend: str) -> Iterator[Claim]:
     """Two workers of one plan against two processes on their own, in turns."""
     from ringrift_pipeline.selfplay import play_shards, shard_kind
     from ringrift_pipeline.store import Store
 
     games = 8 if quick else 64
+    search = {"search.precision": precision, "search.backend": backend}
     together, apart = [], []
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(1 if quick else 2):
-            store, plan = _prepare(Path(folder) / f"both{turn}", games, 2, turn, {})
+            store, plan = _prepare(Path(folder) / f"both{turn}", games, 2, turn, search)
             together.append(_rate(play_shards(store, plan, workers=2)))
             roots = [Path(folder) / f"{who}{turn}" for who in ("one", "other")]
             for number, root in enumerate(roots):
-                _prepare(root, games, 1, 10 * turn + number, {})
+                _prepare(root, games, 1, 10 * turn + number, search)
             command = [sys.executable, __file__, "--play-store"]
             running = [subprocess.Popen([*command, str(root)]) for root in roots]
             if any(process.wait() for process in running):
@@ -228,7 +229,7 @@ def workers_part(quick: bool, precision: str) -> Iterator[Claim]:
 
 # --- rollouts ------------------------------------------------------------------------------------
 def rollout_part(
-    quick: bool, precision: str, trained: RingRiftNetwork | None = None
+    quick: bool, precision: str, backend: str, trained: RingRiftNetwork | None = None
 ) -> Iterator[Claim]:
     """Playouts a second, and N for every size of network."""
     rows = decisions(CONFIG, 8 if quick else 48)
@@ -237,7 +238,7 @@ def rollout_part(
     yield claim("playouts of the rollout player", rate, "playouts/s")
     rules = get_rules(CONFIG)
     for name, _, model in networks(trained):
-        evaluator = Evaluator(model, rules, "cpu", precision=precision, backend="auto", threads=1)
+        evaluator = Evaluator(model, rules, "cpu", precision=precision, backend=backend, threads=1)
         player = NetworkPlayer(CONFIG, evaluator, simulations=64, settings=SearchSettings())
         each = seconds_a_move(player, rows)
         yield claim(f"64 simulations for one position, {name}", each * 1e3, "ms")
@@ -251,18 +252,19 @@ def resident() -> float:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def memory_part(games: int, precision: str) -> Iterator[Claim]:
+def memory_part(games: int, precision: str, backend: str) -> Iterator[Claim]:
     """Resident set as games go by: real plans, shards written, in this very process."""
     from ringrift_pipeline.selfplay import play_shard
 
     per_shard = int(MEMORY_SETTINGS["selfplay.games_per_shard"])
     tiny = {"network.blocks": 1, "network.channels": 8, "network.value_channels": 8}
+    search = {"search.precision": precision, "search.backend": backend}
+    overrides = {**MEMORY_SETTINGS, **tiny, **search}
     first = 0.0
     most = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for played in range(0, games, 1000):
             root = Path(folder) / str(played)
-            overrides = {**MEMORY_SETTINGS, **tiny}
             store, plan = _prepare(root, per_shard, 1000 // per_shard, played, overrides)
             for index in range(len(plan.shards)):
                 play_shard(store, plan, index)
@@ -311,11 +313,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a claim")
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--backend", default="auto", help="auto, torch or openvino")
     parser.add_argument("--model", type=Path, help="folder of a trained network: only that one")
     parser.add_argument("--memory", action="store_true", help="only the memory, for long")
     parser.add_argument("--memory-games", type=int, default=MEMORY_GAMES, help="games it plays")
     parser.add_argument("--play-store", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    how = options.precision, options.backend
     torch.set_num_threads(1)
     if options.play_store:
         from ringrift_pipeline.selfplay import load_plan, play_shard
@@ -325,16 +329,16 @@ def main() -> None:
         play_shard(store, load_plan(store, CONFIG, 1), 0)
         return
     if options.memory:
-        runs = [memory_part(options.memory_games, options.precision)]
+        runs = [memory_part(options.memory_games, *how)]
     elif options.model:
         chosen = options.only or OF_ONE_NETWORK
         if not set(chosen) <= set(OF_ONE_NETWORK):
             parser.error(f"with --model only {' and '.join(OF_ONE_NETWORK)} are measured")
         model = trained_network(options.model, parser)
-        runs = [PARTS[name](options.quick, options.precision, model) for name in chosen]
+        runs = [PARTS[name](options.quick, *how, model) for name in chosen]
     else:
         chosen = options.only or PARTS
-        runs = [PARTS[name](options.quick, options.precision) for name in chosen]
+        runs = [PARTS[name](options.quick, *how) for name in chosen]
     for run in runs:
         for result in run:
             if options.json:

@@ -188,11 +188,11 @@ def some_positions() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
 
 
 def play(
-    model: RingRiftNetwork, precision: str, games: int, most_seconds: float = float("inf")
+    model: RingRiftNetwork, precision: str, games: int, most_seconds: float, backend: str
 ) -> dict[str, float]:
     """Play one shard (or, cut short, a part of one) and take its time apart; microseconds."""
     settings = TrainingConfig()
-    watched = Watched(model, precision)
+    watched = Watched(model, precision, backend)
     search = GumbelSearch(watched.rules, watched, settings.search)
     watched.kept = some_positions()
     before = bare_rates(watched, 1.5)
@@ -215,7 +215,7 @@ def play(
         "bare": bare,
         "simulations": simulations / seconds,
         "asked": asked / simulations,
-        "kept": statistics.fmean(searches.shares),
+        "kept": statistics.fmean(searches.shares or [float("nan")]),  # cut short, none may end
         "batch": asked / batches,
         "engine": engine,
         "tree": searching - whole - engine,

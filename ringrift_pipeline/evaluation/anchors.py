@@ -236,4 +236,4 @@ def _verdict(store: Store, config: str, generation: int) -> str:
     if evaluation is None:
         return ""
     gate: dict[str, Any] = evaluation.read_json(EVALUATION_FILE)["gate"]
-    return ("promoted: " if gate["promote"] else "refused: ") + str(gate["reasons"][0])
+    return ("passed: " if gate["promote"] else "refused: ") + str(gate["reasons"][0])

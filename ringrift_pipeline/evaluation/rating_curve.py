@@ -33,15 +33,15 @@ def write_list(path: Path, frame: pl.DataFrame, confidence: float) -> None:
         | pl.col("generation").is_in(generations[:MOST_ROWS].implode())
     )
     lines = [
-        f"| player | rating | {confidence:.0%} interval | games | wins | promoted |",
+        f"| player | rating | {confidence:.0%} interval | games | wins | passed the gate |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for row in shown.iter_rows(named=True):
         interval = "given" if row["anchor"] else f"{row['low']:.0f} to {row['high']:.0f}"
-        promoted = {True: "yes", False: "no", None: ""}[row["promoted"]]
+        passed = {True: "yes", False: "no", None: ""}[row["promoted"]]
         lines.append(
             f"| {row['player']} | {row['rating']:.0f} | {interval} | {row['games']} | "
-            f"{row['share']:.0%} | {promoted} |"
+            f"{row['share']:.0%} | {passed} |"
         )
     if shown.height < frame.height:
         lines.append(f"\n{frame.height - shown.height} older generations are in the table's file.")
@@ -73,7 +73,7 @@ def draw_curve(folder: Path, frame: pl.DataFrame, config: str, confidence: float
     bars = np.stack([y - rated["low"].to_numpy(), rated["high"].to_numpy() - y])
     axes.errorbar(x, y, bars, color="C0", linewidth=1, capsize=2, marker="", zorder=2)
     passed = rated["promoted"].fill_null(False).to_numpy()
-    axes.scatter(x[passed], y[passed], color="C0", s=28, zorder=3, label="promoted")
+    axes.scatter(x[passed], y[passed], color="C0", s=28, zorder=3, label="passed the gate")
     axes.scatter(
         x[~passed], y[~passed], facecolor="white", edgecolor="C0", s=28, zorder=3, label="refused"
     )

@@ -16,7 +16,6 @@ from dagster import (
     AssetChecksDefinition,
     AssetCheckSeverity,
     AssetCheckSpec,
-    AssetIn,
     PreviewWarning,
     multi_asset_check,
 )
@@ -208,18 +207,20 @@ def objections(step: Step) -> list[str]:
     found = []
     for check in CHECKS:
         if check.blocking and check.asset != CHAMPION:
-            judgement = judgements.judge(_with_its_table(check), step)
+            judgement = _judgement(check, step)
             if not judgement.passed:
                 found.append(f"{check.asset}: {check.name}: {judgement.why}")
     return found
 
 
-def _with_its_table(check: CheckRecipe) -> Callable[..., Judgement]:
-    if not check.table:
-        return check.judge
-    return lambda step: check.judge(
-        step, table_of(step.store, step.config, step.generation, check.asset)
-    )
+def _judgement(check: CheckRecipe, step: Step) -> Judgement:
+    """The check's; its table is read while it judges, so that a damaged one has a verdict."""
+
+    def judged(step: Step) -> Judgement:
+        table = table_of(step.store, step.config, step.generation, check.asset)
+        return check.judge(step, table)
+
+    return judgements.judge(judged if check.table else check.judge, step)
 
 
 def result(check: CheckRecipe, judgement: Judgement, key: Any) -> AssetCheckResult:
@@ -240,24 +241,8 @@ def result(check: CheckRecipe, judgement: Judgement, key: Any) -> AssetCheckResu
 def _define(config: str, asset: str) -> AssetChecksDefinition:
     key = asset_key(config, asset)
     recipes = [check for check in CHECKS if check.asset == asset]
-    table = any(check.table for check in recipes)
 
-    def judged(context: AssetCheckExecutionContext, *tables: Any) -> Iterator[AssetCheckResult]:
-        wanted = {selected.name for selected in context.selected_asset_check_keys}
-        op = context.op_execution_context
-        generation = None
-        if asset == CHAMPION and not op.has_partition_key:  # alone, from the Checks tab
-            generation = next_generation(op.resources.store.open(), config)
-        with once(), running_step(context, config, generation) as step:
-            for check in recipes:
-                if check.name in wanted:
-                    more = tables if check.table else ()
-                    yield result(check, judgements.judge(check.judge, step, *more), key)
-            if asset == CHAMPION:  # another may serve now
-                with contextlib.suppress(StoreError):
-                    reconcile_config(op.instance, step.store, config)
-
-    define = multi_asset_check(
+    @multi_asset_check(
         name=f"{config}__{asset}_checks",
         specs=[
             AssetCheckSpec(
@@ -275,19 +260,22 @@ def _define(config: str, asset: str) -> AssetChecksDefinition:
         required_resource_keys={"store"},
         retry_policy=LOST,
         op_tags=tags_of_checks(asset),
-        ins={"table": AssetIn(key)} if table else None,
     )
-    if table:
+    def judged(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
+        wanted = {selected.name for selected in context.selected_asset_check_keys}
+        op = context.op_execution_context
+        generation = None
+        if asset == CHAMPION and not op.has_partition_key:  # alone, from the Checks tab
+            generation = next_generation(op.resources.store.open(), config)
+        with once(), running_step(context, config, generation) as step:
+            for check in recipes:
+                if check.name in wanted:
+                    yield result(check, _judgement(check, step), key)
+            if asset == CHAMPION:  # another may serve now
+                with contextlib.suppress(StoreError):
+                    reconcile_config(op.instance, step.store, config)
 
-        def of_table(context: AssetCheckExecutionContext, table: Any) -> Iterator[AssetCheckResult]:
-            yield from judged(context, table)
-
-        return define(of_table)
-
-    def plain(context: AssetCheckExecutionContext) -> Iterator[AssetCheckResult]:
-        yield from judged(context)
-
-    return define(plain)
+    return judged
 
 
 def checks_of(config: str) -> list[AssetChecksDefinition]:

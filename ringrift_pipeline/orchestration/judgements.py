@@ -40,12 +40,12 @@ class Judgement:
     stops: bool = True
 
 
-def judge(check: Callable[..., Judgement], step: Step, *more: Any) -> Judgement:
+def judge(check: Callable[[Step], Judgement], step: Step) -> Judgement:
     """The check's judgement; what is missing, corrupt or cannot be read fails whatever asks for it
     (a room's typed errors are ValueErrors).
     """
     try:
-        return check(step, *more)
+        return check(step)
     except (CorruptArtefactError, MissingArtefactError, ValueError) as error:
         return Judgement(False, str(error))
 

@@ -123,7 +123,7 @@ def gate_passed(step: Step) -> Judgement:
     if gate["sprt"] is not None:
         numbers["eval/sprt_llr"] = gate["sprt"]["llr"]
     if gate["promote"]:
-        return Judgement(True, f"promoted: {reasons}", numbers)
+        return Judgement(True, f"the gate lets it through: {reasons}", numbers)
     champion = report["champion"]
     who = f"{champion['name']} stays champion" if champion else "there is still no champion"
     return Judgement(False, f"promotion refused, {who}: {reasons}", numbers)

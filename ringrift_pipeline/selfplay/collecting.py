@@ -178,13 +178,13 @@ def _summary(
 
 def _shown_games(games: dict[str, np.ndarray]) -> dict[str, str]:
     """Ids of the games that a person would look at first; of the longest, whole ones before those
-    that were cut short.
+    that were cut short. None is surprising where the heuristic played, which records no surprise.
     """
     plies, whole = games["plies"], games["reason"] >= 0
-    chosen = {
-        "longest": max(range(len(plies)), key=lambda game: (whole[game], plies[game])),
-        "most surprising": int(games["surprise_a_decision"].argmax()),
-    }
+    chosen = {"longest": max(range(len(plies)), key=lambda game: (whole[game], plies[game]))}
+    surprise = games["surprise_a_decision"]
+    if surprise.any():
+        chosen["most surprising"] = int(surprise.argmax())
     ids: list[str] = games["id"].tolist()
     return {what: ids[place] for what, place in chosen.items()}
 

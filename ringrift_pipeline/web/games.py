@@ -30,6 +30,7 @@ from ringrift_pipeline.web.players import DRAWN, LISTED
 from ringrift_pipeline.web.positions import Game, show
 
 KEPT = 4  # shards and games in memory
+_DAMAGED = (ShardError, StoreError, pa.ArrowException, OSError)  # what reading a shard may raise
 _NUMBER = re.compile(r"[0-9]{4,9}")
 _SHARD = re.compile(re.escape(shard_kind(0)[:-4]) + "([0-9]{4,9})")
 _COLUMNS = (
@@ -83,32 +84,40 @@ class RecordedGames:
         return found
 
     def generations(self, config: str) -> list[dict[str, Any]]:
-        """A config's generations with shards, newest first: who played, and how many shards."""
+        """A config's generations with shards, newest first: who played, and how many shards. Where
+        the plan cannot be read, ``player`` is None and ``error`` says why.
+        """
         self._check_config(config)
         found = []
         for generation in reversed(self._generations(config)):
-            champion = self.store.read_plan(config, generation).get("champion")
-            player = f"generation {champion['generation']:04d}" if champion else "the heuristic"
-            shards = len(self._shards(config, generation))
-            found.append({"generation": f"{generation:04d}", "player": player, "shards": shards})
+            item: dict[str, Any] = {"generation": f"{generation:04d}", "player": None}
+            item["shards"] = len(self._shards(config, generation))
+            try:
+                item["player"] = self._player(config, generation)
+            except StoreError as error:
+                item["error"] = str(error)
+            found.append(item)
         return found
 
     def shards(self, config: str, generation: str) -> list[dict[str, Any]]:
-        """A generation's shards: number, ``games`` and ``positions``."""
+        """A generation's shards: number, ``games`` and ``positions``. Of one that cannot be read
+        these are None and ``error`` says why.
+        """
         number = self._find_generation(config, generation)
         found = []
         for shard in self._shards(config, number):
-            artefact = self._artefact(config, number, shard)
-            counts = {name: artefact.metadata[name] for name in ("games", "positions")}
-            if artefact.path.is_dir():  # else in a bucket, and fetched when it is looked at
-                about = read_metadata(artefact.file(SHARD_FILE))
-                counts = {"games": about["games"], "positions": about["counts"]["rows"]}
-            found.append({"shard": f"{shard:04d}", **counts})
+            item: dict[str, Any] = {"shard": f"{shard:04d}", "games": None, "positions": None}
+            try:
+                item |= self._counts(config, number, shard)
+            except (RequestError, *_DAMAGED) as error:
+                item["error"] = str(error)
+            found.append(item)
         return found
 
     def games(self, config: str, generation: str, shard: str) -> list[dict[str, Any]]:
         """A shard's games: number, ``plies``, ``decisions``, ``reason``, ``winners`` (seats; none
-        where the game was cut short).
+        where the game was cut short), ``surprise`` (nats, in the mean; None of the heuristic's
+        games).
         """
         found = self._find_shard(config, generation, shard)
         return [self._summary(found, game) for game in found.starts]
@@ -116,17 +125,18 @@ class RecordedGames:
     def game(self, config: str, generation: str, shard: str, game: str) -> dict[str, Any]:
         """One game: its summary, packed ``moves`` and, for every ply, its ``timeline`` entry.
 
-        An entry has the ``ply``, ``surprise`` (nats) and ``value`` (each seat's share of the win
-        after the search) of a decision.
+        An entry has the ``ply``, ``surprise`` (nats; None of the heuristic's) and ``value`` (each
+        seat's share of the win after the search) of a decision.
         """
         found = self._find_game(config, generation, shard, game)
-        surprise, value = column(found.rows, "surprise"), column(found.rows, "search_value")
+        surprise = _surprise(found.rows, found.summary["player"])
+        value = column(found.rows, "search_value")
         return {
             **found.summary,
             "plies": len(found.game.plies),
             "moves": [played.code for played in found.game.plies],
             "timeline": [
-                {"ply": ply, "surprise": float(surprise[row]), "value": value[row].tolist()}
+                {"ply": ply, "surprise": surprise[row], "value": value[row].tolist()}
                 for ply, row in found.row_of.items()
             ],
         }
@@ -158,7 +168,7 @@ class RecordedGames:
             )
             answer["decision"] = {
                 "full_search": bool(column(found.rows, "full_search")[row]),
-                "surprise": float(column(found.rows, "surprise")[row]),
+                "surprise": _surprise(found.rows, found.summary["player"])[row],
                 "root_value": column(found.rows, "root_value")[row].tolist(),
                 "search_value": column(found.rows, "search_value")[row].tolist(),
                 "opponent": bool(named[row]) if named is not None else False,
@@ -215,13 +225,28 @@ class RecordedGames:
 
     # --- reading ----------------------------------------------------------------------------------
 
+    def _player(self, config: str, generation: int) -> str:
+        """Who played a generation, by its plan."""
+        champion = self.store.read_plan(config, generation).get("champion")
+        return f"generation {champion['generation']:04d}" if champion else "the heuristic"
+
+    def _counts(self, config: str, generation: int, shard: int) -> dict[str, int]:
+        """Games and positions of a shard: of its file, or as its artefact says where that is in a
+        bucket, and fetched when it is looked at.
+        """
+        artefact = self._artefact(config, generation, shard)
+        if not artefact.path.is_dir():
+            return {name: artefact.metadata[name] for name in ("games", "positions")}
+        about = read_metadata(artefact.file(SHARD_FILE))
+        return {"games": about["games"], "positions": about["counts"]["rows"]}
+
     def _read_shard(self, path: Path) -> _Shard:
         try:
             about = read_metadata(path)
             names = _COLUMNS + (("opponent",) if about["format"] >= 2 else ())
             with open_shard(path, names) as reader:
                 table = reader.read_all()
-        except (ShardError, StoreError, pa.ArrowException, OSError) as error:
+        except _DAMAGED as error:
             raise RequestError(str(error), "shard", 409) from error
         games = column(table, "game")
         first = np.flatnonzero(np.diff(games, prepend=-1))
@@ -234,6 +259,7 @@ class RecordedGames:
         outcome = column(rows, "outcome")[0]
         reason = int(column(rows, "reason")[0])
         about = shard.about
+        surprise = _surprise(rows, about["player"])
         return {
             "id": game_id(about["config"], about["generation"], about["shard"], game),
             "config": about["config"],
@@ -242,7 +268,7 @@ class RecordedGames:
             "decisions": len(rows),
             "winners": _winners(outcome) if reason >= 0 else [],
             "reason": layout.REASON_NAMES[reason] if reason >= 0 else "cut short",
-            "surprise": float(column(rows, "surprise").mean()),
+            "surprise": float(np.mean(surprise)) if surprise[0] is not None else None,
             "player": about["player"],
             "model_generation": about["model_generation"],
         }
@@ -273,6 +299,13 @@ class RecordedGames:
                 409,
             ) from None
         return _Recorded(game, rows, row_of, self._summary(shard, number))
+
+
+def _surprise(rows: pa.Table, player: str) -> list[Any]:
+    """Of every row, nats; None where the heuristic played, which has no prior."""
+    if player == "heuristic":
+        return [None] * len(rows)
+    return column(rows, "surprise").tolist()
 
 
 def _policy(rows: pa.Table, row: int) -> list[tuple[int, float]]:

@@ -27,7 +27,7 @@ from ringrift_pipeline.store.kinds import EMA_MODEL
 from ringrift_pipeline.web.errors import RequestError
 from ringrift_pipeline.web.positions import Game, show
 
-KEPT = 4  # players in memory
+KEPT = 5  # players in memory: four seats and one that analyzes
 BASELINES = ("random", "heuristic", "rollout")
 LISTED = 24  # moves of an analysis
 DRAWN = 5  # of them on the board
@@ -135,8 +135,7 @@ class Players:
                 "--player when starting it",
                 "player",
             )
-        champion = self._champion(config) if spec == "champion" else None
-        key = (config, spec, simulations, champion)
+        key = (config, spec, simulations, self._digest(config, spec))
         with self._lock:
             seat = self._seats.setdefault(key, _Seat())
             self._seats.move_to_end(key)
@@ -166,6 +165,19 @@ class Players:
             )
         except expected as error:
             raise RequestError(f"player {spec}: {error}", "player") from error
+
+    def _digest(self, config: str, spec: str) -> str | None:
+        """Digest of the model that the champion, or a generation, is now; None of other players."""
+        if spec == "champion":
+            return self._champion(config)
+        number = spec.removeprefix("generation:")
+        if number == spec or not number.isdecimal() or config not in CONFIGS:
+            return None  # loading it says what is wrong, if anything is
+        try:
+            model = self.store.current(config, int(number), EMA_MODEL, verify=False)
+        except (StoreError, ValueError) as error:
+            raise RequestError(f"player {spec}: {error}", "player") from error
+        return model.digest if model else None
 
     def _champion(self, config: str) -> str | None:
         """Digest of the champion of a config, None if there is none that can be read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import polars as pl
 import pytest
 
 from ringrift_pipeline.evaluation import evaluate, expected_share, fit_ratings
-from ringrift_pipeline.evaluation.anchors import find_falls, rate_against_anchors
+from ringrift_pipeline.evaluation.anchors import _verdict, find_falls, rate_against_anchors
 from ringrift_pipeline.evaluation.ratings import Ratings
 from ringrift_pipeline.store import Store
 
@@ -97,6 +98,16 @@ def test_every_model_meets_the_same_anchors(tmp_path: Path) -> None:
     assert found.fit["heuristic"] == 1200.0
     again = rate_against_anchors(store, CONFIG, **arguments)
     assert again.games.equals(found.games) and again.fit.players == found.fit.players
+
+
+@pytest.mark.parametrize(("promote", "said"), [(True, "passed: why"), (False, "refused: why")])
+def test_a_verdict_is_the_gates_word(tmp_path: Path, promote: bool, said: str) -> None:
+    store = Store(tmp_path)
+    assert _verdict(store, CONFIG, 0) == ""
+    with store.create(CONFIG, 0, "evaluation") as draft:
+        report = {"gate": {"promote": promote, "reasons": ["why", "and why"]}}
+        (draft.path / "report.json").write_text(json.dumps(report))
+    assert _verdict(store, CONFIG, 0) == said
 
 
 @pytest.mark.whole

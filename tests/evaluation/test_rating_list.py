@@ -200,6 +200,7 @@ def test_the_curve_is_a_small_picture_and_the_same_every_time(tmp_path: Path) ->
     small, whole = drawn(frame)
     assert small.startswith(b"\x89PNG") and 4_000 < len(small) < MOST_BYTES
     assert b"<svg" in whole
+    assert b"<!-- passed the gate -->" in whole and b"promoted" not in whole
     assert [small, whole] == drawn(frame)
     moved = frame.with_columns(pl.col("rating") + pl.col("generation").fill_null(0) % 10)
     changed = drawn(moved)
@@ -210,6 +211,7 @@ def test_the_text_has_the_newest_generations_and_all_baselines(tmp_path: Path) -
     write_list(tmp_path / "list.md", many(MOST_ROWS + 7), 0.9)
     text = (tmp_path / "list.md").read_text()
     assert "90% interval" in text and "| heuristic | 1200 | given |" in text and "random" in text
+    assert "| passed the gate |" in text and "promoted" not in text
     assert "generation:0007" in text and "generation:0006" not in text
     assert "7 older generations" in text
     assert text.index("generation:0066") < text.index("generation:0010")  # strongest first

@@ -395,6 +395,7 @@ BREAKS: list[tuple[str, Break, str]] = [
         ),
         "at most 0.15 is allowed",
     ),
+    ("scores_sound", lambda s: flip(s, "quality_scores", "scores.parquet"), "SHA-256"),
     (
         "scores_sound",
         lambda s: replace(s, "quality_scores", edit_table(lambda t: t.head(t.height - 1))),
@@ -416,6 +417,7 @@ BREAKS: list[tuple[str, Break, str]] = [
         ),
         "not in [0, 1]",
     ),
+    ("examples_sound", lambda s: flip(s, "hard_examples", "hard_examples.parquet"), "SHA-256"),
     (
         "examples_sound",
         lambda s: replace(s, "hard_examples", edit_table(lambda t: t.vstack(t.head(1)))),

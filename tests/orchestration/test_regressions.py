@@ -307,6 +307,16 @@ def test_a_refusal_says_why(copied: Store) -> None:
     assert "even is 50.0%" in check.metadata["random wins"].value
 
 
+def test_a_pass_is_the_gates_word_and_no_promotion(copied: Store) -> None:
+    def let_through(report: dict[str, Any]) -> None:
+        report["gate"] |= {"promote": True, "reasons": ["beats everybody"]}
+
+    replace(copied, "evaluation", edit_json("report.json", let_through))
+    check = run_check("evaluation", "gate_passed")
+    assert check.passed and check.description == "the gate lets it through: beats everybody"
+    assert copied.champion(CONFIG) is None
+
+
 def test_the_list_of_ratings_is_on_the_evaluation(played: Any, tmp_path: Path) -> None:
     import base64
 

@@ -103,6 +103,21 @@ def test_remembered_evaluations_change_nothing_but_their_number():
     assert play(HashEvaluator(2), cached=True)[1] == play(HashEvaluator(2), cached=False)[1]
 
 
+def test_a_pool_for_games_remembers_evaluations():
+    rules = get_rules(CONFIG)
+    row = decisions(CONFIG, 1)[10:11]
+    pool = GumbelSearch(rules, TimelessEvaluator(2), SETTINGS).pool(1, 40)
+    asked = []
+    for _ in range(2):
+        before = pool.evaluations
+        pool.start(np.arange(1), row, np.zeros(1, dtype=np.uint64), 40)
+        while pool.busy:
+            pool.step()
+        pool.take(np.arange(1))
+        asked.append(pool.evaluations - before)
+    assert asked[1] < asked[0] / 2
+
+
 @pytest.mark.parametrize("config", ["square8_3p", "hex8_2p"])
 def test_the_network_does_not_look_at_what_is_left_out_of_the_key(config):
     rules = get_rules(config)

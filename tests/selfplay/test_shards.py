@@ -185,6 +185,8 @@ def test_of_the_longest_games_a_whole_one_is_shown() -> None:
     assert _shown_games(games) == {"longest": "c", "most surprising": "d"}
     games["reason"][:] = -1
     assert _shown_games(games)["longest"] == "a"
+    games["surprise_a_decision"][:] = 0.0  # as the heuristic's are
+    assert _shown_games(games) == {"longest": "a"}
 
 
 def test_collect_counts_what_the_shards_hold(either: Played) -> None:

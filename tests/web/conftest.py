@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ import pytest
 from tiny import PLAYED
 
 from ringrift_pipeline.enhancements import TrainingConfig
-from ringrift_pipeline.selfplay import plan_generation, play_shards
+from ringrift_pipeline.selfplay import plan_generation, play_shards, shard_kind
 from ringrift_pipeline.store import Artefact, Store
+from ringrift_pipeline.store.layout import MANIFEST
 from ringrift_pipeline.web import Access, Players, create_app, listen
 from ringrift_pipeline.web.serving import server_of
 
@@ -131,3 +133,22 @@ def client(data: Path) -> Iterator[Client]:
 def guarded(data: Path) -> Iterator[Client]:
     """A server that asks for the token ``secret``."""
     yield from running(data, token="secret")
+
+
+@pytest.fixture()
+def damaged(data: Path, tmp_path: Path) -> Iterator[Client]:
+    """A copy of the data root in which generation 1 is not what it was: its plan is cut short, so is
+    shard 0, and there is a shard 2 whose manifest is.
+    """
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    shard = Store(root).require(CONFIG, 1, shard_kind(1))
+    kind = shard.path.parent
+    shutil.copytree(kind, kind.with_name(shard_kind(2)))
+    for path in (
+        kind.parent / "plan.json",
+        Store(root).require(CONFIG, 1, shard_kind(0)).file("shard.arrow"),
+        kind.with_name(shard_kind(2)) / shard.path.name / MANIFEST,
+    ):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    yield from running(root)

@@ -18,6 +18,10 @@ WAIT = 30_000  # ms; kernels may have to be compiled first
 
 @pytest.fixture()
 def opened(browser: Any, client: Client) -> Iterator[Callable[..., Page]]:
+    yield from opening(browser, client)
+
+
+def opening(browser: Any, client: Client) -> Iterator[Callable[..., Page]]:
     """Open an address; at the end no page may have complained or asked anyone else."""
     complaints: list[str] = []
     asked: set[str] = set()
@@ -356,6 +360,28 @@ def test_games_are_found_by_links(opened: Callable[..., Page]) -> None:
         page.locator("#listing a", has_text=name).first.click()
         page.locator("#crumbs [aria-current]", has_text=name).wait_for()
     page.locator("#game-title", has_text=f"{CONFIG}-0001-0000-0001").wait_for()
+
+
+def test_what_is_damaged_is_listed_with_the_reason(browser: Any, damaged: Client) -> None:
+    for open_page in opening(browser, damaged):
+        for place, shown in (
+            (CONFIG, ["0001–3", "plan.json is corrupt", "0000the heuristic2"]),
+            (f"{CONFIG}/0001", ["0000––", "shard.arrow", "00011", "0002––", "no artefact"]),
+        ):
+            rows = open_page(f"/games/{place}").locator("#listing tbody tr")
+            rows.first.wait_for()
+            texts = [re.sub(r"\s", "", row) for row in rows.all_inner_texts()]
+            assert len(texts) == len(shown)
+            for text, words in zip(texts, shown, strict=True):
+                assert re.sub(r"\s", "", words) in text
+
+
+def test_the_heuristics_games_tell_of_no_surprise(opened: Callable[..., Page]) -> None:
+    page = opened(f"/games/{CONFIG}/0000/0000")
+    assert page.locator("#listing tbody tr").first.locator("td").last.inner_text() == "–"
+    page = opened(f"/games/{CONFIG}/0000/0000/0000")
+    page.locator("#ply", has_text="legal moves").wait_for()
+    assert "Surprise" not in page.locator("#ply").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -21,6 +21,7 @@ from ringrift_pipeline.network import Evaluator
 from ringrift_pipeline.search import NetworkPlayer, SearchStopped, load_player, stoppable
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.web import Players, RequestError
+from ringrift_pipeline.web.positions import Game
 
 from .conftest import CONFIG, Client, running, save_model
 
@@ -204,6 +205,29 @@ def test_few_players_are_kept_and_a_new_champion_is_noticed(tmp_path: Path) -> N
     assert [key[-1] for key in players._seats] == [first.digest, second.digest]
 
 
+def test_a_generation_made_anew_is_noticed(tmp_path: Path) -> None:
+    players = Players(tmp_path, device="cpu")
+    game = Game(new_game(CONFIG))
+    thought = []
+    for seed in (1, 2):
+        save_model(Store(tmp_path), seed=seed)
+        player = load_player("generation:0000", CONFIG, simulations=2, data=tmp_path, device="cpu")
+        thought.append(players.analyze(game, "generation:0000", 2)["chances"])
+        assert thought[-1] == pytest.approx(player.analyze(game.state).value.tolist())
+    assert thought[0] != pytest.approx(thought[1])
+
+
+def test_four_seats_and_an_analyst_stay_loaded(data: Path) -> None:
+    players = Players(data, device="cpu")
+    specs = ("generation:0000", "champion", "random", "heuristic", "rollout")
+    for spec in specs:
+        players.load(CONFIG, spec, 1)
+    before = dict(players._seats)
+    for spec in specs:
+        players.load(CONFIG, spec, 1)
+    assert len(before) == len(specs) and dict(players._seats) == before
+
+
 def test_beyond_this_machine_only_named_folders_are_opened(tmp_path: Path) -> None:
     model = save_model(Store(tmp_path / "data"), seed=1)
     players = Players(tmp_path / "data", device="cpu", folders=(str(model.path),))
@@ -274,6 +298,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("choose", {"config": CONFIG, "player": "nobody"}, "player"),
     ("choose", {"config": CONFIG, "player": "human"}, "player"),
     ("choose", {"config": CONFIG, "player": "generation:0042"}, "player"),
+    ("choose", {"config": CONFIG, "player": "generation:" + "9" * 5_000}, "player"),
     ("choose", {"config": "hex8_2p", "player": "champion"}, "player"),
     ("choose", {"config": CONFIG, "player": "../../etc/passwd"}, "player"),
     ("choose", {"config": CONFIG, "player": "random", "simulations": 0}, "simulations"),

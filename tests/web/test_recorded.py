@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,9 @@ def test_a_game_that_was_cut_short_ends_where_it_did(cut: tuple[Client, str, int
 
 def check(decision: dict[str, Any], row: dict[str, Any], played: str) -> None:
     assert decision["full_search"] is row["full_search"] and decision["opponent"] is row["opponent"]
-    for name in ("surprise", "root_value", "search_value"):
+    heuristics = row["game_id"].startswith(f"{CONFIG}-0000-")
+    assert decision["surprise"] == (None if heuristics else pytest.approx(row["surprise"]))
+    for name in ("root_value", "search_value"):
         assert decision[name] == pytest.approx(row[name])
     assert decision["legal"] == len(row["moves"])
     policy = dict(zip(row["moves"], row["policy"], strict=True))
@@ -190,18 +191,28 @@ def test_looking_changes_nothing(client: Client, data: Path) -> None:
     assert files() == before
 
 
-@pytest.fixture()
-def damaged(data: Path, tmp_path: Path) -> Iterator[Client]:
-    """A copy of the data root in which a shard is cut short."""
-    root = tmp_path / "data"
-    shutil.copytree(data, root)
-    shard = Store(root).require(CONFIG, 1, shard_kind(0)).file("shard.arrow")
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    yield from running(root)
-
-
 def test_a_damaged_shard_says_so_and_the_others_are_shown(damaged: Client) -> None:
-    for path in (f"{CONFIG}/0001", f"{CONFIG}/0001/0000", f"{CONFIG}/0001/0000/0000"):
+    broken, whole, lost = damaged.get(f"/api/games/{CONFIG}/0001").json["items"]
+    assert "shard.arrow" in broken.pop("error")
+    assert broken == {"shard": "0000", "games": None, "positions": None}
+    assert whole["shard"] == "0001" and whole["games"] == 1 and "error" not in whole
+    assert "no artefact that verifies" in lost.pop("error")
+    assert lost == {"shard": "0002", "games": None, "positions": None}
+    for path in (f"{CONFIG}/0001/0000", f"{CONFIG}/0001/0000/0000"):
         answer = damaged.get(f"/api/games/{path}")
         assert answer.status == 409 and "shard.arrow" in answer.json["error"]
     assert damaged.get(f"/api/games/{CONFIG}/0001/0001/0000?ply=2").status == 200
+
+
+def test_a_damaged_plan_says_so_and_its_games_are_shown(damaged: Client) -> None:
+    broken, whole = damaged.get(f"/api/games/{CONFIG}").json["items"]
+    assert "plan.json is corrupt" in broken.pop("error")
+    assert broken == {"generation": "0001", "player": None, "shards": 3}
+    assert whole == {"generation": "0000", "player": "the heuristic", "shards": 2}
+
+
+def test_the_heuristics_games_have_no_surprise(client: Client) -> None:
+    games = client.get(f"/api/games/{CONFIG}/0000/0000").json["items"]
+    assert games and all(game["surprise"] is None for game in games)
+    game = client.get(f"/api/games/{CONFIG}/0000/0000/0000").json
+    assert {entry["surprise"] for entry in game["timeline"]} == {None}

@@ -36,19 +36,25 @@ function list(names, items) {
   const columns = COLUMNS[names.length];
   const level = LEVELS[names.length];
   if (!items.length) return fill($("listing"), el("p", { class: "status" }, "No games are recorded here yet: `ringrift loop` plays some."));
+  const kind = (name) => (items.some((item) => typeof item[name] === "number") ? "number" : null);
   const cell = (item, name) => {
     const value = item[name];
     if (name === level) return el("th", { scope: "row" }, el("a", { href: `/games/${[...names, value].join("/")}` }, value));
     if (name === "winners") return el("td", {}, ...(value.length ? value.flatMap((seat) => [token(seat), ` seat ${seat} `]) : ["no winner"]));
-    return el("td", { class: typeof value === "number" ? "number" : null }, name === "surprise" ? value.toFixed(3) : name === "reason" ? words(value) : value);
+    const shown = value === null ? "–" : name === "surprise" ? value.toFixed(3) : name === "reason" ? words(value) : value;
+    return el("td", { class: kind(name) }, shown);
   };
+  const rows = (item) => [
+    el("tr", {}, ...Object.keys(columns).map((name) => cell(item, name))),
+    item.error ? el("tr", {}, el("td", { class: "quiet", colspan: Object.keys(columns).length }, item.error)) : null,
+  ];
   return fill(
     $("listing"),
     el(
       "table",
       {},
-      el("thead", {}, el("tr", {}, ...Object.entries(columns).map(([name, title]) => el("th", { scope: "col", class: typeof items[0][name] === "number" ? "number" : null }, title)))),
-      el("tbody", {}, ...items.map((item) => el("tr", {}, ...Object.keys(columns).map((name) => cell(item, name))))),
+      el("thead", {}, el("tr", {}, ...Object.entries(columns).map(([name, title]) => el("th", { scope: "col", class: kind(name) }, title)))),
+      el("tbody", {}, ...items.flatMap(rows)),
     ),
   );
 }
@@ -128,7 +134,7 @@ function recorded(played, decision) {
       "p",
       {},
       `${decision.full_search ? "Full search: trains the policy" : "Cheap search: does not train the policy"}. `,
-      `Surprise ${decision.surprise.toFixed(3)} nats. ${decision.opponent ? "Moved by the earlier model it plays against. " : ""}`,
+      `${valued ? `Surprise ${decision.surprise.toFixed(3)} nats. ` : ""}${decision.opponent ? "Moved by the earlier model it plays against. " : ""}`,
       `${decision.legal} legal moves.`,
     ),
     ...(valued ? [el("h3", {}, "Value after search"), ...chances(decision.search_value, before)] : []),
