@@ -334,8 +334,8 @@ def test_a_preset_has_as_many_generations_as_fit_its_name() -> None:
     assert [generations_for(name, "square8_2p") for name in ("smoke", "hour", "")] == [2, 13, 1]
     assert [generations_for("hour", f"hex8_{players}p") for players in (2, 3, 4)] == [9] * 3
     assert [generations_for("hour", f"{board}_2p") for board in ("square19", "hexagonal")] == [
-        13,
-        7,
+        6,
+        5,
     ]
     assert generations_for("smoke", "hex8_2p") == 2
 
