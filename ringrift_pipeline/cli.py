@@ -87,7 +87,9 @@ def _bad_input(error: BaseException) -> bool:
         "ringrift_pipeline.game.compile": ("KernelCacheError",),
         "ringrift_pipeline.game.errors": ("RecordError", "IllegalMoveError"),
         "ringrift_pipeline.search.errors": ("PlayerSpecError", "SearchError"),
+        "ringrift_pipeline.orchestration.notify": ("WebhookUrlError",),
         "ringrift_pipeline.orchestration.pools": ("PoolError",),
+        "ringrift_pipeline.orchestration.retention": ("BudgetError",),
         "ringrift_pipeline.orchestration.schedules": ("TimeZoneError",),
     }
     for module, names in named.items():  # only what is loaded can have been raised

@@ -79,11 +79,13 @@ def loop(
     settings = common.settings()
     if with_ui:
         check_port("127.0.0.1", port)
-    if not common.as_json:
-        say(f"Everything is kept under {common.root}")
+    from ringrift_pipeline.orchestration.environment import check_environment
     from ringrift_pipeline.orchestration.loop import Loop, LoopError, LoopRequest
     from ringrift_pipeline.selfplay.warm_up import warm_up
 
+    check_environment()
+    if not common.as_json:
+        say(f"Everything is kept under {common.root}")
     warm_up(common.config)  # once, here, rather than in every step that needs a kernel
     request = LoopRequest(
         config=common.config,

@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from ringrift_pipeline.commands.console import clock, interval, output, print_json
 from ringrift_pipeline.commands.options import Common
+from ringrift_pipeline.orchestration.places import home_folder
 
 if TYPE_CHECKING:
     from ringrift_pipeline.orchestration.status import Rated, RunState, Status, Strength
+
+_ALERTS = {"waiting": "not told yet, put", "told": "told", "refused": "refused by the web hook"}
 
 
 def status(common: Common) -> None:
@@ -70,6 +74,11 @@ def lines(found: Status) -> Iterator[str]:
         yield f"      ringrift loop --config {run.config} goes on, or Re-execute on its page in the UI"
     if found.alerts:
         yield f"alerts: {found.alerts} not told to anybody yet; the daemon passes them on"
+    if found.recent_alerts:
+        yield f"alerts of the last day, whole in {home_folder(Path(found.data)) / 'alerts'}:"
+    for alert in found.recent_alerts:
+        since = datetime.fromtimestamp(alert.since, UTC).isoformat()
+        yield f"      {_ALERTS[alert.state]} {ago(since)}: {short(alert.title)}"
     for run in found.waiting:
         yield f"waits: {described(run)}"
     for following in found.following:
@@ -84,6 +93,12 @@ def described(run: RunState) -> str:
     whose = run.config or ""
     what = f"generation {run.generation:04d}" if run.generation is not None else run.job
     return f"{whose} {what} (run {run.run_id[:8]})".strip()
+
+
+def short(text: str, most: int = 160) -> str:
+    """One line of text that anybody may have chosen, without what a terminal would obey."""
+    shown = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+    return shown if len(shown) <= most else f"{shown[:most]} …"
 
 
 def strengths(configs: list[Strength]) -> Table:

@@ -184,14 +184,14 @@ def ui(
     """
     from contextlib import ExitStack, suppress
 
+    from ringrift_pipeline.orchestration.environment import check_environment
     from ringrift_pipeline.orchestration.instance import own_instance, prepare_home
-    from ringrift_pipeline.orchestration.pools import limits
     from ringrift_pipeline.orchestration.services import Backend, start_webserver
     from ringrift_pipeline.store import LockedError
     from ringrift_pipeline.web import token_for
 
+    check_environment()
     check_port(host, port)
-    limits()  # what the environment says of pools is refused here, not in a server's log
     token = token_for(host)
     services: list[Any] = []
     with (

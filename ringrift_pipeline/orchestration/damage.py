@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ringrift_pipeline.orchestration.names import generation_key
 from ringrift_pipeline.orchestration.notify import Alert
+from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.store import Quarantined, Store, quarantined, reason_of
 from ringrift_pipeline.store.kinds import EMA_MODEL, SHARD_PREFIX
 
@@ -22,9 +23,17 @@ _POINTER = "It was written again as the last line of champions.jsonl says."
 _OTHER = "It is made again, or done without, when it is next needed."
 
 
-def damage_found(store: Store, config: str) -> list[Alert]:
-    """An alert for everything that lies in the quarantine of a config."""
-    return [_alert(store, config, one) for one in quarantined(store, config)]
+def tell_damage(store: Store, outbox: Outbox, config: str) -> None:
+    """Put an alert for everything that lies in the quarantine of a config. The notes of what was
+    put before are not read.
+    """
+    for one in quarantined(store, config):
+        if not outbox.holds(DAMAGED, _key(config, one)):
+            outbox.put(_alert(store, config, one))
+
+
+def _key(config: str, one: Quarantined) -> str:
+    return f"{config}/{one.name}"
 
 
 def _alert(store: Store, config: str, one: Quarantined) -> Alert:
@@ -34,7 +43,7 @@ def _alert(store: Store, config: str, one: Quarantined) -> Alert:
     where = config if key is None else f"{config} generation {key}"
     return Alert(
         kind=DAMAGED,
-        key=f"{config}/{one.name}",
+        key=_key(config, one),
         title=f"{where}: {what} was damaged",
         text=f"{note['found_at']}: {note['reason']}. It lies in the quarantine of {config} as "
         f"{one.name}. {_follows(what)}",

@@ -14,11 +14,13 @@ from dagster import (
 
 from ringrift_pipeline.orchestration.names import (
     ASSETS,
+    BACKFILL_TAG,
     CHAMPION,
     CONFIG_TAG,
     CONFIGS,
     PRELOAD,
     asset_key,
+    generation_in,
     job_name,
 )
 from ringrift_pipeline.orchestration.pools import distributed, limits_in_a_run
@@ -67,3 +69,14 @@ def configs_of(run: DagsterRun) -> set[str]:
     """The configs whose assets a run makes: by its job, or by what was picked in the UI."""
     picked = {key.path[0] for key in run.asset_selection or ()}
     return {config for config in CONFIGS if config in picked or run.job_name == job_name(config)}
+
+
+def makes_a_generation(run: DagsterRun, config: str) -> bool:
+    """Does a run bring a generation to its evaluation, as the loop's do? A backfill's decides
+    nothing, whatever it makes.
+    """
+    if generation_in(run.tags) is None or BACKFILL_TAG in run.tags:
+        return False
+    if run.asset_selection:
+        return asset_key(config, "evaluation") in run.asset_selection
+    return not run.asset_check_selection  # the job as it is

@@ -10,7 +10,8 @@ A web hook gets one HTTP POST an alert, ``Content-Type: application/json``::
     {
       "version": 1,
       "id": "9f86d0…",                what the alert is about, hashed: a repeat has the same
-      "kind": "run_failed",           or checks_failed, config_stalled, sensor_failed, damaged
+      "kind": "run_failed",           or checks_failed, plan_unusable, config_stalled,
+                                      sensor_failed, damaged
       "title": "square8_2p generation 0003 failed",
       "text": "title, what happened, what to do",
       "time": "2026-11-22T05:00:00+00:00",
@@ -63,6 +64,11 @@ class WebhookUrlError(ValueError):
     """The address of the web hook cannot be used; the message says why, without its secrets."""
 
 
+def alert_id(kind: str, key: str) -> str:
+    """64 hex digits, the same for alerts of one kind and key."""
+    return hashlib.sha256(f"{kind}\n{key}".encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Alert:
     """Something that people should know.
@@ -89,8 +95,8 @@ class Alert:
 
     @property
     def id(self) -> str:
-        """64 hex digits; equal for alerts of one kind and key."""
-        return hashlib.sha256(f"{self.kind}\n{self.key}".encode()).hexdigest()
+        """As `alert_id`."""
+        return alert_id(self.kind, self.key)
 
     def payload(self) -> dict[str, Any]:
         """What a web hook gets."""
@@ -131,11 +137,11 @@ class WebhookNotifier:
     ) -> None:
         if not url.isascii() or any(sign <= " " for sign in url):
             raise WebhookUrlError("the web hook's address holds a blank or a sign beyond ASCII")
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise WebhookUrlError(f"the web hook's address has no port: {error}") from None
+            raise WebhookUrlError(f"the web hook's address cannot be read: {error}") from None
         if parts.scheme not in ("http", "https") or not host:
             raise WebhookUrlError(
                 f"the web hook's address must be like https://host/path, not {parts.scheme}:…"
@@ -203,6 +209,16 @@ class WebhookNotifier:
         finally:
             deadline.cancel()
             connection.close()
+
+
+def check_webhook() -> None:
+    """Raises WebhookUrlError if ``$RINGRIFT_WEBHOOK_URL`` is set and cannot be used."""
+    url = os.environ.get(URL_VARIABLE)
+    if url:
+        try:
+            WebhookNotifier(url)
+        except WebhookUrlError as error:
+            raise WebhookUrlError(f"{URL_VARIABLE}: {error}") from None
 
 
 class NotifierResource(ConfigurableResource):

@@ -9,23 +9,47 @@ notifier's yes and the file's move; the second has the same ``id``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ringrift_pipeline.orchestration.notify import Alert, Notifier, NotifyError
+from ringrift_pipeline.orchestration.notify import (
+    Alert,
+    LogNotifier,
+    Notifier,
+    NotifyError,
+    WebhookUrlError,
+    alert_id,
+)
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.store import LockedError, Store, read_bounded, write_json_atomic
 from ringrift_pipeline.store.atomic import ensure_folder, fsync_path
 from ringrift_pipeline.store.locks import folder_lock
 
 WAITING, TOLD, REFUSED = "waiting", "told", "refused"
+STATES = (WAITING, TOLD, REFUSED)
 LOCK = "alerts"
 LARGEST = 1 << 20  # bytes of an alert
 PATIENCE = 20.0  # seconds of one tick after which nothing more is passed on
+
+_logged: set[str] = set()  # ids of what this process logged while the web hook could not be used
+
+
+@dataclass(frozen=True)
+class AlertState:
+    """An alert in the outbox: ``waiting``, ``told`` or ``refused`` since ``since`` (seconds since
+    the epoch).
+    """
+
+    id: str
+    state: str
+    since: float
+    kind: str
+    title: str
 
 
 class Outbox:
@@ -40,13 +64,18 @@ class Outbox:
 
         Raises OSError, SerializationError for details that JSON cannot hold.
         """
-        for state in (WAITING, TOLD, REFUSED):
+        for state in STATES:
             ensure_folder(self.folder / state)
         with folder_lock(self.folder):  # against a move from waiting to told in between
-            if any(self._path(state, alert.id).exists() for state in (WAITING, TOLD, REFUSED)):
+            if self.holds(alert.kind, alert.key):
                 return False
             write_json_atomic(self._path(WAITING, alert.id), asdict(alert))
             return True
+
+    def holds(self, kind: str, key: str) -> bool:
+        """Was an alert of this kind and key put before?"""
+        identity = alert_id(kind, key)
+        return any(self._path(state, identity).exists() for state in STATES)
 
     def deliver(
         self, notifier: Notifier, say: Callable[[str], object] = lambda _: None
@@ -54,7 +83,8 @@ class Outbox:
         """Pass on what waits, oldest first, and return what was passed on.
 
         Ends at the first alert that is not taken over, for the next would hardly fare better; one
-        that is refused for good is laid aside. While another process is at it, does nothing.
+        that is refused for good is laid aside. Where the web hook's address cannot be used all of
+        them wait, and are logged meanwhile. While another process is at it, does nothing.
 
         Args:
             say: is told, in one line, of everything that was or was not passed on.
@@ -65,12 +95,17 @@ class Outbox:
         deadline = time.monotonic() + PATIENCE
         try:
             with self._store.lock(None, LOCK):
-                for alert in self._waiting(say):
+                alerts = self._waiting(say)
+                for alert in alerts:
                     if time.monotonic() > deadline:
                         say("more alerts wait for the next tick")
                         break
                     try:
                         notifier.notify(alert)
+                    except WebhookUrlError as error:
+                        say(f"not told, kept: {error}")
+                        _log(alerts)
+                        break
                     except NotifyError as error:
                         say(f"not told, {'refused' if error.refused else 'kept'}: {error}")
                         if not error.refused:
@@ -87,6 +122,27 @@ class Outbox:
     def waiting(self) -> int:
         """How many alerts nobody has been told of yet."""
         return sum(1 for _ in self._files(WAITING))
+
+    def recent(self, seconds: float, most: int) -> list[AlertState]:
+        """The alerts that were put, told or refused within so many seconds, newest first, at most
+        ``most`` of them.
+        """
+        found = []
+        for state in STATES:
+            for path in self._files(state):
+                with contextlib.suppress(OSError):  # moved meanwhile
+                    since = path.lstat().st_mtime
+                    if since > time.time() - seconds:
+                        found.append((since, state, path))
+        newest: dict[str, AlertState] = {}
+        for since, state, path in sorted(found, reverse=True):
+            if len(newest) == most:
+                break
+            with contextlib.suppress(OSError, ValueError):  # moved, or no alert
+                alert = read_alert(path)
+                here = AlertState(alert.id, state, since, alert.kind, alert.title)
+                newest.setdefault(alert.id, here)
+        return [*newest.values()]
 
     def _path(self, state: str, identity: str) -> Path:
         return self.folder / state / f"{identity}.json"
@@ -112,6 +168,14 @@ class Outbox:
             os.replace(self._path(WAITING, identity), target)
             fsync_path(target.parent)
             os.utime(target, follow_symlinks=False)  # when it was told
+
+
+def _log(alerts: list[Alert]) -> None:
+    """Log each alert once, however often the tick meets it."""
+    for alert in alerts:
+        if alert.id not in _logged:
+            _logged.add(alert.id)
+            LogNotifier().notify(alert)
 
 
 def read_alert(path: Path) -> Alert:

@@ -50,6 +50,7 @@ from ringrift_pipeline.orchestration.decisions import (
 )
 from ringrift_pipeline.orchestration.following import following_run
 from ringrift_pipeline.orchestration.launchable import add_partitions
+from ringrift_pipeline.orchestration.loop_alerts import checks_failed, not_handled, plan_unusable
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
     CONFIG_TAG,
@@ -61,7 +62,6 @@ from ringrift_pipeline.orchestration.names import (
     generation_key,
     generation_of,
 )
-from ringrift_pipeline.orchestration.notify import Alert
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder, home_folder
 from ringrift_pipeline.orchestration.settings import run_values
@@ -133,16 +133,9 @@ def _report(store: Store, config: str, outcome: Outcome, error: Exception) -> No
     """Tell of an error once, however often the tick meets it."""
     what = f"{type(error).__name__}: {error}"
     outcome.notes.append(f"{config}: {what}; its loop waits until that is put right")
-    alert = Alert(
-        kind="sensor_failed",
-        key=f"{config}/{outcome.cursor.handled.get(config, 0)}/{what}",
-        title=f"{config}: an evaluation cannot be handled, its loop waits",
-        text=f"{what}. The sensor {SENSOR} looks again every {INTERVAL} s and goes on by itself "
-        "once that is put right; the whole trace is in its tick's log.",
-        config=config,
-    )
+    handled = outcome.cursor.handled.get(config, 0)
     try:
-        Outbox(store).put(alert)
+        Outbox(store).put(not_handled(config, handled, what, INTERVAL))
     except (OSError, StoreError) as unwritten:  # a full disk must not stop the others either
         outcome.notes.append(f"{config}: not reported, {unwritten}")
 
@@ -263,7 +256,10 @@ def _handle(
     elif known is not None:
         outcome.notes.append(f"{where}: decided before, which stands")
     else:
-        said = [*reasons, following.note] if following.end == PLAN else reasons
+        said = reasons
+        if following.end == PLAN:
+            said = [*reasons, following.note]
+            Outbox(store).put(plan_unusable(config, generation, record, following.note))
         keep_decision(
             store,
             config,
@@ -357,20 +353,7 @@ def _stop(
     generation = stopped.generation
     where = f"{config} generation {generation_key(generation)}"
     if not is_about(read_decision(store, config, generation), record):
-        alert = Alert(
-            kind="checks_failed",
-            key=f"{config}/{record.storage_id}",
-            title=f"{where} cannot be promoted, the loop of {config} waits",
-            text="\n".join(reasons)
-            + "\nOnce the failed steps have been re-executed, or the checks "
-            f"executed, the sensor {SENSOR} looks again by itself and goes on if they pass; to go on "
-            f"without that, launch generation {generation_key(generation + 1)}.",
-            config=config,
-            generation=generation_key(generation),
-            run_id=record.run_id,
-            details={"reasons": list(reasons)},
-        )
-        Outbox(store).put(alert)
+        Outbox(store).put(checks_failed(config, generation, record, reasons))
     keep_decision(
         store,
         config,

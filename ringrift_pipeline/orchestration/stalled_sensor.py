@@ -28,15 +28,15 @@ from dagster import (
 )
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
-from ringrift_pipeline.orchestration.damage import damage_found
+from ringrift_pipeline.orchestration.damage import tell_damage
 from ringrift_pipeline.orchestration.decisions import FAULTS, LIMIT, newest_decision
+from ringrift_pipeline.orchestration.jobs import makes_a_generation
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     CONFIGS,
     PARTITION_TAG,
     SENSOR,
     STALLED_SENSOR,
-    asset_key,
     generation_in,
     generation_key,
     job_name,
@@ -48,6 +48,7 @@ from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.store import Store
 
 INTERVAL = 120  # seconds between two looks at the store
+RUNS = 20  # newest of a config that are looked at
 
 # What a run's state says about a standstill.
 _STATES = {
@@ -161,11 +162,12 @@ def stalled_sensor() -> SensorDefinition:
             if config not in begun:
                 continue
             try:
-                for alert in damage_found(store, config):
-                    outbox.put(alert)
+                tell_damage(store, outbox, config)
                 stall = find_stall(context.instance, store, config, datetime.now(UTC), signs)
             except Exception as error:  # a damaged plan, say, must not hide another's standstill
-                context.log.error(f"{config}: cannot be watched, {type(error).__name__}: {error}")
+                what = f"{type(error).__name__}: {error}"
+                context.log.error(f"{config}: cannot be watched, {what}")
+                outbox.put(_unwatched(config, what))
                 continue
             if stall is not None:
                 outbox.put(stall.alert())
@@ -175,6 +177,18 @@ def stalled_sensor() -> SensorDefinition:
         return SkipReason("; ".join(stalled) or "no config is at a standstill")
 
     return config_stalled
+
+
+def _unwatched(config: str, what: str) -> Alert:
+    """What people are told once where a config's plan or switches cannot be read."""
+    return Alert(
+        kind="sensor_failed",
+        key=f"{STALLED_SENSOR}/{config}/{what}",
+        title=f"{config} cannot be watched: nobody would be told of a standstill",
+        text=f"{what}\nThe sensor {STALLED_SENSOR} looks again every {INTERVAL} s, and watches it "
+        "once that is put right.",
+        config=config,
+    )
 
 
 def find_stall(
@@ -198,9 +212,12 @@ def find_stall(
     if not switches.loop:
         return None
     decided = newest_decision(store, config)
-    runs = _newest_runs(instance, config)
+    known = _newest_runs(instance, config)
+    runs = [record for record in known if _asks_for_more(record, config)]
+    if decided is None and known and not runs:
+        return None  # made by hand or by a backfill: nobody has asked for more
     newest = runs[0] if runs else None
-    more = decided is not None and _is_more_asked_for(runs, config, decided[0])
+    more = decided is not None and any(_is_later(record, decided[0]) for record in runs)
     if decided is not None and decided[1].get("end") == LIMIT and not more:
         return None
     generation = store.generations(config)[-1]
@@ -237,28 +254,29 @@ def _newest_runs(instance: DagsterInstance, config: str) -> list[RunRecord]:
     backfill's and the night's are.
     """
     found = [
-        *instance.get_run_records(RunsFilter(job_name=job_name(config)), limit=1),
+        *instance.get_run_records(RunsFilter(job_name=job_name(config)), limit=RUNS),
         *(
             record
-            for record in instance.get_run_records(RunsFilter(tags={CONFIG_TAG: config}), limit=20)
+            for record in instance.get_run_records(
+                RunsFilter(tags={CONFIG_TAG: config}), limit=RUNS
+            )
             if generation_in(record.dagster_run.tags) is not None
         ),
     ]
     return sorted(found, key=lambda record: record.storage_id, reverse=True)
 
 
-def _is_more_asked_for(runs: list[RunRecord], config: str, generation: int) -> bool:
-    """Is one of a later generation that is to be evaluated, or still at work? The night plays the
-    next generation's games of every config, and asks for no more.
+def _asks_for_more(record: RunRecord, config: str) -> bool:
+    """Is a run at work, or one after which the loop goes on? A backfill's, and one of some assets
+    alone, as the night's, end where they end.
     """
-    for record in runs:
-        run = record.dagster_run
-        asked = generation_in(run.tags)
-        picked = run.asset_selection
-        whole = picked is None or asset_key(config, "evaluation") in picked
-        if asked is not None and asked > generation and (whole or not run.is_finished):
-            return True
-    return False
+    run = record.dagster_run
+    return not run.is_finished or makes_a_generation(run, config)
+
+
+def _is_later(record: RunRecord, generation: int) -> bool:
+    asked = generation_in(record.dagster_run.tags)
+    return asked is not None and asked > generation
 
 
 def _why(

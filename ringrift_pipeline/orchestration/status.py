@@ -25,6 +25,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 
 from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
+from ringrift_pipeline.orchestration.jobs import makes_a_generation
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
     CONFIGS,
@@ -34,7 +35,7 @@ from ringrift_pipeline.orchestration.names import (
     generation_key,
     job_name,
 )
-from ringrift_pipeline.orchestration.outbox import Outbox
+from ringrift_pipeline.orchestration.outbox import AlertState, Outbox
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.presence import Presence, present
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
@@ -45,6 +46,8 @@ from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import SWITCHES, CorruptArtefactError, Store
 
 LOOKED_THROUGH = 100  # newest runs among which a failed one is looked for
+DAY = 86_400.0  # seconds
+RECENT_ALERTS = 10
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,9 @@ class Strength:
 class Status:
     """A data root at one moment.
 
-    ``failed``: of every config the newest run, if it failed. ``cancelled``: of every config the run
+    ``failed``: runs that nothing newer has made up for. ``cancelled``: of every config the run
     at which its loop stands since (``since``) it was cancelled. ``alerts``: those not delivered yet.
+    ``recent_alerts``: the newest of a day.
     ``history_bytes`` are Dagster's own.
     """
 
@@ -127,6 +131,7 @@ class Status:
     failed: list[RunState]
     cancelled: list[RunState]
     alerts: int
+    recent_alerts: list[AlertState]
     bytes: int
     history_bytes: int
     free_bytes: int
@@ -144,6 +149,7 @@ def status_of(data: Path) -> Status:
     failed: list[RunState] = []
     cancelled: list[RunState] = []
     store = Store(data)
+    outbox = Outbox(store)
     if (home_folder(data) / "dagster.yaml").exists():
         with open_instance(data) as instance:
             working = instance.get_run_records(RunsFilter(statuses=IN_PROGRESS), ascending=True)
@@ -166,7 +172,8 @@ def status_of(data: Path) -> Status:
         services=present(data),
         failed=failed,
         cancelled=cancelled,
-        alerts=Outbox(store).waiting(),
+        alerts=outbox.waiting(),
+        recent_alerts=outbox.recent(DAY, RECENT_ALERTS),
         bytes=sum(usage.values()),
         history_bytes=usage.get(home_folder(data).name, 0),
         free_bytes=shutil.disk_usage(there).free,
@@ -197,14 +204,28 @@ def _where(record: RunRecord) -> tuple[str | None, int | None]:
 
 
 def _failed(instance: DagsterInstance) -> Iterator[RunState]:
-    """Of every config the newest run, if it failed; once it is retried the retry is the newest."""
-    looked_at = set()
+    """The runs that failed and that nothing newer has made up for.
+
+    Of every config the newest run that makes a generation; once it is retried the retry is the
+    newest. What else makes assets of one counts until that is run again, or a newer run makes a
+    whole generation; a job of another kind until it is run again.
+    """
+    looked_at: set[tuple[str, object]] = set()
     for record in instance.get_run_records(limit=LOOKED_THROUGH):
-        config = config_in(record.dagster_run.tags)
-        if config is None or config in looked_at:
+        run = record.dagster_run
+        config, generation = _where(record)
+        if config is None:
             continue
-        looked_at.add(config)
-        if record.dagster_run.status == DagsterRunStatus.FAILURE:
+        whole = (config, None)
+        subject: tuple[str, object] = (config, run.job_name)
+        if makes_a_generation(run, config):
+            subject = whole
+        elif generation is not None:
+            subject = (config, generation)
+        if subject in looked_at or (generation is not None and whole in looked_at):
+            continue
+        looked_at.add(subject)
+        if run.status == DagsterRunStatus.FAILURE:
             yield _run(record)
 
 

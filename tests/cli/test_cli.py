@@ -167,6 +167,31 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert len(lines) == 1 and words in lines[0], lines
 
 
+@pytest.mark.parametrize("verb", ["loop", "ui"])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("RINGRIFT_POOL", "tpu"),
+        ("RINGRIFT_TIMEZONE", "Middle/Earth"),
+        ("RINGRIFT_WEBHOOK_URL", "host/path"),
+        ("RINGRIFT_DISK_BUDGET_GB", "50GB"),
+    ],
+)
+def test_what_the_environment_says_to_servers_is_looked_at_before_they_start(
+    verb: str,
+    variable: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert run([verb]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert variable in line
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_bad_data_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert run(["train", "--data", str(tmp_path / "file")]) == 2

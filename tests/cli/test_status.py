@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,12 +25,12 @@ from ringrift_pipeline.commands.status import size
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
-from ringrift_pipeline.orchestration.notify import Alert
+from ringrift_pipeline.orchestration.notify import Alert, LogNotifier
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.presence import announce, present
 from ringrift_pipeline.orchestration.progress import ProgressFile
 from ringrift_pipeline.orchestration.settings import run_config
-from ringrift_pipeline.orchestration.status import disk_usage, status_of
+from ringrift_pipeline.orchestration.status import RECENT_ALERTS, disk_usage, status_of
 from ringrift_pipeline.store import Store
 
 CONFIG = "square8_2p"
@@ -161,6 +162,61 @@ def test_what_stands_still_and_what_failed_is_said(
     with store.create(CONFIG, 0, "decision", {**decision, "end": "started"}):
         pass
     assert as_json(capsys)["configs"][0]["stopped"] is None
+
+
+def test_the_alerts_of_the_last_day_are_listed_whoever_was_told(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outbox = Outbox(store)
+    for number in range(RECENT_ALERTS + 2):
+        outbox.put(Alert("run_failed", f"told {number}", f"number {number} failed", "why"))
+    assert len(outbox.deliver(LogNotifier())) == RECENT_ALERTS + 2
+    outbox.put(Alert("run_failed", "odd", "an\x1b]0;odd\x07\none" + "!" * 500, "why"))
+    found = as_json(capsys)
+    assert found["alerts"] == 1 and len(found["recent_alerts"]) == RECENT_ALERTS
+    assert [one["state"] for one in found["recent_alerts"][:2]] == ["waiting", "told"]
+    assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert f"whole in {outbox.folder}:" in said
+    assert "not told yet, put 0:" in said and "ago: an?]0;odd? one!!!" in said
+    assert "!" * 200 not in said
+    assert said.count("told 0:0") == RECENT_ALERTS - 1 and "failed" in said
+    for path in (outbox.folder).rglob("*.json"):
+        os.utime(path, (time.time() - 90_000.0,) * 2)
+    assert as_json(capsys)["recent_alerts"] == []
+
+
+def test_a_failed_generation_is_hidden_by_nothing_that_does_not_make_it(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def made(
+        instance: DagsterInstance, job: str, status: DagsterRunStatus, *assets: str, **tags: str
+    ) -> None:
+        create_run_for_test(
+            instance,
+            job_name=job,
+            status=status,
+            tags={names.CONFIG_TAG: CONFIG, **tags},
+            asset_selection=frozenset(names.asset_key(CONFIG, one) for one in assets) or None,
+        )
+
+    def failed() -> list[tuple[str, int | None]]:
+        return [(one["job"], one["generation"]) for one in as_json(capsys)["failed"]]
+
+    job, parts, success = names.job_name(CONFIG), "__ASSET_JOB", DagsterRunStatus.SUCCESS
+    third = {names.PARTITION_TAG: "0003"}
+    with open_instance(store.root) as instance:
+        started(instance, CONFIG, "0003", DagsterRunStatus.FAILURE, 5)
+        made(instance, "champion_gauntlet", success)
+        made(instance, parts, success, "selfplay_shards", **third)
+        made(instance, job, success, **{names.PARTITION_TAG: "0000", names.BACKFILL_TAG: "some"})
+        assert failed() == [(job, 3)]
+        made(instance, "champion_gauntlet", DagsterRunStatus.FAILURE)
+        made(instance, parts, DagsterRunStatus.FAILURE, "checkpoint", **third)
+        assert sorted(failed()) == [(parts, 3), ("champion_gauntlet", None), (job, 3)]
+        made(instance, "champion_gauntlet", success)
+        made(instance, parts, success, "checkpoint", "evaluation", **third)
+        assert failed() == []
 
 
 def test_nothing_follows_what_a_backfill_makes(

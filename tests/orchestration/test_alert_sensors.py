@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from dagster import (
+    AssetCheckKey,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
@@ -22,7 +23,13 @@ from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.definitions import defs
-from ringrift_pipeline.orchestration import decisions, failure_sensor, names, reexecution
+from ringrift_pipeline.orchestration import (
+    damage,
+    decisions,
+    failure_sensor,
+    names,
+    reexecution,
+)
 from ringrift_pipeline.orchestration.instance import open_instance, sweep_lost_runs
 from ringrift_pipeline.orchestration.notify import URL_VARIABLE, Alert, NotifyError
 from ringrift_pipeline.orchestration.stalled_sensor import find_stall
@@ -385,34 +392,91 @@ def test_a_config_that_is_through_rests_until_more_is_asked_for(
     assert "never launched" in stall.why
 
 
+def run_of(
+    instance: DagsterInstance,
+    status: DagsterRunStatus,
+    *assets: str,
+    generation: str = "0001",
+    **tags: str,
+) -> DagsterRun:
+    """A run that makes some assets of a generation, as a backfill, the night and people launch it."""
+    return create_run_for_test(
+        instance,
+        job_name="__ASSET_JOB",
+        asset_selection=frozenset(names.asset_key(CONFIG, name) for name in assets),
+        status=status,
+        tags={names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: generation, **tags},
+    )
+
+
 def test_the_nights_games_of_a_config_that_is_through_are_no_standstill(
     instance: DagsterInstance, store: Store
 ) -> None:
     begun(store)
     ended(store, 0, decisions.LIMIT)
 
-    def run_of(status: DagsterRunStatus, *assets: str) -> DagsterRun:
-        return create_run_for_test(
-            instance,
-            job_name="__ASSET_JOB",
-            asset_selection=frozenset(names.asset_key(CONFIG, name) for name in assets),
-            status=status,
-            tags={names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0001"},
-        )
-
-    run_of(DagsterRunStatus.SUCCESS, "selfplay_shards")
+    run_of(instance, DagsterRunStatus.SUCCESS, "selfplay_shards")
     store.write_plan(CONFIG, 1, PLAN)
     with store.create(CONFIG, 1, "selfplay_shards"):
         pass
     assert find_stall(instance, store, CONFIG, in_hours(100)) is None
-    night = run_of(DagsterRunStatus.STARTED, "selfplay_shards")
+    night = run_of(instance, DagsterRunStatus.STARTED, "selfplay_shards")
     stall = find_stall(instance, store, CONFIG, in_hours(100))
     assert stall is not None and stall.run_id == night.run_id  # it hangs
     instance.report_run_failed(night)
     assert find_stall(instance, store, CONFIG, in_hours(100)) is None
-    run_of(DagsterRunStatus.SUCCESS, "checkpoint", "ema_model", "evaluation")
-    run_of(DagsterRunStatus.SUCCESS, "selfplay_shards")  # hides nothing
+    run_of(instance, DagsterRunStatus.SUCCESS, "checkpoint", "ema_model", "evaluation")
+    run_of(instance, DagsterRunStatus.SUCCESS, "selfplay_shards")  # hides nothing
     assert find_stall(instance, store, CONFIG, in_hours(100)) is not None
+
+
+BACKFILL = {names.BACKFILL_TAG: "some"}
+SUCCESS = DagsterRunStatus.SUCCESS
+
+
+def test_new_generations_that_a_backfill_made_are_no_standstill(
+    instance: DagsterInstance, store: Store
+) -> None:
+    """It decides nothing and starts nothing, and nobody has asked for more."""
+    begun(store)
+    for generation in ("0000", "0001"):
+        run_of(instance, SUCCESS, *names.ASSETS, generation=generation, **BACKFILL)
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+    hangs = run_of(instance, DagsterRunStatus.STARTED, *names.ASSETS, generation="0002", **BACKFILL)
+    stall = find_stall(instance, store, CONFIG, in_hours(100))
+    assert stall is not None and stall.run_id == hangs.run_id
+    instance.report_run_canceled(hangs)
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+    ended(store, 0, decisions.LIMIT)
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+
+
+def test_a_part_that_somebody_made_by_hand_is_no_standstill(
+    instance: DagsterInstance, store: Store
+) -> None:
+    begun(store)
+    run_of(instance, SUCCESS, "checkpoint", generation="0000")
+    checks = create_run_for_test(
+        instance,
+        job_name="__ASSET_JOB",
+        asset_check_selection=frozenset({AssetCheckKey(names.asset_key(CONFIG, "x"), "y")}),
+        status=SUCCESS,
+        tags={names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0000"},
+    )
+    assert checks.asset_selection is None
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+
+
+def test_what_was_made_since_does_not_stand_for_the_loop(
+    instance: DagsterInstance, store: Store
+) -> None:
+    begun(store)
+    whole = run_of(instance, SUCCESS, *names.ASSETS, generation="0000")
+    run_of(instance, SUCCESS, *names.ASSETS, **BACKFILL)
+    run_of(instance, SUCCESS, "checkpoint")
+    stall = find_stall(instance, store, CONFIG, in_hours(100))
+    assert stall is not None and stall.run_id == whole.run_id
+    assert "is that sensor on?" in stall.why
 
 
 def test_it_says_why_a_loop_has_stopped(instance: DagsterInstance, store: Store) -> None:
@@ -430,18 +494,24 @@ def test_a_standstill_is_told_once_and_the_next_one_again(
     begun(store, "hex8_4p")  # not at a standstill
     store.write_plan("hexagonal_2p", 0, PLAN)
     plan = store.root / "hexagonal_2p" / "generations" / "0000" / "plan.json"
-    plan.write_text("{}")  # damaged: cannot be watched
+    plan.write_text("{}")  # damaged: cannot be watched, which is told as well
     for _ in range(2):
         tick(names.STALLED_SENSOR, instance, told)
-    assert sorted(alert.config or "" for alert in told.alerts) == ["hex8_3p", CONFIG]
+    assert sorted((alert.kind, alert.config) for alert in told.alerts) == [
+        ("config_stalled", "hex8_3p"),
+        ("config_stalled", CONFIG),
+        ("sensor_failed", "hexagonal_2p"),
+    ]
+    (blind,) = (alert for alert in told.alerts if alert.kind == "sensor_failed")
+    assert "cannot be watched" in blind.title and "plan.json is corrupt" in blind.text
     with open_instance(data) as restarted:
         result = tick(names.STALLED_SENSOR, restarted, told)
-        assert len(told.alerts) == 2
+        assert len(told.alerts) == 3
         assert f"{CONFIG} for 0.0 hours" in result.skip_message
         with store.create(CONFIG, 0, "ema_model"):  # it went on, and stopped again
             pass
         tick(names.STALLED_SENSOR, restarted, told)
-    assert [alert.config for alert in told.alerts[2:]] == [CONFIG]
+    assert [alert.config for alert in told.alerts[3:]] == [CONFIG]
 
 
 def test_a_standstill_that_could_not_be_told_is_told_later(
@@ -460,7 +530,7 @@ def test_a_standstill_that_could_not_be_told_is_told_later(
 
 
 def test_everything_that_was_put_aside_is_told_once(
-    instance: DagsterInstance, store: Store, told: Told
+    instance: DagsterInstance, store: Store, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for generation in range(2):
         store.write_plan(CONFIG, generation, PLAN)
@@ -479,7 +549,9 @@ def test_everything_that_was_put_aside_is_told_once(
     assert champion is not None
     (champion.path / "model.json").write_text("rotten")
     assert serving_champion(store, CONFIG).generation == 0  # type: ignore[union-attr]
-    for _ in range(2):
+    tick(names.STALLED_SENSOR, instance, told)
+    with monkeypatch.context() as patch:  # in a bucket that would be a request each
+        patch.setattr(damage, "reason_of", lambda *_: pytest.fail("read a note again"))
         tick(names.STALLED_SENSOR, instance, told)
     said = {alert.title: alert for alert in told.alerts}
     assert {alert.kind for alert in told.alerts} == {"damaged"} and len(told.alerts) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from ringrift_pipeline.orchestration.notify import (
     NotifyError,
     WebhookNotifier,
     WebhookUrlError,
+    check_webhook,
 )
-from ringrift_pipeline.orchestration.outbox import Outbox
+from ringrift_pipeline.orchestration.outbox import REFUSED, TOLD, WAITING, Outbox
 from ringrift_pipeline.store import Store
 
 from .hooks import Hook, an_alert, quick
@@ -118,6 +120,7 @@ def test_nothing_in_an_alert_decides_where_it_goes(hook: Hook) -> None:
         "http://",
         "https://name:word@host/",
         "http://host:port/",
+        "http://[host/",
         "http://host/a b",
         "http://host/\r\nX: y",
     ],
@@ -145,6 +148,17 @@ def test_the_environment_chooses(
     assert len(hook.got) == 2
     with pytest.raises(WebhookUrlError):
         NotifierResource().notify(an_alert())
+
+
+def test_an_address_in_the_environment_is_refused_by_the_variables_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for good in ("", "https://host/path"):
+        monkeypatch.setenv(URL_VARIABLE, good)
+        check_webhook()
+    monkeypatch.setenv(URL_VARIABLE, "nonsense")
+    with pytest.raises(WebhookUrlError, match=f"{URL_VARIABLE}: .* must be like https://host/path"):
+        check_webhook()
 
 
 def test_the_variables_are_taken_for_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,3 +252,43 @@ def test_a_file_that_is_no_alert_is_laid_aside(outbox: Outbox) -> None:
     said: list[str] = []
     told = outbox.deliver(LogNotifier(), said.append)
     assert len(told) == 1 and sum("laid aside" in line for line in said) == 2
+
+
+def test_under_an_address_that_cannot_be_used_alerts_wait_and_are_logged_once(
+    outbox: Outbox,
+    hook: Hook,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv(URL_VARIABLE, "nonsense")
+    for number in range(2):
+        outbox.put(an_alert(f"bad-address-{number}", time=f"2026-01-01T00:00:0{number}+00:00"))
+    said: list[str] = []
+    with caplog.at_level(logging.ERROR, "ringrift.alerts"):
+        for _ in range(3):
+            assert again(outbox).deliver(NotifierResource(), said.append) == []
+    assert caplog.text.count("generation 0003 failed") == 2 == outbox.waiting()
+    assert all("kept" in line and "https://host/path" in line for line in said)
+    monkeypatch.setenv(URL_VARIABLE, hook.url)
+    assert len(outbox.deliver(NotifierResource())) == 2 == len(hook.got)
+
+
+def test_the_alerts_of_the_last_day_newest_first(outbox: Outbox, hook: Hook) -> None:
+    assert outbox.recent(3600.0, 10) == []
+    for number in range(4):
+        outbox.put(an_alert(f"run-{number}", time=f"2026-01-01T00:00:0{number}+00:00"))
+    hook.answers = [204, 400, 404]
+    outbox.deliver(quick(hook.url))
+    (outbox.folder / WAITING / "odd.json").write_text("{")
+    ages = {0: 50.0, 1: 10.0, 2: 30.0, 3: 4000.0}  # of each alert, seconds
+    now = time.time()
+    for state in (WAITING, TOLD, REFUSED):
+        for number, age in ages.items():
+            path = outbox.folder / state / f"{an_alert(f'run-{number}').id}.json"
+            if path.exists():
+                os.utime(path, (now - age, now - age))
+    found = outbox.recent(3600.0, 10)
+    assert [one.state for one in found] == [REFUSED, WAITING, TOLD]
+    assert [one.id for one in found] == [an_alert(f"run-{number}").id for number in (1, 2, 0)]
+    assert {(one.kind, one.title) for one in found} == {("run_failed", an_alert().title)}
+    assert outbox.recent(3600.0, 2) == found[:2]

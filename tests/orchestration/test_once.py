@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from sqlite3 import OperationalError
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from dagster._core.storage.tags import (
 )
 from dagster._core.test_utils import create_run_for_test, freeze_time
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._daemon import sensor as sensor_daemon
 
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.decisions import read_decision
@@ -154,3 +156,23 @@ def test_two_daemons_by_mistake_start_each_generation_once(
         assert decision is not None and decision["next"] == 1
         assert [one.generation for one in store.champions(config)] == [0]
         assert instance.get_dynamic_partitions(names.partitions_name(config)) == ["0000", "0001"]
+
+
+def test_what_dagster_gave_up_submitting_is_asked_for_again(
+    instance: DagsterInstance, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It submits what was asked for twice, and keeps the sensor's cursor only with what it could."""
+
+    def locked(*_: Any) -> None:
+        raise OperationalError("database is locked")
+
+    land(CONFIG, 0)
+    with daemon(instance) as workspace, ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(sensor_daemon, "_submit_run_request", locked)
+            for hours in (-4.0, -3.0):
+                begin_tick(pool, workspace, hours).result()
+        assert queued(instance) == []
+        for hours in (-2.0, -1.0):
+            begin_tick(pool, workspace, hours).result()
+            assert queued(instance) == [(names.job_name(CONFIG), "0001")]

@@ -291,6 +291,14 @@ def test_a_plan_whose_settings_cannot_be_used_stops_its_own_loop_only(
     reasons = store.require("hex8_3p", 0, "decision").metadata["reasons"]
     assert reasons[-1].startswith("no next generation: min_evaluations")
     assert "hex8_3p" in read_cursor(result.cursor).handled
+    told: list[Alert] = []
+    Outbox(store).deliver(SimpleNamespace(notify=told.append))
+    assert [(one.kind, one.config, one.generation) for one in told] == [
+        ("plan_unusable", "hex8_3p", "0000")
+    ]
+    assert "min_evaluations" in told[0].text and "ringrift loop --config hex8_3p" in told[0].text
+    tick(instance)  # the cursor was lost
+    assert Outbox(store).waiting() == 0
 
 
 def test_start_up_brings_partitions_and_champions_up_to_the_store(
