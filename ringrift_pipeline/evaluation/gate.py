@@ -61,7 +61,8 @@ def wilson_interval(wins: float, n: float, confidence: float = 0.95) -> tuple[fl
     p = wins / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Of no wins, or of nothing else, the interval ends there, which rounding may miss.
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
 def set_interval(

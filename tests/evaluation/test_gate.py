@@ -120,6 +120,8 @@ def test_wilson_against_its_definition() -> None:
     assert wilson_interval(64, 80) == pytest.approx((0.70, 0.87), abs=0.005)
     assert wilson_interval(118, 134) == pytest.approx((0.81, 0.92), abs=0.01)
     assert wilson_interval(0, 0) == (0.0, 1.0)
+    for n in range(1, 1500):  # rounding must not put the proportion outside
+        assert wilson_interval(0, n)[0] == 0.0 and wilson_interval(n, n)[1] == 1.0
     for wins, n in ((3, 2), (-1, 2), (float("nan"), 2)):
         with pytest.raises(ValueError):
             wilson_interval(wins, n)
