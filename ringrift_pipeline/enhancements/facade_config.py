@@ -203,7 +203,9 @@ class FacadeConfig:
             snapshot_every=config.stability.snapshot_every,
             on_non_finite=config.stability.on_non_finite,
             # Without an average the last weights are kept, which are good once the rate has fallen.
-            early_stopping_patience=training.early_stopping_patience if config.averaging.enabled else 0,
+            early_stopping_patience=training.early_stopping_patience
+            if config.averaging.enabled
+            else 0,
             early_stopping_min_delta=training.early_stopping_min_delta,
             precision=training.precision,
             seed=config.seed,
