@@ -140,9 +140,12 @@ def network_part(
             LEAST_SPEEDUP if (model.config.blocks, model.config.channels) == (6, 96) else None,
         )
         yield claim(f"evaluations per simulation, {name}", found["asked"], "evaluations")
-        yield claim(
-            f"simulations of a full search below the move played, {name}", found["kept"], "share"
-        )
+        if "kept" in found:  # else no search came to its end
+            yield claim(
+                f"simulations of a full search below the move played, {name}",
+                found["kept"],
+                "share",
+            )
 
 
 def equal_part(quick: bool, precision: str, backend: str) -> Iterator[Claim]:

@@ -215,7 +215,7 @@ def play(
         "bare": bare,
         "simulations": simulations / seconds,
         "asked": asked / simulations,
-        "kept": statistics.fmean(searches.shares or [float("nan")]),  # cut short, none may end
+        **({"kept": statistics.fmean(searches.shares)} if searches.shares else {}),
         "batch": asked / batches,
         "engine": engine,
         "tree": searching - whole - engine,

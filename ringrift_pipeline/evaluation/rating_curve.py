@@ -38,6 +38,7 @@ def write_list(path: Path, frame: pl.DataFrame, confidence: float) -> None:
     ]
     for row in shown.iter_rows(named=True):
         interval = "given" if row["anchor"] else f"{row['low']:.0f} to {row['high']:.0f}"
+        # the column is called so by the lists of all versions; it is what the gate said
         passed = {True: "yes", False: "no", None: ""}[row["promoted"]]
         lines.append(
             f"| {row['player']} | {row['rating']:.0f} | {interval} | {row['games']} | "

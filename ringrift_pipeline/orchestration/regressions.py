@@ -58,7 +58,7 @@ def play_steady(step: Step) -> Judgement:
         elif crept(past[0], now_is, **_most(name, watch)):
             left.append(
                 f"{_words(name)} went from {past[0][0]:.4g} to {drift.value:.4g} within "
-                f"{len(past)} generations, step by step"
+                f"{len(past)} generations"
             )
     for both in ranges[: (MOST_NUMBERS - len(numbers)) // 2]:
         numbers |= both

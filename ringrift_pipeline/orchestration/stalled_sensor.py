@@ -45,10 +45,13 @@ from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.orchestration.reexecution import cancelled_run
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import BucketError, Store, StoreError
 
 INTERVAL = 120  # seconds between two looks at the store
 RUNS = 20  # newest of a config that are looked at
+
+# What a look at the store ends with where somebody has to do something; other errors may pass.
+_LASTING = (StoreError, ValueError)
 
 # What a run's state says about a standstill.
 _STATES = {
@@ -162,16 +165,19 @@ def stalled_sensor() -> SensorDefinition:
             if config not in begun:
                 continue
             try:
-                tell_damage(store, outbox, config)
-                stall = find_stall(context.instance, store, config, datetime.now(UTC), signs)
-            except Exception as error:  # a damaged plan, say, must not hide another's standstill
+                try:
+                    tell_damage(store, outbox, config)
+                    stall = find_stall(context.instance, store, config, datetime.now(UTC), signs)
+                except _LASTING as error:
+                    if not isinstance(error, BucketError):
+                        outbox.put(_unwatched(config, f"{type(error).__name__}: {error}"))
+                    raise
+                if stall is not None:
+                    outbox.put(stall.alert())
+                    stalled.append(f"{config} for {stall.hours:.1f} hours")
+            except Exception as error:  # whatever it is, it must not hide another's standstill
                 what = f"{type(error).__name__}: {error}"
                 context.log.error(f"{config}: cannot be watched, {what}")
-                outbox.put(_unwatched(config, what))
-                continue
-            if stall is not None:
-                outbox.put(stall.alert())
-                stalled.append(f"{config} for {stall.hours:.1f} hours")
         outbox.deliver(notifier, context.log.info)
         context.update_cursor(signs.text)
         return SkipReason("; ".join(stalled) or "no config is at a standstill")
@@ -180,10 +186,10 @@ def stalled_sensor() -> SensorDefinition:
 
 
 def _unwatched(config: str, what: str) -> Alert:
-    """What people are told once where a config's plan or switches cannot be read."""
+    """What people are told, once a day, where a config's plan or switches cannot be read."""
     return Alert(
         kind="sensor_failed",
-        key=f"{STALLED_SENSOR}/{config}/{what}",
+        key=f"{STALLED_SENSOR}/{config}/{datetime.now(UTC).date()}/{what}",
         title=f"{config} cannot be watched: nobody would be told of a standstill",
         text=f"{what}\nThe sensor {STALLED_SENSOR} looks again every {INTERVAL} s, and watches it "
         "once that is put right.",

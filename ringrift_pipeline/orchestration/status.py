@@ -206,25 +206,29 @@ def _where(record: RunRecord) -> tuple[str | None, int | None]:
 def _failed(instance: DagsterInstance) -> Iterator[RunState]:
     """The runs that failed and that nothing newer has made up for.
 
-    Of every config the newest run that makes a generation; once it is retried the retry is the
-    newest. What else makes assets of one counts until that is run again, or a newer run makes a
-    whole generation; a job of another kind until it is run again.
+    What makes a generation, or assets of one, counts until a newer run makes that generation or a
+    later one, to its evaluation; assets alone also until a newer run makes some of that generation;
+    checks alone, and a job of another kind, until they are run again.
     """
     looked_at: set[tuple[str, object]] = set()
+    made: dict[str, int] = {}  # the latest generation that a newer run makes
     for record in instance.get_run_records(limit=LOOKED_THROUGH):
         run = record.dagster_run
         config, generation = _where(record)
         if config is None:
             continue
-        whole = (config, None)
-        subject: tuple[str, object] = (config, run.job_name)
-        if makes_a_generation(run, config):
-            subject = whole
-        elif generation is not None:
+        if generation is None:
+            subject: tuple[str, object] = (config, run.job_name)
+        elif run.asset_check_selection and not run.asset_selection:
+            subject = (config, (generation, "checks"))
+        else:
             subject = (config, generation)
-        if subject in looked_at or (generation is not None and whole in looked_at):
+        made_again = generation is not None and generation <= made.get(config, -1)
+        if made_again or (subject in looked_at and not makes_a_generation(run, config)):
             continue
         looked_at.add(subject)
+        if generation is not None and makes_a_generation(run, config):
+            made[config] = generation
         if run.status == DagsterRunStatus.FAILURE:
             yield _run(record)
 

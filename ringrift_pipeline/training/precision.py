@@ -29,8 +29,9 @@ def measured(
     ``val/precision_policy_kl`` the mean of KL(float32 || that precision), nats, over
     ``precision_positions`` held-out positions of the checkpoint's window. For float32 it is 0,
     unless the plan fell back to it: the next plan asks how the model bears bfloat16.
-    Where it cannot be measured, as the window's shards are no longer there, ``search_precision_note``
-    says why instead, and whoever plays with the model does so in float32.
+    Where the plan's backend is not installed here, torch measures it (``precision_backend``). Where
+    it cannot be measured, as the window's shards are no longer there, ``search_precision_note`` says
+    why instead; under ``search.precision`` auto the model then plays in float32.
     """
     from ringrift_pipeline.network import (
         DIVERGENCE,
@@ -56,9 +57,11 @@ def measured(
     if not len(rows):
         return told | {UNMEASURED: "no held-out position has a choice of moves"}
     try:
-        mean = float(policy_divergence(model, window, rows, precision, device, backend).mean())
-    except MissingBackendError as error:
-        return told | {UNMEASURED: f"not on this machine: {error}"}
+        found = policy_divergence(model, window, rows, precision, device, backend)
+    except MissingBackendError:
+        told["precision_backend"] = "torch"
+        found = policy_divergence(model, window, rows, precision, device)
+    mean = float(found.mean())
     return told | {
         DIVERGENCE: mean if math.isfinite(mean) else None,
         "precision_positions": len(rows),

@@ -209,6 +209,7 @@ def test_a_failed_generation_is_hidden_by_nothing_that_does_not_make_it(
         started(instance, CONFIG, "0003", DagsterRunStatus.FAILURE, 5)
         made(instance, "champion_gauntlet", success)
         made(instance, parts, success, "selfplay_shards", **third)
+        made(instance, parts, success, "evaluation", **{names.PARTITION_TAG: "0001"})
         made(instance, job, success, **{names.PARTITION_TAG: "0000", names.BACKFILL_TAG: "some"})
         assert failed() == [(job, 3)]
         made(instance, "champion_gauntlet", DagsterRunStatus.FAILURE)

@@ -29,9 +29,11 @@ from ringrift_pipeline.orchestration import (
     failure_sensor,
     names,
     reexecution,
+    stalled_sensor,
 )
 from ringrift_pipeline.orchestration.instance import open_instance, sweep_lost_runs
 from ringrift_pipeline.orchestration.notify import URL_VARIABLE, Alert, NotifyError
+from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.stalled_sensor import find_stall
 from ringrift_pipeline.store import Store, serving_champion
 
@@ -512,6 +514,32 @@ def test_a_standstill_is_told_once_and_the_next_one_again(
             pass
         tick(names.STALLED_SENSOR, restarted, told)
     assert [alert.config for alert in told.alerts[3:]] == [CONFIG]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("no space left"), RuntimeError("database is locked")],
+    ids=["disk", "database"],
+)
+def test_an_error_that_may_pass_is_no_alert_and_hides_no_standstill(
+    instance: DagsterInstance,
+    store: Store,
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    real = stalled_sensor.tell_damage
+
+    def failing(store: Store, outbox: Outbox, config: str) -> None:
+        if config == CONFIG:
+            raise error
+        real(store, outbox, config)
+
+    monkeypatch.setattr(stalled_sensor, "tell_damage", failing)
+    begun(store, hours=1e-9)
+    begun(store, "hex8_3p", hours=1e-9)
+    tick(names.STALLED_SENSOR, instance, told)
+    assert [(one.kind, one.config) for one in told.alerts] == [("config_stalled", "hex8_3p")]
 
 
 def test_a_standstill_that_could_not_be_told_is_told_later(

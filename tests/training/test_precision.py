@@ -171,6 +171,17 @@ def test_models_of_earlier_versions_are_kept_as_they_are(trained: Store) -> None
     assert found.passed and found.why.startswith("not measured: it was made by an earlier version")
 
 
+def test_where_its_backend_is_not_installed_torch_measures_it(
+    trained: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(trained, "bfloat16")
+    plan = Plan.from_dict({**plan.raw, "backend": "openvino"})
+    monkeypatch.setattr("ringrift_pipeline.network.devices.find_spec", lambda name: None)
+    told = average(trained, plan).metadata
+    assert told["precision_backend"] == "torch" and 0.0 < told[DIVERGENCE] < 1e-3
+    assert check(trained).passed
+
+
 def test_where_the_games_are_gone_the_model_is_made_all_the_same(trained: Store) -> None:
     for generation in trained.generations(CONFIG):
         for kind in trained.kinds(CONFIG, generation):
