@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 AUDIT := .venv-audit
 CONFIG ?= square8_2p
 PRESET ?= smoke
-# Empty: as many as the preset has (smoke 2, hour 13, on hex8 9, on hexagonal 7); $RINGRIFT_DATA, or else data.
+# Empty: as many as the preset has (smoke 2; hour 13, on hex8 9, on square19 6, on hexagonal 5); $RINGRIFT_DATA, or else data.
 GENERATIONS ?=
 DATA ?=
 WORKERS ?= 3
@@ -39,7 +39,7 @@ loop: setup
 		$(if $(GENERATIONS),--generations $(GENERATIONS)) $(if $(DATA),--data $(DATA))
 
 ui: setup
-	@$(BIN)/ringrift ui $(if $(DATA),--data $(DATA))
+	@$(BIN)/ringrift ui --config $(CONFIG) $(if $(DATA),--data $(DATA))
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def replay(
         def seen(number: int, report: Any, path: Path = path, due: Every = due) -> None:
             if number > 1 and (errors.is_terminal or due()):
                 errors.print(
-                    f"{path.name}: {number} games", end="\r" if errors.is_terminal else "\n"
+                    f"{path.name}: {number} games so far", end="\r" if errors.is_terminal else "\n"
                 )
 
         reports = replay_file(path, seen)

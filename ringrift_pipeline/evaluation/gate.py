@@ -310,7 +310,7 @@ def decide(
     if has_champion:
         test = sprt([] if champion is None else champion, elo0, elo1, alpha, beta, players)
         numbers = (
-            f"log likelihood ratio {test.llr:.2f} in ({test.lower:.2f}, {test.upper:.2f}) "
+            f"log likelihood ratio {test.llr:.2f}, bounds {test.lower:.2f} and {test.upper:.2f}, "
             f"after {test.sets} rotated sets"
         )
         if test.sets:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 LIMITS = (
     "It plays `{config}` and no other board or number of players. What it makes of positions that "
     "games against itself do not come to is not known.",
-    "It was learned from games against itself alone, has met no other program than those below, "
+    "It was learned from games against itself alone, has met no other program than those above, "
     "and no person.",
     "Its strength is that of a search with it; the bare policy is weaker.",
     "`value` is not tempered. A chance is as good as the calibration on games held out, which is "

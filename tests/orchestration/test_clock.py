@@ -88,7 +88,7 @@ def test_whoever_runs_the_daemon_begins_with_that(data: Path) -> None:
 
 
 @pytest.mark.whole
-@pytest.mark.parametrize("seconds", [-HOUR, DAY])
+@pytest.mark.parametrize("seconds", [-HOUR])
 def test_a_loop_tells_its_runs_from_older_ones_whatever_the_clock_says(
     data: Path,
     turn: Callable[[float], None],
