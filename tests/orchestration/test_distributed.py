@@ -197,7 +197,7 @@ def test_seconds_that_are_none_are_refused(text: str, monkeypatch: pytest.Monkey
     [
         ({"package": "9.9"}, "run was made by ringrift-pipeline 9.9 with"),
         ({"dagster": "1.99.1"}, "made by ringrift-pipeline .* with Dagster 1.99.1"),
-        ({"code": {"checkpoint": "7"}}, "and checkpoint 1.*made by .* and checkpoint 7"),
+        ({"code": {"checkpoint": "7"}}, r"and checkpoint \d+.*made by .* and checkpoint 7"),
         (None, "made by a version that does not say which it is"),
     ],
 )
