@@ -50,9 +50,6 @@ from ringrift_pipeline.store import BucketError, Store, StoreError
 INTERVAL = 120  # seconds between two looks at the store
 RUNS = 20  # newest of a config that are looked at
 
-# What a look at the store ends with where somebody has to do something; other errors may pass.
-_LASTING = (StoreError, ValueError)
-
 # What a run's state says about a standstill.
 _STATES = {
     "QUEUED": "its run {run} waits in the queue: look what is before it",
@@ -165,13 +162,7 @@ def stalled_sensor() -> SensorDefinition:
             if config not in begun:
                 continue
             try:
-                try:
-                    tell_damage(store, outbox, config)
-                    stall = find_stall(context.instance, store, config, datetime.now(UTC), signs)
-                except _LASTING as error:
-                    if not isinstance(error, BucketError):
-                        outbox.put(_unwatched(config, f"{type(error).__name__}: {error}"))
-                    raise
+                stall = _look(context.instance, store, outbox, config, signs)
                 if stall is not None:
                     outbox.put(stall.alert())
                     stalled.append(f"{config} for {stall.hours:.1f} hours")
@@ -183,6 +174,22 @@ def stalled_sensor() -> SensorDefinition:
         return SkipReason("; ".join(stalled) or "no config is at a standstill")
 
     return config_stalled
+
+
+def _look(
+    instance: DagsterInstance, store: Store, outbox: Outbox, config: str, signs: Signs
+) -> Stall | None:
+    """The standstill of a config, if it is at one. People are told of what was damaged, and of what
+    keeps it from being watched where that is theirs to mend.
+    """
+    try:
+        tell_damage(store, outbox, config)
+        return find_stall(instance, store, config, datetime.now(UTC), signs)
+    except BucketError:  # may pass, as errors of disk and database may
+        raise
+    except (StoreError, ValueError) as error:
+        outbox.put(_unwatched(config, f"{type(error).__name__}: {error}"))
+        raise
 
 
 def _unwatched(config: str, what: str) -> Alert:

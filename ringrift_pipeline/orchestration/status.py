@@ -210,25 +210,25 @@ def _failed(instance: DagsterInstance) -> Iterator[RunState]:
     later one, to its evaluation; assets alone also until a newer run makes some of that generation;
     checks alone, and a job of another kind, until they are run again.
     """
-    looked_at: set[tuple[str, object]] = set()
+    looked_at: set[tuple[object, ...]] = set()
     made: dict[str, int] = {}  # the latest generation that a newer run makes
     for record in instance.get_run_records(limit=LOOKED_THROUGH):
         run = record.dagster_run
         config, generation = _where(record)
         if config is None:
             continue
-        if generation is None:
-            subject: tuple[str, object] = (config, run.job_name)
-        elif run.asset_check_selection and not run.asset_selection:
-            subject = (config, (generation, "checks"))
-        else:
-            subject = (config, generation)
-        made_again = generation is not None and generation <= made.get(config, -1)
-        if made_again or (subject in looked_at and not makes_a_generation(run, config)):
+        whole = makes_a_generation(run, config)
+        subject: tuple[object, ...] = (config, run.job_name)
+        if generation is not None:
+            checks_alone = bool(run.asset_check_selection) and not run.asset_selection
+            subject = (config, generation, checks_alone)
+            if generation <= made.get(config, -1):
+                continue
+            if whole:
+                made[config] = generation
+        if subject in looked_at and not whole:
             continue
         looked_at.add(subject)
-        if generation is not None and makes_a_generation(run, config):
-            made[config] = generation
         if run.status == DagsterRunStatus.FAILURE:
             yield _run(record)
 
