@@ -128,6 +128,6 @@ def evaluation_facts(report: dict[str, Any]) -> dict[str, Any]:
         "games": report["games"],
         "simulations": report["simulations"],
         "matches": [{name: match[name] for name in kept} for match in report["matches"]],
-        "promoted": report["gate"]["promote"],
+        "gate_passed": report["gate"]["promote"],
         "reasons": report["gate"]["reasons"],
     }

@@ -15,7 +15,7 @@ import typer
 
 from ringrift_pipeline.commands.console import output, print_json, say
 from ringrift_pipeline.commands.options import Common, InputError
-from ringrift_pipeline.drawing import COLORS, all_cells, describe, draw, standing
+from ringrift_pipeline.drawing import COLORS, LEGEND, all_cells, describe, draw, standing
 from ringrift_pipeline.orchestration.places import PLAY_PORT
 
 if TYPE_CHECKING:
@@ -194,6 +194,8 @@ def _in_terminal(
         except (ValueError, LookupError, OSError, ImportError) as error:
             raise InputError(f"--player {spec}: {error}") from error
     show = not (quiet or common.as_json)
+    if HUMAN in specs:
+        output.print(LEGEND, style="dim", markup=False, soft_wrap=True)
     moves = []
     while not state.is_terminal:
         seat = state.current_player or 1
@@ -343,7 +345,8 @@ def _result(common: Common, state: State, specs: list[str], moves: list[dict[str
         for group in state.ranking()
     )
     swap = ", sides swapped" if _swapped(state) else ""
-    say(f"{state.reason} after {len(moves)} plies{swap}: {order}")
+    ending = f"{state.reason} after {len(moves)} plies{swap}: {order}"
+    output.print(ending, markup=False, soft_wrap=True)
 
 
 def _end_board(state: State) -> None:

@@ -232,3 +232,4 @@ def ui(
             say("Whoever has this address can launch runs; the connection is not encrypted.")
         _watch(services, page, stopping)
         say("stopping …")
+    say("stopped")

@@ -5,10 +5,11 @@ Knows only `game`, and of it only records and the boards' tables; importing it c
 
 from ringrift_pipeline.drawing.moves import area_of, describe, path_of
 from ringrift_pipeline.drawing.svg import board_svg
-from ringrift_pipeline.drawing.text import COLORS, all_cells, draw, standing
+from ringrift_pipeline.drawing.text import COLORS, LEGEND, all_cells, draw, standing
 
 __all__ = [
     "COLORS",
+    "LEGEND",
     "all_cells",
     "area_of",
     "board_svg",

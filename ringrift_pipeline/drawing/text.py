@@ -8,12 +8,16 @@ from rich.text import Text
 
 COLORS = ("red", "blue", "green", "yellow")  # of seats 1 to 4
 WIDTH = 4  # characters a cell
+LEGEND = (
+    "On the board: 1x3 a stack of three rings, seat 1's on top; o2 a marker of seat 2; "
+    "#1 space that seat 1 collapsed; · nothing. Columns are x; rows are y, or z on hexagonal boards."
+)
 
 
 def cell_text(record: dict[str, Any], cell: str) -> tuple[str, str]:
     """What stands on a cell, and its style.
 
-    ``·`` empty, ``o2`` a marker of seat 2, ``##`` collapsed space, ``1x3`` a stack of height 3
+    ``·`` empty, ``o2`` a marker of seat 2, ``#1`` space collapsed by seat 1, ``1x3`` a stack of height 3
     whose top ring is seat 1's.
     """
     if cell in record["stacks"]:

@@ -268,8 +268,7 @@ class _Ledger:
         self.reporter.report(
             done,
             total,
-            f"{job.match}: {done}/{total} games in all, "
-            f"{(done - self._recalled) / seconds:.2f} games/s",
+            f"now {job.match}, {(done - self._recalled) / seconds:.2f} games/s",
         )
 
     def check(self) -> None:

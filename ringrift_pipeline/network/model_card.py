@@ -89,7 +89,7 @@ def _strength(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
             f"| {match['opponent']} | {match['games']:,} | {match['win_rate']:.1%} | "
             f"{match['low']:.1%} to {match['high']:.1%} |"
         )
-    verdict = "promoted" if evaluation["promoted"] else "not promoted"
+    verdict = "passed" if evaluation["gate_passed"] else "not passed"
     yield from ("", f"The promotion gate: **{verdict}**.", "")
     yield from (f"- {reason}" for reason in evaluation["reasons"])
     yield ""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ringrift_pipeline.cli import run
+from ringrift_pipeline.drawing import LEGEND
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Move, State
@@ -89,6 +90,7 @@ def test_whatever_is_typed_is_an_answer_or_the_end(tmp_path: Path) -> None:
     done = typed(tmp_path, b"\n".join([*lines, b"q", b"0"]))
     assert done.returncode == 130 and b"Traceback" not in done.stderr
     assert done.stdout.count(b"move> ") == len(lines) + 1
+    assert done.stdout.decode().count(LEGEND) == 1
     assert b"there are moves 0 to" in done.stdout and b"\x1b" not in done.stdout
     assert done.stdout.count(b"no move has so long a text") == 2
     assert typed(tmp_path, b"").returncode == 130  # nothing is typed at all
@@ -165,10 +167,11 @@ def test_players_alone_stay_in_the_terminal(
     data = ["--data", str(tmp_path), "--seed", "3"]
     assert run(["play", "--player", "random", *data]) == 0
     captured = capsys.readouterr()
-    assert "seat 1 (random): place_ring" in captured.out and "plies: seat" in captured.err
+    assert "seat 1 (random): place_ring" in captured.out and "plies: seat" in captured.out
     assert run(["play", "--player", "random", "--quiet", *data]) == 0
     captured = capsys.readouterr()
-    assert "place_ring" not in captured.out and "plies: seat" in captured.err
+    assert "place_ring" not in captured.out and "plies: seat" in captured.out
+    assert LEGEND not in captured.out  # nobody looks at the board
 
 
 class First:
@@ -205,8 +208,8 @@ def test_players_change_seats_when_sides_are_swapped(
     assert told["swapped"] is swaps
     assert run(asked) == 0
     captured = capsys.readouterr()
-    assert f"seat {told['winner']} ({told['players'][told['winner'] - 1]})" in captured.err
-    assert ("sides swapped" in captured.err) is swaps
+    assert f"seat {told['winner']} ({told['players'][told['winner'] - 1]})" in captured.out
+    assert ("sides swapped" in captured.out) is swaps
     assert ("seat 2 (champion)" in captured.out) is swaps
 
 
