@@ -161,7 +161,7 @@ def asked(port: int, path: str, body: bytes | None = None, **headers: str) -> in
         connection.close()
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_beyond_this_machine_it_asks_for_a_token_and_gives_its_name(
     tmp_path: Path, ui: Callable[..., subprocess.Popen[str]], page: int
 ) -> None:
@@ -187,7 +187,7 @@ def test_beyond_this_machine_it_asks_for_a_token_and_gives_its_name(
     assert process.wait(timeout=120) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_another_sites_page_can_do_nothing_with_it(
     ui: Callable[..., subprocess.Popen[str]],
 ) -> None:

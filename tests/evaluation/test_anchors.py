@@ -70,6 +70,7 @@ def test_a_list_of_one_and_a_rise_have_no_fall() -> None:
     assert [fall.model for fall in find_falls(fit, ["b", "a"])] == ["a"]
 
 
+@pytest.mark.whole
 def test_every_model_meets_the_same_anchors(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for number in range(3):

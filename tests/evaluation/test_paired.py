@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "paired.py"
 
 
@@ -21,6 +23,7 @@ def test_strength_is_not_claimed_of_random_weights() -> None:
     assert "--model is missing" in done.stderr and not done.stdout
 
 
+@pytest.mark.whole
 def test_a_loss_that_is_shown_fails() -> None:
     """With random weights the bare policy plays better than a search that trusts their values."""
     shape = ("--quick", "--json", "--blocks", "1", "--channels", "8", "--second", "simulations=1")

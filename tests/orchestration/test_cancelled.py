@@ -144,6 +144,7 @@ def begin_a_loop(workspace: Any, store: Store, cancelled: DagsterRun) -> None:
     submit_generation(workspace.instance, CONFIG, generation, settings)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("go_on", [reexecute, begin_a_loop])
 def test_whoever_goes_on_makes_the_generation_once(
     instance: DagsterInstance, data: Path, store: Store, land: Land, go_on: Any

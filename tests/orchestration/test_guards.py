@@ -142,6 +142,7 @@ def test_a_run_that_is_terminated_while_it_starts_is_cancelled_for_good(
     assert toys.steps(run_id, DagsterEventType.STEP_START) == []
 
 
+@pytest.mark.whole
 def test_after_a_reboot_a_lost_run_is_resumed_at_the_step_that_failed(toys: Served) -> None:
     log = toy.note(toys.data, "first")
     log.unlink(missing_ok=True)

@@ -333,6 +333,7 @@ def test_a_generation_that_passed_since_ends_the_looking(
     assert store.champion(CONFIG).generation == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.whole
 def test_an_older_generation_that_is_evaluated_again_leaves_it(
     instance: DagsterInstance, store: Store, land: Land, judge_again: Callable[..., Any]
 ) -> None:

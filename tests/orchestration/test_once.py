@@ -126,6 +126,7 @@ def begin_tick(pool: ThreadPoolExecutor, workspace: Any, hours: float) -> Future
     return tick
 
 
+@pytest.mark.whole
 def test_two_daemons_by_mistake_start_each_generation_once(
     instance: DagsterInstance, data: Path, store: Store, land: Land
 ) -> None:

@@ -32,6 +32,7 @@ from ringrift_pipeline.training.threads import reproducible, torch_threads
 from .conftest import CONFIG, settings
 from .test_learning import changed
 
+pytestmark = pytest.mark.whole
 STEPS, SAVED = 8, 3
 EVERYTHING: dict[str, Any] = {
     "training__batch_size": 131,  # shares of 65 and 66 rows, each on two threads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from ringrift_pipeline.network import Evaluator, load_model
 from ringrift_pipeline.selfplay import collect, plan_generation, play_shards
@@ -21,6 +22,7 @@ from ringrift_pipeline.training import (
 from .conftest import NOW, settings
 
 
+@pytest.mark.whole
 def test_two_generations_of_a_three_player_hexagonal_game(tmp_path) -> None:
     from ringrift_pipeline.game import get_rules
 

@@ -76,6 +76,7 @@ def test_an_error_of_one_process_is_that_of_all_and_none_is_left() -> None:
     assert are_gone(started(told))
 
 
+@pytest.mark.whole
 def test_a_killed_process_ends_the_other_with_a_clear_error() -> None:
     told: list[tuple[int, int, str]] = []
     with pytest.raises(ReplicaError, match=r"process 1 was killed \(SIGKILL\).*run again"):
@@ -98,6 +99,7 @@ def parent(say: Connection) -> None:
     run_together(2, endless, progress=lambda *said: say.send(said))
 
 
+@pytest.mark.whole
 def test_no_process_outlives_the_one_that_started_it() -> None:
     context = multiprocessing.get_context("spawn")
     hear, say = context.Pipe(duplex=False)
