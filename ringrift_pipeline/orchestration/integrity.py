@@ -5,6 +5,7 @@ to ``judgements`` see there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -299,7 +300,7 @@ def gate_sound(step: Step) -> Judgement:
             f"{digests[1] or 'none'}",
         )
     again, said = decide_again(step.store, plan, artefact), report["gate"]
-    if again.promote != said["promote"] or again.reasons != said["reasons"]:
+    if not _agrees(said, again.to_dict()):
         return Judgement(
             False,
             f"the report says promote={said['promote']} ({'; '.join(said['reasons'])}), its games "
@@ -310,3 +311,26 @@ def gate_sound(step: Step) -> Judgement:
         f"the games recorded give the same verdict: {'promote' if again.promote else 'refuse'}",
         {"eval/promote": int(again.promote)},
     )
+
+
+def _agrees(said: Any, found: Any) -> bool:
+    """Whether a report says what was found, in whatever words: an earlier version's reasons, and what
+    it did not note, are no other verdict. Numbers are equal to rounding.
+    """
+    if isinstance(found, dict):
+        return isinstance(said, dict) and all(
+            _agrees(said[name], value)
+            for name, value in found.items()
+            if name in said and name != "reasons"
+        )
+    if isinstance(found, list):
+        return (
+            isinstance(said, list)
+            and len(said) == len(found)
+            and all(_agrees(*pair) for pair in zip(said, found, strict=True))
+        )
+    if isinstance(found, float):
+        return isinstance(said, int | float) and math.isclose(
+            said, found, rel_tol=1e-9, abs_tol=1e-9
+        )
+    return bool(said == found)

@@ -544,6 +544,20 @@ def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -
     assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")
 
 
+@pytest.mark.parametrize("as_before", [True, False])
+def test_a_verdict_is_its_numbers_and_not_its_words(copied: Store, as_before: bool) -> None:
+    """A version that words its reasons otherwise finds the evaluations of the one before sound."""
+
+    def reworded(report: dict[str, Any]) -> None:
+        gate = report["gate"]
+        gate["reasons"] = ["as it was said before"]
+        gate.pop("first")  # not noted then
+        gate["floors"][0]["share"] += 1e-12 if as_before else 1e-6
+
+    replace(copied, "evaluation", edit_json("report.json", reworded))
+    assert run_check("evaluation", "gate_sound").passed is as_before
+
+
 def test_a_gauntlet_that_is_what_its_report_says_passes(copied: Store) -> None:
     said = run_check(names.CHAMPION, "gauntlet_sound")
     assert said.passed and "no champion has played" in said.description
