@@ -231,5 +231,4 @@ def ui(
         if token:
             say("Whoever has this address can launch runs; the connection is not encrypted.")
         _watch(services, page, stopping)
-        say("stopping …")
     say("stopped")
