@@ -300,10 +300,10 @@ def gate_sound(step: Step) -> Judgement:
             f"{digests[1] or 'none'}",
         )
     again, said = decide_again(step.store, plan, artefact), report["gate"]
-    if not _agrees(said, again.to_dict()):
+    if said.get("promote") is not again.promote or not _agrees(said, again.to_dict()):
         return Judgement(
             False,
-            f"the report says promote={said['promote']} ({'; '.join(said['reasons'])}), its games "
+            f"the report says promote={said.get('promote')} ({'; '.join(said['reasons'])}), its games "
             f"say promote={again.promote} ({'; '.join(again.reasons)})",
         )
     return Judgement(
