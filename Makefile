@@ -60,15 +60,21 @@ whole: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'whole and not faults and not services' tests
 
 # Chromium comes with the system (Debian: apt install chromium); RINGRIFT_CHROMIUM names another.
-playwright: setup
+playwright: $(VENV)/.playwright
+
+$(VENV)/.playwright: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@touch $@
 
 browser: playwright
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser tests/web/test_browser.py
 
 # Redis and PostgreSQL come with the system (Debian: apt install redis-server postgresql iproute2).
-servers: setup
+servers: $(VENV)/.servers
+
+$(VENV)/.servers: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[services]'
+	@touch $@
 
 services: servers
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'services and not faults' tests

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ringrift_pipeline.evaluation.ablation import AblationError, AblationFailed, ablate
-    from ringrift_pipeline.evaluation.evaluating import EvaluationError, evaluate
+    from ringrift_pipeline.evaluation.evaluating import evaluate
     from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
     from ringrift_pipeline.evaluation.gate import (
         Floor,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         play_sets,
         set_scores,
     )
+    from ringrift_pipeline.evaluation.opponents import EvaluationError
     from ringrift_pipeline.evaluation.ratings import (
         RatingError,
         Ratings,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ablation": ("AblationError", "AblationFailed", "ablate"),
-    "evaluating": ("EvaluationError", "evaluate"),
+    "evaluating": ("evaluate",),
     "feedback": ("NextSettings", "next_settings"),
     "gate": (
         "Floor",
@@ -54,6 +55,7 @@ _MODULES = {
         "wilson_interval",
     ),
     "matches": ("GAMES_SCHEMA", "MatchError", "play_sets", "set_scores"),
+    "opponents": ("EvaluationError",),
     "ratings": ("RatingError", "Ratings", "expected_share", "fit_ratings"),
     "tournament": ("Entrant", "Match", "TournamentError", "play_matches"),
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.evaluation.gate import (
@@ -11,7 +9,13 @@ from ringrift_pipeline.evaluation.gate import (
     decide,
     sequential_test,
     set_interval,
-    sprt,
+)
+from ringrift_pipeline.evaluation.opponents import (
+    BASELINES,
+    Field,
+    field_of,
+    matches_of,
+    name_of,
 )
 from ringrift_pipeline.evaluation.ratings import (
     ANCHOR,
@@ -19,7 +23,7 @@ from ringrift_pipeline.evaluation.ratings import (
     Ratings,
     fit_ratings,
 )
-from ringrift_pipeline.evaluation.tournament import Entrant, Match, play_matches
+from ringrift_pipeline.evaluation.tournament import play_matches
 from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
 from ringrift_pipeline.training.inputs import Parts, reuse, sealed_inputs
 
@@ -31,39 +35,13 @@ if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
     from ringrift_pipeline.store import Artefact, Store
 
-__all__ = ["EvaluationError", "evaluate"]
+__all__ = ["decide_again", "evaluate", "numbers"]
 
 KIND = EVALUATION
 PART = "evaluation-part-"
 REPORT = EVALUATION_FILE
 GAMES = "games.parquet"
 RATINGS = "ratings.parquet"
-
-BASELINES = ("random", "heuristic", "rollout")
-"""Opponents that never change: the gate's floors, and what ratings are anchored to."""
-
-
-class EvaluationError(ValueError):
-    """The plan's evaluation settings cannot be carried out; the message says which and why."""
-
-
-@dataclass(frozen=True)
-class _Field:
-    """Who meets whom.
-
-    candidate: the model evaluated. champion: the plan's champion, None without one.
-    others: remaining opponents, baselines first. record: the champion's own evaluation.
-    """
-
-    candidate: Entrant
-    champion: Entrant | None
-    others: tuple[Entrant, ...]
-    record: Artefact | None
-
-    @property
-    def entrants(self) -> list[Entrant]:
-        first = [self.candidate] + ([self.champion] if self.champion else [])
-        return first + list(self.others)
 
 
 def evaluate(
@@ -84,7 +62,7 @@ def evaluate(
     ``ratings`` by player with intervals, ``fit``, ``gate`` with ``promote`` and ``reasons``),
     ``games.parquet`` (`matches.GAMES_SCHEMA`), ``ratings.parquet`` (`tables.RATINGS`).
     Metadata: ``eval/elo`` with ``_low`` and ``_high``, ``eval/win_rate_<opponent>`` with
-    bounds, ``eval/games``, ``eval/sets``, ``eval/sprt_llr``, ``eval/promote``.
+    bounds, ``eval/games``, ``eval/sprt_llr``, ``eval/promote``.
 
     Returns:
         Artefact of kind ``evaluation``; the current one if it was made from the same inputs.
@@ -103,7 +81,7 @@ def evaluate(
 
     settings = plan.settings.evaluation
     model = store.require(plan.config, plan.generation, "ema_model")
-    field, artefacts = _field(store, plan, model)
+    field, artefacts = field_of(store, plan, model)
     inputs = sealed_inputs(plan, KIND, artefacts)
     parts = Parts(store, plan, PART, inputs)
     existing = reuse(store, plan, KIND, inputs)
@@ -115,7 +93,7 @@ def evaluate(
     games = play_matches(
         plan.config,
         field.entrants,
-        list(_matches(field, settings, seats)),
+        list(matches_of(field, settings, seats)),
         seed=plan.seed_for("evaluation"),
         workers=plan.settings.selfplay.workers if on_cpu else 1,
         played=_PlayedJobs(parts),
@@ -124,7 +102,7 @@ def evaluate(
     )
     report = _report(plan, field, model, games, seats)
     fit: Ratings = report.pop("_fit")
-    metadata = {"inputs": inputs, "model": model.digest} | _numbers(report, field)
+    metadata = {"inputs": inputs, "model": model.digest} | numbers(report)
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         write_json_atomic(draft.path / REPORT, report)
         write_table(draft.path / GAMES, games, GAME_COLUMNS)
@@ -139,16 +117,19 @@ def decide_again(store: Store, plan: Plan, evaluation: Artefact) -> GateDecision
     Raises:
         MissingArtefactError: if the EMA model or the champion is no longer there.
         TableError: if the games are no table of games.
-        MatchError: if a rotated set is incomplete.
+        MatchError: if a rotated set is incomplete, or games that were to be played are missing.
     """
     from ringrift_pipeline.evaluation import tables
     from ringrift_pipeline.game import get_rules
     from ringrift_pipeline.training.tables import read_table
 
     model = store.require(plan.config, plan.generation, "ema_model")
-    field, _ = _field(store, plan, model)
+    field, _ = field_of(store, plan, model)
     games = read_table(evaluation.file(GAMES), tables.GAMES)
-    return _decide(plan, field, _scores(field, games), get_rules(plan.config).players)
+    seats = get_rules(plan.config).players
+    scores = _scores(field, games)
+    _check_played(field, plan.settings.evaluation, games, scores, seats)
+    return _decide(plan, field, scores, seats)
 
 
 class _PlayedJobs:
@@ -173,119 +154,11 @@ class _PlayedJobs:
             write_table(draft.path / GAMES, games, GAME_COLUMNS)
 
 
-# -- who meets whom -------------------------------------------------------------------------
-
-
-def _name(generation: int) -> str:
-    return f"generation:{generation:04d}"
-
-
-def _field(store: Store, plan: Plan, model: Artefact) -> tuple[_Field, list[Artefact]]:
-    """The entrants, and every artefact that the result depends on."""
-    from ringrift_pipeline.network.devices import bears
-
-    settings = plan.settings.evaluation
-    artefacts = [model]
-
-    def entrant(name: str, spec: str, about: Mapping[str, Any] | None = None) -> Entrant:
-        # As the games of selfplay were played, wherever this is.
-        search = {"precision": plan.precision, "backend": plan.backend}
-        if about is not None and plan.settings.search.precision == "auto" and not bears(about):
-            search["precision"] = "float32"
-        return Entrant(
-            name,
-            spec,
-            simulations=settings.simulations,
-            seed=plan.seed_for("evaluation players") % 2**32,
-            data=str(store.root),
-            device=plan.settings.device,
-            settings=plan.settings.search.model_copy(update=search),
-            symmetries=settings.symmetries,
-        )
-
-    candidate = entrant(_name(plan.generation), str(model.path), model.metadata)
-    champion, record = None, None
-    others: dict[str, Entrant] = {}
-    for spec in settings.opponents:
-        if spec in BASELINES:
-            others[spec] = entrant(spec, spec)
-        elif spec == "champion":
-            found = _champion(store, plan, model)
-            if found is not None:
-                champion = entrant(_name(found.generation), str(found.path), found.metadata)
-                record = _record(store, plan, found)
-                artefacts += [found] + ([record] if record else [])
-        else:
-            generation = int(spec.removeprefix("generation:"))
-            if generation >= plan.generation:
-                raise EvaluationError(
-                    f"evaluation.opponents names {spec}, which is not earlier than the "
-                    f"candidate's generation {plan.generation:04d}"
-                )
-            found = store.require(plan.config, generation, "ema_model")
-            name = _name(generation)
-            others[name] = entrant(name, str(found.path), found.metadata)
-            artefacts.append(found)
-    if champion is not None:
-        others.pop(champion.name, None)
-    return _Field(candidate, champion, tuple(others.values()), record), artefacts
-
-
-def _champion(store: Store, plan: Plan, model: Artefact) -> Artefact | None:
-    """The plan's champion, None if there is none or it is the very model to be evaluated."""
-    from ringrift_pipeline.selfplay.plan import open_model
-
-    if plan.champion is None or plan.champion["digest"] == model.digest:
-        return None
-    return open_model(store, plan.champion)
-
-
-def _record(store: Store, plan: Plan, champion: Artefact) -> Artefact | None:
-    """The champion's own evaluation, if it is of that very model and was played alike."""
-    from ringrift_pipeline.store import CorruptArtefactError
-
-    try:
-        found = store.current(plan.config, champion.generation, KIND)
-    except CorruptArtefactError:
-        return None
-    if found is None:
-        return None
-    report = found.read_json(REPORT)
-    alike = report["simulations"] == plan.settings.evaluation.simulations
-    same = report["candidate"]["digest"] == champion.digest
-    return found if alike and same else None
-
-
-def _matches(field: _Field, settings: EvaluationConfig, seats: int) -> list[Match]:
-    """Every opponent's match; the champion's is sequential and comes last."""
-    candidate = field.candidate.name
-    sets = max(1, settings.games // seats)
-
-    def line_up(opponent: Entrant) -> tuple[str, ...]:
-        return (candidate, *[opponent.name] * (seats - 1))
-
-    matches = [Match(other.name, line_up(other), sets) for other in field.others]
-    if field.champion is not None:
-        most = max(1, settings.max_games // seats)
-
-        def decided(games: pl.DataFrame) -> bool:
-            return _test(games, candidate, settings, seats).verdict != "continue"
-
-        matches.append(Match(field.champion.name, line_up(field.champion), most, decided))
-    return matches
-
-
-def _test(games: pl.DataFrame, candidate: str, settings: EvaluationConfig, seats: int) -> Any:
-    from ringrift_pipeline.evaluation.matches import set_scores
-
-    return sprt(set_scores(games, candidate), players=seats, **sequential_test(settings))
-
-
 # -- what came of it ------------------------------------------------------------------------
 
 
 def _report(
-    plan: Plan, field: _Field, model: Artefact, games: pl.DataFrame, seats: int
+    plan: Plan, field: Field, model: Artefact, games: pl.DataFrame, seats: int
 ) -> dict[str, Any]:
     import polars as pl
 
@@ -318,7 +191,8 @@ def _report(
         "config": plan.config,
         "generation": plan.generation,
         "candidate": {"name": candidate, "generation": plan.generation, "digest": model.digest},
-        "champion": plan.champion and {"name": _name(plan.champion["generation"])} | plan.champion,
+        "champion": plan.champion
+        and {"name": name_of(plan.champion["generation"])} | plan.champion,
         "simulations": settings.simulations,
         "opening_decisions": OPENING_DECISIONS,
         "confidence": settings.confidence,
@@ -331,7 +205,7 @@ def _report(
     }
 
 
-def _scores(field: _Field, games: pl.DataFrame) -> dict[str, Any]:
+def _scores(field: Field, games: pl.DataFrame) -> dict[str, Any]:
     """Set scores of the candidate in every match."""
     import polars as pl
 
@@ -343,27 +217,62 @@ def _scores(field: _Field, games: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _decide(plan: Plan, field: _Field, scores: dict[str, Any], seats: int) -> GateDecision:
+def _check_played(
+    field: Field,
+    settings: EvaluationConfig,
+    games: pl.DataFrame,
+    scores: dict[str, Any],
+    seats: int,
+) -> None:
+    """Raises MatchError unless every match that was to be played was, to its end."""
+    import polars as pl
+
+    from ringrift_pipeline.evaluation.matches import MatchError
+
+    matches = {match.name: match for match in matches_of(field, settings, seats)}
+    if sorted(matches) != sorted(scores):
+        raise MatchError(
+            f"there are games against {', '.join(sorted(scores)) or 'nobody'}, to be met were "
+            f"{', '.join(sorted(matches))}"
+        )
+    for name, match in matches.items():
+        played = len(scores[name])
+        own = games.filter(pl.col("match") == name)
+        ended = match.decided is not None and match.decided(own)
+        if not ended and played != match.sets:
+            raise MatchError(f"against {name}: {played} of {match.sets} rotated sets were played")
+
+
+def _decide(plan: Plan, field: Field, scores: dict[str, Any], seats: int) -> GateDecision:
     settings, champion = plan.settings.evaluation, field.champion
     return decide(
         {name: values for name, values in scores.items() if name in BASELINES},
         scores[champion.name] if champion else None,
         _champion_shares(field),
         players=seats,
+        has_champion=field.has_champion,
         confidence=settings.confidence,
         **sequential_test(settings),
     )
 
 
-def _champion_shares(field: _Field) -> dict[str, float]:
-    """The champion's share of the win against each baseline, from its own evaluation."""
-    if field.record is None:
+def _champion_shares(field: Field) -> dict[str, float]:
+    """The champion's share of the win against each baseline, by the games of its own evaluation."""
+    import polars as pl
+
+    from ringrift_pipeline.evaluation.matches import set_scores
+
+    if field.record is None or field.champion is None:
         return {}
-    report = field.record.read_json(REPORT)
-    return {match["opponent"]: match["win_rate"] for match in report["matches"]}
+    games = pl.read_parquet(field.record.file(GAMES))
+    return {
+        name: float(set_scores(games.filter(pl.col("match") == name), field.champion.name).mean())
+        for name in games["match"].unique(maintain_order=True)
+        if name in BASELINES
+    }
 
 
-def _ratings(field: _Field, games: pl.DataFrame, confidence: float) -> Ratings:
+def _ratings(field: Field, games: pl.DataFrame, confidence: float) -> Ratings:
     """Ratings over these games and the champion's record, anchored at a baseline."""
     import polars as pl
 
@@ -400,25 +309,26 @@ def _by_seat(games: pl.DataFrame, candidate: str, seats: int) -> list[float]:
     return rows.sort("seat")["shares"].to_list()
 
 
-def _numbers(report: dict[str, Any], field: _Field) -> dict[str, Any]:
-    """What the asset plots."""
+def numbers(report: dict[str, Any]) -> dict[str, Any]:
+    """Of an evaluation's report, what its metadata says: what the asset plots, and the verdict."""
     gate: dict[str, Any] = report["gate"]
-    rating = report["ratings"][field.candidate.name]
-    numbers: dict[str, Any] = {
+    rating = report["ratings"][report["candidate"]["name"]]
+    champion = (report["champion"] or {}).get("name")
+    found: dict[str, Any] = {
         "eval/elo": rating["rating"],
         "eval/elo_low": rating["low"],
         "eval/elo_high": rating["high"],
     }
     for match in report["matches"]:
-        champion = field.champion is not None and match["opponent"] == field.champion.name
-        name = "champion" if champion else match["opponent"].replace(":", "_")
-        numbers[f"eval/win_rate_{name}"] = match["win_rate"]
-        numbers[f"eval/win_rate_{name}_low"] = match["low"]
-        numbers[f"eval/win_rate_{name}_high"] = match["high"]
+        opponent = match["opponent"]
+        name = "champion" if opponent == champion else opponent.replace(":", "_")
+        found[f"eval/win_rate_{name}"] = match["win_rate"]
+        found[f"eval/win_rate_{name}_low"] = match["low"]
+        found[f"eval/win_rate_{name}_high"] = match["high"]
     if gate["sprt"] is not None:
-        numbers["eval/sprt_llr"] = gate["sprt"]["llr"]
-    numbers["eval/games"] = report["games"]
-    numbers["eval/promote"] = int(gate["promote"])
-    numbers["promote"] = gate["promote"]
-    numbers["reasons"] = list(gate["reasons"])
-    return numbers
+        found["eval/sprt_llr"] = gate["sprt"]["llr"]
+    found["eval/games"] = report["games"]
+    found["eval/promote"] = int(gate["promote"])
+    found["promote"] = gate["promote"]
+    found["reasons"] = list(gate["reasons"])
+    return found

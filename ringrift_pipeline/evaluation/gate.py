@@ -228,7 +228,7 @@ class GateDecision:
         promote: the candidate becomes champion.
         reasons: sentences for people, the decisive ones first.
         floors: one for each baseline.
-        sprt: the test against the champion, None where there is none.
+        sprt: the test against the champion, None where there is none or it was not met.
         first: there was no champion yet, floors alone decided.
     """
 
@@ -270,7 +270,8 @@ def decide(
         champion: set scores against the champion; None without one.
         champion_shares: name -> champion's share of the win against the baseline.
         players: seats of the game.
-        has_champion: default whether `champion` is given.
+        has_champion: default whether `champion` is given. Where there is one that was not met,
+            nothing is promoted.
         elo0, elo1, alpha, beta: of the test, see `sprt`.
         confidence: of the floors' intervals.
 
@@ -307,8 +308,10 @@ def decide(
             bad.append(f"loses to {name}{beaten}: {record}, even is {even:.0%}")
 
     test = None
-    if has_champion:
-        test = sprt([] if champion is None else champion, elo0, elo1, alpha, beta, players)
+    if has_champion and champion is None:
+        bad.insert(0, "the champion was not met: name champion among evaluation.opponents")
+    elif has_champion and champion is not None:
+        test = sprt(champion, elo0, elo1, alpha, beta, players)
         numbers = (
             f"log likelihood ratio {test.llr:.2f}, bounds {test.lower:.2f} and {test.upper:.2f}, "
             f"after {test.sets} rotated sets"

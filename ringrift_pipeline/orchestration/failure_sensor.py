@@ -34,7 +34,7 @@ from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import BucketError, Store, StoreError
 
 INTERVAL = 15  # seconds between two looks at the event log
 FAILURES = 50  # looked at in one tick
@@ -69,7 +69,15 @@ def failure_sensor() -> SensorDefinition:
                 found += outbox.put(failure_alert(context.instance, run, record))
                 config = config_in(run.tags)
                 if config is not None and not is_retried(context.instance, run):
-                    add_partitions(context.instance, store, config)
+                    try:
+                        add_partitions(context.instance, store, config)
+                    except (
+                        BucketError
+                    ) as error:  # it may pass; whoever waits to be told does not wait
+                        context.log.error(f"{config}: {error}")
+                        break
+                    except (StoreError, ValueError) as error:
+                        context.log.error(f"{config}: {error}")
             after = record.storage_id
         else:  # so that a clock that is turned on hides no failure from a sensor without a cursor
             after = newest if after is None else after

@@ -6,7 +6,7 @@ to ``judgements`` see there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.orchestration.judgements import MOST_COPIES, Judgement
@@ -115,7 +115,9 @@ def gauntlet_sound(step: Step) -> Judgement:
     if not made.passed:
         return Judgement(False, f"{of}: {made.why}", made.numbers)
     games = read_table(artefact.file(evaluating.GAMES), tables.GAMES)
-    odd = _odd_match(games, artefact.read_json("report.json"), int(step.config[-2]))
+    report = artefact.read_json("report.json")
+    seats = int(step.config[-2])
+    odd = _odd_match(games, str(report.get("champion")), report.get("matches", ()), seats)
     return Judgement(
         odd is None,
         f"{of}: {odd or f'{games.height} games in whole rotated sets, as its report says'}",
@@ -123,14 +125,17 @@ def gauntlet_sound(step: Step) -> Judgement:
     )
 
 
-def _odd_match(games: pl.DataFrame, report: dict[str, Any], seats: int) -> str | None:
-    """What is wrong with the games of a gauntlet's matches, in words; None if nothing is."""
+def _odd_match(
+    games: pl.DataFrame, player: str, matches: Iterable[dict[str, Any]], seats: int
+) -> str | None:
+    """What is wrong with the games of a player's matches, or with what a report says of them, in
+    words; None if nothing is.
+    """
     import polars as pl
 
     from ringrift_pipeline.evaluation import set_scores
 
-    champion = str(report.get("champion"))
-    rates = {match["opponent"]: match["win_rate"] for match in report.get("matches", ())}
+    rates = {match["opponent"]: match["win_rate"] for match in matches}
     told, found = sorted(rates), sorted(set(games["match"]))
     if told != found:
         return f"the report tells of matches with {told}, there are games with {found}"
@@ -138,7 +143,7 @@ def _odd_match(games: pl.DataFrame, report: dict[str, Any], seats: int) -> str |
     short = games.filter(pl.any_horizontal(lists.list.len() != seats)).height
     if short:
         return f"{short} games have not one player, rank and share of the win for each seat"
-    others = pl.col("players").list.set_difference(pl.concat_list(pl.lit(champion), "match"))
+    others = pl.col("players").list.set_difference(pl.concat_list(pl.lit(player), "match"))
     strangers = games.filter(others.list.len() > 0).height
     if strangers:
         return f"{strangers} games have a player who is not of their match"
@@ -150,7 +155,7 @@ def _odd_match(games: pl.DataFrame, report: dict[str, Any], seats: int) -> str |
     if wrong:
         return f"{wrong} games have a winner, ranks and shares of the win that do not agree"
     for opponent, rate in rates.items():
-        scores = set_scores(games.filter(pl.col("match") == opponent), champion)
+        scores = set_scores(games.filter(pl.col("match") == opponent), player)
         if abs(float(scores.mean()) - rate) > 1e-9:
             return f"the report says {rate:.4f} against {opponent}, its games {scores.mean():.4f}"
     return None
@@ -286,12 +291,15 @@ def _ancestors(step: Step, plan: Plan, oldest: int) -> Iterator[Plan]:
 
 
 def gate_sound(step: Step) -> Judgement:
-    """The gate's verdict is what its rules say of the games recorded, against the plan's champion."""
-    from ringrift_pipeline.evaluation.evaluating import decide_again
+    """The matches that were to be played were, and the gate's verdict is what its rules say of their
+    games, against the plan's champion.
+    """
+    from ringrift_pipeline.evaluation import evaluating, tables
+    from ringrift_pipeline.training.tables import read_table
 
     plan = step.plan()
     artefact = step.store.require(step.config, step.generation, "evaluation")
-    report = artefact.read_json("report.json")
+    report = artefact.read_json(evaluating.REPORT)
     digests = [(one or {}).get("digest") for one in (report["champion"], plan.champion)]
     if digests[0] != digests[1]:
         return Judgement(
@@ -299,12 +307,20 @@ def gate_sound(step: Step) -> Judgement:
             f"it was judged against {digests[0] or 'no champion'}, the plan's champion is "
             f"{digests[1] or 'none'}",
         )
-    again, said = decide_again(step.store, plan, artefact), report["gate"]
-    if said.get("promote") is not again.promote or not _agrees(said, again.to_dict()):
+    games = read_table(artefact.file(evaluating.GAMES), tables.GAMES)
+    candidate, seats = report["candidate"]["name"], int(step.config[-2])
+    odd = _odd_match(games, candidate, report["matches"], seats)
+    if odd is not None:
+        return Judgement(False, odd)
+    again = evaluating.decide_again(step.store, plan, artefact)
+    said = report["gate"]
+    if not same_verdict(said, again.to_dict()):
+        told = said if isinstance(said, dict) else {}
         return Judgement(
             False,
-            f"the report says promote={said.get('promote')} ({'; '.join(said['reasons'])}), its games "
-            f"say promote={again.promote} ({'; '.join(again.reasons)})",
+            f"the report says promote={told.get('promote')} "
+            f"({'; '.join(map(str, told.get('reasons', ())))}), its games say "
+            f"promote={again.promote} ({'; '.join(again.reasons)})",
         )
     return Judgement(
         True,
@@ -313,24 +329,31 @@ def gate_sound(step: Step) -> Judgement:
     )
 
 
-def _agrees(said: Any, found: Any) -> bool:
-    """Whether a report says what was found, in whatever words: an earlier version's reasons, and what
-    it did not note, are no other verdict. Numbers are equal to rounding.
+def same_verdict(said: Any, found: Any) -> bool:
+    """Whether two of the gate's decisions, as data, are one: the verdict and the numbers it rests on,
+    to rounding, in whatever words. An earlier version's reasons are no other verdict, nor is what it
+    noted besides.
     """
-    if isinstance(found, dict):
-        return isinstance(said, dict) and all(
-            _agrees(said[name], value)
-            for name, value in found.items()
-            if name in said and name != "reasons"
-        )
-    if isinstance(found, list):
-        return (
-            isinstance(said, list)
-            and len(said) == len(found)
-            and all(_agrees(*pair) for pair in zip(said, found, strict=True))
-        )
-    if isinstance(found, float):
-        return isinstance(said, int | float) and math.isclose(
-            said, found, rel_tol=1e-9, abs_tol=1e-9
-        )
-    return bool(said == found)
+    try:
+        promoted = said["promote"] is found["promote"]
+        tests = _numbers_of_test(said["sprt"]), _numbers_of_test(found["sprt"])
+        floors = [sorted(map(_numbers_of_floor, one["floors"])) for one in (said, found)]
+    except (KeyError, TypeError):
+        return False
+    return promoted and _close(*tests) and _close(*floors)
+
+
+def _numbers_of_test(test: Any) -> Any:
+    return test and (test["verdict"], test["sets"], test["score"], test["llr"])
+
+
+def _numbers_of_floor(floor: Any) -> Any:
+    return floor["baseline"], floor["required"], floor["passed"], floor["share"]
+
+
+def _close(one: Any, two: Any) -> bool:
+    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
+        return len(one) == len(two) and all(map(_close, one, two))
+    if isinstance(one, float) and isinstance(two, float | int):
+        return math.isclose(one, two, rel_tol=1e-9, abs_tol=1e-9)
+    return bool(one == two)

@@ -320,8 +320,12 @@ def calibration_sound(step: Step) -> Judgement:
 
 
 def evaluation_sound(step: Step) -> Judgement:
-    """What was evaluated is the current candidate, over whole rotated sets, rated with intervals."""
+    """What was evaluated is the current candidate, over whole rotated sets, rated with intervals, and
+    the numbers that the asset shows are the report's.
+    """
     import polars as pl
+
+    from ringrift_pipeline.evaluation.evaluating import numbers
 
     artefact = step.store.require(step.config, step.generation, "evaluation")
     model = step.store.require(step.config, step.generation, "ema_model")
@@ -352,6 +356,10 @@ def evaluation_sound(step: Step) -> Judgement:
         return Judgement(False, "the candidate's rating is not finite")
     if not low <= middle <= high:
         return Judgement(False, f"rating {middle:.0f} is outside its interval")
+    shown = artefact.metadata
+    for name, value in numbers(report).items():
+        if name != "reasons" and shown.get(name, value) != value:
+            return Judgement(False, f"the asset shows {name} {shown[name]}, the report {value}")
     return Judgement(
         True,
         f"{played} games in whole rotated sets, rating {middle:.0f} ({low:.0f} to {high:.0f})",

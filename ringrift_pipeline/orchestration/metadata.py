@@ -71,6 +71,19 @@ FIRST: dict[str, tuple[str, ...]] = {
         "val/gain",
         "train/step",
     ),
+    "evaluation": (
+        "eval/elo",
+        "eval/elo_low",
+        "eval/elo_high",
+        "eval/promote",
+        "eval/sprt_llr",
+        "eval/games",
+        *(
+            f"eval/win_rate_{opponent}{end}"
+            for opponent in ("champion", "heuristic", "random")
+            for end in ("", "_low", "_high")
+        ),
+    ),
 }
 
 

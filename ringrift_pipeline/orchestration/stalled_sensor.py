@@ -155,7 +155,11 @@ def stalled_sensor() -> SensorDefinition:
     ) -> SkipReason:
         store = Store(data_folder())
         outbox = Outbox(store)
-        begun = set(store.configs())
+        begun: set[str] = set()
+        try:
+            begun.update(store.configs())
+        except (BucketError, OSError) as error:  # what waits to be told is told all the same
+            context.log.error(f"no config can be watched: {error}")
         stalled = []
         signs = Signs(context.cursor)
         for config in CONFIGS:

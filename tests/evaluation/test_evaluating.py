@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,15 @@ import polars as pl
 import pytest
 
 from ringrift_pipeline.enhancements import TrainingConfig
-from ringrift_pipeline.evaluation import EvaluationError, evaluate, fit_ratings, set_scores
-from ringrift_pipeline.evaluation.gate import decide
+from ringrift_pipeline.evaluation import (
+    EvaluationError,
+    MatchError,
+    evaluate,
+    fit_ratings,
+    set_scores,
+)
+from ringrift_pipeline.evaluation.evaluating import decide_again
+from ringrift_pipeline.evaluation.gate import GateDecision, decide
 from ringrift_pipeline.selfplay import Plan, plan_generation
 from ringrift_pipeline.selfplay.stopping import Interrupted
 from ringrift_pipeline.store import Artefact, MissingArtefactError, Store
@@ -188,18 +196,59 @@ def test_an_opponent_that_cannot_be_met(tmp_path: Path) -> None:
         evaluate(store, plan)
 
 
+def test_a_champion_that_is_not_to_be_met_stays(tmp_path: Path) -> None:
+    """Settings cannot take the gate away: by the floors alone, this candidate would pass."""
+    store = Store(tmp_path)
+    _, champion = generation(store, 0)
+    store.promote("square8_2p", 0, champion, {"test": True})
+    strong = {"evaluation__opponents": ("heuristic",), "evaluation__games": 2}
+    plan, _ = generation(store, 1, **strong)
+    report = evaluate(store, plan).read_json("report.json")
+    games = pl.read_parquet(store.require("square8_2p", 1, "evaluation").file("games.parquet"))
+    assert set(games["match"]) == {"heuristic"}
+    gate = report["gate"]
+    assert not gate["promote"] and not gate["first"]
+    assert any("name champion among evaluation.opponents" in one for one in gate["reasons"])
+
+
+def test_a_verdict_needs_the_games_that_were_to_be_played(loop, tmp_path: Path) -> None:
+    store, plans, evaluations = loop
+    shutil.copytree(store.root, tmp_path / "data")
+    store = Store(tmp_path / "data")
+
+    games = pl.read_parquet(store.require("square8_2p", 1, "evaluation").file("games.parquet"))
+
+    def decided(keep: pl.Expr) -> GateDecision:
+        with store.create("square8_2p", 1, "evaluation", {}) as draft:
+            games.filter(keep).write_parquet(draft.path / "games.parquet")
+        return decide_again(store, plans[1], draft.artefact)
+
+    match, last = pl.col("match"), pl.col("set").max().over("match")
+    assert decided(pl.lit(True)).promote is evaluations[1].metadata["promote"]
+    for missing, words in {
+        "random": "to be met were generation:0000, heuristic, random",
+        "generation:0000": "there are games against heuristic, random",
+    }.items():
+        with pytest.raises(MatchError, match=words):
+            decided(match != missing)
+    with pytest.raises(MatchError, match=r"against random: \d+ of \d+ rotated sets"):
+        decided((match != "random") | (pl.col("set") < last))
+    with pytest.raises(MatchError, match=r"against generation:0000: \d+ of \d+ rotated sets"):
+        decided((match != "generation:0000") | (pl.col("set") < last))
+
+
 def test_networks_are_averaged_over_the_symmetries_asked_for(tmp_path: Path) -> None:
-    from ringrift_pipeline.evaluation.evaluating import _field
+    from ringrift_pipeline.evaluation.opponents import field_of
 
     store = Store(tmp_path)
     for number, symmetries in enumerate((1, 4)):
         plan, model = generation(store, number, evaluation__symmetries=symmetries)
-        field, _ = _field(store, plan, model)
+        field, _ = field_of(store, plan, model)
         assert {one.symmetries for one in (field.candidate, *field.others)} == {symmetries}
 
 
 def test_networks_are_computed_as_the_plan_says_and_as_they_bear_it(tmp_path: Path) -> None:
-    from ringrift_pipeline.evaluation.evaluating import _field
+    from ringrift_pipeline.evaluation.opponents import field_of
     from ringrift_pipeline.network import DIVERGENCE
 
     store = Store(tmp_path)
@@ -209,7 +258,7 @@ def test_networks_are_computed_as_the_plan_says_and_as_they_bear_it(tmp_path: Pa
 
     def arithmetic(about: dict[str, Any], **planned: str) -> list[tuple[str, str]]:
         candidate = replace(model, metadata=about)
-        field, _ = _field(store, Plan.from_dict({**plan.raw, **planned}), candidate)
+        field, _ = field_of(store, Plan.from_dict({**plan.raw, **planned}), candidate)
         assert field.champion is not None
         return [
             (entrant.settings.precision, entrant.settings.backend)

@@ -184,6 +184,7 @@ def test_promotion_over_a_champion_needs_the_test() -> None:
     assert not worse.promote and "not 35 Elo better" in worse.reasons[0]
     missing = decide(scores, has_champion=True)
     assert not missing.promote
+    assert "the champion was not met" in missing.reasons[0] and missing.sprt is None
     json.dumps(undecided.to_dict())
 
 

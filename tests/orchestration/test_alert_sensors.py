@@ -35,7 +35,7 @@ from ringrift_pipeline.orchestration.instance import open_instance, sweep_lost_r
 from ringrift_pipeline.orchestration.notify import URL_VARIABLE, Alert, NotifyError
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.stalled_sensor import find_stall
-from ringrift_pipeline.store import Store, serving_champion
+from ringrift_pipeline.store import BucketError, Store, serving_champion
 
 from .conftest import a_backfill
 from .hooks import Hook
@@ -195,6 +195,29 @@ def test_after_a_failure_the_next_generation_can_be_launched(
     failed_run(instance, **{"dagster/max_retries": "0"})
     tick(names.FAILURE_SENSOR, instance, told, cursor)
     assert instance.get_dynamic_partitions(partitions) == ["0003", "0004"]
+
+
+REFUSES = BucketError("s3://games", "to list", "503", "wait")
+
+
+def test_a_bucket_that_refuses_keeps_no_failure_from_being_told(
+    instance: DagsterInstance, store: Store, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*_: object) -> None:
+        raise REFUSES
+
+    store.write_plan(CONFIG, 3, PLAN)
+    told.down = True
+    waits = failed_run(instance, **{"dagster/max_retries": "0"})
+    cursor = tick(names.FAILURE_SENSOR, instance, told).cursor
+    told.down = False
+    runs = [failed_run(instance, f"000{n}", **{"dagster/max_retries": "0"}) for n in (4, 5)]
+    with monkeypatch.context() as patch:
+        patch.setattr(failure_sensor, "add_partitions", refusing)
+        assert tick(names.FAILURE_SENSOR, instance, told, cursor).cursor == cursor
+    assert told.keys == [waits, runs[0]]
+    tick(names.FAILURE_SENSOR, instance, told, cursor)
+    assert told.keys == [waits, *runs]
 
 
 def test_it_tells_of_a_retry(instance: DagsterInstance, told: Told) -> None:
@@ -540,6 +563,21 @@ def test_an_error_that_may_pass_is_no_alert_and_hides_no_standstill(
     begun(store, "hex8_3p", hours=1e-9)
     tick(names.STALLED_SENSOR, instance, told)
     assert [(one.kind, one.config) for one in told.alerts] == [("config_stalled", "hex8_3p")]
+
+
+def test_a_bucket_that_refuses_keeps_no_alert_waiting(
+    instance: DagsterInstance, store: Store, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(store: Store) -> list[str]:
+        raise REFUSES
+
+    begun(store, hours=1e-9)
+    told.down = True
+    cursor = tick(names.STALLED_SENSOR, instance, told).cursor
+    told.down = False
+    monkeypatch.setattr(Store, "configs", refusing)
+    tick(names.STALLED_SENSOR, instance, told, cursor)
+    assert [alert.kind for alert in told.alerts] == ["config_stalled"]
 
 
 def test_a_standstill_that_could_not_be_told_is_told_later(

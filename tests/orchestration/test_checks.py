@@ -16,10 +16,11 @@ from safetensors.numpy import load_file, save_file
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.evaluation import decide
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.checks import CHECKS, objections
-from ringrift_pipeline.orchestration.integrity import _ancestors
+from ringrift_pipeline.orchestration.integrity import _ancestors, same_verdict
 from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
 from ringrift_pipeline.store import Store
@@ -183,6 +184,30 @@ def edit_games(change: Callable[[pl.DataFrame], pl.DataFrame]) -> Callable[[Path
     def edit(folder: Path) -> None:
         path = folder / "games.parquet"
         change(pl.read_parquet(path)).write_parquet(path)
+
+    return edit
+
+
+def won_by_the_candidate(games: pl.DataFrame) -> pl.DataFrame:
+    """Every game of two is made a win of the candidate's."""
+    seat = pl.col("players").list.eval(pl.element() == f"generation:{0:04d}")
+    return games.with_columns(
+        shares=seat.list.eval(pl.element().cast(pl.Float64)),
+        ranks=seat.list.eval((~pl.element()).cast(pl.Int64)).cast(games.schema["ranks"]),
+        winner=(seat.list.arg_max() + 1).cast(games.schema["winner"]),
+    )
+
+
+def without(opponent: str) -> Callable[[Path], None]:
+    """No game against an opponent was played, and none is told of."""
+
+    def edit(folder: Path) -> None:
+        edit_games(lambda t: t.filter(pl.col("match") != opponent))(folder)
+
+        def change(report: dict[str, Any]) -> None:
+            report["matches"] = [m for m in report["matches"] if m["opponent"] != opponent]
+
+        edit_json("report.json", change)(folder)
 
     return edit
 
@@ -377,7 +402,22 @@ BREAKS: list[tuple[str, Break, str]] = [
             "evaluation",
             edit_games(lambda t: t.with_columns(shares=pl.col("shares").list.reverse())),
         ),
-        "its games say",
+        "winner, ranks and shares of the win that do not agree",
+    ),
+    (
+        "gate_sound",
+        lambda s: replace(s, "evaluation", edit_games(won_by_the_candidate)),
+        "its games 1.0000",
+    ),
+    (
+        "gate_sound",
+        lambda s: replace(s, "evaluation", without("heuristic")),
+        "to be met were heuristic, random",
+    ),
+    (
+        "evaluation_sound",
+        lambda s: replace(s, "evaluation", metadata={"eval/elo": 2345.0}),
+        "the asset shows eval/elo 2345.0",
     ),
     (
         "training_learned",
@@ -551,18 +591,48 @@ def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -
     assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")
 
 
-@pytest.mark.parametrize("as_before", [True, False])
-def test_a_verdict_is_its_numbers_and_not_its_words(copied: Store, as_before: bool) -> None:
+def test_a_verdict_is_its_numbers_and_not_its_words(copied: Store) -> None:
     """A version that words its reasons otherwise finds the evaluations of the one before sound."""
 
     def reworded(report: dict[str, Any]) -> None:
-        gate = report["gate"]
-        gate["reasons"] = ["as it was said before"]
-        gate.pop("first")  # not noted then
-        gate["floors"][0]["share"] += 1e-12 if as_before else 1e-6
+        report["gate"]["reasons"] = ["as it was said before"]
+        report["gate"].pop("first")  # not noted then
+        report["gate"]["floors"][0]["champion_share"] = 0.5  # a record that is gone by now
 
     replace(copied, "evaluation", edit_json("report.json", reworded))
-    assert run_check("evaluation", "gate_sound").passed is as_before
+    assert run_check("evaluation", "gate_sound").passed
+
+
+def test_every_number_of_a_verdict_counts() -> None:
+    wins, champion = [0.5, 1.0] * 30, [1.0] * 20 + [0.0, 0.5] * 8
+    found = decide({"random": wins}, champion, {"random": 0.9}).to_dict()
+
+    def said(**changes: Any) -> dict[str, Any]:
+        return {**json.loads(json.dumps(found)), **changes}
+
+    floor, test = said()["floors"][0], said()["sprt"]
+    assert same_verdict(said(reasons=["in other words"], first=None, more=1), found)
+    assert same_verdict(said(sprt=test | {"llr": test["llr"] * (1 + 1e-12)}), found)
+    for changed in (
+        said(promote=not found["promote"]),
+        said(promote=None),
+        said(sprt=None),
+        said(sprt={}),
+        said(sprt=test | {"llr": test["llr"] + 0.01}),
+        said(sprt=test | {"verdict": "accept"}),
+        said(sprt=test | {"sets": test["sets"] + 1}),
+        said(floors=[]),
+        said(floors=[{}]),
+        said(floors=[floor, floor]),
+        said(floors=[floor | {"share": floor["share"] + 1e-6}]),
+        said(floors=[floor | {"required": not floor["required"]}]),
+        {},
+        None,
+        [],
+    ):
+        assert not same_verdict(changed, found), changed
+    first = decide({"random": wins}).to_dict()
+    assert same_verdict(json.loads(json.dumps(first)), first) and not same_verdict(first, found)
 
 
 def test_a_gauntlet_that_is_what_its_report_says_passes(copied: Store) -> None:

@@ -17,7 +17,7 @@ import ringrift_pipeline.definitions as definitions
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.checks import CHECKS
-from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS, numbers
+from ringrift_pipeline.orchestration.metadata import FIRST, MOST_NUMBERS, numbers
 from ringrift_pipeline.orchestration.settings import LaunchRefusedError
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
 
@@ -230,6 +230,14 @@ def test_at_most_fifteen_numbers_are_shown() -> None:
     assert len(shown) == MOST_NUMBERS and next(iter(shown)) == "val/loss"
     assert "steps" not in shown
     assert numbers({"train/x": float("nan"), "train/ok": True, "train/y": 1}) == {"train/y": 1}
+
+
+def test_a_further_opponent_hides_no_verdict() -> None:
+    played = [f"eval/win_rate_{one}" for one in ("random", "heuristic", "rollout", "champion")]
+    rates = [f"{name}{end}" for name in played for end in ("", "_low", "_high")]
+    many = dict.fromkeys(["eval/elo", *rates, "eval/sprt_llr", "eval/games", "eval/promote"], 1.0)
+    shown = numbers(many, FIRST["evaluation"])
+    assert {"eval/elo", "eval/sprt_llr", "eval/promote", "eval/win_rate_champion"} <= set(shown)
 
 
 UNITS = {

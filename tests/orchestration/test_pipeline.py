@@ -244,7 +244,7 @@ def test_its_champion_is_exported_with_what_is_known_of_it(
         f"Rating {own['rating']:.0f}, 95% interval {own['low']:.0f} to {own['high']:.0f}",
         "heuristic is 1200",
         "| random | 4 |",
-        "**promoted**" if report["gate"]["promote"] else "**not promoted**",
+        "**passed**" if report["gate"]["promote"] else "**not passed**",
         *report["gate"]["reasons"],
         "## Limits",
         f"It plays `{config}` and no other board",
