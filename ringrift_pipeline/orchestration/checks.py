@@ -191,6 +191,15 @@ CHECKS: tuple[CheckRecipe, ...] = (
             "a higher selfplay.games, or evaluation.max_games (if the test stays undecided)"
         ),
     ),
+    CheckRecipe(
+        "evaluation",
+        regressions.champions_rise,
+        "Launch the job champion_gauntlet, which rates the champions anew. If the fall is real: "
+        + _NEXT.format(
+            "a higher evaluation.max_games and more of evaluation.opponents: earlier champions, as "
+            "generation:NNNN"
+        ),
+    ),
 )
 
 

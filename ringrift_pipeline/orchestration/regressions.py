@@ -127,3 +127,32 @@ def gate_passed(step: Step) -> Judgement:
     champion = report["champion"]
     who = f"{champion['name']} stays champion" if champion else "there is still no champion"
     return Judgement(False, f"promotion refused, {who}: {reasons}", numbers)
+
+
+def champions_rise(step: Step) -> Judgement:
+    """On the list of all ratings, one fit over all games, the newest champion is not beyond doubt
+    below an earlier one: promotions that each look like progress may lead in a circle.
+    """
+    from ringrift_pipeline.evaluation import rating_list, tables
+    from ringrift_pipeline.training.tables import read_table
+
+    artefact = step.store.current(step.config, step.generation, rating_list.KIND)
+    if artefact is None:
+        return Judgement(True, "there is no list of ratings: the command line's verbs make none")
+    listed = read_table(artefact.file(rating_list.TABLE), tables.RATING_LIST)
+    champions = listed.filter("promoted").sort("generation")
+    if champions.height < 2:
+        return Judgement(True, f"{champions.height} generations have passed the gate so far")
+    newest, earlier = champions.row(-1, named=True), champions.head(-1)
+    best = earlier.row(earlier["low"].arg_max() or 0, named=True)
+    fell = newest["high"] < best["low"]
+    return Judgement(
+        not fell,
+        f"the newest champion, {_rated(newest)}, is {'below' if fell else 'not below'} the best of "
+        f"the earlier ones beyond doubt, {_rated(best)}",
+        {"eval/elo_champion": newest["rating"], "eval/elo_best_champion": best["rating"]},
+    )
+
+
+def _rated(row: dict[str, Any]) -> str:
+    return f"{row['player']} at {row['rating']:.0f} ({row['low']:.0f} to {row['high']:.0f})"

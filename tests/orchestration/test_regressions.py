@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from dagster import DagsterInstance, build_sensor_context
 
@@ -18,7 +19,7 @@ from ringrift_pipeline.selfplay import plan_generation
 from ringrift_pipeline.store import Store
 
 from .conftest import TINY
-from .test_checks import edit_json, replace, run_check
+from .test_checks import edit_json, edit_table, replace, run_check
 
 pytestmark = pytest.mark.slow
 
@@ -315,6 +316,41 @@ def test_a_pass_is_the_gates_word_and_no_promotion(copied: Store) -> None:
     check = run_check("evaluation", "gate_passed")
     assert check.passed and check.description == "the gate lets it through: beats everybody"
     assert copied.champion(CONFIG) is None
+
+
+@pytest.mark.parametrize(
+    ("rated", "words"),
+    [
+        ([(1500, True), (1600, True), (1400, True)], "generation:0002 at 1400 (1350 to 1450)"),
+        ([(1600, True), (1500, False), (1480, True)], "is below the best of the earlier ones"),
+        ([(1500, True), (1600, True), (1520, True)], None),  # within the intervals
+        ([(1500, True), (1600, True), (1400, False)], None),  # the gate saw to that
+        ([(1500, True), (1400, False), (1600, True)], None),
+        ([(1500, True)], None),
+    ],
+)
+def test_a_champion_that_has_fallen_is_told_of(
+    copied: Store, rated: list[tuple[int, bool]], words: str | None
+) -> None:
+    def listed(table: pl.DataFrame) -> pl.DataFrame:
+        row = table.filter(pl.col("generation") == 0)
+        models = [
+            row.with_columns(
+                player=pl.lit(f"generation:{number:04d}"),
+                generation=pl.lit(number, pl.Int64),
+                rating=pl.lit(float(rating)),
+                low=pl.lit(rating - 50.0),
+                high=pl.lit(rating + 50.0),
+                promoted=pl.lit(promoted),
+            )
+            for number, (rating, promoted) in enumerate(rated)
+        ]
+        return pl.concat([table.filter(pl.col("generation").is_null()), *models])
+
+    replace(copied, "rating_list", edit_table(listed))
+    check = run_check("evaluation", "champions_rise")
+    assert check.passed is (words is None)
+    assert (words or "") in check.description and not check.blocking
 
 
 def test_the_list_of_ratings_is_on_the_evaluation(played: Any, tmp_path: Path) -> None:
