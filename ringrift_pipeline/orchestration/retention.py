@@ -40,10 +40,9 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from pydantic import Field
 
-from ringrift_pipeline.orchestration import ablation
+from ringrift_pipeline.orchestration.at_work import working
 from ringrift_pipeline.orchestration.io_managers import VALUES_KEY
-from ringrift_pipeline.orchestration.jobs import configs_of
-from ringrift_pipeline.orchestration.names import CONFIGS, OWNERS, generation_in
+from ringrift_pipeline.orchestration.names import OWNERS
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.settings import refusing
 from ringrift_pipeline.store import Store
@@ -163,25 +162,6 @@ def clear(
         if remote := store.remote:
             remote.cache.make_room(0)
     return Cleared(before, after, budget, chosen, found.protected, config.dry_run, litter)
-
-
-def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
-    """(config, generation) of every run that is queued or under way; all of a config's
-    generations where a run does not say which it is of.
-    """
-    busy: set[tuple[str, int]] = set()
-    for run in instance.get_runs(RunsFilter(statuses=[*NOT_FINISHED_STATUSES])):
-        named = configs_of(run)
-        if run.job_name == ablation.JOB:
-            ops: Any = run.run_config.get("ops", {})
-            named |= {one["config"].get("config") for one in ops.values() if "config" in one}
-        generation = generation_in(run.tags)
-        for config in named & set(CONFIGS):
-            if generation is not None:
-                busy.add((config, generation))
-            else:
-                busy |= {(config, number) for number in store.generations(config)}
-    return busy
 
 
 def old_values(instance: DagsterInstance, store: Store, cutoff: float) -> list[Path]:

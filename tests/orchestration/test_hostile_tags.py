@@ -20,12 +20,12 @@ from dagster._core.remote_origin import (
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.orchestration import names
+from ringrift_pipeline.orchestration.at_work import working
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.io_managers import JsonIOManager
 from ringrift_pipeline.orchestration.names import GenerationKeyError, generation_of
 from ringrift_pipeline.orchestration.places import one_part, progress_folder
 from ringrift_pipeline.orchestration.progress import ProgressFile, read_progress
-from ringrift_pipeline.orchestration.retention import working
 from ringrift_pipeline.orchestration.run_order import order_tags
 from ringrift_pipeline.orchestration.status import status_of
 from ringrift_pipeline.store import Store

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetKey, DagsterInstance, DagsterRunStatus, build_schedule_context
+from dagster import (
+    AssetKey,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    build_schedule_context,
+)
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names, retention
+from ringrift_pipeline.orchestration.at_work import working
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.retention import (
@@ -23,11 +31,11 @@ from ringrift_pipeline.orchestration.retention import (
     RetentionConfig,
     clear,
     disk_budget,
-    working,
 )
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.retention import used_bytes
 
+from .conftest import a_backfill
 from .test_schedules import SUNDAY
 
 CONFIG = "square8_2p"
@@ -185,6 +193,38 @@ def test_runs_that_do_not_say_their_generation_keep_all(
         status=DagsterRunStatus.STARTED,
     )
     assert working(own, history) == every
+
+
+def test_a_failed_run_that_dagster_will_retry_keeps_its_generation(
+    history: Store, own: DagsterInstance
+) -> None:
+    def failed(generation: str, **tags: str) -> DagsterRun:
+        run = create_run_for_test(
+            own,
+            job_name=names.job_name(CONFIG),
+            status=DagsterRunStatus.STARTED,
+            tags={names.PARTITION_TAG: generation, **tags},
+        )
+        own.report_run_failed(run)
+        return run
+
+    failed("0001", **{"dagster/max_retries": "0"})
+    waits = failed("0000")
+    assert working(own, history) == {(CONFIG, 0)}
+    own.add_run_tags(waits.run_id, {"dagster/auto_retry_run_id": "the run that does"})
+    assert working(own, history) == set()
+
+
+@pytest.mark.parametrize("open_still", [True, False])
+def test_a_backfill_that_still_asks_for_its_runs_keeps_all(
+    history: Store, own: DagsterInstance, open_still: bool
+) -> None:
+    status = BulkActionStatus.REQUESTED if open_still else BulkActionStatus.COMPLETED_SUCCESS
+    backfill = a_backfill("of-checkpoints", status)
+    picked = [AssetKey([CONFIG, "checkpoint"])]
+    own.add_backfill(backfill._replace(asset_selection=picked))
+    every = {(CONFIG, generation) for generation in range(3)}
+    assert working(own, history) == (every if open_still else set())
 
 
 @pytest.mark.parametrize("key", ["²²²²", "1"])

@@ -1,0 +1,60 @@
+"""Which generations somebody works at, or will: nothing of them is removed meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG
+
+from ringrift_pipeline.orchestration import ablation
+from ringrift_pipeline.orchestration.jobs import configs_of
+from ringrift_pipeline.orchestration.names import CONFIGS, generation_in
+from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, is_retried
+from ringrift_pipeline.store import Store
+
+LATEST = timedelta(days=1)
+"""After that nobody counts on the retry that Dagster noted of a failed run."""
+
+
+def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
+    """(config, generation) of every run that is queued, under way, or failed and about to be retried;
+    all of a config's generations where a run does not say which it is of, or a backfill is still
+    asking for its runs.
+    """
+    busy: set[tuple[str, int]] = set()
+    for run in [
+        *instance.get_runs(RunsFilter(statuses=[*NOT_FINISHED_STATUSES])),
+        *_retried(instance),
+    ]:
+        named = configs_of(run)
+        if run.job_name == ablation.JOB:
+            ops: Any = run.run_config.get("ops", {})
+            named |= {one["config"].get("config") for one in ops.values() if "config" in one}
+        generation = generation_in(run.tags)
+        for config in named & set(CONFIGS):
+            if generation is not None:
+                busy.add((config, generation))
+            else:
+                busy |= {(config, number) for number in store.generations(config)}
+    asking = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
+    for backfill in instance.get_backfills(asking):
+        for config in {key.path[0] for key in backfill.asset_selection or ()} & set(CONFIGS):
+            busy |= {(config, number) for number in store.generations(config)}
+    return busy
+
+
+def _retried(instance: DagsterInstance) -> Iterator[DagsterRun]:
+    """Failed runs whose retry is yet to come."""
+    failed = RunsFilter(
+        statuses=[DagsterRunStatus.FAILURE],
+        tags={RETRY_TAG: "true"},
+        updated_after=datetime.now(UTC) - LATEST,
+    )
+    for run in instance.get_runs(failed):
+        if AUTO_RETRY_RUN_ID_TAG not in run.tags and is_retried(instance, run):
+            yield run
