@@ -89,7 +89,7 @@ def _generation_config() -> type[Config]:
             int | None,
             Field(
                 default=None,
-                description="The sensor starts no generation after this one; "
+                description="The sensor starts no generation after this one (>= 0); "
                 "without it the loop goes on until the sensor is turned off.",
             ),
         ),

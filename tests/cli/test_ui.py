@@ -67,6 +67,7 @@ def ui(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
+            start_new_session=True,  # a group of its own, as a shell gives what it starts
         )
         started.append(process)
         return process
@@ -126,7 +127,7 @@ def test_starts_everything_and_leaves_nothing(
     assert str(other) in told[0] and answers(other)
     assert f"Process {first.pid} " in told[1] and "its pages alone" in told[1]
     assert f"lead to whoever serves port {page} on 127.0.0.1" in told[2]
-    second.send_signal(signal.SIGINT)
+    second.send_signal(signal.SIGTERM)
     assert second.wait(timeout=120) == 0
     assert not answers(other) and is_free(other)
     assert first.poll() is None and answers(port) and game_page(page) == {"items": []}
@@ -137,7 +138,7 @@ def test_starts_everything_and_leaves_nothing(
         until(lambda: status(instance, run_id) == DagsterRunStatus.STARTED, "the run works", 180)
         (running,) = status_of(data).running
         assert (running.config, running.generation) == ("hex8_2p", 0)
-        first.send_signal(signal.SIGTERM)
+        os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to all of the group
         assert first.wait(timeout=180) == 0
         assert status(instance, run_id) == DagsterRunStatus.CANCELED
         # it was asked to stop, not only found dead
