@@ -2,7 +2,7 @@
 
     python benchmarks/anchors.py [--quick] [--json] [--data DIR] [--config CONFIG]
         [--generations N] [--preset NAME] [--games N] [--simulations N] [--playouts N] [--seed N]
-        [--plot FILE]
+        [--plot FILE] [--keep DIR]
 
 Without ``--data`` a loop is run in an empty folder first: ten generations of the ``smoke`` preset
 through the real daemon (``--quick``: two tiny ones). Then each generation's model plays random, the
@@ -14,6 +14,8 @@ weaker than an earlier one of its list (candidates, champions) at 95%, all compa
 
 ``--plot`` draws the ratings against hours of the loop (from a generation's plan to its decision,
 summed: what lies between two runs does not count) and against games of selfplay.
+
+With ``--keep`` finished games stay in that folder, and the same command goes on from there.
 
 The claim that counts is that no champion is weaker than an earlier one. Candidates may fall: that
 is what the gate is for.
@@ -31,6 +33,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from long_matches import Kept, Told
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -205,6 +208,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="only the JSON lines")
     parser.add_argument("--data", type=Path, help="rate what lies there; run no loop")
     parser.add_argument("--plot", type=Path, help="PNG of the ratings against hours and games")
+    parser.add_argument("--keep", type=Path, help="folder of finished games, to go on from")
     parser.add_argument("--config", default="square8_2p", help="board and player count")
     parser.add_argument("--generations", type=int, help="of the loop that is run")
     parser.add_argument("--preset", default="smoke", help="of the loop that is run")
@@ -218,14 +222,24 @@ def main() -> None:
     few = 4 if quick else None
 
     def report(data: Path) -> None:
+        store, config = Store(data), arguments.config
+        decisive = {
+            "games": arguments.games or (QUICK_GAMES if quick else GAMES),
+            "simulations": arguments.simulations or few or SIMULATIONS,
+            "playouts": arguments.playouts or few or PLAYOUTS,
+            "seed": arguments.seed,
+        }
+        models = [
+            store.current(config, number, "ema_model") for number in store.generations(config)
+        ]
+        digests = [model.digest for model in models if model is not None]
         rated = rate_against_anchors(
-            Store(data),
-            arguments.config,
-            games=arguments.games or (QUICK_GAMES if quick else GAMES),
-            simulations=arguments.simulations or few or SIMULATIONS,
-            playouts=arguments.playouts or few or PLAYOUTS,
-            seed=arguments.seed,
+            store,
+            config,
+            **decisive,
             workers=arguments.workers,
+            played=Kept(arguments.keep, config, digests, decisive) if arguments.keep else None,
+            progress=None if arguments.json else Told().progress,
         )
         if arguments.plot is not None:
             used = spent(Store(data), arguments.config, [m.generation for m in rated.models])

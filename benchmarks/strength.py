@@ -20,12 +20,9 @@ With ``--keep`` finished games stay in that folder, with N, and the same command
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -36,9 +33,9 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import polars as pl
 import torch
 from anchors import QUICK_GENERATIONS, run_loop
+from long_matches import Kept, Told
 
 from ringrift_pipeline.enhancements.presets import generations_for
 from ringrift_pipeline.evaluation import Entrant, Match, play_matches, set_interval, set_scores
@@ -57,37 +54,6 @@ LEAST_TIMES_FAIR = 2.0
 BASELINES = ("random", "heuristic", "rollout")  # as --player they need no data
 
 Claim = dict[str, Any]
-
-
-class Kept:
-    """Finished games of one match, a file a job, in a folder named by all that decides them."""
-
-    def __init__(self, folder: Path, *decisive: object) -> None:
-        name = hashlib.sha256(repr(decisive).encode()).hexdigest()[:16]
-        self.folder = folder / name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_bytes_atomic(self.folder / "what", repr(decisive).encode())
-
-    def load(self, job: int) -> pl.DataFrame | None:
-        path = self.folder / f"{job:04d}.parquet"
-        return pl.read_parquet(path) if path.exists() else None
-
-    def keep(self, job: int, games: pl.DataFrame) -> None:
-        written = io.BytesIO()
-        games.write_parquet(written)
-        write_bytes_atomic(self.folder / f"{job:04d}.parquet", written.getvalue())
-
-
-class Told:
-    """Progress as lines on standard error, one in ten seconds."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def progress(self, done: int, total: int, message: str) -> None:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + 10.0
-            print(f"{done}/{total} games: {message}", file=sys.stderr, flush=True)
 
 
 def model_of(name: str, config: str, data: Path | None) -> str:

@@ -18,6 +18,7 @@ from ringrift_pipeline.evaluation.ratings import ANCHOR, Ratings, fit_ratings
 if TYPE_CHECKING:
     import polars as pl
 
+    from ringrift_pipeline.evaluation.tournament import Played
     from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
     from ringrift_pipeline.store import Store
 
@@ -91,6 +92,7 @@ def rate_against_anchors(
     workers: int = 0,
     device: str = "auto",
     confidence: float = 0.95,
+    played: Played | None = None,
     progress: Progress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> AnchoredRatings:
@@ -105,6 +107,7 @@ def rate_against_anchors(
         workers: processes; 0 means one a core. Changes nothing in the result.
         device: of the networks.
         confidence: of the intervals; where a model is compared with several, of all together.
+        played: where finished games are kept; those of the same models and arguments alone.
         progress, should_stop: as `tournament.play_matches` takes them.
 
     Raises:
@@ -163,6 +166,7 @@ def rate_against_anchors(
         [Match(f"{one} - {other}", (one, *[other] * (seats - 1)), sets) for one, other in pairs],
         seed=seed,
         workers=workers,
+        played=played,
         progress=progress,
         should_stop=should_stop,
     )
