@@ -23,7 +23,7 @@ from ringrift_pipeline.evaluation.ratings import (
     Ratings,
     fit_ratings,
 )
-from ringrift_pipeline.evaluation.tournament import play_matches
+from ringrift_pipeline.evaluation.tournament import job_edges, play_matches
 from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
 from ringrift_pipeline.training.inputs import Parts, reuse, sealed_inputs
 
@@ -128,8 +128,19 @@ def decide_again(store: Store, plan: Plan, evaluation: Artefact) -> GateDecision
     games = read_table(evaluation.file(GAMES), tables.GAMES)
     seats = get_rules(plan.config).players
     scores = _scores(field, games)
-    _check_played(field, plan.settings.evaluation, games, scores, seats)
-    return _decide(plan, field, scores, seats)
+    check_played(field, plan.settings.evaluation, games, scores, seats)
+    if field.champion is not None and field.record is None:  # gone since, or never there
+        known = _noted_shares(evaluation.read_json(REPORT))
+    else:
+        known = _champion_shares(field)
+    return _decide(plan, field, scores, known, seats)
+
+
+def _noted_shares(report: dict[str, Any]) -> dict[str, float]:
+    """The champion's shares as the gate noted them when it decided."""
+    floors = report["gate"].get("floors", ())
+    noted = {floor["baseline"]: floor.get("champion_share") for floor in floors}
+    return {name: share for name, share in noted.items() if share is not None}
 
 
 class _PlayedJobs:
@@ -167,7 +178,7 @@ def _report(
     settings = plan.settings.evaluation
     candidate = field.candidate.name
     scores = _scores(field, games)
-    gate = _decide(plan, field, scores, seats)
+    gate = _decide(plan, field, scores, _champion_shares(field), seats)
     fit = _ratings(field, games, settings.confidence)
     matches = []
     for name, values in scores.items():
@@ -217,7 +228,7 @@ def _scores(field: Field, games: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _check_played(
+def check_played(
     field: Field,
     settings: EvaluationConfig,
     games: pl.DataFrame,
@@ -238,17 +249,22 @@ def _check_played(
     for name, match in matches.items():
         played = len(scores[name])
         own = games.filter(pl.col("match") == name)
-        ended = match.decided is not None and match.decided(own)
-        if not ended and played != match.sets:
-            raise MatchError(f"against {name}: {played} of {match.sets} rotated sets were played")
+        end = match.sets
+        if match.decided is not None:  # it ends where its test was asked first and had decided
+            asked = (edge for edge in job_edges(match.sets, seats)[1:] if edge <= played)
+            end = next((e for e in asked if match.decided(own.filter(pl.col("set") < e))), end)
+        if own["set"].unique().sort().to_list() != list(range(end)):
+            raise MatchError(f"against {name}: {played} of {end} rotated sets were played")
 
 
-def _decide(plan: Plan, field: Field, scores: dict[str, Any], seats: int) -> GateDecision:
+def _decide(
+    plan: Plan, field: Field, scores: dict[str, Any], known: dict[str, float], seats: int
+) -> GateDecision:
     settings, champion = plan.settings.evaluation, field.champion
     return decide(
         {name: values for name, values in scores.items() if name in BASELINES},
         scores[champion.name] if champion else None,
-        _champion_shares(field),
+        known,
         players=seats,
         has_champion=field.has_champion,
         confidence=settings.confidence,

@@ -43,7 +43,9 @@ def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
                 busy |= {(config, number) for number in store.generations(config)}
     asking = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
     for backfill in instance.get_backfills(asking):
-        for config in {key.path[0] for key in backfill.asset_selection or ()} & set(CONFIGS):
+        picked = backfill.asset_selection  # a job's may have none
+        named = set(CONFIGS) if picked is None else {key.path[0] for key in picked} & set(CONFIGS)
+        for config in named:
             busy |= {(config, number) for number in store.generations(config)}
     return busy
 

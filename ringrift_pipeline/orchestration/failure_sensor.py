@@ -59,7 +59,9 @@ def failure_sensor() -> SensorDefinition:
         store = Store(data_folder())
         outbox = Outbox(store)
         after = read_cursor(context.cursor)
+        told = outbox.deliver(notifier, context.log.info)  # a bucket may hold up what follows
         found = 0
+        reached = True  # whether artefacts can be asked for
         newest = context.instance.event_log_storage.get_maximum_record_id()
         for record in _failures(context.instance, after):
             run = context.instance.get_run_by_id(record.run_id)
@@ -68,22 +70,20 @@ def failure_sensor() -> SensorDefinition:
                     break
                 found += outbox.put(failure_alert(context.instance, run, record))
                 config = config_in(run.tags)
-                if config is not None and not is_retried(context.instance, run):
+                if reached and config is not None and not is_retried(context.instance, run):
                     try:
                         add_partitions(context.instance, store, config)
-                    except (
-                        BucketError
-                    ) as error:  # it may pass; whoever waits to be told does not wait
+                    except (BucketError, OSError) as error:  # may pass: the next tick begins here
                         context.log.error(f"{config}: {error}")
-                        break
+                        reached = False
                     except (StoreError, ValueError) as error:
                         context.log.error(f"{config}: {error}")
-            after = record.storage_id
+            after = record.storage_id if reached else after
         else:  # so that a clock that is turned on hides no failure from a sensor without a cursor
-            after = newest if after is None else after
+            after = newest if after is None and reached else after
         if after is not None:
             context.update_cursor(str(after))
-        told = outbox.deliver(notifier, context.log.info)
+        told += outbox.deliver(notifier, context.log.info)
         return SkipReason(f"{found} runs failed, {len(told)} alerts told")
 
     return run_failed

@@ -48,6 +48,8 @@ def judge(check: Callable[[Step], Judgement], step: Step) -> Judgement:
         return check(step)
     except (CorruptArtefactError, MissingArtefactError, ValueError) as error:
         return Judgement(False, str(error))
+    except (KeyError, TypeError, AttributeError) as error:  # no report or table of ours
+        return Judgement(False, f"cannot be read: {type(error).__name__}: {error}")
 
 
 def champion_verifies(step: Step) -> Judgement:

@@ -130,8 +130,9 @@ def gate_passed(step: Step) -> Judgement:
 
 
 def champions_rise(step: Step) -> Judgement:
-    """On the list of all ratings, one fit over all games, the newest champion is not beyond doubt
-    below an earlier one: promotions that each look like progress may lead in a circle.
+    """On the list of all ratings, one fit over all games, the newest generation that passed the gate
+    is not beyond doubt below an earlier one: promotions that each look like progress may lead in a
+    circle.
     """
     from ringrift_pipeline.evaluation import rating_list, tables
     from ringrift_pipeline.training.tables import read_table
@@ -148,7 +149,7 @@ def champions_rise(step: Step) -> Judgement:
     fell = newest["high"] < best["low"]
     return Judgement(
         not fell,
-        f"the newest champion, {_rated(newest)}, is {'below' if fell else 'not below'} the best of "
+        f"the newest to pass the gate, {_rated(newest)}, is {'below' if fell else 'not below'} the best of "
         f"the earlier ones beyond doubt, {_rated(best)}",
         {"eval/elo_champion": newest["rating"], "eval/elo_best_champion": best["rating"]},
     )

@@ -155,10 +155,11 @@ def stalled_sensor() -> SensorDefinition:
     ) -> SkipReason:
         store = Store(data_folder())
         outbox = Outbox(store)
+        outbox.deliver(notifier, context.log.info)  # a bucket may hold up what follows
         begun: set[str] = set()
         try:
             begun.update(store.configs())
-        except (BucketError, OSError) as error:  # what waits to be told is told all the same
+        except (BucketError, OSError) as error:
             context.log.error(f"no config can be watched: {error}")
         stalled = []
         signs = Signs(context.cursor)

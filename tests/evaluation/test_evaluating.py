@@ -21,8 +21,10 @@ from ringrift_pipeline.evaluation import (
     fit_ratings,
     set_scores,
 )
-from ringrift_pipeline.evaluation.evaluating import decide_again
-from ringrift_pipeline.evaluation.gate import GateDecision, decide
+from ringrift_pipeline.evaluation.evaluating import check_played, decide_again
+from ringrift_pipeline.evaluation.gate import GateDecision, decide, sequential_test, sprt
+from ringrift_pipeline.evaluation.opponents import field_of
+from ringrift_pipeline.evaluation.tournament import job_edges
 from ringrift_pipeline.selfplay import Plan, plan_generation
 from ringrift_pipeline.selfplay.stopping import Interrupted
 from ringrift_pipeline.store import Artefact, MissingArtefactError, Store
@@ -237,8 +239,65 @@ def test_a_verdict_needs_the_games_that_were_to_be_played(loop, tmp_path: Path) 
         decided((match != "generation:0000") | (pl.col("set") < last))
 
 
+def test_a_match_ends_where_its_test_was_asked_first_and_had_decided(loop) -> None:
+    store, plans, _ = loop
+    model = store.require("square8_2p", 1, "ema_model")
+    field, _ = field_of(store, plans[1], model)
+    settings = plans[1].settings.evaluation.model_copy(update={"max_games": 640})
+    real = pl.read_parquet(store.require("square8_2p", 1, "evaluation").file("games.parquet"))
+    assert field.champion is not None
+    champion = pl.col("match") == field.champion.name
+    one = real.filter(champion & (pl.col("set") == 0))
+    won = one.with_columns(
+        shares=pl.col("players").list.eval((pl.element() == field.candidate.name).cast(pl.Float64))
+    )
+    edges, test = job_edges(320, 2)[1:], sequential_test(settings)
+    verdicts = [sprt(np.ones(edge), players=2, **test).verdict for edge in edges]
+    end = verdicts.index("accept")
+    assert 0 < end < len(edges) - 2
+
+    def played(sets: int) -> None:
+        match = pl.concat([won.with_columns(set=pl.lit(n, won["set"].dtype)) for n in range(sets)])
+        games = pl.concat([real.filter(~champion), match])
+        scores = {
+            name: set_scores(games.filter(pl.col("match") == name), field.candidate.name)
+            for name in games["match"].unique()
+        }
+        check_played(field, settings, games, scores, 2)
+
+    played(edges[end])
+    for sets in (1, edges[0], edges[end] - 1, edges[end] + 1, edges[end + 1], 320):
+        with pytest.raises(MatchError, match=f"against generation:0000: {sets} of"):
+            played(sets)
+
+
+def test_the_champions_record_is_its_games_or_what_was_noted_of_them(loop, tmp_path: Path) -> None:
+    store, plans, evaluations = loop
+    shutil.copytree(store.root, tmp_path / "data")
+    store = Store(tmp_path / "data")
+    old = store.require("square8_2p", 0, "evaluation")
+    report = old.read_json("report.json")
+    evaluation = store.require("square8_2p", 1, "evaluation")
+
+    def shares() -> dict[str, float | None]:
+        floors = decide_again(store, plans[1], evaluation).floors
+        return {floor.baseline: floor.champion_share for floor in floors}
+
+    rates = {match["opponent"]: match["win_rate"] for match in report["matches"]}
+    assert shares() == rates
+    for match in report["matches"]:
+        match["win_rate"] = 0.123
+    with store.create("square8_2p", 0, "evaluation", old.metadata) as draft:
+        shutil.copyfile(old.file("games.parquet"), draft.path / "games.parquet")
+        (draft.path / "report.json").write_text(json.dumps(report))
+    assert shares() == rates
+    report["candidate"]["digest"] = "0" * 64  # another model's: it is no record any more
+    with store.create("square8_2p", 0, "evaluation", old.metadata) as draft:
+        (draft.path / "report.json").write_text(json.dumps(report))
+    assert shares() == rates
+
+
 def test_networks_are_averaged_over_the_symmetries_asked_for(tmp_path: Path) -> None:
-    from ringrift_pipeline.evaluation.opponents import field_of
 
     store = Store(tmp_path)
     for number, symmetries in enumerate((1, 4)):
@@ -248,7 +307,6 @@ def test_networks_are_averaged_over_the_symmetries_asked_for(tmp_path: Path) -> 
 
 
 def test_networks_are_computed_as_the_plan_says_and_as_they_bear_it(tmp_path: Path) -> None:
-    from ringrift_pipeline.evaluation.opponents import field_of
     from ringrift_pipeline.network import DIVERGENCE
 
     store = Store(tmp_path)

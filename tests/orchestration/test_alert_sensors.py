@@ -215,9 +215,35 @@ def test_a_bucket_that_refuses_keeps_no_failure_from_being_told(
     with monkeypatch.context() as patch:
         patch.setattr(failure_sensor, "add_partitions", refusing)
         assert tick(names.FAILURE_SENSOR, instance, told, cursor).cursor == cursor
-    assert told.keys == [waits, runs[0]]
-    tick(names.FAILURE_SENSOR, instance, told, cursor)
     assert told.keys == [waits, *runs]
+    partitions = names.partitions_name(CONFIG)
+    known = instance.get_dynamic_partitions(partitions)
+    after = tick(names.FAILURE_SENSOR, instance, told, cursor).cursor
+    assert after != cursor and len(told.keys) == 3
+    assert instance.get_dynamic_partitions(partitions) == known == ["0003", "0004"]
+
+
+def test_what_waits_is_told_before_a_bucket_is_asked(
+    instance: DagsterInstance, store: Store, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may take longer than Dagster gives a tick."""
+
+    def never(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    begun(store, hours=1e-9)
+    told.down = True
+    tick(names.STALLED_SENSOR, instance, told)
+    failed_run(instance, **{"dagster/max_retries": "0"})
+    told.down = False
+    monkeypatch.setattr(failure_sensor, "add_partitions", never)
+    with pytest.raises(KeyboardInterrupt):
+        tick(names.FAILURE_SENSOR, instance, told)
+    assert [alert.kind for alert in told.alerts] == ["config_stalled"]
+    monkeypatch.setattr(Store, "configs", never)
+    with pytest.raises(KeyboardInterrupt):
+        tick(names.STALLED_SENSOR, instance, told)
+    assert [alert.kind for alert in told.alerts] == ["config_stalled", "run_failed"]
 
 
 def test_it_tells_of_a_retry(instance: DagsterInstance, told: Told) -> None:

@@ -416,6 +416,11 @@ BREAKS: list[tuple[str, Break, str]] = [
     ),
     (
         "evaluation_sound",
+        lambda s: replace(s, "evaluation", edit_json("report.json", lambda r: r.pop("gate"))),
+        "cannot be read: KeyError: 'gate'",
+    ),
+    (
+        "evaluation_sound",
         lambda s: replace(s, "evaluation", metadata={"eval/elo": 2345.0}),
         "the asset shows eval/elo 2345.0",
     ),
