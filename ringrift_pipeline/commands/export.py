@@ -95,8 +95,8 @@ def record(store: Store, model: Artefact) -> dict[str, Any]:
     """What a store knows of a model: the games it was learned from, how it was evaluated, and what
     the gate says of that. Other models' evaluations, and damaged artefacts, do not count.
     """
+    from ringrift_pipeline.selfplay.evaluated import evaluation_of
     from ringrift_pipeline.store import CorruptArtefactError
-    from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
 
     games = 0
     for generation in store.generations(model.config):
@@ -105,11 +105,9 @@ def record(store: Store, model: Artefact) -> dict[str, Any]:
                 shards = store.current(model.config, generation, "selfplay_shards", verify=False)
                 games += int(shards.metadata.get("selfplay/games", 0)) if shards else 0
     found: dict[str, Any] = {"training_games": games, "model_digest": model.digest}
-    with suppress(CorruptArtefactError):
-        evaluation = store.current(model.config, model.generation, EVALUATION)
-        report = evaluation.read_json(EVALUATION_FILE) if evaluation else None
-        if report is not None and report["candidate"]["digest"] == model.digest:
-            found["evaluation"] = evaluation_facts(report)
+    evaluated = evaluation_of(store, model)
+    if evaluated is not None:
+        found["evaluation"] = evaluation_facts(evaluated[1])
     return found
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.evaluation.gate import SprtResult, sequential_test, sprt
 from ringrift_pipeline.evaluation.tournament import Entrant, Match
-from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,6 +61,7 @@ def field_of(store: Store, plan: Plan, model: Artefact) -> tuple[Field, list[Art
         EvaluationError: for an opponent that is not earlier than the candidate.
     """
     from ringrift_pipeline.network.devices import bears
+    from ringrift_pipeline.selfplay.plan import open_model
 
     settings = plan.settings.evaluation
     artefacts = [model]
@@ -83,14 +83,16 @@ def field_of(store: Store, plan: Plan, model: Artefact) -> tuple[Field, list[Art
         )
 
     candidate = entrant(name_of(plan.generation), str(model.path), model.metadata)
+    same = plan.champion is not None and plan.champion["digest"] == model.digest
+    reigning = None if same else plan.champion
     champion, record = None, None
     others: dict[str, Entrant] = {}
     for spec in settings.opponents:
         if spec in BASELINES:
             others[spec] = entrant(spec, spec)
         elif spec == "champion":
-            found = _champion(store, plan, model)
-            if found is not None:
+            if reigning is not None:
+                found = open_model(store, reigning)
                 champion = entrant(name_of(found.generation), str(found.path), found.metadata)
                 record = _record(store, plan, found)
                 artefacts += [found] + ([record] if record else [])
@@ -107,33 +109,20 @@ def field_of(store: Store, plan: Plan, model: Artefact) -> tuple[Field, list[Art
             artefacts.append(found)
     if champion is not None:
         others.pop(champion.name, None)
-    has_champion = plan.champion is not None and plan.champion["digest"] != model.digest
-    return Field(candidate, champion, tuple(others.values()), record, has_champion), artefacts
-
-
-def _champion(store: Store, plan: Plan, model: Artefact) -> Artefact | None:
-    """The plan's champion, None if there is none or it is the very model to be evaluated."""
-    from ringrift_pipeline.selfplay.plan import open_model
-
-    if plan.champion is None or plan.champion["digest"] == model.digest:
-        return None
-    return open_model(store, plan.champion)
+    met = tuple(others.values())
+    return Field(candidate, champion, met, record, reigning is not None), artefacts
 
 
 def _record(store: Store, plan: Plan, champion: Artefact) -> Artefact | None:
     """The champion's own evaluation, if it is of that very model and was played alike."""
-    from ringrift_pipeline.store import CorruptArtefactError
+    from ringrift_pipeline.selfplay.evaluated import evaluation_of
 
-    try:
-        found = store.current(plan.config, champion.generation, EVALUATION)
-    except CorruptArtefactError:
-        return None
+    found = evaluation_of(store, champion)
     if found is None:
         return None
-    report = found.read_json(EVALUATION_FILE)
+    evaluation, report = found
     alike = report["simulations"] == plan.settings.evaluation.simulations
-    same = report["candidate"]["digest"] == champion.digest
-    return found if alike and same else None
+    return evaluation if alike else None
 
 
 def matches_of(field: Field, settings: EvaluationConfig, seats: int) -> list[Match]:

@@ -362,18 +362,12 @@ def _is_handed_on(store: Store, model: Artefact) -> bool:
 
     One that a blocking check kept from being evaluated is not.
     """
-    from ringrift_pipeline.store import CorruptArtefactError
-    from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
+    from ringrift_pipeline.selfplay.evaluated import evaluation_of
 
-    try:
-        evaluation = store.current(model.config, model.generation, EVALUATION)
-    except CorruptArtefactError:
+    found = evaluation_of(store, model)
+    if found is None:
         return False
-    if evaluation is None:
-        return False
-    report = evaluation.read_json(EVALUATION_FILE)
-    if report["candidate"]["digest"] != model.digest:
-        return False
+    _, report = found
     floors = report.get("gate", {}).get("floors", ())
     required = {floor["baseline"] for floor in floors if floor["required"]}
     required |= {(report.get("champion") or {}).get("name")}
