@@ -53,20 +53,25 @@ def refuse_paused(store: Store, config: str) -> None:
 def is_on(instance: DagsterInstance, store: Store, config: str, name: str) -> bool:
     """Is a switch of ``config`` on?
 
-    A run of the job `set_switches` counts from the moment it is launched: it may have to wait in
-    the queue for the very generation after which the loop is to pause.
+    A run of the job `set_switches` counts from the moment it is launched, over what was asked for
+    before: it may have to wait in the queue for the very generation after which the loop is to
+    pause.
 
     Raises:
         CorruptArtefactError: its switches are damaged.
     """
     waiting = RunsFilter(job_name=JOB, statuses=[*NOT_FINISHED_STATUSES])
-    for run in instance.get_runs(waiting):  # newest first
+    switches = store.switches(config)
+    for record in instance.get_run_records(waiting):  # newest first
+        run = record.dagster_run
         if run.status == DagsterRunStatus.CANCELING:
             continue
         asked = _asked(run.run_config)
         if asked.get("config") in (ALL, config) and isinstance(asked.get(name), bool):
-            return bool(asked[name])
-    return bool(getattr(store.switches(config), name))
+            if not switches.asked_since(name, record.create_timestamp):
+                return bool(asked[name])
+            break
+    return bool(getattr(switches, name))
 
 
 def _asked(run_config: Any) -> dict[str, Any]:
@@ -106,11 +111,13 @@ def _some(config: SwitchesConfig) -> None:
     description="Turns what a config does by itself on or off.",
 )
 def turn(context: OpExecutionContext, config: SwitchesConfig) -> None:
-    """Write the switches and say how they are."""
+    """Write the switches and say how they are; what was asked for since the launch stays."""
     store = context.resources.store.open()
+    record = context.instance.get_run_record_by_id(context.run_id)
+    asked_at = None if record is None else record.create_timestamp
     chosen = CONFIGS if config.config == ALL else (str(config.config),)
     for name in chosen:
-        found = store.set_switches(name, **_given(config))
+        found = store.set_switches(name, asked_at=asked_at, **_given(config))
         said = ", ".join(f"{one} {'on' if getattr(found, one) else 'off'}" for one in SWITCHES)
         context.log.info(f"{name}: {said}")
 

@@ -240,18 +240,20 @@ class Records:
     def switches(self, config: str) -> Switches:
         return self._switches(config)[1]
 
-    def set_switches(self, config: str, changes: Mapping[str, bool]) -> Switches:
+    def set_switches(
+        self, config: str, changes: Mapping[str, bool], asked_at: datetime | None = None
+    ) -> Switches:
         check_changes(changes)
         key = self._switches_key(config)
+        asked = asked_at or datetime.now(UTC)
         while True:
-            damaged = False
+            before: Switches | None
             try:
                 seen, before = self._switches(config)
             except CorruptArtefactError:
-                seen, before, damaged = self._bucket.read(key), Switches(), True
-            after = changed(before, changes, damaged)
-            data = sealed_bytes(asdict(after), "switches")
-            if after is before or self._bucket.write_if(key, data, seen):
+                seen, before = self._bucket.read(key), None
+            after = changed(before, changes, asked)
+            if self._bucket.write_if(key, sealed_bytes(asdict(after), "switches"), seen):
                 return after
 
     def _switches(self, config: str) -> tuple[Seen | None, Switches]:

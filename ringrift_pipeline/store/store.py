@@ -341,16 +341,18 @@ class Store:
             return remote.records.switches(config)
         return _switches.read_switches(self._layout, config)
 
-    def set_switches(self, config: str, **changes: bool) -> Switches:
+    def set_switches(
+        self, config: str, *, asked_at: datetime | None = None, **changes: bool
+    ) -> Switches:
         """Turn some of `switches.SWITCHES` on or off and return all of them as they are then.
 
-        What is not named stays; a damaged file counts as everything on. Concurrent callers are
-        served one after the other. Raises InvalidNameError for an unknown switch or a value that
-        is no bool.
+        What is not named stays, and so does what somebody asked for after `asked_at` (default:
+        now); a damaged file counts as everything on. Concurrent callers are served one after the
+        other. Raises InvalidNameError for an unknown switch or a value that is no bool.
         """
         if remote := self.remote:
-            return remote.records.set_switches(config, changes)
-        return _switches.set_switches(self._layout, config, changes)
+            return remote.records.set_switches(config, changes, asked_at)
+        return _switches.set_switches(self._layout, config, changes, asked_at)
 
     # --- locks and cleaning ---------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,19 @@ class Switches:
         nightly: the nightly schedule plays games.
         gauntlet: the weekly schedule plays the champion's gauntlet.
         changed_at: ISO 8601 time in UTC of the last change, None before the first.
+        asked_at: by switch, the ISO 8601 time in UTC at which its state was last asked for, even
+            where it was so already.
     """
 
     loop: bool = True
     nightly: bool = True
     gauntlet: bool = True
     changed_at: str | None = None
+    asked_at: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def asked_since(self, name: str, moment: datetime) -> bool:
+        """Has somebody asked for a state of this switch after `moment`?"""
+        return name in self.asked_at and datetime.fromisoformat(self.asked_at[name]) > moment
 
     @property
     def paused(self) -> tuple[str, ...]:
@@ -61,8 +68,14 @@ def parse_switches(content: dict[str, Any]) -> Switches:
         require_fields(content, **{name: bool})
     if "changed_at" in content:
         require_fields(content, changed_at=(str, type(None)))
+    asked = content.get("asked_at", {})  # not in what older versions wrote
+    try:
+        if any(datetime.fromisoformat(asked[name]).tzinfo is None for name in asked):
+            raise ValueError("a time in it names no time zone")
+    except (TypeError, ValueError) as error:
+        raise ManifestMismatch(f"asked_at: {error}") from None
     known = {name: content[name] for name in (*SWITCHES, "changed_at") if name in content}
-    return Switches(**known)
+    return Switches(**known, asked_at=asked)
 
 
 def damaged_switches(path: Path, config: str, error: ManifestMismatch) -> CorruptArtefactError:
@@ -84,26 +97,36 @@ def check_changes(changes: Mapping[str, bool]) -> None:
             raise InvalidNameError(f"switch {name!r} is either True or False, not {value!r}")
 
 
-def changed(before: Switches, changes: Mapping[str, bool], damaged: bool) -> Switches:
-    """The switches after a change; `before` itself where nothing changes."""
-    after = replace(before, **changes)  # type: ignore[arg-type]
-    if after == before and not damaged:
-        return before
-    return replace(after, changed_at=datetime.now(UTC).isoformat(timespec="microseconds"))
+def changed(before: Switches | None, changes: Mapping[str, bool], asked: datetime) -> Switches:
+    """The switches after somebody asked for changes at a moment; what was asked for later stays.
+    Before None: they could not be read.
+    """
+    old = before or Switches()
+    new = {name: on for name, on in changes.items() if not old.asked_since(name, asked)}
+    after = replace(
+        old,
+        **new,  # type: ignore[arg-type]
+        asked_at={**old.asked_at, **dict.fromkeys(new, _text(asked))},
+    )
+    return after if after == before else replace(after, changed_at=_text(datetime.now(UTC)))
 
 
-def set_switches(layout: Layout, config: str, changes: Mapping[str, bool]) -> Switches:
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def set_switches(
+    layout: Layout, config: str, changes: Mapping[str, bool], asked_at: datetime | None = None
+) -> Switches:
     """See `Store.set_switches`."""
     check_changes(changes)
     path = layout.switches(config)
     ensure_folder(path.parent)
     with folder_lock(path.parent):
-        damaged = False
         try:
-            before = read_switches(layout, config)
+            before: Switches | None = read_switches(layout, config)
         except CorruptArtefactError:
-            before, damaged = Switches(), True
-        after = changed(before, changes, damaged)
-        if after is not before:
-            write_bytes_atomic(path, sealed_bytes(asdict(after), "switches"))
+            before = None
+        after = changed(before, changes, asked_at or datetime.now(UTC))
+        write_bytes_atomic(path, sealed_bytes(asdict(after), "switches"))
     return after

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from dagster import DagsterInstance
+from dagster._core.definitions.job_base import InMemoryJob
+from dagster._core.execution.api import execute_run
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
@@ -57,6 +59,19 @@ def test_a_job_that_waits_counts_for_what_it_names_only(
         job, run_config={"ops": {OP: {"config": {"config": "all", "nightly": True}}}}
     )
     assert is_on(instance, store, "hex8_3p", "nightly")  # the newest one
+
+
+def test_what_is_asked_for_after_a_job_was_launched_outranks_it(
+    instance: DagsterInstance, store: Store
+) -> None:
+    job = defs.get_repository_def().get_job(JOB)
+    asked = {"ops": {OP: {"config": {"config": "hex8_3p", "loop": False, "nightly": False}}}}
+    waits = instance.create_run_for_job(job, run_config=asked)
+    store.set_switches("hex8_3p", loop=True)
+    assert is_on(instance, store, "hex8_3p", "loop")
+    assert not is_on(instance, store, "hex8_3p", "nightly")
+    assert execute_run(InMemoryJob(job), waits, instance, raise_on_error=True).success
+    assert store.switches("hex8_3p").paused == ("nightly",)
 
 
 def request(store: Store) -> LoopRequest:

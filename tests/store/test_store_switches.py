@@ -1,11 +1,13 @@
 """Switches: their default, changes by several at once, a damaged file."""
 
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ringrift_pipeline.store import SWITCHES, CorruptArtefactError, InvalidNameError, Store
+from ringrift_pipeline.store.manifest import sealed_bytes
 
 CONFIG = "hex8_3p"
 
@@ -37,6 +39,36 @@ def test_the_time_of_change_moves_only_with_a_change(store: Store) -> None:
     again = store.set_switches(CONFIG, nightly=True)
     assert again.changed_at is not None and first.changed_at is not None
     assert again.changed_at > first.changed_at
+
+
+def test_what_was_asked_for_later_stays(store: Store) -> None:
+    """A job that waited in a queue does not undo what somebody did meanwhile."""
+    launched = datetime.now(UTC)
+    store.set_switches(CONFIG, loop=True)  # as it is: that it was asked for counts
+    found = store.set_switches(CONFIG, asked_at=launched, loop=False, nightly=False)
+    assert found.paused == Store(store.root).switches(CONFIG).paused == ("nightly",)
+    assert store.switches(CONFIG).asked_since("loop", launched)
+    assert not store.switches(CONFIG).asked_since("nightly", launched)
+    assert not store.switches(CONFIG).asked_since("gauntlet", launched)
+    store.set_switches(CONFIG, asked_at=launched + timedelta(minutes=1), loop=False)
+    assert store.switches(CONFIG).paused == ("loop", "nightly")
+
+
+@pytest.mark.parametrize("asked", [{"loop": "soon"}, {"loop": 3}, {"loop": "2026-01-01"}, ["loop"]])
+def test_times_that_are_none_are_damage(store: Store, asked: object) -> None:
+    path = store.root / CONFIG / "switches.json"
+    store.set_switches(CONFIG, loop=False)
+    path.write_bytes(sealed_bytes({"loop": False, "asked_at": asked}, "switches"))
+    with pytest.raises(CorruptArtefactError, match="asked_at"):
+        store.switches(CONFIG)
+
+
+def test_switches_of_an_older_version_are_read(store: Store) -> None:
+    store.set_switches(CONFIG, loop=False)
+    path = store.root / CONFIG / "switches.json"
+    path.write_bytes(sealed_bytes({"loop": False, "changed_at": None}, "switches"))
+    assert store.switches(CONFIG).paused == ("loop",)
+    assert not store.switches(CONFIG).asked_since("loop", datetime(2026, 1, 1, tzinfo=UTC))
 
 
 def test_changes_made_at_once_are_all_kept(store: Store) -> None:
