@@ -32,7 +32,7 @@ from ringrift_pipeline.orchestration.names import (
 )
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
-from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
 from ringrift_pipeline.store import BucketError, Store, StoreError
 
@@ -56,7 +56,7 @@ def failure_sensor() -> SensorDefinition:
     def run_failed(
         context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
     ) -> SkipReason:
-        store = Store(data_folder())
+        store = Store(data_folder(), within=TICK)
         outbox = Outbox(store)
         after = read_cursor(context.cursor)
         told = outbox.deliver(notifier, context.log.info)  # a bucket may hold up what follows

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 DATA_VARIABLE = "RINGRIFT_DATA"
 HOME_VARIABLE = "DAGSTER_HOME"
 DEFAULT_DATA = "data"
+TICK = 40.0  # seconds within which a tick asks a bucket: Dagster gives up on one after 60
 
 
 def home_folder(data: Path) -> Path:

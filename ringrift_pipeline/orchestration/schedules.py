@@ -37,7 +37,7 @@ from ringrift_pipeline.orchestration.names import (
     generation_key,
     partitions_name,
 )
-from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.switches import is_on
 from ringrift_pipeline.store import Store, StoreError
 
@@ -121,7 +121,7 @@ def schedules() -> Sequence[ScheduleDefinition]:
         """One run a config: its next generation's selfplay, with its newest generation's
         settings, changed as the evaluation feedback asks for.
         """
-        store = Store(data_folder())
+        store = Store(data_folder(), within=TICK)
         when = context.scheduled_execution_time.date().isoformat()
         requests, left = [], []
         for config in CONFIGS:
@@ -151,7 +151,7 @@ def schedules() -> Sequence[ScheduleDefinition]:
     )
     def weekly_gauntlet(context: ScheduleEvaluationContext) -> list[RunRequest] | SkipReason:
         """One run of the gauntlet a champion."""
-        store = Store(data_folder())
+        store = Store(data_folder(), within=TICK)
         when = context.scheduled_execution_time
         requests, left = [], []
         for config in CONFIGS:

@@ -63,7 +63,7 @@ from ringrift_pipeline.orchestration.names import (
     generation_of,
 )
 from ringrift_pipeline.orchestration.outbox import Outbox
-from ringrift_pipeline.orchestration.places import data_folder, home_folder
+from ringrift_pipeline.orchestration.places import TICK, data_folder, home_folder
 from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.orchestration.switches import is_on
 from ringrift_pipeline.orchestration.verdicts import (
@@ -104,7 +104,7 @@ def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
         "pause one config with the job set_switches (ringrift pause).",
     )
     def evaluation_landed(context: SensorEvaluationContext) -> SensorResult | SkipReason:
-        opened = Store(data_folder())
+        opened = Store(data_folder(), within=TICK)
         outcome = Outcome(read_cursor(context.cursor))
         home = home_folder(opened.root)
         ensure_folder(home)

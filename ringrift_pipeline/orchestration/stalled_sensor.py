@@ -43,7 +43,7 @@ from ringrift_pipeline.orchestration.names import (
 )
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
-from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.store import BucketError, Store, StoreError
 
@@ -153,7 +153,7 @@ def stalled_sensor() -> SensorDefinition:
     def config_stalled(
         context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
     ) -> SkipReason:
-        store = Store(data_folder())
+        store = Store(data_folder(), within=TICK)
         outbox = Outbox(store)
         outbox.deliver(notifier, context.log.info)  # a bucket may hold up what follows
         begun: set[str] = set()

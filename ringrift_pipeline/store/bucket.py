@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 import os
 import re
 import time
@@ -89,9 +90,12 @@ class Bucket:
 
     Every method raises BucketError when the bucket refuses, at once where asking again is of no use,
     else after `patience` seconds of waiting; and InvalidNameError for a key that leads elsewhere.
+    With `within`, whatever is asked later than so many seconds from now is refused.
     """
 
-    def __init__(self, url: str, patience: float | None = None) -> None:
+    def __init__(
+        self, url: str, patience: float | None = None, within: float | None = None
+    ) -> None:
         """Raises BucketSettingError for what is no ``s3://name/prefix``, or if a package is missing."""
         found = _URL.fullmatch(url)
         if found is None or ".." in url:
@@ -102,6 +106,7 @@ class Bucket:
         self.name = found[1]
         self.prefix = found[2].strip("/")
         self.patience = _patience() if patience is None else patience
+        self._ends = math.inf if within is None else time.monotonic() + within
         try:
             import s3fs  # noqa: F401
             import tenacity  # noqa: F401
@@ -318,22 +323,22 @@ class Bucket:
                     self.patience,
                 )
 
+        def ask() -> Any:
+            left = self._ends - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("there was no time left to ask")
+            limit = min(left, ANSWER if seconds is None else seconds)
+            return fsspec.asyn.sync(self._fs.loop, coroutine, *args, timeout=limit, **kwargs)
+
         tries = Retrying(
             retry=retry_if_exception(_is_transient),
-            stop=lambda state: state.idle_for >= self.patience,
+            stop=lambda state: state.idle_for >= self.patience or time.monotonic() >= self._ends,
             wait=wait_random_exponential(multiplier=0.5, max=min(LONGEST_WAIT, self.patience)),
             before_sleep=say,
             reraise=True,
         )
         try:
-            return tries(
-                fsspec.asyn.sync,
-                self._fs.loop,
-                coroutine,
-                *args,
-                timeout=ANSWER if seconds is None else seconds,
-                **kwargs,
-            )
+            return tries(ask)
         except Exception as error:
             told = _told(self.url, what, error, tries.statistics.get("idle_for", 0.0))
             if told is error:

@@ -62,8 +62,14 @@ class Store:
 
     generation_key = staticmethod(generation_key)
 
-    def __init__(self, root: str | os.PathLike[str], bucket: str | None = None) -> None:
-        """`bucket`: None is what ``RINGRIFT_BUCKET`` says, empty is none.
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        bucket: str | None = None,
+        within: float | None = None,
+    ) -> None:
+        """`bucket`: None is what ``RINGRIFT_BUCKET`` says, empty is none; `within`: for work that has
+        so many seconds, after which a bucket is asked nothing more (BucketError).
 
         Raises StoreError if `root` exists and is not a folder; BucketSettingError for what names no
         bucket, for a missing package, and for the cache of a bucket where none is named.
@@ -77,7 +83,7 @@ class Store:
         if url:
             from ringrift_pipeline.store.remote import Remote
 
-            self._behind = Remote(self._layout, Bucket(url))
+            self._behind = Remote(self._layout, Bucket(url, within=within))
         elif bucket is None:
             refuse_attached(self.root)
 

@@ -355,6 +355,11 @@ BREAKS: list[tuple[str, Break, str]] = [
     ("games_schema", lambda s: replace(s, "evaluation", edit_games(more_columns)), "more"),
     (
         "games_schema",
+        lambda s: replace(s, "evaluation", lambda f: more_of(f / "ratings.parquet")),
+        "more",
+    ),
+    (
+        "games_schema",
         lambda s: replace(s, "rating_list", lambda f: more_of(f / "ratings.parquet")),
         "more",
     ),

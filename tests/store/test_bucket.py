@@ -414,6 +414,41 @@ def test_refused_for_too_long_nothing_is_lost(s3: S3Server, here: Store, there: 
     assert len(s3.asked("PUT", "model.bin")) == 1
 
 
+def test_work_that_has_so_long_asks_no_longer(
+    s3: S3Server, here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sensor's tick: Dagster gives it up after a minute."""
+    made = make(here)
+    short = Store(there.root, there.remote.bucket.url, within=0.5)
+    found = current(short)
+    assert found is not None and found.digest == made.digest
+    refuse(s3, "GET")
+    with pytest.raises(BucketError):
+        current(short)  # with the usual patience of five minutes
+    s3.before = lambda request: None
+    s3.requests.clear()
+    with pytest.raises(BucketError, match="no time left"):
+        current(short)
+    assert s3.requests == []
+    assert current(there) is not None
+
+
+def test_a_server_that_is_silent_is_left_in_time(s3: S3Server, here: Store, there: Store) -> None:
+    make(here)
+    stop = threading.Event()
+
+    def silent(request: Request) -> int | None:
+        stop.wait()
+        return None
+
+    s3.before = silent
+    try:
+        with pytest.raises(BucketError):
+            current(Store(there.root, there.remote.bucket.url, within=0.5))
+    finally:
+        stop.set()
+
+
 def test_nobody_listens(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("RINGRIFT_BUCKET_PATIENCE", "0")
