@@ -22,11 +22,11 @@ LATEST = timedelta(days=1)
 
 
 def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
-    """(config, generation) of every run that is queued, under way, or failed and about to be retried;
-    all of a config's generations where a run does not say which it is of, or a backfill is still
-    asking for its runs.
+    """(config, generation) of every run that is queued, under way, or failed and about to be retried,
+    and of the command line's verbs on this machine; all of a config's generations where a run does
+    not say which it is of, or a backfill is still asking for its runs.
     """
-    busy: set[tuple[str, int]] = set()
+    busy = {(config, number) for config in CONFIGS for number in store.at_work(config)}
     for run in [
         *instance.get_runs(RunsFilter(statuses=[*NOT_FINISHED_STATUSES])),
         *_retried(instance),

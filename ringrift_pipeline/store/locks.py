@@ -23,6 +23,19 @@ from ringrift_pipeline.store.bounded import read_bounded
 from ringrift_pipeline.store.errors import LockedError
 
 _UNSUPPORTED = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+HOLDER = ".holder.json"
+
+# Locks that say that somebody works on a generation: the command line, a training, an ablation.
+WORK = ("generation", "training", "ablation")
+
+
+def held(folder: Path) -> set[str]:
+    """Names of the locks in a folder that somebody holds, as their holders have written.
+
+    Asks no lock itself: whoever wants one at that moment would be refused it.
+    """
+    files = [path for path in folder.glob(f"*{HOLDER}") if _read_holder(path) is not None]
+    return {path.name.removesuffix(HOLDER) for path in files}
 
 
 @contextlib.contextmanager
@@ -31,7 +44,7 @@ def named_lock(path: Path, label: str, timeout: float) -> Iterator[Path]:
     from filelock import FileLock, Timeout
 
     ensure_folder(path.parent)
-    holder_file = path.with_suffix(".holder.json")
+    holder_file = path.with_suffix(HOLDER)
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=timeout)

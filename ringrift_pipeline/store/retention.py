@@ -41,6 +41,7 @@ from ringrift_pipeline.store.kinds import (
     shard_kind,
 )
 from ringrift_pipeline.store.layout import NOTE, POINTER, Layout, is_name, parse_generation
+from ringrift_pipeline.store.locks import WORK
 from ringrift_pipeline.store.manifest import ManifestMismatch, load_folder
 from ringrift_pipeline.store.pending import Place
 from ringrift_pipeline.store.store import Store
@@ -59,8 +60,6 @@ ORDER = (SUPERSEDED, LEFT_OVER, REBUILT, QUARANTINED, STATE, UNREAD)
 GIVEN_UP = 24 * 3600.0
 """Seconds after its last object was written that an upload without a manifest counts as killed."""
 
-# Locks that say that somebody works on a generation: the command line, a training, an ablation.
-_WORK = ("generation", "training", "ablation")
 _HEAVY = (WINDOW, CHECKPOINT, TRAINING_STATE, EMA_MODEL)  # of which old versions go
 
 
@@ -161,7 +160,7 @@ def delete(
             break
         try:
             with ExitStack() as stack:
-                for name in _WORK if item.generation is not None else ():
+                for name in WORK if item.generation is not None else ():
                     lock = store.lock(item.config, f"{name}-{item.generation:04d}")
                     stack.enter_context(lock)
                 if _remove(store, item):

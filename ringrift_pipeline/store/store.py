@@ -30,8 +30,9 @@ from ringrift_pipeline.store.layout import (
     check_name,
     generation_key,
     is_name,
+    parse_generation,
 )
-from ringrift_pipeline.store.locks import named_lock
+from ringrift_pipeline.store.locks import WORK, held, named_lock
 from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
@@ -374,6 +375,18 @@ class Store:
         path = self._layout.lock(config, name)
         label = f"{name!r} of {config or self.root}"
         return named_lock(path, label, timeout)
+
+    def at_work(self, config: str) -> set[int]:
+        """Generations of `config` that a process of this machine works on: the command line, a
+        training, an ablation.
+        """
+        found = set()
+        for name in held(self._layout.lock(config, WORK[0]).parent):
+            work, _, key = name.rpartition("-")
+            generation = parse_generation(key)
+            if work in WORK and generation is not None:
+                found.add(generation)
+        return found
 
     def sweep(self, config: str | None = None) -> list[Path]:
         """Remove temporary files and folders of dead writers and return what was removed.

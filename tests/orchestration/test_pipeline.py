@@ -188,6 +188,7 @@ def test_a_second_run_makes_nothing_anew(played: Played, monkeypatch: pytest.Mon
     monkeypatch.setenv("RINGRIFT_DATA", str(played.data))
     store = Store(played.data)
     before = {name: store.require(played.config, 0, name).path for name in names.ASSETS}
+    written = files(played.data / played.config / "generations")
     job = defs.get_repository_def().get_job(names.job_name(played.config))
     keys = [AssetKey([played.config, name]) for name in names.ASSETS]
     result = job.execute_in_process(
@@ -199,6 +200,14 @@ def test_a_second_run_makes_nothing_anew(played: Played, monkeypatch: pytest.Mon
     assert result.success
     after = {name: store.require(played.config, 0, name).path for name in names.ASSETS}
     assert after == before
+    assert len(written) > len(names.ASSETS)
+    assert files(played.data / played.config / "generations") == written
+
+
+def files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Every file below a folder: which it is, and when it was written."""
+    found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def test_the_sensor_decides_and_the_summary_tells(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +159,32 @@ def test_everything_of_a_generation_at_work_stays(history: Store, own: DagsterIn
     assert {item.generation for item in clear(own, history, config).deleted} == {1}
     own.report_run_canceled(run)
     assert {item.generation for item in clear(own, history, config).deleted} == {0}
+
+
+@pytest.mark.parametrize("work", ["generation", "training", "ablation"])
+def test_what_a_verb_of_the_command_line_reads_stays(
+    history: Store, own: DagsterInstance, work: str
+) -> None:
+    """Its generation is an old one, and its window reaches back further."""
+    config = RetentionConfig(budget_gb=1e-6, keep_generations=1, dry_run=False)
+    with history.lock(CONFIG, f"{work}-0001"), history.lock(CONFIG, "alerts"):
+        assert working(own, history) == {(CONFIG, 1)}
+        assert {item.kind for item in clear(own, history, config).deleted} == {
+            "window",
+            "checkpoint",
+        }
+        assert history.current(CONFIG, 0, "selfplay-shard-0000") is not None
+    assert working(own, history) == set()
+    deleted = clear(own, history, config).deleted
+    assert "selfplay-shard-0000" in {item.kind for item in deleted if item.generation == 0}
+
+
+def test_who_died_works_on_nothing(history: Store, own: DagsterInstance) -> None:
+    line = "import os, sys; from ringrift_pipeline.store import Store\n"
+    line += f"with Store(sys.argv[1]).lock({CONFIG!r}, 'training-0001'): os._exit(0)"
+    subprocess.run([sys.executable, "-c", line, history.root], check=True)
+    assert list((history.root / CONFIG / ".locks").glob("training-0001.holder.json"))
+    assert history.at_work(CONFIG) == set()
 
 
 def test_a_run_that_begins_meanwhile_ends_the_deletion(
