@@ -44,6 +44,7 @@ from ringrift_pipeline.evaluation.processes import work_through
 from ringrift_pipeline.game import CONFIGS
 from ringrift_pipeline.network import load_model
 from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
+from ringrift_pipeline.selfplay.windowing import window_of
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.training import WindowDataset, average, build_window, open_window, train
 from ringrift_pipeline.training.judging import by_game, by_network, row_losses
@@ -94,17 +95,22 @@ QUICK: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Settings to change, times the steps, and whether to read the newest generation alone."""
+    """Settings to change, times the steps, and how many of the newest generations to read; 0 is
+    what the plan's window holds, `EVERY` all there are.
+    """
 
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     steps: float = 1.0
-    newest_alone: bool = False
+    generations: int = 0
 
 
+EVERY = 1_000_000
 TURNED = {"training.augmentation": True}
 CHOICES: dict[str, Choice] = {
     "symmetries, a random one a row": Choice(TURNED),
-    "newest generation alone": Choice(newest_alone=True),
+    "newest generation alone": Choice(generations=1),
+    "newest two generations": Choice(generations=2),
+    "every generation": Choice(generations=EVERY),
     "half the steps": Choice(steps=0.5),
     "twice the steps": Choice(steps=2.0),
     "symmetries and twice the steps": Choice(TURNED, steps=2.0),
@@ -187,18 +193,26 @@ def newest(store: Store, config: str) -> Plan:
     raise SystemExit(f"{store.root} has no generation of {config} that was played to its end")
 
 
+def everything(store: Store, plan: Plan) -> Plan:
+    """The plan, with all earlier games in its window."""
+    settings = plan.settings.with_overrides({"training.window_games": EVERY})
+    window, *_ = window_of(store, plan.config, plan.generation, plan.games, settings)
+    return Plan.from_dict({**plan.raw, "window": window})
+
+
 def work(root: Path, config: str, fresh: bool, job: Job) -> Result:
     """Train and judge one run, in one thread."""
     torch.set_num_threads(1)
     store = Store(root)
     plan = newest(store, config)
-    window = open_window(build_window(store, plan).path)
+    window = open_window(build_window(store, everything(store, plan)).path)
     split = split_window(window, plan)
     choice = CHOICES.get(job.name, Choice())
-    trained_on = split.window
-    if choice.newest_alone:
-        older = trained_on.generation < plan.generation
-        trained_on = dataclasses.replace(trained_on, holdout=trained_on.holdout | older)
+    usual = min([plan.generation, *(entry["generation"] for entry in plan.window)])
+    oldest = plan.generation - choice.generations + 1 if choice.generations else usual
+    too_old = window.generation < oldest
+    trained_on = dataclasses.replace(split.window, holdout=split.window.holdout | too_old)
+    validation = split.validation[window.generation[split.validation] >= usual]
     parent = None if fresh or plan.parent is None else load_model(store.root / plan.parent["path"])
     steps = max(1, round(choice.steps * job.steps))
     began = 0.0, 0
@@ -216,7 +230,7 @@ def work(root: Path, config: str, fresh: bool, job: Job) -> Result:
         changes,
         job.seed,
         parent=parent,
-        validation=split.validation,
+        validation=validation,
         before_step=before,
     )
     rate = (run.samples - began[1]) / (time.process_time() - began[0])
@@ -237,7 +251,7 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
     if not store.generations(config):
         prepared(store, config, SIZES | (QUICK if arguments.quick else {}))
     plan = newest(store, config)
-    build_window(store, plan)
+    build_window(store, everything(store, plan))
     steps = arguments.steps or (QUICK_STEPS if arguments.quick else STEPS)
     wanted = [name for name in CHOICES if any(part in name for part in arguments.only)]
     symmetric = any(part in SYMMETRIC for part in arguments.only)
