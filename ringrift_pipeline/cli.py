@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 it failed on the way, 2 bad input (one line says what), 13
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -87,6 +88,7 @@ def _bad_input(error: BaseException) -> bool:
         "ringrift_pipeline.game.compile": ("KernelCacheError",),
         "ringrift_pipeline.game.errors": ("RecordError", "IllegalMoveError"),
         "ringrift_pipeline.search.errors": ("PlayerSpecError", "SearchError"),
+        "ringrift_pipeline.orchestration.instance_file": ("InstanceFileError",),
         "ringrift_pipeline.orchestration.notify": ("WebhookUrlError",),
         "ringrift_pipeline.orchestration.pools": ("PoolError",),
         "ringrift_pipeline.orchestration.retention": ("BudgetError",),
@@ -126,6 +128,18 @@ def _one_line(text: str) -> str:
     return " ".join(str(text).split())
 
 
+_AGAIN = "what had landed is kept, the same command goes on from there"
+DISK = {
+    errno.ENOSPC: f"make room, {_AGAIN}",
+    errno.EDQUOT: f"make room, {_AGAIN}",
+    errno.EROFS: f"mount it for writing or name another --data, {_AGAIN}",
+    errno.EACCES: f"let this user write there or name another --data, {_AGAIN}",
+    errno.EPERM: f"let this user write there or name another --data, {_AGAIN}",
+    errno.EIO: f"look after the disk, {_AGAIN}",
+}
+"""What the disk itself refuses, and what to do."""
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     try:
@@ -154,6 +168,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return 2
         if _failed(error):
             typer.echo(f"ringrift: {str(error).strip()}", err=True)
+            return 1
+        if isinstance(error, OSError) and error.errno in DISK:
+            typer.echo(f"ringrift: {_one_line(str(error))}: {DISK[error.errno]}", err=True)
             return 1
         raise
 

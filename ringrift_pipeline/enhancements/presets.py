@@ -72,15 +72,11 @@ GENERATIONS = {"smoke": 2, "hour": 13, "day": 24}
 # (reckoned from its cells).
 GENERATIONS_BY_CONFIG = {"hour": {"hex8_*": 9, "square19_*": 6, "hexagonal_*": 5}}
 
-# What `ringrift ablate` left undecided is off (README); on hex8_2p the moving average helps.
-_UNDECIDED = {"square8_2p": {"averaging.enabled": False}}
-
 # What a preset changes further for the configs that a pattern matches; later entries beat earlier
 # ones. A random game of square19 has 4 times the plies of one of square8 on 6 times the cells, one
 # of hexagonal 8 times the plies on 7 times the cells.
 BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {
-        **_UNDECIDED,
         "square19_*": {
             "selfplay.games": 32,
             "selfplay.games_per_shard": 8,
@@ -107,7 +103,6 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "hour": {
-        **_UNDECIDED,
         "square19_*": {
             "selfplay.games": 64,
             "selfplay.games_per_shard": 8,
@@ -134,7 +129,6 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "day": {
-        **_UNDECIDED,
         "square19_*": {
             "selfplay.games": 256,
             "selfplay.games_per_shard": 16,

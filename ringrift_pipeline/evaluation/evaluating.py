@@ -111,6 +111,14 @@ def evaluate(
     return draft.artefact
 
 
+def games_of(artefact: Artefact) -> pl.DataFrame:
+    """The games that an evaluation, a part of one or a gauntlet recorded. Raises TableError."""
+    from ringrift_pipeline.evaluation import tables
+    from ringrift_pipeline.training.tables import read_table
+
+    return read_table(artefact.file(GAMES), tables.GAMES)
+
+
 def decide_again(store: Store, plan: Plan, evaluation: Artefact) -> GateDecision:
     """What the gate makes of the games that an evaluation recorded, whatever its report says.
 
@@ -119,13 +127,11 @@ def decide_again(store: Store, plan: Plan, evaluation: Artefact) -> GateDecision
         TableError: if the games are no table of games.
         MatchError: if a rotated set is incomplete, or games that were to be played are missing.
     """
-    from ringrift_pipeline.evaluation import tables
     from ringrift_pipeline.game import get_rules
-    from ringrift_pipeline.training.tables import read_table
 
     model = store.require(plan.config, plan.generation, "ema_model")
     field, _ = field_of(store, plan, model)
-    games = read_table(evaluation.file(GAMES), tables.GAMES)
+    games = games_of(evaluation)
     seats = get_rules(plan.config).players
     scores = _scores(field, games)
     check_played(field, plan.settings.evaluation, games, scores, seats)
@@ -151,10 +157,8 @@ class _PlayedJobs:
 
     def load(self, job: int) -> pl.DataFrame | None:
         """The games of a job, if they were played from the same inputs."""
-        import polars as pl
-
         artefact = self._parts.find(f"{job:04d}")
-        return None if artefact is None else pl.read_parquet(artefact.file(GAMES))
+        return None if artefact is None else games_of(artefact)
 
     def keep(self, job: int, games: pl.DataFrame) -> None:
         """Land the games of a job."""
@@ -280,7 +284,7 @@ def _champion_shares(field: Field) -> dict[str, float]:
 
     if field.record is None or field.champion is None:
         return {}
-    games = pl.read_parquet(field.record.file(GAMES))
+    games = games_of(field.record)
     return {
         name: float(set_scores(games.filter(pl.col("match") == name), field.champion.name).mean())
         for name in games["match"].unique(maintain_order=True)
@@ -301,7 +305,7 @@ def _ratings(field: Field, games: pl.DataFrame, confidence: float) -> Ratings:
     tables = [named(games, "own")]
     if field.record is not None:
         known = {entrant.name for entrant in field.entrants}
-        earlier = pl.read_parquet(field.record.file(GAMES)).filter(
+        earlier = games_of(field.record).filter(
             pl.col("players").list.eval(pl.element().is_in(list(known))).list.all()
         )
         tables.append(named(earlier, "champion"))

@@ -16,7 +16,7 @@ from ringrift_pipeline.orchestration.io_managers import JsonIOManager, ParquetIO
 from ringrift_pipeline.orchestration.jobs import executor, generation_job
 from ringrift_pipeline.orchestration.names import CONFIGS
 from ringrift_pipeline.orchestration.notify import NotifierResource
-from ringrift_pipeline.orchestration.resources import StoreResource
+from ringrift_pipeline.orchestration.resources import StoreResource, fixed
 from ringrift_pipeline.orchestration.retention import (
     disk_retention,
     retention_asset,
@@ -45,9 +45,9 @@ def build_definitions(configs: Sequence[str] = CONFIGS) -> Definitions:
         schedules=schedules(),
         executor=executor(),
         resources={
-            "store": StoreResource(),
+            "store": fixed(StoreResource()),
             "notifier": NotifierResource(),
-            "io_manager": JsonIOManager(),
-            "tables": ParquetIOManager(),
+            "io_manager": fixed(JsonIOManager()),
+            "tables": fixed(ParquetIOManager()),
         },
     )

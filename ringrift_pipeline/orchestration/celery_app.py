@@ -31,6 +31,7 @@ from ringrift_pipeline.orchestration.celery_settings import (
     PROGRESS,
     CelerySettings,
     OtherHistoryError,
+    WorkerVersionError,
     refuse_other_versions,
 )
 from ringrift_pipeline.orchestration.leftovers import sweep_apart
@@ -39,6 +40,7 @@ from ringrift_pipeline.orchestration.pools import CELERY, EXECUTOR_VARIABLE, SEL
 from ringrift_pipeline.orchestration.watchdog import run_is_over
 
 SIGN = 2.0  # seconds between two signs of life
+CLAIMED = 30  # seconds after the last one that a task is nobody else's to begin
 _PROCESS = multiprocessing.process.current_process()  # before Celery replaces it
 
 # What nobody acknowledges goes back into its queue after so many seconds. A step is acknowledged when
@@ -87,7 +89,8 @@ class StepTask(Task):
     """dagster-celery's task with what a step needs around it.
 
     Raises:
-        WorkerVersionError: the run was made by another version.
+        WorkerVersionError: the run was made by another version; the worker takes no more from that
+            queue.
         OtherHistoryError: nothing is known of the run here.
     """
 
@@ -96,28 +99,48 @@ class StepTask(Task):
     store_errors_even_if_ignored = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        refuse_other_versions((self.request.headers or {}).get(HEADER))
+        try:
+            refuse_other_versions((self.request.headers or {}).get(HEADER))
+        except WorkerVersionError:
+            self._rest()
+            raise
         arguments = unpack_value(kwargs["execute_step_args_packed"], as_type=ExecuteStepArgs)
         if arguments.instance_ref is None or self._is_begun():
             return
-        with DagsterInstance.from_ref(arguments.instance_ref) as instance:
-            if instance.get_run_by_id(arguments.run_id) is None:
-                raise OtherHistoryError(
-                    f"the worker on {socket.gethostname()} knows no run {arguments.run_id}: it was "
-                    "deleted, or runs are kept in a file of one machine; copy "
-                    "deploy/celery/dagster.yaml to $RINGRIFT_DATA/dagster/, which keeps them in "
-                    "PostgreSQL"
-                )
-            if run_is_over(instance, arguments.run_id):
-                return  # it was cancelled while this waited
-        with self._signs():
+        with self._signs():  # before PostgreSQL is asked, which may take longer than silence may
+            with DagsterInstance.from_ref(arguments.instance_ref) as instance:
+                if instance.get_run_by_id(arguments.run_id) is None:
+                    raise OtherHistoryError(
+                        f"the worker on {socket.gethostname()} knows no run {arguments.run_id}: it "
+                        "was deleted, or runs are kept in a file of one machine; copy "
+                        "deploy/celery/dagster.yaml to $RINGRIFT_DATA/dagster/, which keeps them in "
+                        "PostgreSQL"
+                    )
+                if run_is_over(instance, arguments.run_id):
+                    return  # it was cancelled while this waited
             self.run(*args, **kwargs)
 
-    def _is_begun(self) -> bool:
-        """Has somebody begun this very task? It can come twice, where Redis forgot that it went."""
+    def _rest(self) -> None:
+        """Take no more from this queue: a worker that refuses is free first every time."""
+        queue = (self.request.delivery_info or {}).get("routing_key")
         with contextlib.suppress(Exception):
-            return self.backend.get_task_meta(self.request.id, cache=False)["status"] == PROGRESS
+            self.app.control.cancel_consumer(queue, destination=[self.request.hostname])
+
+    def _is_begun(self) -> bool:
+        """Has somebody begun this very task, or does so at this moment? It can come twice, where Redis
+        forgot that it went, or seemed to have. Who asks first has it from then on.
+        """
+        with contextlib.suppress(Exception):  # Redis is away: nobody is given anything
+            if self.backend.get_task_meta(self.request.id, cache=False)["status"] == PROGRESS:
+                return True
+            return not self._client().set(self._claim(), os.getpid(), nx=True, ex=CLAIMED)
         return False
+
+    def _client(self) -> Any:
+        return self.backend.client
+
+    def _claim(self) -> str:
+        return f"ringrift-begun-{self.request.id}"
 
     @contextmanager
     def _signs(self) -> Iterator[None]:
@@ -128,7 +151,7 @@ class StepTask(Task):
         multiprocessing.process._current_process = _PROCESS  # type: ignore[attr-defined]
         done = threading.Event()
         who = {"pid": os.getpid(), "worker": self.request.hostname}
-        task_id, number = self.request.id, 0
+        task_id, claim, number = self.request.id, self._claim(), 0
 
         def sign() -> None:
             nonlocal number
@@ -137,6 +160,7 @@ class StepTask(Task):
             told = {**who, "sign": number, "progress": progress}
             with contextlib.suppress(Exception):  # Redis is away: the next one will tell
                 self.update_state(task_id=task_id, state=PROGRESS, meta=told)
+                self._client().expire(claim, CLAIMED)
 
         def tell() -> None:
             while not done.wait(SIGN):

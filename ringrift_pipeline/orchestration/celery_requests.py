@@ -30,6 +30,9 @@ class Requests:
     A host that is gone costs seconds a request, in the one thread that also reads events and hears that
     the run is cancelled. So after one that is not answered all others wait for the next look.
 
+    Attributes:
+        answered: whether one ever was.
+
     Args:
         place: host and port of the Redis, for people.
     """
@@ -39,6 +42,7 @@ class Requests:
         self._away = 0.0
         self._missed: float | None = None  # when the last one failed, unless one was answered since
         self._wait = False
+        self.answered = False  # ever
 
     def begin_look(self) -> None:
         """The next request is made again."""
@@ -57,5 +61,5 @@ class Requests:
             self._missed, self._wait = now, True
             logging.getLogger(__name__).warning("Redis does not answer: %s", type(error).__name__)
             raise UnansweredError(self._place, self._away) from error
-        self._away, self._missed = 0.0, None
+        self._away, self._missed, self.answered = 0.0, None, True
         return answer

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dagster import DagsterEvent
+from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.handle import ResolvedFromDynamicStepHandle, StepHandle
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.executor.step_delegating.step_handler.base import (
@@ -49,6 +50,7 @@ STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest
 ASK = 5.0  # seconds between two looks at the queues
 ANSWER = 1.5  # seconds that all workers are given to say what they take from
 SERVED = 12.0  # seconds for which that they have said so, or worked, holds
+REFUSALS = 20  # by workers of another version, that a step is handed out again
 HEARD = 30.0  # seconds within which the event log says what Dagster was told of a step
 
 _HEALTHY = CheckStepHealthResult.healthy()
@@ -65,6 +67,8 @@ class Handed:
     # Why, as Dagster was told, which hands it out again if it is to be done again; an error: for good.
     given_up: str | Exception | None = None
     unheard: float = 0.0  # since then, that the event log does not say so
+    refused: str = ""  # by a worker of another version: what it said
+    refusals: int = 0
     sign: Any = None  # the last one
     still: float = 0.0  # since then
     told: float | None = None  # when it last told how far it is, by its own clock
@@ -107,6 +111,8 @@ class CelerySteps(StepHandler):
         self._sending = Requests(settings.place)
         self._looking = Requests(settings.place)
         self._revoking = Requests(settings.place)
+        self._requests = (self._reading, self._sending, self._looking, self._revoking)
+        self._warned = False  # that Redis is away
         self._handed: dict[str, Handed] = {}
         self._served: dict[str, float] = {}  # by queue, when somebody was seen to take from it
         self._depths: dict[str, int] = {}  # by queue, how many steps wait in it
@@ -117,11 +123,20 @@ class CelerySteps(StepHandler):
         """For the run's log."""
         return f"Celery, Redis at {self._settings.place}"
 
+    @property
+    def _answered(self) -> bool:
+        return any(requests.answered for requests in self._requests)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that Redis may be away: one that never answered is no outage."""
+        return self._settings.outage if self._answered else self._settings.no_worker_after
+
     # --- what the executor calls ----------------------------------------------------------------
 
     def begin_look(self) -> None:
         """The executor is about to ask after all steps."""
-        for requests in (self._reading, self._sending, self._looking, self._revoking):
+        for requests in self._requests:
             requests.begin_look()
 
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
@@ -133,8 +148,16 @@ class CelerySteps(StepHandler):
             f"For the queue {handed.queue}, as task {handed.task_id}.",
             metadata={},
         )
-        with contextlib.suppress(UnansweredError):
+        try:
             self._sending.make(lambda: self._send(step_handler_context, handed))
+        except UnansweredError as error:
+            if not self._warned:
+                self._warned = True
+                yield DagsterEvent.engine_event(
+                    step_handler_context.get_step_context(key),
+                    f"{error}: steps wait for it, for {self._patience:.0f} s.",
+                    EngineEventData({}),
+                )
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         """Take a step back, or end it. A worker that does not hear of it leaves by itself."""
@@ -161,12 +184,13 @@ class CelerySteps(StepHandler):
                 if now - self._asked.get(handed.queue, -ASK) > ASK:
                     self._looking.make(lambda: self._look_at(handed.queue))
         except UnansweredError as error:
-            if error.away > self._settings.outage:
-                text = f"{error}: start it, and execute the run again from failure"
+            if error.away > self._patience:
+                first = "" if self._answered else ", nor ever for this run: look after its address"
+                text = f"{error}{first}. Start it, and execute the run again from failure"
                 self._fail(step_handler_context, BrokerAwayError(text))
             return _HEALTHY
         if told["status"] == "FAILURE":
-            why = self._failed(step_handler_context, told["result"])
+            why = self._failed(step_handler_context, handed, told["result"])
         elif told["status"] == PROGRESS:
             why = self._worked_on(handed, told["result"], passed)
         else:
@@ -237,8 +261,14 @@ class CelerySteps(StepHandler):
 
     # Each says why the step is not worked on any more, None if it is, or has failed for good.
 
-    def _failed(self, context: StepHandlerContext, error: Any) -> str | None:
+    def _failed(self, context: StepHandlerContext, handed: Handed, error: Any) -> str | None:
         name = type(error).__name__
+        if name == WorkerVersionError.__name__ and handed.refusals < REFUSALS:
+            handed.refused, handed.sent = str(error), False
+            handed.refusals += 1  # that worker takes no more; another may be of this version
+            with contextlib.suppress(UnansweredError):
+                self._sending.make(lambda: self._send(context, handed))
+            return None
         for kind in (WorkerVersionError, OtherHistoryError):
             if name == kind.__name__:
                 self._fail(context, kind(str(error)))
@@ -274,16 +304,20 @@ class CelerySteps(StepHandler):
         handed.unserved = 0.0 if served else handed.unserved + passed
         gone = served and not self._depths.get(handed.queue)
         handed.missing = handed.missing + passed if gone else 0.0
-        known = handed.queue in self._served  # they will be back: a restart, an upgrade
+        known = handed.queue in self._served and not handed.refused
+        # They will be back (a restart, an upgrade), unless the last ones were of another version.
         patience = self._settings.outage if known else self._settings.no_worker_after
         if handed.unserved > patience:
+            text = (
+                f"no worker takes from the queue {handed.queue!r} of the Redis at "
+                f"{self._settings.place}, for {handed.unserved:.0f} s now. Start one: "
+                f"{start_line(handed.queue)}"
+            )
             self._fail(
                 context,
-                NoWorkerError(
-                    f"no worker takes from the queue {handed.queue!r} of the Redis at "
-                    f"{self._settings.place}, for {handed.unserved:.0f} s now. Start one: "
-                    f"{start_line(handed.queue)}"
-                ),
+                WorkerVersionError(f"{handed.refused}; {text}")
+                if handed.refused
+                else NoWorkerError(text),
             )
             self._revoke(handed)  # not before that is written: a revoked task never begins
         elif handed.missing > self._settings.lost_after:

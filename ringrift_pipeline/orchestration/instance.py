@@ -20,6 +20,7 @@ from ringrift_pipeline.orchestration.instance_file import (
     NAME,
     brought_up_to_date,
     instance_file,
+    refuse_foreign_code,
 )
 from ringrift_pipeline.orchestration.one_daemon import only_daemon
 from ringrift_pipeline.orchestration.places import (
@@ -28,10 +29,11 @@ from ringrift_pipeline.orchestration.places import (
     home_folder,
     progress_folder,
 )
-from ringrift_pipeline.store import Store, write_bytes_atomic
+from ringrift_pipeline.store import Store, read_bounded, write_bytes_atomic
 from ringrift_pipeline.store.atomic import TEMPORARY, ensure_folder, remove_abandoned
 
 LOCK = "dagster-instance"
+LARGEST = 1 << 20  # bytes of a ``dagster.yaml``
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
 
 ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
@@ -52,7 +54,7 @@ def _bring_up_to_date(data: Path) -> None:
     """A ``dagster.yaml`` of an earlier version, as this one needs it."""
     home = home_folder(data)
     try:
-        found = (home / NAME).read_bytes()
+        found = read_bounded(home / NAME, LARGEST)
         text = brought_up_to_date(found.decode("utf-8"))
     except (FileNotFoundError, UnicodeDecodeError):
         return
@@ -68,8 +70,11 @@ def environment(data: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def open_instance(data: Path) -> Iterator[DagsterInstance]:
-    """The instance of a data root, made if it is not there; nothing is started."""
+    """The instance of a data root, made if it is not there; nothing is started. Raises
+    InstanceFileError.
+    """
     home = prepare_home(data)
+    refuse_foreign_code(read_bounded(home / NAME, LARGEST).decode("utf-8", "replace"))
     with DagsterInstance.from_config(str(home)) as instance:
         yield instance
 

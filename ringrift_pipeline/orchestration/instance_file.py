@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -22,6 +24,64 @@ _NOTE = f"""\
 # Brought up to date by a later version: generations of one config follow each other (run_coordinator
 # and tag_concurrency_limits). What it was: {BEFORE}
 """
+
+
+MODULES_VARIABLE = "RINGRIFT_INSTANCE_MODULES"
+TRUSTED = (
+    "dagster",
+    "ringrift_pipeline",
+    "logging",
+    "sys",
+)  # with what is below, or beside: dagster_*
+
+
+class InstanceFileError(ValueError):
+    """``dagster.yaml`` names code that is neither Dagster's nor ours."""
+
+
+def refuse_foreign_code(text: str) -> None:
+    """Dagster imports what its file names, and the file lies under the data root: a folder that
+    somebody has sent must not bring code along. Packages of one's own (a run launcher, a log handler)
+    are named in ``RINGRIFT_INSTANCE_MODULES``, with commas between.
+
+    Raises InstanceFileError. A file that cannot be read is left to Dagster, which says what is wrong.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        return
+    own = os.environ.get(MODULES_VARIABLE, "").split(",")
+    trusted = (*TRUSTED, *(name.strip() for name in own if name.strip()))
+    for where, name in _imported(found):
+        first = name.partition(".")[0]
+        if first.startswith("dagster_") or any(
+            name == one or name.startswith(f"{one}.") for one in trusted
+        ):
+            continue
+        raise InstanceFileError(
+            f"{NAME}: {where} names {name!r}, which is neither Dagster's nor this project's. If it is "
+            f"yours, set {MODULES_VARIABLE}={first}; if not, move the file away: a new one is written"
+        )
+
+
+def _imported(content: Any) -> Iterator[tuple[str, str]]:
+    """(path in the file, dotted name) of everything in it that is imported."""
+    left, seen = [("", content)], set()
+    while left:
+        where, value = left.pop()
+        if isinstance(value, dict | list):
+            if id(value) in seen:  # an anchor, which may name itself
+                continue
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            left += [(f"{where}.{key}".lstrip("."), one) for key, one in items]
+        elif isinstance(value, str):
+            key = where.rpartition(".")[2]
+            logs = where.startswith("python_logs.")  # as `logging.config` reads them
+            if key == "module" or (logs and key in ("class", "()")):
+                yield where, value
+            elif logs and value.startswith("ext://"):
+                yield where, value.removeprefix("ext://")
 
 
 def instance_file() -> str:

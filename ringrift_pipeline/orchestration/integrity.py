@@ -101,7 +101,6 @@ def gauntlet_sound(step: Step) -> Judgement:
 
     from ringrift_pipeline.evaluation import evaluating, tables
     from ringrift_pipeline.store.kinds import GAUNTLET
-    from ringrift_pipeline.training.tables import read_table
 
     for champion in reversed(step.store.champions(step.config)):
         artefact = step.store.current(step.config, champion.generation, GAUNTLET)
@@ -114,7 +113,7 @@ def gauntlet_sound(step: Step) -> Judgement:
     made = _schema(replace(step, generation=artefact.generation), GAUNTLET, files)
     if not made.passed:
         return Judgement(False, f"{of}: {made.why}", made.numbers)
-    games = read_table(artefact.file(evaluating.GAMES), tables.GAMES)
+    games = evaluating.games_of(artefact)
     report = artefact.read_json("report.json")
     seats = int(step.config[-2])
     odd = _odd_match(games, str(report.get("champion")), report.get("matches", ()), seats)
@@ -294,8 +293,7 @@ def gate_sound(step: Step) -> Judgement:
     """The matches that were to be played were, and the gate's verdict is what its rules say of their
     games, against the plan's champion.
     """
-    from ringrift_pipeline.evaluation import evaluating, tables
-    from ringrift_pipeline.training.tables import read_table
+    from ringrift_pipeline.evaluation import evaluating
 
     plan = step.plan()
     artefact = step.store.require(step.config, step.generation, "evaluation")
@@ -307,7 +305,7 @@ def gate_sound(step: Step) -> Judgement:
             f"it was judged against {digests[0] or 'no champion'}, the plan's champion is "
             f"{digests[1] or 'none'}",
         )
-    games = read_table(artefact.file(evaluating.GAMES), tables.GAMES)
+    games = evaluating.games_of(artefact)
     candidate, seats = report["candidate"]["name"], int(step.config[-2])
     odd = _odd_match(games, candidate, report["matches"], seats)
     if odd is not None:

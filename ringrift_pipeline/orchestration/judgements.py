@@ -325,9 +325,8 @@ def evaluation_sound(step: Step) -> Judgement:
     """What was evaluated is the current candidate, over whole rotated sets, rated with intervals, and
     the numbers that the asset shows are the report's.
     """
-    import polars as pl
 
-    from ringrift_pipeline.evaluation.evaluating import numbers
+    from ringrift_pipeline.evaluation.evaluating import games_of, numbers
 
     artefact = step.store.require(step.config, step.generation, "evaluation")
     model = step.store.require(step.config, step.generation, "ema_model")
@@ -347,7 +346,7 @@ def evaluation_sound(step: Step) -> Judgement:
                 False, f"against {match['opponent']}: the win rate is outside its interval"
             )
     played = sum(match["games"] for match in report["matches"])
-    rows = pl.scan_parquet(artefact.file("games.parquet")).select(pl.len()).collect().item()
+    rows = games_of(artefact).height
     if rows != played:
         return Judgement(False, f"the report counts {played} games, {rows} were recorded")
     rating = report["ratings"].get(report["candidate"]["name"])

@@ -24,11 +24,14 @@ from ringrift_pipeline.store import LockedError
 NUMBER = 0x52494E47  # of the lock, in PostgreSQL's terms an advisory one
 LOOK = 5.0  # seconds between two looks whether it is held still
 TRIES, PAUSE = 10, 0.5  # to take what is just being freed, and the seconds between them
+SILENT, GONE = 3 * LOOK, 6 * LOOK  # without a look a holder may be gone, and is: its machine is
 
-_NOBODY = ""
+_NOBODY, _SILENT = "", "silent"
 
 _HOLDER = sqlalchemy.text(
-    "SELECT application_name, client_addr, backend_start FROM pg_locks JOIN pg_stat_activity USING (pid)"
+    "SELECT application_name, client_addr, backend_start, pid,"
+    " coalesce(extract(epoch FROM clock_timestamp() - state_change), 0) AS silent"
+    " FROM pg_locks JOIN pg_stat_activity USING (pid)"
     " WHERE locktype = 'advisory' AND granted AND objid = :number AND database ="
     " (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
@@ -99,16 +102,24 @@ class _Lock:
         self._connection: Any = None
 
     def take(self) -> str | None:
-        """Take it. Returns who holds it instead, None if this process does."""
-        for _ in range(TRIES):
+        """Take it. Returns who holds it instead, None if this process does.
+
+        PostgreSQL keeps a session, and its lock, for hours after the machine at its other end has lost
+        power. One that has not looked for `SILENT` seconds is waited for, after `GONE` it is ended.
+        """
+        tries = 0
+        while tries < TRIES:
             holder = self._try()
-            if holder is not _NOBODY:
+            if holder is None or holder not in (_NOBODY, _SILENT):
                 return holder
+            tries += holder is _NOBODY
             time.sleep(PAUSE)
         raise ConnectionError("PostgreSQL has given it to nobody, and not to us")
 
     def _try(self) -> str | None:
-        """The same, once; `_NOBODY` if it is just being freed, by us perhaps, whose connection was lost."""
+        """The same, once; `_NOBODY` if it is just being freed, by us perhaps, whose connection was lost;
+        `_SILENT` if its holder may be gone.
+        """
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
             name = sqlalchemy.text("SELECT set_config('application_name', :name, false)")
@@ -118,12 +129,19 @@ class _Lock:
                 self._connection = connection
                 return None
             found = connection.execute(_HOLDER, {"number": NUMBER}).first()
+            if found is not None and found.silent > GONE:
+                _log.warning("%s has not looked for %.0f s and is ended", found[0], found.silent)
+                end = sqlalchemy.text("SELECT pg_terminate_backend(:pid)")
+                connection.execute(end, {"pid": found.pid})
+                found = None
         except BaseException:
             connection.close()
             raise
         connection.close()
         if found is None or found[0] == self._name:
             return _NOBODY
+        if found.silent > SILENT:
+            return _SILENT
         return f"{found[0]}, at {found[1]} since {found[2]:%Y-%m-%d %H:%M:%S}"
 
     def keep(self) -> str | None:

@@ -158,6 +158,10 @@ class Outbox:
             except ValueError as error:  # not ours, or of a version to come
                 say(f"{path} is no alert ({error}) and was laid aside")
                 self._move(path.stem, REFUSED)
+            except FileNotFoundError:  # told by another process
+                continue
+            except OSError as error:  # a folder, a socket: the others are told
+                say(f"{path} is no alert ({error})")
             else:
                 found.append(alert)
         return sorted(found, key=lambda alert: (alert.time, alert.id))

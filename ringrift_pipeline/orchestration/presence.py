@@ -17,6 +17,8 @@ from pathlib import Path
 
 from ringrift_pipeline.orchestration.places import data_folder, services_folder
 
+LARGEST = 1 << 16  # bytes of such a file
+
 
 @dataclass(frozen=True)
 class Presence:
@@ -64,9 +66,13 @@ def present(data: Path) -> list[Presence]:
     """The services that are up, by kind."""
     found = []
     for path in sorted(services_folder(data).glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError), open(path, "rb") as file:
-            if _is_locked(file.fileno()):
-                found.append(Presence(**json.loads(file.read())))
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
+            try:
+                if _is_locked(descriptor):
+                    found.append(Presence(**json.loads(os.read(descriptor, LARGEST))))
+            finally:
+                os.close(descriptor)
     return found
 
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ringrift_pipeline.orchestration import remote
 from ringrift_pipeline.orchestration.places import one_part, progress_folder
@@ -161,10 +160,30 @@ def read_progress(data: Path, run_id: str) -> list[StepProgress]:
     """The running steps of a run, in the order in which they began."""
     found = []
     for path in progress_folder(data, run_id).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # gone or half-known: not running
-            state: dict[str, Any] = json.loads(read_bounded(path, LARGEST))
-            found.append(StepProgress(**state))
+        with contextlib.suppress(OSError, ValueError):  # gone or half-known: not running
+            found.append(parse_progress(read_bounded(path, LARGEST)))
     return sorted(found, key=lambda state: (state.started, state.step))
+
+
+def parse_progress(data: bytes) -> StepProgress:
+    """The content of a progress file. Raises ValueError for anything else: who watches the steps
+    must not fail over what lies there.
+    """
+    try:
+        state = StepProgress(**json.loads(data))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"no progress: {error}") from None
+    texts = (state.run_id, state.step, state.config, state.generation, state.message)
+    counts = (state.done, state.total, state.pid)
+    times = (state.started, state.updated, *(() if state.silence is None else (state.silence,)))
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(type(count) is int and abs(count) < 1 << 62 for count in counts)
+        and 0 <= state.pid < 1 << 31
+        and all(type(moment) in (int, float) and abs(moment) < 1e12 for moment in times)
+    ):
+        raise ValueError("no progress: a value is not of its kind")
+    return state
 
 
 Progress = Callable[[int, int, str], None]

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from dagster import ConfigurableResource
+import inspect
+
+from dagster import (
+    ConfigurableIOManager,
+    ConfigurableResource,
+    IOManagerDefinition,
+    ResourceDefinition,
+)
 from pydantic import Field
 
 from ringrift_pipeline.orchestration.places import DATA_VARIABLE, data_folder
@@ -21,3 +28,13 @@ class StoreResource(ConfigurableResource):
     def open(self) -> Store:
         """The store itself."""
         return Store(data_folder(self.root))
+
+
+def fixed(resource: StoreResource | ConfigurableIOManager) -> ResourceDefinition:
+    """The resource as it is, with nothing that a launch could set: whoever may launch a run must not
+    send it, with this instance's locks, to another folder.
+    """
+    description = inspect.getdoc(resource)
+    if isinstance(resource, ConfigurableIOManager):
+        return IOManagerDefinition(lambda _: resource, {}, description)
+    return ResourceDefinition(lambda _: resource, {}, description)

@@ -35,11 +35,17 @@ def run_is_over(instance: DagsterInstance, run_id: str) -> bool:
 
 
 def is_given_up(instance: DagsterInstance, run_id: str, step_key: str, attempt: int) -> bool:
-    """Is a step, begun again after ``attempt`` times, done once more by somebody else? Its worker was
-    taken for lost.
+    """Is a step, begun again after ``attempt`` times, done once more by somebody else, or has it failed
+    for good? Its worker was taken for lost.
     """
-    ends = instance.get_records_for_run(run_id, of_type=DagsterEventType.STEP_UP_FOR_RETRY).records
-    return sum(end.event_log_entry.step_key == step_key for end in ends) > attempt
+    ends = {DagsterEventType.STEP_UP_FOR_RETRY, DagsterEventType.STEP_FAILURE}
+    events = [
+        record.event_log_entry.dagster_event
+        for record in instance.get_records_for_run(run_id, of_type=ends).records
+        if record.event_log_entry.step_key == step_key
+    ]
+    failed = any(event is not None and event.is_step_failure for event in events)
+    return failed or len(events) > attempt
 
 
 class Watchdog:

@@ -31,6 +31,7 @@ from ringrift_pipeline.store.layout import (
     POINTER,
     Layout,
     generation_key,
+    landed_when,
     parse_generation,
 )
 from ringrift_pipeline.store.locks import folder_lock
@@ -191,14 +192,6 @@ def folders(kind_folder: Path) -> list[Path]:
 def landed_at(folder: Path) -> datetime | None:
     """When a folder landed, by its name; None for a name that the store did not give."""
     return landed_when(folder.name)
-
-
-def landed_when(name: str) -> datetime | None:
-    """`landed_at` of a name alone."""
-    try:
-        return datetime.strptime(name.partition("Z-")[0] + "+0000", "%Y%m%dT%H%M%S.%f%z")
-    except ValueError:
-        return None
 
 
 def landing_name(kind_folder: Path, now: datetime, others: Iterable[str] = ()) -> str:

@@ -37,15 +37,30 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+_durable: set[Path] = set()  # folders that this process has seen to be durable in their parents
+
+
 def ensure_folder(path: Path) -> None:
-    """Make `path` and its missing parents, each durable in its own parent."""
+    """Make `path` and its missing parents, each durable in its own parent.
+
+    So is the last one that was there already, once a process: whoever made it may have been killed
+    before it was. (Those above it were durable before anything was made in them.)
+    """
     missing = []
     while not path.is_dir():
+        _durable.discard(path)
         missing.append(path)
         path = path.parent
+    if path not in _durable:
+        with contextlib.suppress(PermissionError):  # not ours: a parent that others have made
+            fsync_path(path.parent)
+        if len(_durable) > 10_000:
+            _durable.clear()
+        _durable.add(path)
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         fsync_path(folder.parent)
+        _durable.add(folder)
 
 
 # --- temporary names ----------------------------------------------------------------------------
@@ -133,7 +148,8 @@ def remove_tree(path: Path) -> None:
 def remove_abandoned(path: Path) -> bool:
     """Remove a temporary file or folder if its writer is dead. Returns whether it was removed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # of a pipe the end of another would be waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import datetime
 from pathlib import Path
 
 from ringrift_pipeline.store.errors import InvalidNameError, OutsideError
@@ -55,6 +56,14 @@ def generation_key(generation: int) -> str:
 def parse_generation(key: str) -> int | None:
     """The generation a folder name stands for, or None if it is not one."""
     return int(key) if _GENERATION.fullmatch(key) else None
+
+
+def landed_when(name: str) -> datetime | None:
+    """When an artefact landed, by the name of its folder; None for another name."""
+    try:
+        return datetime.strptime(name.partition("Z-")[0] + "+0000", "%Y%m%dT%H%M%S.%f%z")
+    except ValueError:
+        return None
 
 
 class Layout:

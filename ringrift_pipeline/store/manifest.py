@@ -17,7 +17,7 @@ from typing import Any
 from ringrift_pipeline.store.atomic import dump_json
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
-from ringrift_pipeline.store.layout import MANIFEST
+from ringrift_pipeline.store.layout import MANIFEST, landed_when
 
 FORMAT = 1
 _REMEMBERED = 100_000  # files whose hash is kept in mind
@@ -274,7 +274,8 @@ def hash_file(path: Path, remembered: bool = False) -> dict[str, Any]:
 
 
 def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
-    """Compare a file with what is expected of it, or with the manifest beside it, if there is one.
+    """Compare a file with what is expected of it, or with the manifest beside it, if there is one;
+    in a folder with the name of a landed artefact there must be.
 
     For readers that are given a path: formats do not notice a flipped bit. What this process has
     verified and nobody touched since is not read again. Raises CorruptArtefactError.
@@ -301,7 +302,7 @@ def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
 
 def check_folder(folder: Path) -> None:
     """:func:`check_file` of every file that the manifest of a folder names, where it has one."""
-    if not (folder / MANIFEST).exists():
+    if not (folder / MANIFEST).exists() and landed_when(folder.name) is None:
         return
     try:
         files = load_folder(folder, verify=False).files
@@ -315,11 +316,14 @@ def _manifest_of(path: Path) -> tuple[Path, dict[str, dict[str, Any]]] | None:
     """The folder with the manifest that names a file, and its entries; None if there is none.
 
     It lies beside the file, or in the folder above if that is an artefact's: other programs have
-    files of that name as well.
+    files of that name as well. Raises ManifestMismatch, NewerFormatError.
     """
     if (path.parent / MANIFEST).exists():
         return path.parent, load_folder(path.parent, verify=False).files
     above = path.parent.parent
+    for folder in (path.parent, above):
+        if landed_when(folder.name) is not None:  # such a folder had one when it landed
+            return folder, load_folder(folder, verify=False).files
     if not (above / MANIFEST).exists():
         return None
     try:

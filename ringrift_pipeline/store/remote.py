@@ -36,6 +36,7 @@ from ringrift_pipeline.store.layout import (
     Layout,
     generation_key,
     is_name,
+    landed_when,
     parse_generation,
 )
 from ringrift_pipeline.store.locks import folder_lock
@@ -350,7 +351,7 @@ class Remote:
         for key, size in self.bucket.listing(f"{config}/generations").items():
             parts = key.split("/")
             generation = parse_generation(parts[0])
-            if generation is None or len(parts) < 4 or local.landed_when(parts[2]) is None:
+            if generation is None or len(parts) < 4 or landed_when(parts[2]) is None:
                 continue
             place = Place(config, generation, parts[1], parts[2])
             sizes[place] = sizes.get(place, 0) + size

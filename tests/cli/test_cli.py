@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +177,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("RINGRIFT_TIMEZONE", "Middle/Earth"),
         ("RINGRIFT_WEBHOOK_URL", "host/path"),
         ("RINGRIFT_DISK_BUDGET_GB", "50GB"),
+        ("RINGRIFT_CELERY_BROKER", ""),
     ],
 )
 def test_what_the_environment_says_to_servers_is_looked_at_before_they_start(
@@ -185,11 +188,39 @@ def test_what_the_environment_says_to_servers_is_looked_at_before_they_start(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
+    if "CELERY" in variable:
+        monkeypatch.setenv("RINGRIFT_EXECUTOR", "celery")
     monkeypatch.setenv(variable, value)
     assert run([verb]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert variable in line
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO]
+)
+def test_what_the_disk_refuses_is_one_line_and_exit_code_1(
+    code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refusing(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code), str(tmp_path / "shard.arrow"))
+
+    monkeypatch.setattr(Store, "set_switches", refusing)
+    assert run(["pause", "--data", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert os.strerror(code) in line and "shard.arrow" in line and "goes on from there" in line
+
+
+def test_other_errors_of_the_system_are_shown_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refusing(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "a mistake of ours")
+
+    monkeypatch.setattr(Store, "set_switches", refusing)
+    with pytest.raises(OSError, match="a mistake of ours"):
+        run(["pause", "--data", str(tmp_path)])
 
 
 def test_a_bad_data_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

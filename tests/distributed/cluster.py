@@ -104,9 +104,14 @@ class Redis:
         import redis
 
         with contextlib.suppress(redis.RedisError):
-            client = redis.Redis("127.0.0.1", self.port, password=self.password)
-            return bool(client.ping())
+            return bool(self.client().ping())
         return False
+
+    def client(self) -> Any:
+        """Somebody who asks it from this machine."""
+        import redis
+
+        return redis.Redis("127.0.0.1", self.port, password=self.password)
 
     def stop(self) -> None:
         _end(self._process)

@@ -206,6 +206,13 @@ def test_every_start_line_is_for_our_queues_and_a_device_has_one_slot() -> None:
     assert seen == dict.fromkeys(("compose", "k8s", "README", "error"), QUEUES)
 
 
+def test_the_chart_asks_the_web_server_where_it_listens() -> None:
+    """Its own probe asks at port 80, whatever the service's is: the UI would never be ready."""
+    values = yaml.safe_load((DEPLOY / "k8s" / "values.yaml").read_text())["dagsterWebserver"]
+    probe = values["readinessProbe"]["httpGet"]
+    assert probe == {"path": "/server_info", "port": values["service"]["port"]}
+
+
 def test_the_chart_gets_a_run_queue_that_is_there() -> None:
     values = yaml.safe_load((DEPLOY / "k8s" / "values.yaml").read_text())
     given = values["dagsterDaemon"]["runCoordinator"]["config"]["customRunCoordinator"]

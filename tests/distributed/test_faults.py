@@ -118,9 +118,7 @@ def test_redis_goes_in_the_middle_of_a_run(how: str, servers: Cluster, toys: Ser
     until(lambda: len(toys.steps(run, DagsterEventType.STEP_WORKER_STARTING)) == 2, "both are out")
     time.sleep(3.0)
     if how == "emptied":
-        import redis
-
-        redis.Redis("127.0.0.1", servers.redis.port, password=servers.redis.password).flushall()
+        servers.redis.client().flushall()
     else:
         servers.redis.stop() if how == "restarted" else servers.redis.kill()
         time.sleep(5.0)
@@ -157,6 +155,55 @@ def test_a_worker_of_an_older_version_is_refused_by_name(servers: Cluster, toys:
     assert f"the worker on {os.uname().nodename} has ringrift-pipeline" in error
     assert "checkpoint 0.9" in error and f"checkpoint {CODE_VERSIONS['checkpoint']}" in error
     assert toy.begun(run, "one") == []
+
+
+def broker(servers: Cluster) -> Any:
+    """Celery, as somebody asks it who is no worker."""
+    from celery import Celery
+
+    return Celery(broker=servers.redis.url("127.0.0.1"))
+
+
+def takers(servers: Cluster, queue: str) -> list[str]:
+    """Names of the workers that take from a queue."""
+    told = broker(servers).control.inspect(timeout=2.0).active_queues() or {}
+    return [name for name, queues in told.items() if queue in [one["name"] for one in queues]]
+
+
+def test_a_worker_of_an_older_version_takes_no_step_from_the_others(
+    servers: Cluster, toys: Served
+) -> None:
+    """One that refuses is free first every time: it would fail every step of every run."""
+    worker(servers, "old", app="tests.distributed.older")
+    worker(servers, "new", "another")
+    servers.ready()
+    run = toys.launch("two", {})
+    until(lambda: not takers(servers, "selfplay"), "the older one has refused, and takes no more")
+    broker(servers).control.add_consumer("selfplay")  # the new one; the old one too, once more
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == [] and in_worker(toys, run) == ["new", "new"]
+
+
+def test_a_step_that_comes_twice_is_begun_once(servers: Cluster, toys: Served) -> None:
+    """Redis seemed to have forgotten it: who took it was waiting for PostgreSQL, and said nothing."""
+    for name in ("first", "second"):
+        worker(servers, name, "another")
+    servers.ready()
+    run = toys.launch("one", {})
+    redis = servers.redis.client()
+    until(lambda: redis.llen("selfplay") == 1, "the step is handed out")
+    redis.lpush("selfplay", redis.lindex("selfplay", 0))
+    broker(servers).control.add_consumer("selfplay")  # both take one at the same moment
+    until(lambda: toy.begun(run, "one"), "the step begins")
+    until(lambda: redis.llen("selfplay") == 0, "both are taken")
+    time.sleep(5.0)
+    assert len(toy.begun(run, "one")) == 1
+    (claim,) = redis.keys("ringrift-begun-*")
+    assert 20 < redis.ttl(claim) <= 30  # as long as it gives signs of life
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert len(toy.begun(run, "one")) == 1 and toys.steps(run, AGAIN) == []
 
 
 def test_without_a_worker_there_is_one_clear_error(servers: Cluster, toys: Served) -> None:

@@ -19,6 +19,7 @@ from dagster._serdes import pack_value
 from ringrift_pipeline.orchestration.celery_settings import (
     PROGRESS,
     CelerySettings,
+    OtherHistoryError,
     WorkerVersionError,
 )
 from ringrift_pipeline.orchestration.pools import QUEUE_TAG
@@ -174,7 +175,9 @@ def test_redis_that_is_gone_is_waited_for_once_whatever_the_number_of_steps(
     steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = [f"play[{index:04d}]" for index in range(50)]
-    dead, asked, began = Dead(clock), a_run(steps, dict.fromkeys(shards, QUEUE)), clock.now
+    dead, asked = Dead(clock), a_run(steps, dict.fromkeys(shards, QUEUE))
+    look(steps, asked)  # it answers
+    began = clock.now
     monkeypatch.setattr(steps._app.backend, "get_task_meta", dead)
     while not failures and clock.now < began + 3000.0:
         before = dead.requests
@@ -184,7 +187,65 @@ def test_redis_that_is_gone_is_waited_for_once_whatever_the_number_of_steps(
     assert 300.0 <= clock.now - began <= 315.0
     assert len(failures) == 50
     assert all("BrokerAwayError: Redis at" in failure for failure in failures)
-    assert "has not answered for 30" in failures[0] and "start it, and execute" in failures[0]
+    assert "has not answered for 30" in failures[0] and "Start it, and execute" in failures[0]
+
+
+def test_redis_that_never_answered_is_no_outage(
+    steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slip in its address: nobody waits five minutes for that."""
+    from ringrift_pipeline.orchestration import celery_steps
+
+    said: list[str] = []
+    starting = staticmethod(lambda *_, **__: None)
+    monkeypatch.setattr(celery_steps.DagsterEvent, "step_worker_starting", starting)
+    engine = staticmethod(lambda _, message, __: said.append(message))
+    monkeypatch.setattr(celery_steps.DagsterEvent, "engine_event", engine)
+    asked, began = a_run(steps, {"one": QUEUE, "another": QUEUE}), clock.now
+    for name in ("_send", "_revoke"):
+        monkeypatch.setattr(steps, name, Dead(clock))
+    monkeypatch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
+    for each in asked:
+        list(steps.launch_step(each))
+    assert len(said) == 1 and "steps wait for it, for 40 s" in said[0]
+    while not failures and clock.now < began + 3000.0:
+        look(steps, asked)
+        clock.now += LOOK
+    assert clock.now - began <= 60.0
+    assert "nor ever for this run: look after its address" in failures[0]
+
+
+# --- workers of other versions -------------------------------------------------------------------
+
+
+def test_a_step_that_a_worker_refuses_is_another_workers(
+    steps: Any, clock: Clock, failures: list[str]
+) -> None:
+    (asked,) = a_run(steps, {"one": QUEUE})
+    look(steps, [asked])
+    task = f"{asked.execute_step_args.run_id}/one/0"
+    for number in range(3):
+        steps._app.backend.store_result(task, WorkerVersionError(f"old {number}"), "FAILURE")
+        clock.now += LOOK
+        (health,) = look(steps, [asked])
+        assert health.is_healthy and waiting(steps) == number + 2  # nobody takes them here
+        assert steps._app.backend.get_task_meta(task, cache=False)["status"] == "SENT"
+    steps._app.backend.store_result(task, SIGN, PROGRESS)
+    clock.now += LOOK
+    look(steps, [asked])
+    assert not failures
+
+
+def test_refused_by_all_it_fails_for_good(steps: Any, clock: Clock, failures: list[str]) -> None:
+    (asked,) = a_run(steps, {"one": QUEUE})
+    look(steps, [asked])
+    task = f"{asked.execute_step_args.run_id}/one/0"
+    looks = 0
+    while not failures:
+        steps._app.backend.store_result(task, WorkerVersionError("old"), "FAILURE")
+        clock.now, looks = clock.now + LOOK, looks + 1
+        look(steps, [asked])
+    assert looks == 21 and failures[0].startswith("WorkerVersionError: old")
 
 
 def test_redis_that_comes_back_is_away_no_more(
@@ -258,7 +319,7 @@ def test_what_the_event_log_did_not_take_is_told_again(
 ) -> None:
     """Dagster only notes that it could not write that a step is given up, and asks again."""
     (asked,) = a_run(steps, {"one": QUEUE})
-    error = WorkerVersionError("another version") if for_good else RuntimeError("killed")
+    error = OtherHistoryError("another history") if for_good else RuntimeError("killed")
     task = f"{asked.execute_step_args.run_id}/one/0"
     steps._app.backend.store_result(task, error, "FAILURE")
     reasons, times = [], []
@@ -273,7 +334,7 @@ def test_what_the_event_log_did_not_take_is_told_again(
     assert times == [0.0, 32.0, 64.0]
     told = failures if for_good else reasons
     assert len(told) == 3 and len(set(told)) == 1
-    assert ("another version" if for_good else "killed") in told[0]
+    assert ("another history" if for_good else "killed") in told[0]
     assert len(failures) + len(reasons) == 3
 
 

@@ -325,7 +325,7 @@ def test_what_the_ablation_left_undecided_is_off() -> None:
             assert not settings.mining.enabled and not settings.quality.enabled
             assert not settings.gradients.clipping
             assert settings.schedule.name == "warm_restarts"
-            assert settings.averaging.enabled == (config != "square8_2p")
+            assert settings.averaging.enabled
 
 
 def test_a_preset_has_as_many_generations_as_fit_its_name() -> None:

@@ -83,6 +83,38 @@ def alert(folder: Path) -> Target:
     return Target((json.dumps(asdict(known)).encode(),), run, (ValueError,), text=True)
 
 
+def progress_file(folder: Path) -> Target:
+    """How far a step is, and those who watch it."""
+    from ringrift_pipeline.orchestration.places import progress_folder
+    from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
+    from ringrift_pipeline.orchestration.silent_steps import SilentSteps
+
+    good = StepProgress("run", "step", stages.CONFIG, "0000", 1, 2, "", 1.0, 2.0, 7, 5.0)
+    place = progress_folder(folder, "run") / "step.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+
+    def run(data: bytes) -> None:
+        place.write_bytes(data)
+        read_progress(folder, "run")
+        SilentSteps(folder, 0).look()
+
+    return Target((json.dumps(asdict(good)).encode(),), run, (), text=True)
+
+
+def instance_file(folder: Path) -> Target:
+    """``dagster.yaml``, before Dagster is shown it."""
+    from ringrift_pipeline.orchestration import instance_file as files
+
+    def run(data: bytes) -> None:
+        text = data.decode("utf-8", "replace")
+        files.refuse_foreign_code(text)
+        files.brought_up_to_date(text)
+
+    earlier = b"run_queue: {max_concurrent_runs: 2}\nconcurrency: {pools: {default_limit: 1}}\n"
+    seeds = (files.instance_file().encode(), earlier)
+    return Target(seeds, run, (files.InstanceFileError,), text=True)
+
+
 def handed_on_value(folder: Path) -> Target:
     """What one step has handed on to the next."""
     from dagster import build_input_context, build_output_context

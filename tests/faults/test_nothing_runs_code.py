@@ -36,7 +36,13 @@ CALLS = {  # dotted names that load what can run code, whatever the module is ca
     "pd.read_pickle",
     "os.system",
     "os.popen",
+    "runpy.run_path",
+    "runpy.run_module",
+    "importlib.import_module",
+    "importlib.util.spec_from_file_location",
 }
+# Rooms that import their own modules when a name is first asked for, by a table in their source.
+LAZY = "importlib.import_module"
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 # Dagster's own pickling IO managers and in-memory ones, which would be used where none is named.
 IO_MANAGERS = {
@@ -103,6 +109,7 @@ def test_no_module_unpickles_or_evaluates() -> None:
         f"{path.relative_to(PACKAGE)}:{line}: {what}"
         for path, tree in sources()
         for line, what in offences(tree)
+        if not (what == LAZY and path.name == "__init__.py")
     ]
     assert not found, "\n".join(found)
 
@@ -126,6 +133,8 @@ def test_no_module_unpickles_or_evaluates() -> None:
         "import subprocess\nsubprocess.run(x, shell=True)",
         "from dagster import FilesystemIOManager",
         "import dagster\ndagster.fs_io_manager",
+        "import importlib\nimportlib.import_module(x)",
+        "from runpy import run_path\nrun_path(x)",
     ),
 )
 def test_the_walk_would_find_it(text: str) -> None:
@@ -153,7 +162,7 @@ def test_every_op_and_asset_names_an_io_manager_of_ours() -> None:
         if isinstance(value, type) and value.__module__ == io_managers.__name__
     ]
     for job_name, name, resource in resources:
-        made = getattr(resource, "configurable_resource_cls", type(resource))
+        made = type(resource.resource_fn(None))
         assert made in ours, f"{job_name}: {name} is {made}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -306,3 +307,37 @@ class JustFreed:
 def test_a_lock_that_is_just_being_freed_is_taken() -> None:
     server = JustFreed()
     assert one_daemon._Lock(server).take() is None and server.tries == 2
+
+
+class PowerLost(JustFreed):
+    """PostgreSQL, whose session with another machine has heard nothing for ``silent`` seconds."""
+
+    def __init__(self, silent: float) -> None:
+        self.silent, self.ended = silent, False
+
+    def execute(self, query: Any, _: Any) -> Any:
+        self.ended |= "pg_terminate_backend" in str(query)
+        holder = SimpleNamespace(pid=7, silent=self.silent)
+        fields = ("ringrift 1-a on away", "10.0.0.9", datetime(2026, 1, 1))
+        row = type("Row", (), {"__getitem__": lambda _, i: fields[i], **vars(holder)})()
+        return SimpleNamespace(scalar=lambda: self.ended, first=lambda: row)
+
+
+def test_the_lock_of_a_machine_without_power_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL would keep it for two hours."""
+    server = PowerLost(one_daemon.GONE - 10.0)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        server.silent += seconds
+
+    monkeypatch.setattr(one_daemon.time, "sleep", sleep)
+    assert one_daemon._Lock(server).take() is None
+    assert server.ended and 10.0 <= sum(waited) <= 12.0
+
+
+def test_the_lock_of_one_that_looks_is_left() -> None:
+    server = PowerLost(one_daemon.LOOK)
+    assert "ringrift 1-a on away" in str(one_daemon._Lock(server).take())
+    assert not server.ended

@@ -208,6 +208,14 @@ def test_a_bad_file_does_not_hold_up_the_others(outbox: Outbox, what: str, tmp_p
     assert (outbox.folder / "refused" / path.name).exists()
 
 
+def test_what_is_no_file_does_not_hold_up_the_others(outbox: Outbox) -> None:
+    outbox.put(an_alert("run-0"))
+    (outbox.folder / "waiting" / "x.json").mkdir()
+    said: list[str] = []
+    assert [alert.key for alert in outbox.deliver(LogNotifier(), said.append)] == ["run-0"]
+    assert any("x.json is no alert" in line for line in said)
+
+
 def test_no_link_and_no_pipe_is_read(outbox: Outbox, tmp_path: Path) -> None:
     outbox.put(an_alert())
     secret = tmp_path / "secret.json"

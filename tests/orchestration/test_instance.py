@@ -19,7 +19,12 @@ from ringrift_pipeline.orchestration.instance import (
     prepare_home,
     sweep_lost_runs,
 )
-from ringrift_pipeline.orchestration.instance_file import brought_up_to_date, instance_file
+from ringrift_pipeline.orchestration.instance_file import (
+    InstanceFileError,
+    brought_up_to_date,
+    instance_file,
+    refuse_foreign_code,
+)
 from ringrift_pipeline.orchestration.jobs import cores
 from ringrift_pipeline.orchestration.outbox import WAITING, Outbox, read_alert
 from ringrift_pipeline.orchestration.places import data_folder, home_folder, progress_folder
@@ -151,6 +156,55 @@ def test_what_is_none_of_ours_is_left(text: str) -> None:
 
 def test_what_is_up_to_date_is_left() -> None:
     assert brought_up_to_date(instance_file()) is None
+
+
+FOREIGN = {
+    "a coordinator": "run_coordinator: {module: data.evil, class: X}",
+    "a launcher": "run_launcher: {custom: {module: evil, class: X}}",
+    "as if ours": "run_launcher: {module: ringrift_pipeline_evil, class: X}",
+    "a log handler": "python_logs: {dagster_handler_config: {handlers: {h: {class: evil.H}}}}",
+    "a factory": "python_logs: {dagster_handler_config: {handlers: {h: {(): evil.make}}}}",
+    "a stream": "python_logs: {dagster_handler_config: {handlers: {h: {stream: 'ext://evil.x'}}}}",
+    "in a list": "x: [{module: evil}]",
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_file_that_names_foreign_code_is_refused(
+    data: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster would import it, from the current folder too: a data root that somebody has sent."""
+    (data / "evil").mkdir(parents=True)
+    (data / "evil" / "__init__.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(str(data))
+    (prepare_home(data) / "dagster.yaml").write_text(FOREIGN[what] + "\n")
+    with pytest.raises(InstanceFileError, match="RINGRIFT_INSTANCE_MODULES"), open_instance(data):
+        pass
+    assert "evil" not in sys.modules
+
+
+def test_code_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "run_launcher: {module: company.launching, class: X}"
+    with pytest.raises(InstanceFileError, match="run_launcher.module names 'company.launching'"):
+        refuse_foreign_code(text)
+    monkeypatch.setenv("RINGRIFT_INSTANCE_MODULES", "other, company")
+    refuse_foreign_code(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        instance_file(),
+        (Path(__file__).parents[2] / "deploy" / "celery" / "dagster.yaml").read_text(),
+        "storage: {postgres: {postgres_url: {env: URL}}}",
+        "run_launcher: {module: dagster_k8s, class: K8sRunLauncher}",
+        "python_logs: {dagster_handler_config: {handlers: {h: {class: logging.FileHandler}}}}",
+        "a: &a [*a]",
+        "{",
+    ],
+)
+def test_what_is_dagsters_or_ours_is_not_refused(text: str) -> None:
+    refuse_foreign_code(text)
 
 
 def test_the_owner_limits_the_pool(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,24 @@ def test_the_launchpad_refuses_by_field_and_bound(launchpad: Launchpad) -> None:
         assert what != "LaunchRunSuccess", (job, run_config)
         assert field in said and bound in said, said
     assert launchpad.instance.get_runs() == []
+
+
+def test_a_launch_cannot_send_a_run_to_another_folder(launchpad: Launchpad, tmp_path: Path) -> None:
+    """It would delete and write there with this instance's locks."""
+    before = launchpad.instance.get_runs_count()
+    elsewhere = {"config": {"root": str(tmp_path / "elsewhere")}}
+    jobs = {
+        "disk_retention": op("retention", dry_run=False),
+        "set_switches": op("switches", config="hex8_2p", loop=False),
+        "square8_2p_generation": settings(preset="smoke"),
+    }
+    for job, run_config in jobs.items():
+        key = "0000" if job == "square8_2p_generation" else ""
+        for resource in ("store", "io_manager", "tables"):
+            resources = {**run_config.get("resources", {}), resource: elsewhere}
+            what, said = launchpad.launch(job, {**run_config, "resources": resources}, key)
+            assert what != "LaunchRunSuccess" and resource in said, (job, resource, said)
+    assert launchpad.instance.get_runs_count() == before
 
 
 def test_every_bound_of_the_other_jobs_is_held_at_launch(launchpad: Launchpad) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ringrift_pipeline.orchestration import progress
 from ringrift_pipeline.orchestration.places import progress_folder
 from ringrift_pipeline.orchestration.progress import ProgressFile, read_progress
+from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 
 
 def test_a_running_step_is_seen_and_gone_afterwards(tmp_path: Path) -> None:
@@ -48,6 +50,32 @@ def test_damaged_files_are_passed_over(tmp_path: Path) -> None:
         (progress_folder(tmp_path, "run") / "odd.json").write_text("{")
         assert len(read_progress(tmp_path, "run")) == 1
     assert read_progress(tmp_path, "never") == []
+
+
+GOOD = {
+    "run_id": "run", "step": "step", "config": "hex8_2p", "generation": "0000", "done": 1,
+    "total": 2, "message": "", "started": 1.0, "updated": 2.0, "pid": 7, "silence": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"silence": "a"}, {"pid": 10**30}, {"pid": -1}, {"pid": True}, {"done": 1e3},
+        {"total": 10**30}, {"started": "soon"}, {"updated": None}, {"message": 3}, {"step": ["x"]},
+        {"started": float("nan")}, {"silence": 1e300}, {"more": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_lies_there_cannot_end_those_who_watch(tmp_path: Path, change: dict) -> None:
+    """`SilentSteps` computes with the times and asks the system about the process."""
+    folder = progress_folder(tmp_path, "run")
+    folder.mkdir(parents=True)
+    (folder / "good.json").write_text(json.dumps(GOOD))
+    (folder / "odd.json").write_text(json.dumps({**GOOD, **change}))
+    (folder / "deep.json").write_text("[" * 100_000)
+    assert [state.pid for state in read_progress(tmp_path, "run")] == [7]
+    assert SilentSteps(tmp_path, 0).look() == []
 
 
 def test_the_log_is_told_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Atomic files and JSON lines."""
 
 import json
+import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -12,11 +14,14 @@ from hypothesis import strategies as st
 from ringrift_pipeline.store import (
     CorruptArtefactError,
     SerializationError,
+    Store,
     append_jsonl,
+    atomic,
     read_jsonl,
     write_bytes_atomic,
     write_json_atomic,
 )
+from ringrift_pipeline.store.atomic import ensure_folder, temporary_name
 
 JSON = st.recursive(
     st.none()
@@ -30,6 +35,29 @@ JSON = st.recursive(
 
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
+
+
+def test_a_pipe_is_no_leftover_that_is_waited_for(tmp_path: Path) -> None:
+    pipe = temporary_name(tmp_path)
+    os.mkfifo(pipe)
+    Store(tmp_path).sweep()  # would wait for a writer
+    assert not pipe.exists()
+
+
+def test_a_folder_that_a_killed_process_made_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was killed between making the folder and syncing what the folder is in."""
+    synced: list[Path] = []
+    monkeypatch.setattr(atomic, "fsync_path", synced.append)
+    (tmp_path / "there").mkdir()
+    ensure_folder(tmp_path / "there" / "new" / "below")
+    assert synced == [tmp_path, tmp_path / "there", tmp_path / "there" / "new"]
+    ensure_folder(tmp_path / "there" / "new" / "below")
+    assert len(synced) == 3  # once a process
+    shutil.rmtree(tmp_path / "there")
+    ensure_folder(tmp_path / "there" / "new")
+    assert synced[3:] == [tmp_path.parent, tmp_path, tmp_path / "there"]
 
 
 @settings(max_examples=60)
