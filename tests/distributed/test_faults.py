@@ -187,22 +187,26 @@ def test_a_worker_of_an_older_version_takes_no_step_from_the_others(
 
 def test_a_step_that_comes_twice_is_begun_once(servers: Cluster, toys: Served) -> None:
     """Redis seemed to have forgotten it: who took it was waiting for PostgreSQL, and said nothing."""
+    worker(servers, "busy")
     for name in ("first", "second"):
         worker(servers, name, "another")
     servers.ready()
+    before = toys.launch("one", {})
+    until(lambda: toy.begun(before, "one"), "one is busy")
     run = toys.launch("one", {})
     redis = servers.redis.client()
     until(lambda: redis.llen("selfplay") == 1, "the step is handed out")
     redis.lpush("selfplay", redis.lindex("selfplay", 0))
     broker(servers).control.add_consumer("selfplay")  # both take one at the same moment
-    until(lambda: toy.begun(run, "one"), "the step begins")
+    until(lambda: toy.begun(run, "one") or toys.errors(run), "the step begins")
     until(lambda: redis.llen("selfplay") == 0, "both are taken")
     time.sleep(5.0)
     assert len(toy.begun(run, "one")) == 1
-    (claim,) = redis.keys("ringrift-begun-*")
+    (claim,) = redis.keys(f"ringrift-begun-{run}/*")
     assert 20 < redis.ttl(claim) <= 30  # as long as it gives signs of life
-    go(run)
-    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    for one in (before, run):
+        go(one)
+        assert toys.finished(one) == DagsterRunStatus.SUCCESS, toys.errors(one)
     assert len(toy.begun(run, "one")) == 1 and toys.steps(run, AGAIN) == []
 
 

@@ -253,6 +253,7 @@ def test_redis_that_comes_back_is_away_no_more(
 ) -> None:
     asked = a_run(steps, {"one": QUEUE})
     steps._app.backend.store_result(f"{asked[0].execute_step_args.run_id}/one/0", SIGN, PROGRESS)
+    look(steps, asked)
     for _ in range(3):  # each time for less than it is waited for
         with monkeypatch.context() as patch:
             patch.setattr(steps._app.backend, "get_task_meta", Dead(clock))
@@ -276,6 +277,8 @@ def test_each_kind_of_request_has_its_own_clock(
     """A Redis that is full is read from as ever, and takes no step: that is no answer either."""
     works, waits = a_run(steps, {"one": QUEUE, "another": QUEUE})
     run = works.execute_step_args.run_id
+    steps._app.backend.store_result(f"{run}/one/0", SIGN, PROGRESS)
+    look(steps, [works])  # it has answered before
     if kind == "takes":
         monkeypatch.setattr(steps, "_send", Dead(clock))
     else:
@@ -294,8 +297,8 @@ def test_a_step_is_not_handed_out_while_redis_is_gone(
     """One is tried, and one is taken back when the run is cancelled: each costs seconds."""
     from ringrift_pipeline.orchestration import celery_steps
 
-    starting = staticmethod(lambda *_, **__: None)
-    monkeypatch.setattr(celery_steps.DagsterEvent, "step_worker_starting", starting)
+    for event in ("step_worker_starting", "engine_event"):
+        monkeypatch.setattr(celery_steps.DagsterEvent, event, staticmethod(lambda *_, **__: None))
     asked = a_run(steps, dict.fromkeys(["one", "another", "third"], QUEUE))
     send, revoke = Dead(clock), Dead(clock)
     monkeypatch.setattr(steps, "_send", send)
