@@ -11,7 +11,9 @@ parent (``--fresh``: from fresh weights) and reads its window less some games th
 search's policy and by the games' outcomes. A run with a choice is compared with that of the same
 seed without; the interval (95%) is that of the mean difference, over games and over seeds
 (``evaluation/paired_differences.py``). A verdict is beyond doubt among all differences of the call
-(Holm). Everything that is not under test is off.
+(Holm). Everything that is not under test is off. "The window" is here whole generations, from the oldest
+that the plan's window has a shard of. The generation's window in ``--data`` is one of all games
+afterwards; a training makes its own anew.
 """
 
 from __future__ import annotations

@@ -188,6 +188,7 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
     names = [OWN] + [
         name for name in BUDGETS if name != OWN and any(part in name for part in arguments.only)
     ]
+    root = root / f"{config}-{generation:04d}-{games}"  # what is kept is of these alone
     every = {"search.simulations": JUDGING, "selfplay.full_search_fraction": 1.0}
     say(f"{JUDGES}: {games // 2}, {JUDGING} simulations")
     play(source, plan, folder(root, JUDGES, 0), games // 2, {**every, "seed": seeds})

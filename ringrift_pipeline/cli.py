@@ -133,11 +133,16 @@ DISK = {
     errno.ENOSPC: f"make room, {_AGAIN}",
     errno.EDQUOT: f"make room, {_AGAIN}",
     errno.EROFS: f"mount it for writing or name another --data, {_AGAIN}",
-    errno.EACCES: f"let this user write there or name another --data, {_AGAIN}",
-    errno.EPERM: f"let this user write there or name another --data, {_AGAIN}",
+    errno.EACCES: f"let this user read and write it or name another --data, {_AGAIN}",
+    errno.EPERM: f"let this user read and write it or name another --data, {_AGAIN}",
     errno.EIO: f"look after the disk, {_AGAIN}",
 }
 """What the disk itself refuses, and what to do."""
+
+
+def _of_a_file(error: OSError) -> bool:
+    """Was it a file that was refused? Permission is asked for other things as well."""
+    return error.filename is not None or error.errno not in (errno.EACCES, errno.EPERM)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -169,7 +174,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if _failed(error):
             typer.echo(f"ringrift: {str(error).strip()}", err=True)
             return 1
-        if isinstance(error, OSError) and error.errno in DISK:
+        if isinstance(error, OSError) and error.errno in DISK and _of_a_file(error):
             typer.echo(f"ringrift: {_one_line(str(error))}: {DISK[error.errno]}", err=True)
             return 1
         raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -51,10 +50,9 @@ def _turn(common: Common, everybody: bool, only: str | None, on: bool) -> None:
     if not names:
         raise InputError(f"--only names nothing; there are {', '.join(SWITCHES)}")
     store = common.store()
-    now = datetime.now(UTC)
     found: dict[str, dict[str, Any]] = {}
     for config in CONFIGS if everybody else (common.config,):
-        switches = store.set_switches(config, asked_at=now, **dict.fromkeys(names, on))
+        switches = store.set_switches(config, asked_at=None, **dict.fromkeys(names, on))
         found[config] = {name: getattr(switches, name) for name in SWITCHES}
         if not common.as_json:
             rests = ", ".join(switches.paused)

@@ -19,6 +19,7 @@ from typing import Any
 
 from celery import Celery, Task
 from celery.signals import worker_init
+from celery.worker.control import control_command
 from dagster import DagsterInstance
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import unpack_value
@@ -40,6 +41,7 @@ from ringrift_pipeline.orchestration.pools import CELERY, EXECUTOR_VARIABLE, SEL
 from ringrift_pipeline.orchestration.watchdog import run_is_over
 
 SIGN = 2.0  # seconds between two signs of life
+RESTS = 60.0  # seconds that a worker takes nothing from a queue whose run it has refused
 CLAIMED = 30  # seconds after the last one that a task is nobody else's to begin
 _PROCESS = multiprocessing.process.current_process()  # before Celery replaces it
 
@@ -90,7 +92,7 @@ class StepTask(Task):
 
     Raises:
         WorkerVersionError: the run was made by another version; the worker takes no more from that
-            queue.
+            queue for `RESTS` seconds.
         OtherHistoryError: nothing is known of the run here.
     """
 
@@ -121,10 +123,12 @@ class StepTask(Task):
             self.run(*args, **kwargs)
 
     def _rest(self) -> None:
-        """Take no more from this queue: a worker that refuses is free first every time."""
+        """Have this worker take no more from the queue for a while."""
         queue = (self.request.delivery_info or {}).get("routing_key")
         with contextlib.suppress(Exception):
-            self.app.control.cancel_consumer(queue, destination=[self.request.hostname])
+            told = {"queue": queue, "seconds": RESTS}
+            here = [self.request.hostname]
+            self.app.control.broadcast(rest.__name__, arguments=told, destination=here)
 
     def _is_begun(self) -> bool:
         """Has somebody begun this very task, or does so at this moment? It can come twice, where Redis
@@ -175,6 +179,18 @@ class StepTask(Task):
             done.set()
             thread.join(SIGN)  # no sign comes behind what Celery writes next: how the step ended
             remote.end()
+
+
+@control_command(args=[("queue", str), ("seconds", float)])
+def rest(state: Any, queue: str, seconds: float) -> dict[str, str]:
+    """Takes nothing from a queue for so many seconds: who refuses is free first every time, and would
+    refuse all there is. In the worker's own process.
+    """
+    consumer = state.consumer
+    if consumer.task_consumer.consuming_from(queue):
+        consumer.call_soon(consumer.cancel_task_queue, queue)
+        consumer.timer.call_after(seconds, consumer.add_task_queue, (queue,))
+    return {"ok": f"rests for {seconds:.0f} s"}
 
 
 @worker_init.connect

@@ -264,8 +264,11 @@ class CelerySteps(StepHandler):
     def _failed(self, context: StepHandlerContext, handed: Handed, error: Any) -> str | None:
         name = type(error).__name__
         if name == WorkerVersionError.__name__ and handed.refusals < REFUSALS:
-            handed.refused, handed.sent = str(error), False
-            handed.refusals += 1  # that worker takes no more; another may be of this version
+            handed.refusals += handed.sent  # not if it could not be handed out since
+            handed.refused, handed.sent = (
+                str(error),
+                False,
+            )  # that worker rests; another may take it
             with contextlib.suppress(UnansweredError):
                 self._sending.make(lambda: self._send(context, handed))
             return None

@@ -27,12 +27,16 @@ _NOTE = f"""\
 
 
 MODULES_VARIABLE = "RINGRIFT_INSTANCE_MODULES"
-TRUSTED = (
-    "dagster",
+TRUSTED = (  # with what is below
     "ringrift_pipeline",
-    "logging",
-    "sys",
-)  # with what is below, or beside: dagster_*
+    "dagster",
+    *(f"dagster_{name}" for name in ("aws", "azure", "celery", "celery_k8s", "celery_docker")),
+    *(f"dagster_{name}" for name in ("docker", "gcp", "graphql", "k8s", "mysql", "postgres")),
+    *(f"dagster_{name}" for name in ("shared", "webserver")),
+)
+_LOGGING = re.compile(
+    r"logging(\.handlers)?\.[A-Z]\w*|sys\.std(out|err)"
+)  # classes, and two streams
 
 
 class InstanceFileError(ValueError):
@@ -44,44 +48,48 @@ def refuse_foreign_code(text: str) -> None:
     somebody has sent must not bring code along. Packages of one's own (a run launcher, a log handler)
     are named in ``RINGRIFT_INSTANCE_MODULES``, with commas between.
 
-    Raises InstanceFileError. A file that cannot be read is left to Dagster, which says what is wrong.
+    Raises InstanceFileError, for a file that cannot be read as well: what Dagster would make of it is
+    not known.
     """
+    again = "move the file away: a new one is written"
     try:
         found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
-        return
-    own = os.environ.get(MODULES_VARIABLE, "").split(",")
-    trusted = (*TRUSTED, *(name.strip() for name in own if name.strip()))
-    for where, name in _imported(found):
-        first = name.partition(".")[0]
-        if first.startswith("dagster_") or any(
-            name == one or name.startswith(f"{one}.") for one in trusted
-        ):
+    except UNREADABLE as error:
+        raise InstanceFileError(f"{NAME} is no YAML: {error}. Mend it, or {again}") from None
+    own = [name.strip() for name in os.environ.get(MODULES_VARIABLE, "").split(",") if name.strip()]
+    for where, name, logs in _imported(found):
+        trusted = own if logs else (*TRUSTED, *own)
+        if logs and not where.endswith("()") and _LOGGING.fullmatch(name):
             continue
-        raise InstanceFileError(
-            f"{NAME}: {where} names {name!r}, which is neither Dagster's nor this project's. If it is "
-            f"yours, set {MODULES_VARIABLE}={first}; if not, move the file away: a new one is written"
-        )
+        if not any(name == one or name.startswith(f"{one}.") for one in trusted):
+            raise InstanceFileError(
+                f"{NAME}: {where} names {name!r}, which is neither Dagster's nor this project's. If "
+                f"it is yours, set {MODULES_VARIABLE}={name.partition('.')[0]}; if not, {again}"
+            )
 
 
-def _imported(content: Any) -> Iterator[tuple[str, str]]:
-    """(path in the file, dotted name) of everything in it that is imported."""
+UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError)
+"""What PyYAML raises for what is no YAML, or no date, number or key that there is."""
+
+
+def _imported(content: Any) -> Iterator[tuple[str, str, bool]]:
+    """(path in the file, dotted name, whether for `logging.config`) of everything that is imported."""
     left, seen = [("", content)], set()
     while left:
         where, value = left.pop()
+        logs = where.split(".")[0] == "python_logs"
         if isinstance(value, dict | list):
-            if id(value) in seen:  # an anchor, which may name itself
+            if (id(value), logs) in seen:  # an anchor, which may name itself
                 continue
-            seen.add(id(value))
+            seen.add((id(value), logs))
             items = value.items() if isinstance(value, dict) else enumerate(value)
             left += [(f"{where}.{key}".lstrip("."), one) for key, one in items]
         elif isinstance(value, str):
             key = where.rpartition(".")[2]
-            logs = where.startswith("python_logs.")  # as `logging.config` reads them
             if key == "module" or (logs and key in ("class", "()")):
-                yield where, value
-            elif logs and value.startswith("ext://"):
-                yield where, value.removeprefix("ext://")
+                yield where, value, logs and key != "module"
+            elif logs and "://" in value:
+                yield where, value.removeprefix("ext://"), True
 
 
 def instance_file() -> str:
@@ -131,8 +139,8 @@ def brought_up_to_date(text: str) -> str | None:
     """
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None  # Dagster says what is wrong with it
+    except UNREADABLE:
+        return None  # `refuse_foreign_code` says what is wrong with it
     if not isinstance(found, dict) or "run_queue" not in found or "run_coordinator" in found:
         return None
     queue, concurrency = (found.get(name) or {} for name in ("run_queue", "concurrency"))
@@ -171,7 +179,7 @@ def _written(text: str, wanted: dict[str, Any], changed: dict[str, Any]) -> str:
     try:
         if yaml.safe_load(edited) == wanted:
             return edited
-    except yaml.YAMLError:
+    except UNREADABLE:
         pass
     return _yaml(wanted)
 

@@ -10,13 +10,13 @@ from ringrift_pipeline.orchestration.names import SENSOR, generation_key
 from ringrift_pipeline.orchestration.notify import Alert
 
 
-def not_handled(config: str, handled: int, what: str, interval: int) -> Alert:
+def not_handled(config: str, handled: int, what: str, interval: int, which: str) -> Alert:
     """An evaluation after ``handled`` cannot be handled; the sensor looks again every ``interval``
-    seconds.
+    seconds. Told once for each ``which``.
     """
     return Alert(
         kind="sensor_failed",
-        key=f"{config}/{handled}/{what}",
+        key=f"{config}/{handled}/{which}",
         title=f"{config}: an evaluation cannot be handled, its loop waits",
         text=f"{what}. The sensor {SENSOR} looks again every {interval} s and goes on by itself "
         "once that is put right; the whole trace is in its tick's log.",

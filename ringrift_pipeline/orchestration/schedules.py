@@ -39,7 +39,7 @@ from ringrift_pipeline.orchestration.names import (
 )
 from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.switches import is_on
-from ringrift_pipeline.store import Store, StoreError
+from ringrift_pipeline.store import BucketError, Store, StoreError
 
 TIME_ZONE_VARIABLE = "RINGRIFT_TIMEZONE"
 
@@ -127,7 +127,7 @@ def schedules() -> Sequence[ScheduleDefinition]:
         for config in CONFIGS:
             try:
                 found = _tonight(context.instance, store, config, when)
-            except (StoreError, ValueError) as error:  # damaged: the others play
+            except (BucketError, StoreError, ValueError) as error:  # the others play
                 context.log.error(f"{config}: {error}")
                 found = f"{config}: {error}"
             if isinstance(found, RunRequest):
@@ -161,7 +161,7 @@ def schedules() -> Sequence[ScheduleDefinition]:
                 if not is_on(context.instance, store, config, "gauntlet"):
                     left.append(f"{config} is paused")
                     continue
-            except StoreError as error:  # damaged: the others play
+            except (BucketError, StoreError) as error:  # the others play
                 context.log.error(f"{config}: {error}")
                 left.append(f"{config}: {error}")
                 continue

@@ -71,7 +71,7 @@ from ringrift_pipeline.orchestration.verdicts import (
     generation_verdict,
     newest_materialization,
 )
-from ringrift_pipeline.store import Store, StoreError
+from ringrift_pipeline.store import BucketError, Store, StoreError
 from ringrift_pipeline.store.atomic import ensure_folder
 from ringrift_pipeline.store.locks import folder_lock
 
@@ -135,7 +135,9 @@ def _report(store: Store, config: str, outcome: Outcome, error: Exception) -> No
     outcome.notes.append(f"{config}: {what}; its loop waits until that is put right")
     handled = outcome.cursor.handled.get(config, 0)
     try:
-        Outbox(store).put(not_handled(config, handled, what, INTERVAL))
+        # how long a bucket was waited for is another time in every tick
+        which = f"BucketError {error.bucket}" if isinstance(error, BucketError) else what
+        Outbox(store).put(not_handled(config, handled, what, INTERVAL, which))
     except (OSError, StoreError) as unwritten:  # a full disk must not stop the others either
         outcome.notes.append(f"{config}: not reported, {unwritten}")
 

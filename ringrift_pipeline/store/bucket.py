@@ -330,10 +330,11 @@ class Bucket:
             limit = min(left, ANSWER if seconds is None else seconds)
             return fsspec.asyn.sync(self._fs.loop, coroutine, *args, timeout=limit, **kwargs)
 
+        pause = wait_random_exponential(multiplier=0.5, max=min(LONGEST_WAIT, self.patience))
         tries = Retrying(
             retry=retry_if_exception(_is_transient),
             stop=lambda state: state.idle_for >= self.patience or time.monotonic() >= self._ends,
-            wait=wait_random_exponential(multiplier=0.5, max=min(LONGEST_WAIT, self.patience)),
+            wait=lambda state: min(pause(state), max(0.0, self._ends - time.monotonic())),
             before_sleep=say,
             reraise=True,
         )

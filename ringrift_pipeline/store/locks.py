@@ -32,10 +32,32 @@ WORK = ("generation", "training", "ablation")
 def held(folder: Path) -> set[str]:
     """Names of the locks in a folder that somebody holds, as their holders have written.
 
-    Asks no lock itself: whoever wants one at that moment would be refused it.
+    Asks no lock whose holder can be looked at: whoever wants one at that moment would be refused it.
+    Of another machine's, or another container's, nothing can be seen but the lock.
     """
-    files = [path for path in folder.glob(f"*{HOLDER}") if _read_holder(path) is not None]
-    return {path.name.removesuffix(HOLDER) for path in files}
+    names = set()
+    for path in folder.glob(f"*{HOLDER}"):
+        holder = _read_holder(path)
+        if holder is None:
+            continue
+        name = path.name.removesuffix(HOLDER)
+        if holder["host"] == socket.gethostname() or _is_locked(folder / f"{name}.lock"):
+            names.add(name)
+    return names
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # held, or nothing can be known here
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager

@@ -245,14 +245,13 @@ class Records:
     ) -> Switches:
         check_changes(changes)
         key = self._switches_key(config)
-        asked = asked_at or datetime.now(UTC)
         while True:
             before: Switches | None
             try:
                 seen, before = self._switches(config)
             except CorruptArtefactError:
                 seen, before = self._bucket.read(key), None
-            after = changed(before, changes, asked)
+            after = changed(before, changes, asked_at)
             if self._bucket.write_if(key, sealed_bytes(asdict(after), "switches"), seen):
                 return after
 

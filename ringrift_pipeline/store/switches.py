@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ringrift_pipeline.store.manifest import (
     sealed_bytes,
 )
 
+AHEAD = timedelta(minutes=1)  # that another machine's clock may be
 SWITCHES = ("loop", "nightly", "gauntlet")
 
 
@@ -42,8 +43,12 @@ class Switches:
     asked_at: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def asked_since(self, name: str, moment: datetime) -> bool:
-        """Has somebody asked for a state of this switch after `moment`?"""
-        return name in self.asked_at and datetime.fromisoformat(self.asked_at[name]) > moment
+        """Has somebody asked for a state of this switch after `moment`? A time that is yet to come
+        was told by a clock that ran ahead, and says nothing.
+        """
+        if name not in self.asked_at:
+            return False
+        return moment < datetime.fromisoformat(self.asked_at[name]) <= datetime.now(UTC) + AHEAD
 
     @property
     def paused(self) -> tuple[str, ...]:
@@ -97,12 +102,17 @@ def check_changes(changes: Mapping[str, bool]) -> None:
             raise InvalidNameError(f"switch {name!r} is either True or False, not {value!r}")
 
 
-def changed(before: Switches | None, changes: Mapping[str, bool], asked: datetime) -> Switches:
-    """The switches after somebody asked for changes at a moment; what was asked for later stays.
-    Before None: they could not be read.
+def changed(
+    before: Switches | None, changes: Mapping[str, bool], asked_at: datetime | None
+) -> Switches:
+    """The switches after somebody asked for changes, now or at a moment: then what was asked for later
+    stays. Before None: they could not be read.
     """
     old = before or Switches()
-    new = {name: on for name, on in changes.items() if not old.asked_since(name, asked)}
+    asked = asked_at or datetime.now(UTC)
+    new = dict(changes)
+    if asked_at is not None:
+        new = {name: on for name, on in changes.items() if not old.asked_since(name, asked)}
     after = replace(
         old,
         **new,  # type: ignore[arg-type]
@@ -127,6 +137,6 @@ def set_switches(
             before: Switches | None = read_switches(layout, config)
         except CorruptArtefactError:
             before = None
-        after = changed(before, changes, asked_at or datetime.now(UTC))
+        after = changed(before, changes, asked_at)
         write_bytes_atomic(path, sealed_bytes(asdict(after), "switches"))
     return after

@@ -178,7 +178,7 @@ def test_a_worker_of_an_older_version_takes_no_step_from_the_others(
     worker(servers, "new", "another")
     servers.ready()
     run = toys.launch("two", {})
-    until(lambda: not takers(servers, "selfplay"), "the older one has refused, and takes no more")
+    until(lambda: not takers(servers, "selfplay"), "the older one has refused, and rests")
     broker(servers).control.add_consumer("selfplay")  # the new one; the old one too, once more
     go(run)
     assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)

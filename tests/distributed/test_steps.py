@@ -236,6 +236,25 @@ def test_a_step_that_a_worker_refuses_is_another_workers(
     assert not failures
 
 
+def test_a_refusal_that_could_not_be_answered_counts_once(
+    steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that is full is read from as ever: the step's state stays what it was."""
+    (asked,) = a_run(steps, {"one": QUEUE})
+    look(steps, [asked])
+    task = f"{asked.execute_step_args.run_id}/one/0"
+    steps._app.backend.store_result(task, WorkerVersionError("old"), "FAILURE")
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_send", Dead(clock))
+        for _ in range(30):
+            clock.now += LOOK
+            look(steps, [asked])
+    assert not failures and steps._handed["one"].refusals == 1
+    clock.now += LOOK
+    look(steps, [asked])
+    assert steps._app.backend.get_task_meta(task, cache=False)["status"] == "SENT"
+
+
 def test_refused_by_all_it_fails_for_good(steps: Any, clock: Clock, failures: list[str]) -> None:
     (asked,) = a_run(steps, {"one": QUEUE})
     look(steps, [asked])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from dagster import AssetsDefinition, DagsterEvent, DagsterEventType, DagsterInstance
-from dagster._core.execution.plan.objects import StepRetryData
+from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 
@@ -279,6 +279,24 @@ def test_a_step_that_is_done_again_elsewhere_leaves(
     with dog(0):
         pass
     assert left == [watchdog.EXIT_CODE]
+
+
+def test_a_step_that_has_failed_for_good_leaves(
+    far: Any, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last worker was taken for lost: the run may still be at work on other steps."""
+    run = create_run_for_test(instance, status=watchdog.DagsterRunStatus.STARTED)
+    for step in ("other", "play"):
+        given_up = watchdog.is_given_up(instance, run.run_id, "play", 2)
+        assert not given_up
+        event = DagsterEvent(
+            DagsterEventType.STEP_FAILURE.value,
+            run.job_name,
+            step_key=step,
+            event_specific_data=StepFailureData(LOST, None),
+        )
+        instance.report_dagster_event(event, run.run_id)
+    assert watchdog.is_given_up(instance, run.run_id, "play", 2)
 
 
 # --- one daemon a history -----------------------------------------------------------------------

@@ -166,6 +166,14 @@ FOREIGN = {
     "a factory": "python_logs: {dagster_handler_config: {handlers: {h: {(): evil.make}}}}",
     "a stream": "python_logs: {dagster_handler_config: {handlers: {h: {stream: 'ext://evil.x'}}}}",
     "in a list": "x: [{module: evil}]",
+    "a package called like one of Dagster's": "run_launcher: {module: dagster_evil, class: X}",
+    "through a module of logging's": "python_logs: {h: {(): logging.os.system, command: 'touch x'}}",
+    "any function of logging's": "python_logs: {h: {(): logging.FileHandler, filename: x}}",
+    "by an anchor": "a: &a {h: {class: evil.H}}\npython_logs: *a",
+    "no date": "a: 2026-13-45",
+    "no time": "a: !!timestamp x",
+    "half": "{",
+    "too deep": "[" * 100_000,
 }
 
 
@@ -178,7 +186,7 @@ def test_a_file_that_names_foreign_code_is_refused(
     (data / "evil" / "__init__.py").write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(str(data))
     (prepare_home(data) / "dagster.yaml").write_text(FOREIGN[what] + "\n")
-    with pytest.raises(InstanceFileError, match="RINGRIFT_INSTANCE_MODULES"), open_instance(data):
+    with pytest.raises(InstanceFileError, match=r"^dagster.yaml"), open_instance(data):
         pass
     assert "evil" not in sys.modules
 
@@ -199,8 +207,8 @@ def test_code_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.Monkey
         "storage: {postgres: {postgres_url: {env: URL}}}",
         "run_launcher: {module: dagster_k8s, class: K8sRunLauncher}",
         "python_logs: {dagster_handler_config: {handlers: {h: {class: logging.FileHandler}}}}",
+        "python_logs: {dagster_handler_config: {handlers: {h: {stream: 'ext://sys.stdout'}}}}",
         "a: &a [*a]",
-        "{",
     ],
 )
 def test_what_is_dagsters_or_ours_is_not_refused(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -184,6 +185,17 @@ def test_who_died_works_on_nothing(history: Store, own: DagsterInstance) -> None
     line += f"with Store(sys.argv[1]).lock({CONFIG!r}, 'training-0001'): os._exit(0)"
     subprocess.run([sys.executable, "-c", line, history.root], check=True)
     assert list((history.root / CONFIG / ".locks").glob("training-0001.holder.json"))
+    assert history.at_work(CONFIG) == set()
+
+
+def test_of_another_machine_the_lock_says_whether_it_works(history: Store) -> None:
+    """A container that is made anew has another name: its file alone would keep all for ever."""
+    with history.lock(CONFIG, "training-0001") as path:
+        holder = path.with_suffix(".holder.json")
+        noted = {**json.loads(holder.read_text()), "host": "another"}
+        holder.write_text(json.dumps(noted))
+        assert history.at_work(CONFIG) == {1}
+    holder.write_text(json.dumps(noted))
     assert history.at_work(CONFIG) == set()
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,14 @@ def test_promotions_of_many_are_one_history(tmp_path: Path, bucket_url: str, her
     first = history[0].generation
     here.promote(CONFIG, first, made[first], {}, again=True)
     assert stores[1].champion(CONFIG).generation == first and len(here.champions(CONFIG)) == 5
+
+
+def test_what_was_asked_for_later_stays_wherever(here: Store, there: Store) -> None:
+    launched = datetime.now(UTC)
+    here.set_switches(CONFIG, loop=True)
+    assert there.set_switches(CONFIG, asked_at=launched, loop=False, nightly=False).paused == (
+        "nightly",
+    )
 
 
 def test_switches_of_two_are_both_kept(here: Store, there: Store) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from ringrift_pipeline.store import (
     StoreError,
     generation_key,
 )
+from ringrift_pipeline.store.manifest import check_file, check_folder
 
 CONFIG, GENERATION, KIND = "square8_2p", 3, "checkpoint"
 FILES = {"model.bin": b"weights" * 50, "deep/er/metrics.jsonl": b'{"step": 1}\n', "empty": b""}
@@ -265,6 +267,27 @@ def test_a_folder_of_another_generation_is_not_taken(store: Store) -> None:
     made.path.parent.rename(other)
     with pytest.raises(CorruptArtefactError, match="belongs to square8_2p 0003"):
         store.current(CONFIG, 4, KIND)
+
+
+def test_a_landed_folder_without_its_manifest_vouches_for_nothing(store: Store) -> None:
+    """For readers that are given a path: a lost manifest is damage, and no leave to go unchecked."""
+    with store.create("square8_2p", 0, "window") as draft:
+        (draft.path / "deeper").mkdir()
+        for name in ("a", "deeper/b"):
+            (draft.path / name).write_bytes(b"bytes")
+    landed = draft.artefact.path
+    for name in ("a", "deeper/b"):
+        check_file(landed / name)
+    (landed / "manifest.json").unlink()
+    for name in ("a", "deeper/b"):
+        with pytest.raises(CorruptArtefactError, match=r"it has no manifest\.json"):
+            check_file(landed / name)
+    with pytest.raises(CorruptArtefactError, match=r"manifest\.json"):
+        check_folder(landed)
+    elsewhere = store.root.parent / "mine"
+    shutil.copytree(landed, elsewhere)  # a copy under a name of one's own is nobody's artefact
+    check_file(elsewhere / "a")
+    check_folder(elsewhere)
 
 
 def test_without_verify_files_are_not_hashed_but_the_manifest_is(store: Store) -> None:

@@ -54,6 +54,23 @@ def test_what_was_asked_for_later_stays(store: Store) -> None:
     assert store.switches(CONFIG).paused == ("loop", "nightly")
 
 
+def test_a_clock_that_ran_ahead_stops_nobody(store: Store) -> None:
+    """It was put right since: until the time comes that it told, nothing could be turned."""
+    path = store.root / CONFIG / "switches.json"
+    store.set_switches(CONFIG, loop=False)
+    ahead = (datetime.now(UTC) + timedelta(hours=3)).isoformat()
+    for asked_at in (None, datetime.now(UTC)):  # a command, a job
+        path.write_bytes(sealed_bytes({"loop": False, "asked_at": {"loop": ahead}}, "switches"))
+        assert not store.switches(CONFIG).asked_since("loop", datetime.now(UTC))
+        assert store.set_switches(CONFIG, asked_at=asked_at, loop=True).paused == ()
+
+
+def test_a_command_has_the_last_word(store: Store) -> None:
+    moment = datetime.now(UTC) + timedelta(seconds=30)  # by another machine's clock
+    store.set_switches(CONFIG, asked_at=moment, loop=False)
+    assert store.set_switches(CONFIG, loop=True).paused == ()
+
+
 @pytest.mark.parametrize("asked", [{"loop": "soon"}, {"loop": 3}, {"loop": "2026-01-01"}, ["loop"]])
 def test_times_that_are_none_are_damage(store: Store, asked: object) -> None:
     path = store.root / CONFIG / "switches.json"
