@@ -21,13 +21,14 @@ from ringrift_pipeline.evaluation import (
     fit_ratings,
     set_scores,
 )
-from ringrift_pipeline.evaluation.evaluating import check_played, decide_again
+from ringrift_pipeline.evaluation.evaluating import check_played, decide_again, games_of
 from ringrift_pipeline.evaluation.gate import GateDecision, decide, sequential_test, sprt
 from ringrift_pipeline.evaluation.opponents import field_of
 from ringrift_pipeline.evaluation.tournament import job_edges
 from ringrift_pipeline.selfplay import Plan, plan_generation
 from ringrift_pipeline.selfplay.stopping import Interrupted
 from ringrift_pipeline.store import Artefact, MissingArtefactError, Store
+from ringrift_pipeline.training.tables import TableError
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TINY = {
@@ -295,6 +296,31 @@ def test_the_champions_record_is_its_games_or_what_was_noted_of_them(loop, tmp_p
     with store.create("square8_2p", 0, "evaluation", old.metadata) as draft:
         (draft.path / "report.json").write_text(json.dumps(report))
     assert shares() == rates
+
+
+@pytest.mark.parametrize("column", ["shares", "ranks", "set"])
+def test_games_of_another_evaluation_are_looked_at_before_they_count(
+    column: str, loop, tmp_path: Path
+) -> None:
+    """The champion's record is read in every later generation: its manifest alone does not say that it
+    is a table of games.
+    """
+    store, plans, _ = loop
+    shutil.copytree(store.root, tmp_path / "data")
+    store = Store(tmp_path / "data")
+    old = store.require("square8_2p", 0, "evaluation")
+    with store.create("square8_2p", 0, "evaluation", old.metadata) as draft:
+        shutil.copyfile(old.file("report.json"), draft.path / "report.json")
+        games = (
+            pl.read_parquet(old.file("games.parquet")).with_columns(pl.col(column).cast(pl.String))
+            if column == "set"
+            else pl.read_parquet(old.file("games.parquet")).drop(column)
+        )
+        games.write_parquet(draft.path / "games.parquet")
+    with pytest.raises(TableError, match=column):
+        games_of(store.require("square8_2p", 0, "evaluation"))
+    with pytest.raises(TableError, match=column):
+        decide_again(store, plans[1], store.require("square8_2p", 1, "evaluation"))
 
 
 def test_networks_are_averaged_over_the_symmetries_asked_for(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from ringrift_pipeline.orchestration import (
     failure_sensor,
     names,
     reexecution,
+    sensor,
     stalled_sensor,
 )
 from ringrift_pipeline.orchestration.instance import open_instance, sweep_lost_runs
@@ -221,6 +222,28 @@ def test_a_bucket_that_refuses_keeps_no_failure_from_being_told(
     after = tick(names.FAILURE_SENSOR, instance, told, cursor).cursor
     assert after != cursor and len(told.keys) == 3
     assert instance.get_dynamic_partitions(partitions) == known == ["0003", "0004"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (sensor, names.SENSOR),
+        (failure_sensor, names.FAILURE_SENSOR),
+        (stalled_sensor, names.STALLED_SENSOR),
+    ],
+)
+def test_a_tick_asks_a_bucket_for_less_time_than_dagster_gives_it(
+    module: Any, name: str, instance: DagsterInstance, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float | None] = []
+
+    def opened(root: Path, within: float | None = None) -> Store:
+        given.append(within)
+        return Store(root)
+
+    monkeypatch.setattr(module, "Store", opened)
+    tick(name, instance, told)
+    assert len(given) == 1 and given[0] is not None and given[0] <= 45.0
 
 
 def test_what_waits_is_told_before_a_bucket_is_asked(
