@@ -194,7 +194,17 @@ def asks(request: Any) -> tuple[str, dict[str, Any]]:
 
 def choose_partition(page: Any, key: str) -> None:
     """Choose it, and wait for the configuration it brings: that replaces whatever was written."""
-    page.get_by_placeholder("Partition").click()
+    from playwright.sync_api import TimeoutError as TooLate
+
+    for left in reversed(range(10)):  # a list that was opened before the page was done stays empty
+        page.get_by_placeholder("Partition").click()
+        try:
+            page.get_by_text(key, exact=True).first.wait_for(timeout=15_000)
+            break
+        except TooLate:
+            if not left:
+                raise
+            page.keyboard.press("Escape")
     with page.expect_response(lambda answer: asks(answer.request)[0] in PARTITION_QUERIES):
         page.get_by_text(key, exact=True).first.click()
     page.get_by_text("Generating configuration...").wait_for(state="hidden")
