@@ -151,19 +151,19 @@ class Result:
 
 
 class Results:
-    """Where the runs come back to."""
+    """Where the runs come back to; ``more`` is what is said of a result besides."""
 
-    def __init__(self, runs: int, say: Any) -> None:
-        self.runs, self.say = runs, say
-        self.of: dict[Job, Result] = {}
+    def __init__(self, runs: int, say: Any, more: Any = lambda _: "") -> None:
+        self.runs, self.say, self.more = runs, say, more
+        self.of: dict[Any, Any] = {}
 
-    def wanted(self, job: Job) -> bool:
+    def wanted(self, job: Any) -> bool:
         return True
 
-    def land(self, job: Job, result: Result) -> None:
+    def land(self, job: Any, result: Any) -> None:
         self.of[job] = result
         done = f"{len(self.of)}/{self.runs}: {job.name}, seed {job.seed}"
-        self.say(f"{done}, {result.rows_per_s:.0f} rows/s")
+        self.say(f"{done}{self.more(result)}")
 
     def hear(self, message: Any) -> None:
         pass
@@ -263,7 +263,7 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
         for seed in range(seeds)
     ]
     say(f"{config} generation {plan.generation:04d}: {len(jobs)} runs of {steps} steps")
-    desk = Results(len(jobs), say)
+    desk = Results(len(jobs), say, lambda result: f", {result.rows_per_s:.0f} rows/s")
     workers = arguments.workers or os.cpu_count() or 1
     once = partial(work, root, config, arguments.fresh)
     work_through(jobs, once, workers, desk, silence=math.inf)  # it tells nothing before it is done
@@ -282,6 +282,11 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
     if symmetric:
         turned = [results[job].turned for job in jobs if job.name == NOTHING]
         found += compared(SYMMETRIC, np.stack([t for t in turned if t is not None], 1), base)
+    yield from with_verdicts(found)
+
+
+def with_verdicts(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The claims of a call with their verdicts, corrected for how many there are."""
     for claim, p in zip(found, holm([claim["p"] for claim in found]), strict=True):
         better = "better" if claim["difference"] < 0 else "worse"
         yield claim | {"p_corrected": p, "verdict": better if p < 0.05 else "undecided"}
@@ -325,6 +330,11 @@ def main() -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="from fresh weights")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0 means one a core")
+    told(parser, lambda given, scratch, say: claims(given, given.data or scratch / "data", say))
+
+
+def told(parser: argparse.ArgumentParser, measured: Any) -> None:
+    """Print ``measured(arguments, scratch folder, say)``, a claim a line."""
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         parser.error("--seeds must be at least 2: one seed tells nothing of how seeds differ")
@@ -334,7 +344,7 @@ def main() -> None:
             print(text, file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as scratch:
-        for claim in claims(arguments, arguments.data or Path(scratch) / "data", say):
+        for claim in measured(arguments, Path(scratch), say):
             print(json.dumps(claim), flush=True)
 
 

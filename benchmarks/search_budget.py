@@ -20,12 +20,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -36,10 +33,20 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from learning import ENOUGH, NOW, PLAIN, QUICK, SIZES, compared, prepared
+from learning import (
+    ENOUGH,
+    NOW,
+    PLAIN,
+    QUICK,
+    SIZES,
+    Results,
+    compared,
+    prepared,
+    told,
+    with_verdicts,
+)
 from numpy.typing import NDArray
 
-from ringrift_pipeline.evaluation.paired_differences import holm
 from ringrift_pipeline.evaluation.processes import work_through
 from ringrift_pipeline.game import CONFIGS
 from ringrift_pipeline.network import load_model
@@ -102,27 +109,6 @@ class Job:
 
     name: str
     seed: int
-
-
-class Desk:
-    """Where the trainings come back to."""
-
-    def __init__(self, runs: int, say: Any) -> None:
-        self.runs, self.say = runs, say
-        self.of: dict[Job, NDArray[np.float64]] = {}
-
-    def wanted(self, job: Job) -> bool:
-        return True
-
-    def land(self, job: Job, result: NDArray[np.float64]) -> None:
-        self.of[job] = result
-        self.say(f"trained {len(self.of)}/{self.runs}: {job.name}, seed {job.seed}")
-
-    def hear(self, message: Any) -> None:
-        pass
-
-    def check(self) -> None:
-        pass
 
 
 def folder(root: Path, name: str, seed: int) -> Path:
@@ -200,7 +186,7 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
         say(f"played {number}/{len(jobs)}: {job.name}, {lots[job.name]} games, seed {job.seed}")
         changes = {**budget.settings(plan), "seed": job.seed}
         play(source, plan, folder(root, job.name, job.seed), lots[job.name], changes)
-    desk = Desk(len(jobs), say)
+    desk = Results(len(jobs), say)
     once = partial(work, source.root, plan, root, steps)
     work_through(jobs, once, os.cpu_count() or 1, desk, silence=math.inf)
 
@@ -211,9 +197,7 @@ def claims(arguments: argparse.Namespace, root: Path, say: Any) -> Iterator[dict
     for name in names[1:]:
         about = {"games": lots[name], "settings": BUDGETS[name].settings(plan)}
         found += [claim | about for claim in compared(name, losses(name), losses(OWN))]
-    for claim, p in zip(found, holm([claim["p"] for claim in found]), strict=True):
-        better = "better" if claim["difference"] < 0 else "worse"
-        yield claim | {"p_corrected": p, "verdict": better if p < 0.05 else "undecided"}
+    yield from with_verdicts(found)
 
 
 def main() -> None:
@@ -233,17 +217,7 @@ def main() -> None:
         default=[""],
         help="only budgets whose names contain one of these",
     )
-    arguments = parser.parse_args()
-    if arguments.seeds < 2:
-        parser.error("--seeds must be at least 2: one seed tells nothing of how seeds differ")
-
-    def say(text: str) -> None:
-        if not arguments.json:
-            print(text, file=sys.stderr, flush=True)
-
-    with tempfile.TemporaryDirectory() as scratch:
-        for claim in claims(arguments, arguments.keep or Path(scratch), say):
-            print(json.dumps(claim), flush=True)
+    told(parser, lambda given, scratch, say: claims(given, given.keep or scratch, say))
 
 
 if __name__ == "__main__":
