@@ -103,6 +103,9 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "hour": {
+        # Three generations in the window at the end, where 0.4 has six: better losses, and models that win
+        # against those of a loop with 0.4 (docs/learning.md).
+        "square8_2p": {"training.window_growth": 0.1},
         "square19_*": {
             "selfplay.games": 64,
             "selfplay.games_per_shard": 8,
