@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from ringrift_pipeline.store import BucketError, Store, serving_champion
 from .conftest import a_backfill
 from .hooks import Hook
 from .landing import PLAN, Land
+from .test_once import make, submit
 from .test_sensor_daemon import daemon, sensor_tick
 
 CONFIG = "square8_2p"
@@ -464,6 +466,27 @@ def test_a_config_that_is_through_rests_until_more_is_asked_for(
     stall = find_stall(instance, store, CONFIG, in_hours(100))
     assert stall is not None and stall.run_id == run.run_id
     assert "never launched" in stall.why
+
+
+def test_a_first_run_that_waits_for_ever_is_a_standstill(
+    instance: DagsterInstance, store: Store, told: Told
+) -> None:
+    """Behind another config's, where one run works at a time; it has no plan yet."""
+    run = submit(instance, make(instance, **{names.PARTITION_TAG: "0000"}))
+    assert find_stall(instance, store, CONFIG, in_hours(5.9)) is None
+    stall = find_stall(instance, store, CONFIG, in_hours(6.1))
+    assert stall is not None and (stall.generation, stall.run_id) == (0, run.run_id)
+    assert "waits in the queue" in stall.why
+    create_run_for_test(instance, job_name="champion_gauntlet", tags={names.CONFIG_TAG: "hex8_2p"})
+    cursor = tick(names.STALLED_SENSOR, instance, told).cursor
+    assert list(json.loads(cursor)) == [CONFIG] and told.alerts == []
+    waited = json.loads(cursor)
+    waited[CONFIG]["age"] = 24.0
+    for _ in range(2):
+        tick(names.STALLED_SENSOR, instance, told, json.dumps(waited))
+    assert [(alert.kind, alert.config) for alert in told.alerts] == [("config_stalled", CONFIG)]
+    instance.report_run_canceled(run)
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
 
 
 def run_of(
