@@ -4,6 +4,8 @@ from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext,
 from pydantic import Field
 
 from ringrift_pipeline.evaluation.ablation_budget import SEEDS, STEPS
+from ringrift_pipeline.orchestration.checks import require_sound
+from ringrift_pipeline.orchestration.integrity import ablation_sound
 from ringrift_pipeline.orchestration.metadata import for_people
 from ringrift_pipeline.orchestration.names import asset_key, generation_key
 from ringrift_pipeline.orchestration.pools import pool_of, tags_of
@@ -67,6 +69,7 @@ def ablate(context: OpExecutionContext, config: AblationConfig) -> None:
             workers=plan.settings.selfplay.workers,
             **step.hooks(),
         )
+        require_sound(ablation_sound, step)
         verdicts = artefact.metadata["verdicts"]
         said = ", ".join(f"{what}: {verdict}" for what, verdict in verdicts.items())
         figures = ("ablation/seconds", "ablation/rows_per_s")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext, job, op
 from pydantic import Field
 
+from ringrift_pipeline.orchestration.checks import require_sound
+from ringrift_pipeline.orchestration.integrity import gauntlet_sound
 from ringrift_pipeline.orchestration.metadata import for_people, numbers
 from ringrift_pipeline.orchestration.names import CHAMPION, asset_key, generation_key
 from ringrift_pipeline.orchestration.pools import pool_of, tags_of
@@ -192,6 +194,7 @@ def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:
     generation = champion.generation if champion is not None else 0
     with once(), running_step(context, name, generation) as step:
         artefact = run_gauntlet(step, config)
+        require_sound(gauntlet_sound, step)  # before its games are rated
         context.log_event(
             AssetObservation(
                 asset_key(name, CHAMPION),

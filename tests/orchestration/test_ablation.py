@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from typing import Any
 
+import polars as pl
 import pytest
 from dagster import AssetKey, DagsterInstance, Failure
 
@@ -62,6 +64,20 @@ def test_the_checkpoint_is_observed_with_table_and_picture(
     picture = observed.metadata["ablation"].value
     assert picture.startswith("![ablation](data:image/png;base64,") and len(picture) < 50_000
     assert observed.metadata["path"].value == str(artefact.path)
+
+
+def test_a_table_that_is_not_sound_is_not_told(games: Store, instance: DagsterInstance) -> None:
+    """Whose ever it is: one that is there already is not made again."""
+    run_job(instance)
+    made = games.require(CONFIG, 0, "ablation")
+    with games.create(CONFIG, 0, "ablation", made.metadata) as draft:
+        for name in made.files:
+            (draft.path / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(made.file(name), draft.path / name)
+        table = pl.read_parquet(draft.path / "table.parquet")
+        table.drop("p").write_parquet(draft.path / "table.parquet")
+    with pytest.raises(Failure, match="UnsoundError: ablation_sound: .*the job ablation again"):
+        run_job(instance)
 
 
 def test_a_termination_ends_it_and_keeps_what_was_made(
