@@ -31,6 +31,7 @@ from ringrift_pipeline.orchestration.schedules import TimeZoneError, next_to_pla
 from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.store import Store
 
+from .conftest import observations
 from .landing import PLAN, fake_model
 from .ticking import daemon, schedule_tick, turn_on
 
@@ -254,11 +255,7 @@ def play_gauntlet(**config: Any) -> tuple[Any, list[Any]]:
             instance=instance,
             raise_on_error=False,
         )
-        return result, [
-            event.asset_observation_data.asset_observation
-            for event in result.all_events
-            if event.is_asset_observation
-        ]
+        return result, observations(result)
 
 
 @pytest.mark.slow
