@@ -45,7 +45,7 @@ from ringrift_pipeline.orchestration.names import (
     job_name,
 )
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
-from ringrift_pipeline.orchestration.outbox import Outbox
+from ringrift_pipeline.orchestration.outbox import Outbox, deadline
 from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.store import BucketError, Store, StoreError
@@ -156,9 +156,10 @@ def stalled_sensor() -> SensorDefinition:
     def config_stalled(
         context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
     ) -> SkipReason:
+        until = deadline()
         store = Store(data_folder(), within=TICK)
         outbox = Outbox(store)
-        outbox.deliver(notifier, context.log.info)  # a bucket may hold up what follows
+        outbox.deliver(notifier, context.log.info, until)  # a bucket may hold up what follows
         watched: set[str] = set()
         try:
             watched.update(store.configs())
@@ -179,7 +180,7 @@ def stalled_sensor() -> SensorDefinition:
             except Exception as error:  # whatever it is, it must not hide another's standstill
                 what = f"{type(error).__name__}: {error}"
                 context.log.error(f"{config}: cannot be watched, {what}")
-        outbox.deliver(notifier, context.log.info)
+        outbox.deliver(notifier, context.log.info, until)
         context.update_cursor(signs.text)
         return SkipReason("; ".join(stalled) or "no config is at a standstill")
 

@@ -29,6 +29,7 @@ from ringrift_pipeline.orchestration import (
     decisions,
     failure_sensor,
     names,
+    outbox,
     reexecution,
     sensor,
     stalled_sensor,
@@ -40,7 +41,7 @@ from ringrift_pipeline.orchestration.stalled_sensor import find_stall
 from ringrift_pipeline.store import BucketError, Store, serving_champion
 
 from .conftest import a_backfill
-from .hooks import Hook
+from .hooks import Hook, an_alert, quick
 from .landing import PLAN, Land
 from .test_once import make, submit
 from .test_sensor_daemon import daemon, sensor_tick
@@ -662,6 +663,31 @@ def test_a_standstill_that_could_not_be_told_is_told_later(
     told.down = False
     tick(names.FAILURE_SENSOR, instance, told)  # whichever sensor comes first passes it on
     assert [alert.kind for alert in told.alerts] == ["config_stalled"]
+
+
+@pytest.mark.parametrize("name", [names.FAILURE_SENSOR, names.STALLED_SENSOR])
+def test_a_slow_web_hook_has_a_tick_but_once(
+    name: str,
+    instance: DagsterInstance,
+    store: Store,
+    told: Told,
+    hook: Hook,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What waits is told before the tick looks, and what it found after; in the same seconds."""
+    monkeypatch.setattr(outbox, "PATIENCE", 2.0)
+    hook.delay = 2.5
+    for number in range(3):
+        Outbox(store).put(an_alert(f"run-{number}"))
+    begun(store, hours=1e-9)
+    failed_run(instance, **{"dagster/max_retries": "0"})
+    monkeypatch.setattr(told, "notify", quick(hook.url, timeout=60.0).notify)
+    tick(name, instance, told)
+    assert len(hook.got) == 1 and Outbox(store).waiting() == 3
+    hook.delay = 0.0
+    monkeypatch.setattr(outbox, "PATIENCE", 60.0)
+    tick(name, instance, told)
+    assert len(hook.got) == 4 and Outbox(store).waiting() == 0
 
 
 # --- what was found damaged ---------------------------------------------------------------------
