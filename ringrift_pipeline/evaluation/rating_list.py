@@ -39,6 +39,9 @@ LIST = "rating_list.md"
 FITTED = 200
 """Generations, the newest, whose games are fitted, and those of whom they met."""
 ANCHOR_SEED = 1200  # of the baselines' games: the same whatever the config's seed
+ANCHOR_NAMES = ("rollout", ANCHOR, "random")
+ANCHOR_MATCHES = tuple(itertools.pairwise(ANCHOR_NAMES))
+"""Who meets whom in the baselines' games; a match has the name of the first."""
 
 
 class RatingListError(ValueError):
@@ -91,14 +94,10 @@ def play_anchors(
             found = store.current(plan.config, generation, ANCHOR_KIND)
             if found is not None and found.metadata == how:
                 return found
-    names = ("rollout", ANCHOR, "random")
     games = play_matches(
         plan.config,
-        [Entrant(name, name, settings.simulations, seed=ANCHOR_SEED) for name in names],
-        [
-            Match(one, (one, *[other] * (seats - 1)), sets)
-            for one, other in itertools.pairwise(names)
-        ],
+        [Entrant(name, name, settings.simulations, seed=ANCHOR_SEED) for name in ANCHOR_NAMES],
+        [Match(one, (one, *[other] * (seats - 1)), sets) for one, other in ANCHOR_MATCHES],
         seed=ANCHOR_SEED,
         workers=plan.settings.selfplay.workers,
         progress=progress,

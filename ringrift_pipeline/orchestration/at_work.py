@@ -1,4 +1,4 @@
-"""Which generations somebody works at, or will: nothing of them is removed meanwhile."""
+"""Which generations somebody works at, or will, or may: nothing of them is removed meanwhile."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG
 
 from ringrift_pipeline.orchestration import ablation
+from ringrift_pipeline.orchestration.decisions import read_decision
 from ringrift_pipeline.orchestration.jobs import configs_of
 from ringrift_pipeline.orchestration.names import CONFIGS, generation_in
 from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, is_retried
@@ -48,6 +49,22 @@ def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
         for config in named:
             busy |= {(config, number) for number in store.generations(config)}
     return busy
+
+
+def failed_since(instance: DagsterInstance, store: Store, since: datetime) -> set[tuple[str, int]]:
+    """(config, generation) of those that are not decided and of which a run failed or was cancelled
+    after ``since``: somebody may execute it again, and that reads the shards of its window.
+    """
+    ended = RunsFilter(
+        statuses=[DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED], updated_after=since
+    )
+    found = {
+        (config, generation)
+        for run in instance.get_runs(ended)
+        if (generation := generation_in(run.tags)) is not None
+        for config in configs_of(run)
+    }
+    return {one for one in found if read_decision(store, *one) is None}
 
 
 def _retried(instance: DagsterInstance) -> Iterator[DagsterRun]:

@@ -10,7 +10,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from ringrift_pipeline.orchestration.damage import DAMAGED
 from ringrift_pipeline.orchestration.launchable import add_partitions
-from ringrift_pipeline.orchestration.metadata import numbers
+from ringrift_pipeline.orchestration.metadata import FIRST, numbers
 from ringrift_pipeline.orchestration.names import CHAMPION, CONFIGS, asset_key, generation_key
 from ringrift_pipeline.orchestration.notify import Alert
 from ringrift_pipeline.orchestration.outbox import Outbox
@@ -54,7 +54,7 @@ def champion_event(instance: DagsterInstance, champion: Champion) -> AssetMateri
             "path": MetadataValue.path(champion.path),
             "promoted_at": champion.promoted_at,
             "why": "; ".join(map(str, gate.get("reasons", []))) or _other_reason(champion),
-            **numbers({"eval": _plotted(champion)}),
+            **numbers({"eval": _plotted(champion)}, FIRST[CHAMPION]),
         },
         tags={DATA_VERSION_TAG: champion.digest[:16]},
     )

@@ -140,6 +140,11 @@ CHECKS: tuple[CheckRecipe, ...] = (
         blocking=True,
     ),
     CheckRecipe(
+        "checkpoint",
+        integrity.ablation_sound,
+        "Remove the generation's folder ablation, and launch the job ablation again.",
+    ),
+    CheckRecipe(
         "ema_model",
         judgements.average_fits,
         f"Remove this generation's folder ema_model, or the next one starts from it. {_WEIGHTS}",
@@ -168,7 +173,12 @@ CHECKS: tuple[CheckRecipe, ...] = (
         ),
         blocking=True,
     ),
-    CheckRecipe("evaluation", integrity.games_schema, _THIS, blocking=True),
+    CheckRecipe(
+        "evaluation",
+        integrity.games_schema,
+        f"{_THIS} The baselines' games: remove the folder anchor_games of the generation named before.",
+        blocking=True,
+    ),
     CheckRecipe("evaluation", judgements.evaluation_sound, _THIS, blocking=True),
     CheckRecipe(
         "evaluation",
@@ -232,17 +242,36 @@ def _judgement(check: CheckRecipe, step: Step) -> Judgement:
     return judgements.judge(judged if check.table else check.judge, step)
 
 
+class UnsoundError(ValueError):
+    """What a job made does not pass its check; the message says why, and what to do."""
+
+
+def require_sound(judge: Callable[[Step], Judgement], step: Step) -> None:
+    """Judge what a job beside the loop has just made, before anything rests on it; the check itself
+    looks at it with the next generation. Raises UnsoundError.
+    """
+    check = next(one for one in CHECKS if one.judge is judge)
+    judgement = _judgement(check, step)
+    if not judgement.passed:
+        raise UnsoundError(f"{check.name}: {_said(check, judgement)}")
+
+
+def _said(check: CheckRecipe, judgement: Judgement) -> str:
+    """Why, and of a failure what to do."""
+    if judgement.passed:
+        return judgement.why
+    return f"{judgement.why.rstrip('.')}. What to do: {check.todo}"
+
+
 def result(check: CheckRecipe, judgement: Judgement, key: Any) -> AssetCheckResult:
     """The judgement as Dagster takes it; a failure that blocks is an error, else a warning."""
     blocks = check.blocking and judgement.stops
-    severity = AssetCheckSeverity.ERROR if blocks else AssetCheckSeverity.WARN
-    todo = "" if judgement.passed else f" What to do: {check.todo}"
     return AssetCheckResult(
         asset_key=key,
         check_name=check.name,
         passed=judgement.passed,
-        severity=severity,
-        description=judgement.why.rstrip(".") + "." + todo if todo else judgement.why,
+        severity=AssetCheckSeverity.ERROR if blocks else AssetCheckSeverity.WARN,
+        description=_said(check, judgement),
         metadata=dict(judgement.numbers),
     )
 

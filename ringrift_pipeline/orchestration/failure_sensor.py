@@ -31,7 +31,7 @@ from ringrift_pipeline.orchestration.names import (
     config_in,
 )
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
-from ringrift_pipeline.orchestration.outbox import Outbox
+from ringrift_pipeline.orchestration.outbox import Outbox, deadline
 from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
 from ringrift_pipeline.store import BucketError, Store, StoreError
@@ -56,10 +56,12 @@ def failure_sensor() -> SensorDefinition:
     def run_failed(
         context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
     ) -> SkipReason:
+        until = deadline()
         store = Store(data_folder(), within=TICK)
         outbox = Outbox(store)
         after = read_cursor(context.cursor)
-        told = outbox.deliver(notifier, context.log.info)  # a bucket may hold up what follows
+        # at first too: a bucket may hold up what follows
+        told = outbox.deliver(notifier, context.log.info, until)
         found = 0
         reached = True  # whether artefacts can be asked for
         newest = context.instance.event_log_storage.get_maximum_record_id()
@@ -83,7 +85,7 @@ def failure_sensor() -> SensorDefinition:
             after = newest if after is None and reached else after
         if after is not None:
             context.update_cursor(str(after))
-        told += outbox.deliver(notifier, context.log.info)
+        told += outbox.deliver(notifier, context.log.info, until)
         return SkipReason(f"{found} runs failed, {len(told)} alerts told")
 
     return run_failed

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from dagster import AssetObservation, Config, MetadataValue, OpExecutionContext, job, op
 from pydantic import Field
 
-from ringrift_pipeline.orchestration.metadata import for_people, numbers
+from ringrift_pipeline.orchestration.checks import require_sound
+from ringrift_pipeline.orchestration.integrity import gauntlet_sound
+from ringrift_pipeline.orchestration.metadata import FIRST, for_people, numbers
 from ringrift_pipeline.orchestration.names import CHAMPION, asset_key, generation_key
 from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.settings import ConfigName, refusing
@@ -41,7 +43,10 @@ class GauntletConfig(Config):
         default=96, ge=2, le=1_000_000, description="Games against each opponent, seats rotated."
     )
     predecessors: int = Field(
-        default=3, ge=0, le=1000, description="Earlier champions met, newest first."
+        default=3,
+        ge=0,
+        le=1000,
+        description="Earlier champions met, newest first; the win rates of seven are plotted.",
     )
     baselines: list[Baseline] = Field(
         default=[str(one) for one in Baseline],  # type: ignore[misc]  # Dagster keeps it as JSON
@@ -192,12 +197,13 @@ def gauntlet(context: OpExecutionContext, config: GauntletConfig) -> None:
     generation = champion.generation if champion is not None else 0
     with once(), running_step(context, name, generation) as step:
         artefact = run_gauntlet(step, config)
+        require_sound(gauntlet_sound, step)  # before its games are rated
         context.log_event(
             AssetObservation(
                 asset_key(name, CHAMPION),
                 description=f"Gauntlet of generation {generation_key(artefact.generation)}",
                 metadata={
-                    **numbers(artefact.metadata),
+                    **numbers(artefact.metadata, FIRST[CHAMPION]),
                     "path": MetadataValue.path(artefact.path),
                     **_rated_list(step),
                 },

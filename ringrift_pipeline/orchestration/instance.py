@@ -140,12 +140,15 @@ def _free_slots(instance: DagsterInstance, run_id: str) -> None:
 
 
 def _limit_pools(instance: DagsterInstance) -> None:
+    """Of pools that are new, and of those that the environment asks for. Any other keeps its limit: it
+    may be somebody's own choice in the UI, which the cores of another machine cannot be told from.
+    """
     storage: Any = instance.event_log_storage
     if not storage.supports_global_concurrency_limits:
         return
     known = {limit.name for limit in storage.get_pool_limits()}
     for pool, limit in pools.limits().items():
-        if pool not in known:  # somebody's own choice in the UI stays
+        if pool not in known or pool in pools.asked_for():
             storage.set_concurrency_slots(pool, limit)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.orchestration.judgements import MOST_COPIES, Judgement
@@ -76,20 +77,49 @@ def bins_schema(step: Step) -> Judgement:
 
 
 def games_schema(step: Step) -> Judgement:
-    """The tables of games, of ratings and of the list of all ratings have exactly their columns,
-    types and bounds.
+    """The tables of games, of ratings, of the list of all ratings and of the baselines' games that it
+    rests on have exactly their columns, types and bounds; the baselines' are whole rotated sets.
     """
     from ringrift_pipeline.evaluation import evaluating, rating_list, tables
 
     files = {evaluating.GAMES: tables.GAMES, evaluating.RATINGS: tables.RATINGS}
     made = _schema(step, "evaluation", files)
-    if (
-        not made.passed
-        or step.store.current(step.config, step.generation, rating_list.KIND) is None
-    ):
+    if not made.passed:
+        return made
+    listed = step.store.current(step.config, step.generation, rating_list.KIND)
+    if listed is None:
         return made  # the command line's verbs make no list
-    listed = _schema(step, rating_list.KIND, {rating_list.TABLE: tables.RATING_LIST})
-    return made if listed.passed else listed
+    found = _schema(step, rating_list.KIND, {rating_list.TABLE: tables.RATING_LIST})
+    for generation, kind, _ in listed.metadata.get("inputs", ()):
+        if found.passed and kind == rating_list.ANCHOR_KIND:
+            found = _anchors(replace(step, generation=generation))
+    return made if found.passed else found
+
+
+def _anchors(step: Step) -> Judgement:
+    """The baselines' games of a generation: the table, and whole rotated sets of each match."""
+    import polars as pl
+
+    from ringrift_pipeline.evaluation import evaluating, rating_list, set_scores, tables
+
+    of = f"{rating_list.ANCHOR_KIND} of generation {step.generation:04d}"
+    made = _schema(step, rating_list.ANCHOR_KIND, {evaluating.GAMES: tables.GAMES})
+    if not made.passed:
+        return Judgement(False, f"{of}: {made.why}", made.numbers)
+    artefact = step.store.require(step.config, step.generation, rating_list.ANCHOR_KIND)
+    games, seats = evaluating.games_of(artefact), int(step.config[-2])
+    left = games.height
+    for one, other in rating_list.ANCHOR_MATCHES:
+        played = games.filter(pl.col("match") == one)
+        odd = _odd_game(played, other, seats)
+        if odd is not None:
+            return Judgement(False, f"{of}: {odd}")
+        sets = len(set_scores(played, one))
+        if sets != artefact.metadata["sets"]:
+            wanted = artefact.metadata["sets"]
+            return Judgement(False, f"{of}: {sets} sets of {one}, {wanted} were to be played")
+        left -= played.height
+    return Judgement(not left, f"{of}: {left} games are of no match of the baselines")
 
 
 def gauntlet_sound(step: Step) -> Judgement:
@@ -97,8 +127,6 @@ def gauntlet_sound(step: Step) -> Judgement:
     games that its report tells of: whole rotated sets of the champion against each opponent, with
     the win rates that the report gives.
     """
-    from dataclasses import replace
-
     from ringrift_pipeline.evaluation import evaluating, tables
     from ringrift_pipeline.store.kinds import GAUNTLET
 
@@ -138,6 +166,22 @@ def _odd_match(
     told, found = sorted(rates), sorted(set(games["match"]))
     if told != found:
         return f"the report tells of matches with {told}, there are games with {found}"
+    odd = _odd_game(games, player, seats)
+    if odd is not None:
+        return odd
+    for opponent, rate in rates.items():
+        scores = set_scores(games.filter(pl.col("match") == opponent), player)
+        if abs(float(scores.mean()) - rate) > 1e-9:
+            return f"the report says {rate:.4f} against {opponent}, its games {scores.mean():.4f}"
+    return None
+
+
+def _odd_game(games: pl.DataFrame, player: str, seats: int) -> str | None:
+    """Which games cannot be of a player against whomever their match is named after, in words; None
+    if all can.
+    """
+    import polars as pl
+
     lists = pl.col("players", "ranks", "shares")
     short = games.filter(pl.any_horizontal(lists.list.len() != seats)).height
     if short:
@@ -153,11 +197,25 @@ def _odd_match(
     wrong = games.filter(~(whole & (wins | (first < 0)))).height
     if wrong:
         return f"{wrong} games have a winner, ranks and shares of the win that do not agree"
-    for opponent, rate in rates.items():
-        scores = set_scores(games.filter(pl.col("match") == opponent), player)
-        if abs(float(scores.mean()) - rate) > 1e-9:
-            return f"the report says {rate:.4f} against {opponent}, its games {scores.mean():.4f}"
     return None
+
+
+def ablation_sound(step: Step) -> Judgement:
+    """The table of the generation's ablation, where there is one, has exactly its columns, types and
+    bounds, and its rows give the verdicts that are told.
+    """
+    from ringrift_pipeline.evaluation import ablation, tables
+    from ringrift_pipeline.evaluation.ablation_report import verdicts
+    from ringrift_pipeline.training.tables import read_table
+
+    artefact = step.store.current(step.config, step.generation, ablation.KIND)
+    if artefact is None:
+        return Judgement(True, "no ablation of this generation")
+    rows = read_table(artefact.file(ablation.FRAME), tables.ABLATION).to_dicts()
+    told, found = artefact.metadata["verdicts"], verdicts(rows)
+    if told != found:
+        return Judgement(False, f"its verdicts are {told}, its table gives {found}")
+    return Judgement(True, f"{ablation.FRAME}: as the schema says, {len(rows)} comparisons")
 
 
 def shards_sound(step: Step) -> Judgement:

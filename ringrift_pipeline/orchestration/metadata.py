@@ -12,6 +12,7 @@ from typing import Any
 
 from dagster import MaterializeResult, MetadataValue
 
+from ringrift_pipeline.orchestration.names import CHAMPION
 from ringrift_pipeline.orchestration.places import game_address
 from ringrift_pipeline.store import Artefact
 
@@ -21,7 +22,9 @@ FULL = ".full"  # what a name ends in before its suffix where it is the whole of
 IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 
-# What is shown first, by asset, where a room measures more than fifteen things.
+# What is shown first, by asset, where a room measures more than fifteen things. The UI plots whatever
+# an asset ever showed: what is not among fifteen such names must not take the place of one that a
+# generation lacks.
 FIRST: dict[str, tuple[str, ...]] = {
     "selfplay_shards": tuple(
         f"selfplay/{name}"
@@ -84,6 +87,15 @@ FIRST: dict[str, tuple[str, ...]] = {
             for end in ("", "_low", "_high")
         ),
     ),
+    CHAMPION: (  # of its promotion, and of its gauntlets
+        "eval/elo",
+        "eval/elo_low",
+        "eval/elo_high",
+        "eval/sprt_llr",
+        "eval/games",
+        *(f"eval/win_rate_{baseline}" for baseline in ("random", "heuristic", "rollout")),
+        *(f"eval/win_rate_predecessor_{place}" for place in range(1, 8)),
+    ),
 }
 
 
@@ -100,16 +112,17 @@ TOLD = (
 
 def numbers(metadata: Mapping[str, Any], first: tuple[str, ...] = ()) -> dict[str, float | int]:
     """The finite numbers of an artefact's metadata that have a group in their name
-    (``train/loss_policy``): those of ``first``, then the others as the room wrote them, at most
-    fifteen.
+    (``train/loss_policy``): those of ``first``, then as many others, as the room wrote them, as
+    make fifteen with all of ``first``.
     """
     found = {
         name: value
         for name, value in _flatten(metadata)
         if "/" in name and not isinstance(value, bool)
     }
-    ordered = {name: found[name] for name in first if name in found} | found
-    return {name: _short(value) for name, value in list(ordered.items())[:MOST_NUMBERS]}
+    others = [name for name in found if name not in first][: max(0, MOST_NUMBERS - len(first))]
+    chosen = [*(name for name in first if name in found), *others]
+    return {name: _short(found[name]) for name in chosen}
 
 
 def _short(value: float | int) -> float | int:

@@ -34,7 +34,9 @@ WAITING, TOLD, REFUSED = "waiting", "told", "refused"
 STATES = (WAITING, TOLD, REFUSED)
 LOCK = "alerts"
 LARGEST = 1 << 20  # bytes of an alert
-PATIENCE = 20.0  # seconds of one tick after which nothing more is passed on
+PATIENCE = (
+    20.0  # seconds of a tick after which no more is begun to be passed on; one takes up to 17
+)
 
 _logged: set[str] = set()  # ids of what this process logged while the web hook could not be used
 
@@ -50,6 +52,13 @@ class AlertState:
     since: float
     kind: str
     title: str
+
+
+def deadline() -> float:
+    """When a tick that begins now begins to pass on no more alerts: Dagster gives up on it after 60 s,
+    and does not know what it has done.
+    """
+    return time.monotonic() + PATIENCE
 
 
 class Outbox:
@@ -78,7 +87,10 @@ class Outbox:
         return any(self._path(state, identity).exists() for state in STATES)
 
     def deliver(
-        self, notifier: Notifier, say: Callable[[str], object] = lambda _: None
+        self,
+        notifier: Notifier,
+        say: Callable[[str], object] = lambda _: None,
+        until: float | None = None,
     ) -> list[Alert]:
         """Pass on what waits, oldest first, and return what was passed on.
 
@@ -88,16 +100,17 @@ class Outbox:
 
         Args:
             say: is told, in one line, of everything that was or was not passed on.
+            until: as `deadline` says, for a tick that asks more than once; the default begins now.
         """
         told: list[Alert] = []
         if not any(self._files(WAITING)):
             return told
-        deadline = time.monotonic() + PATIENCE
+        until = deadline() if until is None else until
         try:
             with self._store.lock(None, LOCK):
                 alerts = self._waiting(say)
                 for alert in alerts:
-                    if time.monotonic() > deadline:
+                    if time.monotonic() > until:
                         say("more alerts wait for the next tick")
                         break
                     try:

@@ -134,6 +134,11 @@ def limits() -> dict[str, int]:
     return {CPU_POOL: cores()} | ({GPU_POOL: _gpu_steps()} if uses_gpu() else {})
 
 
+def asked_for() -> set[str]:
+    """Pools whose limit the environment gives: that holds whatever it was before."""
+    return {GPU_POOL} if GPU_STEPS_VARIABLE in os.environ else set()
+
+
 def _gpu_steps() -> int:
     text = os.environ.get(GPU_STEPS_VARIABLE, "1")
     if not (text.isascii() and text.isdigit()) or int(text) < 1:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from pydantic import Field
 
-from ringrift_pipeline.orchestration.at_work import working
+from ringrift_pipeline.orchestration.at_work import failed_since, working
 from ringrift_pipeline.orchestration.io_managers import VALUES_KEY
 from ringrift_pipeline.orchestration.names import OWNERS
 from ringrift_pipeline.orchestration.places import home_folder
@@ -82,7 +83,8 @@ class RetentionConfig(Config):
         ge=1,
         le=3650,
         description="Days that the captured output of steps, and the values they handed on, stay "
-        "after the end of their run, whatever the budget.",
+        "after the end of their run, whatever the budget; and everything of an undecided "
+        "generation after a run of it failed or was cancelled, so that it can be executed again.",
     )
     dry_run: bool = Field(
         default=True, description="Only say what would be deleted. The schedule deletes."
@@ -150,7 +152,8 @@ def clear(
     if not config.dry_run:
         store.sweep()
     busy = working(instance, store)
-    found = survey(store, config.keep_generations, busy)
+    failed = failed_since(instance, store, datetime.fromtimestamp(cutoff, UTC))
+    found = survey(store, config.keep_generations, busy, failed)
     budget = int(config.budget_gb * GB)
     spared = sum(litter.values()) if config.dry_run and store.remote is None else 0
     chosen = found.surplus(budget + spared)

@@ -2,7 +2,8 @@
 was found damaged.
 
 A failed run is told of at once by ``run_failed``. This one sees what fails nowhere: a sensor that
-was turned off, a daemon that runs but launches nothing, a run that is under way and makes nothing.
+was turned off, a daemon that runs but launches nothing, a run that is under way and makes nothing,
+a config's first run that waits in the queue behind another's for ever.
 
 How old a sign of life was when the sensor first saw it, the computer's clock says; from there on a
 clock counts that nobody can turn. So one that is turned on raises no alarm, and one that is turned
@@ -26,6 +27,7 @@ from dagster import (
     SkipReason,
     sensor,
 )
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration.damage import tell_damage
@@ -37,12 +39,13 @@ from ringrift_pipeline.orchestration.names import (
     PARTITION_TAG,
     SENSOR,
     STALLED_SENSOR,
+    config_in,
     generation_in,
     generation_key,
     job_name,
 )
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
-from ringrift_pipeline.orchestration.outbox import Outbox
+from ringrift_pipeline.orchestration.outbox import Outbox, deadline
 from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.store import BucketError, Store, StoreError
@@ -153,18 +156,21 @@ def stalled_sensor() -> SensorDefinition:
     def config_stalled(
         context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
     ) -> SkipReason:
+        until = deadline()
         store = Store(data_folder(), within=TICK)
         outbox = Outbox(store)
-        outbox.deliver(notifier, context.log.info)  # a bucket may hold up what follows
-        begun: set[str] = set()
+        outbox.deliver(notifier, context.log.info, until)  # a bucket may hold up what follows
+        watched: set[str] = set()
         try:
-            begun.update(store.configs())
-        except (BucketError, OSError) as error:
-            context.log.error(f"no config can be watched: {error}")
+            watched.update(store.configs())
+            watched |= _asked_for(context.instance)
+        except Exception as error:  # as below
+            what = f"{type(error).__name__}: {error}"
+            context.log.error(f"some config cannot be watched, {what}")
         stalled = []
         signs = Signs(context.cursor)
         for config in CONFIGS:
-            if config not in begun:
+            if config not in watched:
                 continue
             try:
                 stall = _look(context.instance, store, outbox, config, signs)
@@ -174,7 +180,7 @@ def stalled_sensor() -> SensorDefinition:
             except Exception as error:  # whatever it is, it must not hide another's standstill
                 what = f"{type(error).__name__}: {error}"
                 context.log.error(f"{config}: cannot be watched, {what}")
-        outbox.deliver(notifier, context.log.info)
+        outbox.deliver(notifier, context.log.info, until)
         context.update_cursor(signs.text)
         return SkipReason("; ".join(stalled) or "no config is at a standstill")
 
@@ -209,14 +215,21 @@ def _unwatched(config: str, what: str) -> Alert:
     )
 
 
+def _asked_for(instance: DagsterInstance) -> set[str]:
+    """Configs of which a generation's run is not finished; they may have no plan yet."""
+    unfinished = instance.get_runs(RunsFilter(statuses=[*NOT_FINISHED_STATUSES]))
+    named = {config_in(run.tags) for run in unfinished if generation_in(run.tags) is not None}
+    return {config for config in named if config is not None}
+
+
 def find_stall(
     instance: DagsterInstance, store: Store, config: str, now: datetime, signs: Signs | None = None
 ) -> Stall | None:
-    """The standstill of a config that has been begun, None if there is none.
+    """The standstill of a config that has been begun or asked for, None if there is none.
 
     It began when something last landed, a generation's run was last asked for or cancelled, or the
     switches were last changed, whichever is the latest: a config that is taken up again is given its
-    time.
+    time. One without a plan is watched with the default settings while a run of it is not finished.
 
     Args:
         now: what the computer's clock says, for a sign that ``signs`` do not know.
@@ -232,14 +245,21 @@ def find_stall(
     decided = newest_decision(store, config)
     known = _newest_runs(instance, config)
     runs = [record for record in known if _asks_for_more(record, config)]
-    if decided is None and known and not runs:
-        return None  # made by hand or by a backfill: nobody has asked for more
+    planned = store.generations(config)
+    if not planned:
+        runs = [record for record in runs if not record.dagster_run.is_finished]
+    if decided is None and (known or not planned) and not runs:
+        return None  # made by hand or by a backfill, or not begun: nobody has asked for more
     newest = runs[0] if runs else None
     more = decided is not None and any(_is_later(record, decided[0]) for record in runs)
     if decided is not None and decided[1].get("end") == LIMIT and not more:
         return None
-    generation = store.generations(config)[-1]
-    settings = TrainingConfig.from_dict(store.read_plan(config, generation)["settings"])
+    if planned:
+        generation = planned[-1]
+        settings = TrainingConfig.from_dict(store.read_plan(config, generation)["settings"])
+    else:
+        generation = generation_in(runs[0].dagster_run.tags) or 0
+        settings = TrainingConfig()
     last, landed = store.signs(config)
     times, mark = [last], [str(landed)]
     if newest is not None:

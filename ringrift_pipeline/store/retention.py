@@ -10,10 +10,11 @@ Only what is listed here is ever deleted, and of that only what nobody needs any
 6. shards of games that no training will read again,
 
 each oldest first. Reports, ratings, evaluations' and gauntlets' games, tables, decisions and every
-generation's averaged model are small and stay; so does everything of the newest generations and of
-those that somebody works on, every champion there ever was, what a plan was made from (parent,
-ensemble and its members, opponents, the model a config began with), the shards in the windows of
-the newest plans, and all that the reigning champion was made from: another config may begin with it.
+generation's averaged model are small and stay; so does everything of the newest generations, of
+those that somebody works on and of those that failed not long ago, every champion there ever was,
+what a plan was made from (parent, ensemble and its members, opponents, the model a config began
+with), the shards in the windows of all these plans, and all that the reigning champion was made
+from: another config may begin with it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ QUARANTINED = "in quarantine"
 STATE = "a training's full state; its averaged model stays"
 UNREAD = "games that no training will read again"
 ORDER = (SUPERSEDED, LEFT_OVER, REBUILT, QUARANTINED, STATE, UNREAD)
+FAILED = "its generation failed not long ago, and may be executed again"
 
 GIVEN_UP = 24 * 3600.0
 """Seconds after its last object was written that an upload without a manifest counts as killed."""
@@ -112,13 +114,17 @@ class Survey:
 
 
 def survey(
-    store: Store, keep_generations: int = 2, working: Collection[tuple[str, int]] = ()
+    store: Store,
+    keep_generations: int = 2,
+    working: Collection[tuple[str, int]] = (),
+    failed: Collection[tuple[str, int]] = (),
 ) -> Survey:
     """Look at everything under the data root; nothing is changed.
 
     Args:
         keep_generations: newest generations of each config of which everything stays, at least 1.
         working: (config, generation) of those that somebody works on.
+        failed: of those that failed, and that somebody may yet go on with.
 
     Raises:
         CorruptArtefactError: a plan, a champion or an ensemble that says what is needed is
@@ -126,7 +132,7 @@ def survey(
     """
     if keep_generations < 1:
         raise StoreError(f"keep_generations must be at least 1, not {keep_generations}")
-    needs = _Needs(store, keep_generations, working)
+    needs = _Needs(store, keep_generations, working, failed)
     candidates: list[Stored] = []
     protected: list[Stored] = []
     for item in _stored(store):
@@ -297,7 +303,11 @@ class _Needs:
     """Who needs what: folders by path, artefacts by digest, whole generations."""
 
     def __init__(
-        self, store: Store, keep_generations: int, working: Collection[tuple[str, int]]
+        self,
+        store: Store,
+        keep_generations: int,
+        working: Collection[tuple[str, int]],
+        failed: Collection[tuple[str, int]],
     ) -> None:
         self._store = store
         self._paths: dict[Path, str] = {}
@@ -308,11 +318,10 @@ class _Needs:
             for champion in store.champions(config):
                 self._artefact(champion.path, champion.digest, f"was champion of {config}")
             numbers = store.generations(config)
-            kept = set(numbers[-keep_generations:])
-            kept |= {number for name, number in working if name == config}
-            for number in kept:
-                busy = (config, number) in working
-                why = "somebody works on its generation" if busy else "of the newest generations"
+            kept = dict.fromkeys(numbers[-keep_generations:], "of the newest generations")
+            kept |= {n: FAILED for name, n in failed if name == config}
+            kept |= {n: "somebody works on its generation" for name, n in working if name == config}
+            for number, why in kept.items():
                 self._generations[config, number] = why
             for number in numbers:
                 self._plan(config, number, number in kept)

@@ -20,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -106,6 +106,9 @@ class Member:
         What they all read and write before they are joined.
     progress, should_stop:
         As every long work takes them; of one process each at least.
+    leaving:
+        What is called, in another thread, before this process leaves because the one that started it
+        is gone.
     """
 
     rank: int
@@ -114,6 +117,7 @@ class Member:
     store: dist.Store
     progress: Progress | None = None
     should_stop: ShouldStop | None = None
+    leaving: list[Callable[[], object]] = field(default_factory=list)
 
     def tell(self, name: str, text: str) -> None:
         """Tell the others, who :meth:`hear` it."""
@@ -314,7 +318,8 @@ def _child(
     arguments: tuple[Any, ...],
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # blocked until here
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    leaving: list[Callable[[], object]] = []
+    threading.Thread(target=_leave_with_parent, args=(leaving,), daemon=True).start()
     for other, connection in enumerate(connections):
         if other != rank:
             connection.close()
@@ -330,7 +335,7 @@ def _child(
     def progress(done: int, total: int, message: str) -> None:
         say("progress", done, total, message)
 
-    member = Member(rank, count, rank, store)
+    member = Member(rank, count, rank, store, leaving=leaving)
     if rank == 0:
         member = replace(member, progress=progress, should_stop=pipe.poll)  # all that is ever sent
     try:
@@ -349,11 +354,15 @@ def _portable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _leave_with_parent() -> None:
+def _leave_with_parent(leaving: list[Callable[[], object]]) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
-        os._exit(_LEFT)
+        try:
+            for call in leaving:
+                call()
+        finally:
+            os._exit(_LEFT)
 
 
 __all__ = [

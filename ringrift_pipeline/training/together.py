@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,8 @@ def _train(member: Member, root: str, plan: Plan, resume: str | Path, paths: dic
     from ringrift_pipeline.training.loop import train_from
 
     store = Store(root)
+    # a state that is being written: whoever started this process cannot know its name
+    member.leaving.append(partial(store.remove_own, plan.config))
     sources = {role: store.open(path, verify=False) for role, path in paths.items()}
     with member.joined(plan.settings) as (replicas, device):
         landed = train_from(

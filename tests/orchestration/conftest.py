@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetCheckKey, DagsterInstance, materialize
+from dagster import (
+    AssetCheckKey,
+    DagsterInstance,
+    FloatMetadataValue,
+    IntMetadataValue,
+    materialize,
+)
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
@@ -118,6 +124,24 @@ def judge_again(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> C
             )
 
     return judged
+
+
+def observations(result: Any) -> list[Any]:
+    """What a run observed."""
+    return [
+        event.asset_observation_data.asset_observation
+        for event in result.all_events
+        if event.is_asset_observation
+    ]
+
+
+def plotted(metadata: Any) -> list[str]:
+    """The names that the UI draws over generations."""
+    return [
+        name
+        for name, value in metadata.items()
+        if isinstance(value, IntMetadataValue | FloatMetadataValue)
+    ]
 
 
 def re_executing(run_id: str) -> dict[str, str]:

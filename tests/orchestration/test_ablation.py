@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from typing import Any
 
+import polars as pl
 import pytest
 from dagster import AssetKey, DagsterInstance, Failure
 
@@ -14,6 +16,8 @@ from ringrift_pipeline.orchestration.ablation import JOB
 from ringrift_pipeline.orchestration.watchdog import Watchdog
 from ringrift_pipeline.selfplay import collect, plan_generation, play_shards
 from ringrift_pipeline.store import Store
+
+from .conftest import observations, plotted
 
 CONFIG = "square8_2p"
 TINY = {
@@ -48,11 +52,7 @@ def test_the_checkpoint_is_observed_with_table_and_picture(
     games: Store, instance: DagsterInstance
 ) -> None:
     result = run_job(instance)
-    (observed,) = [
-        event.asset_observation_data.asset_observation
-        for event in result.all_events
-        if event.is_asset_observation
-    ]
+    (observed,) = observations(result)
     artefact = games.require(CONFIG, 0, "ablation")
     assert observed.asset_key == AssetKey([CONFIG, "checkpoint"])
     assert observed.partition == "0000"
@@ -62,6 +62,22 @@ def test_the_checkpoint_is_observed_with_table_and_picture(
     picture = observed.metadata["ablation"].value
     assert picture.startswith("![ablation](data:image/png;base64,") and len(picture) < 50_000
     assert observed.metadata["path"].value == str(artefact.path)
+    assert plotted(observed.metadata) == []  # the checkpoint plots fifteen numbers by itself
+    assert " rows/s" in observed.metadata["training of all runs"].value
+
+
+def test_a_table_that_is_not_sound_is_not_told(games: Store, instance: DagsterInstance) -> None:
+    """Whose ever it is: one that is there already is not made again."""
+    run_job(instance)
+    made = games.require(CONFIG, 0, "ablation")
+    with games.create(CONFIG, 0, "ablation", made.metadata) as draft:
+        for name in made.files:
+            (draft.path / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(made.file(name), draft.path / name)
+        table = pl.read_parquet(draft.path / "table.parquet")
+        table.drop("p").write_parquet(draft.path / "table.parquet")
+    with pytest.raises(Failure, match="UnsoundError: ablation_sound: .*the job ablation again"):
+        run_job(instance)
 
 
 def test_a_termination_ends_it_and_keeps_what_was_made(

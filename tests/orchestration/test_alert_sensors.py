@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from ringrift_pipeline.orchestration import (
     decisions,
     failure_sensor,
     names,
+    outbox,
     reexecution,
     sensor,
     stalled_sensor,
@@ -39,8 +41,9 @@ from ringrift_pipeline.orchestration.stalled_sensor import find_stall
 from ringrift_pipeline.store import BucketError, Store, serving_champion
 
 from .conftest import a_backfill
-from .hooks import Hook
+from .hooks import Hook, an_alert, quick
 from .landing import PLAN, Land
+from .test_once import make, submit
 from .test_sensor_daemon import daemon, sensor_tick
 
 CONFIG = "square8_2p"
@@ -466,6 +469,27 @@ def test_a_config_that_is_through_rests_until_more_is_asked_for(
     assert "never launched" in stall.why
 
 
+def test_a_first_run_that_waits_for_ever_is_a_standstill(
+    instance: DagsterInstance, store: Store, told: Told
+) -> None:
+    """Behind another config's, where one run works at a time; it has no plan yet."""
+    run = submit(instance, make(instance, **{names.PARTITION_TAG: "0000"}))
+    assert find_stall(instance, store, CONFIG, in_hours(5.9)) is None
+    stall = find_stall(instance, store, CONFIG, in_hours(6.1))
+    assert stall is not None and (stall.generation, stall.run_id) == (0, run.run_id)
+    assert "waits in the queue" in stall.why
+    create_run_for_test(instance, job_name="champion_gauntlet", tags={names.CONFIG_TAG: "hex8_2p"})
+    cursor = tick(names.STALLED_SENSOR, instance, told).cursor
+    assert list(json.loads(cursor)) == [CONFIG] and told.alerts == []
+    waited = json.loads(cursor)
+    waited[CONFIG]["age"] = 24.0
+    for _ in range(2):
+        tick(names.STALLED_SENSOR, instance, told, json.dumps(waited))
+    assert [(alert.kind, alert.config) for alert in told.alerts] == [("config_stalled", CONFIG)]
+    instance.report_run_canceled(run)
+    assert find_stall(instance, store, CONFIG, in_hours(100)) is None
+
+
 def run_of(
     instance: DagsterInstance,
     status: DagsterRunStatus,
@@ -639,6 +663,31 @@ def test_a_standstill_that_could_not_be_told_is_told_later(
     told.down = False
     tick(names.FAILURE_SENSOR, instance, told)  # whichever sensor comes first passes it on
     assert [alert.kind for alert in told.alerts] == ["config_stalled"]
+
+
+@pytest.mark.parametrize("name", [names.FAILURE_SENSOR, names.STALLED_SENSOR])
+def test_a_slow_web_hook_has_a_tick_but_once(
+    name: str,
+    instance: DagsterInstance,
+    store: Store,
+    told: Told,
+    hook: Hook,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What waits is told before the tick looks, and what it found after; in the same seconds."""
+    monkeypatch.setattr(outbox, "PATIENCE", 2.0)
+    hook.delay = 2.5
+    for number in range(3):
+        Outbox(store).put(an_alert(f"run-{number}"))
+    begun(store, hours=1e-9)
+    failed_run(instance, **{"dagster/max_retries": "0"})
+    monkeypatch.setattr(told, "notify", quick(hook.url, timeout=60.0).notify)
+    tick(name, instance, told)
+    assert len(hook.got) == 1 and Outbox(store).waiting() == 3
+    hook.delay = 0.0
+    monkeypatch.setattr(outbox, "PATIENCE", 60.0)
+    tick(name, instance, told)
+    assert len(hook.got) == 4 and Outbox(store).waiting() == 0
 
 
 # --- what was found damaged ---------------------------------------------------------------------

@@ -268,6 +268,24 @@ def gauntlet_played(
         change(games).write_parquet(draft.path / "games.parquet")
 
 
+def ablation_made(
+    store: Store, change: Callable[[pl.DataFrame], pl.DataFrame] = lambda table: table
+) -> None:
+    """An ablation of one comparison; ``change`` is made to its table when it has been told of."""
+    from ringrift_pipeline.evaluation import tables
+    from ringrift_pipeline.training.tables import polars_schema
+
+    schema = polars_schema(tables.ABLATION)
+    row = {name: 0.5 for name in schema} | {
+        "enhancement": "mining",
+        "setting": "on alone",
+        "measure": "policy_loss",
+        "verdict": "better",
+    }
+    with store.create(CONFIG, 0, "ablation", {"verdicts": {"mining": "helps"}}) as draft:
+        change(pl.DataFrame([row], schema)).write_parquet(draft.path / "table.parquet")
+
+
 def won_by_seat_2(games: pl.DataFrame) -> pl.DataFrame:
     lost, won = pl.lit([1, 0]), pl.lit([0.0, 1.0])
     return games.with_columns(ranks=lost, shares=won, winner=pl.lit(2, pl.Int8))
@@ -362,6 +380,31 @@ BREAKS: list[tuple[str, Break, str]] = [
         "games_schema",
         lambda s: replace(s, "rating_list", lambda f: more_of(f / "ratings.parquet")),
         "more",
+    ),
+    (
+        "games_schema",
+        lambda s: replace(s, "anchor_games", edit_games(more_columns)),
+        "anchor_games of generation 0000: games.parquet",
+    ),
+    (
+        "games_schema",
+        lambda s: replace(
+            s, "anchor_games", edit_games(lambda t: t.with_columns(shares=pl.lit([0.5, 0.5])))
+        ),
+        "that do not agree",
+    ),
+    (
+        "games_schema",
+        lambda s: replace(
+            s, "anchor_games", edit_games(lambda t: t.filter(pl.col("match") == "rollout"))
+        ),
+        "0 sets of heuristic",
+    ),
+    ("ablation_sound", lambda s: ablation_made(s, more_columns), "table.parquet"),
+    (
+        "ablation_sound",
+        lambda s: ablation_made(s, lambda t: t.with_columns(verdict=pl.lit("worse"))),
+        "its table gives {'mining': 'hurts'}",
     ),
     ("no_leakage", held_out_mined, "1 hard examples are of held-out games"),
     (
@@ -655,6 +698,14 @@ def test_a_gauntlet_that_is_what_its_report_says_passes(copied: Store) -> None:
     gauntlet_played(copied, more_columns)
     found = objections(Step(CONFIG, 0, copied, lambda *_: None, lambda: False))
     assert not any("gauntlet" in one for one in found)
+
+
+def test_an_ablation_whose_table_is_what_is_told_passes(copied: Store) -> None:
+    said = run_check("checkpoint", "ablation_sound")
+    assert said.passed and said.description == "no ablation of this generation"
+    ablation_made(copied)
+    said = run_check("checkpoint", "ablation_sound")
+    assert said.passed and "1 comparisons" in said.description
 
 
 def holding_out(store: Store, generation: int, share: float, noted: bool = True) -> Plan:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from ringrift_pipeline.orchestration.metadata import MOST_PICTURE, of_artefact, picture
+from ringrift_pipeline.orchestration.metadata import (
+    FIRST,
+    MOST_NUMBERS,
+    MOST_PICTURE,
+    numbers,
+    of_artefact,
+    picture,
+)
 from ringrift_pipeline.orchestration.places import game_address, own_play_port
 from ringrift_pipeline.store import Store
 
@@ -61,6 +68,19 @@ def test_an_artefact_shows_its_picture_and_where_the_whole_one_is(store: Store) 
     assert shown[WHOLE].value == str(draft.artefact.path / "loss.full.svg")
     assert shown["list"].value == "# list"
     assert shown["parent_generation"] == "3"  # a number would be plotted
+
+
+def test_nothing_is_plotted_in_the_place_of_what_a_generation_lacks(store: Store) -> None:
+    """Else an asset would plot more names than fifteen, over its generations."""
+    every = [*FIRST["checkpoint"], *(f"val/more_{number}" for number in range(3))]
+    shown: set[str] = set()
+    for lacks in ("val/gain", "train/reuse", None):
+        about = {name: 0.5 for name in every if name != lacks}
+        with store.create("square8_2p", 4, "checkpoint", about) as draft:
+            pass
+        shown |= {name for name in of_artefact(draft.artefact) if name in every}
+    assert shown == set(FIRST["checkpoint"]) and len(shown) == MOST_NUMBERS
+    assert len(numbers({name: 1 for name in every})) == MOST_NUMBERS
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dagster import (
     AssetKey,
     AssetMaterialization,
     DagsterInstance,
-    FloatMetadataValue,
-    IntMetadataValue,
     build_sensor_context,
 )
 
@@ -26,7 +24,9 @@ from ringrift_pipeline.orchestration.metadata import MOST_NUMBERS
 from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import Store
 
-from .conftest import Played
+from .conftest import Played, observations, plotted
+from .test_ablation import run_job as run_ablation
+from .test_schedules import play_gauntlet
 
 pytestmark = pytest.mark.slow
 
@@ -118,15 +118,6 @@ def test_every_asset_with_a_table_shows_its_columns(played: Played) -> None:
     assert shown["selfplay_shards"] == SHARD_SCHEMA(played.config).names
 
 
-def plotted(metadata: Any) -> list[str]:
-    """The names that the UI draws over generations."""
-    return [
-        name
-        for name, value in metadata.items()
-        if isinstance(value, IntMetadataValue | FloatMetadataValue)
-    ]
-
-
 def test_nothing_plots_more_than_fifteen_numbers(copied: Store, played: Played) -> None:
     for name in names.ASSETS:
         assert len(plotted(materialization(played, name).metadata)) <= MOST_NUMBERS, name
@@ -145,6 +136,28 @@ def test_nothing_plots_more_than_fifteen_numbers(copied: Store, played: Played) 
         event = champion_event(instance, champion)
     assert event is not None and event.metadata["generation"].value == "0000"
     assert plotted(event.metadata) == ["eval/elo", "eval/elo_low", "eval/elo_high", "eval/sprt_llr"]
+
+
+@pytest.mark.whole
+def test_with_what_is_observed_an_asset_plots_no_more(copied: Store, played: Played) -> None:
+    """A table of its numbers has those of all its events, of whatever generation."""
+    with DagsterInstance.ephemeral() as instance:
+        (ablation,) = observations(run_ablation(instance))
+    checkpoint = {*plotted(materialization(played, "checkpoint").metadata)}
+    assert len(checkpoint.union(plotted(ablation.metadata))) <= MOST_NUMBERS
+
+    model = copied.require(played.config, 0, "ema_model")
+    for generation in range(11, -1, -1):
+        with copied.create(played.config, generation, "ema_model") as draft:
+            for name in model.files:
+                shutil.copyfile(model.file(name), draft.path / name)
+            (draft.path / "note").write_text(str(generation))
+        copied.promote(played.config, generation, draft.artefact, {"gate": {}})
+    result, (gauntlet,) = play_gauntlet(games=2, predecessors=11, baselines=["random"])
+    assert result.success and gauntlet.metadata["eval/games"].value == 24
+    promotion = ["eval/elo", "eval/elo_low", "eval/elo_high", "eval/sprt_llr"]
+    assert len({*promotion, *plotted(gauntlet.metadata)}) <= MOST_NUMBERS
+    assert "eval/win_rate_random" in gauntlet.metadata
 
 
 def test_data_versions_are_the_digests(played: Played) -> None:

@@ -51,7 +51,9 @@ def test_without_a_gpu_all_steps_share_the_cores() -> None:
     assert pools.limits_in_a_run() == []
 
 
-def test_with_a_gpu_what_works_on_it_has_a_pool_of_one(no_device: Path, data: Path) -> None:
+def test_with_a_gpu_what_works_on_it_has_a_pool_of_one(
+    no_device: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (no_device / "nvidia0").touch()
     found = steps()
     for name in ("hard_examples", "checkpoint", "ema_model", "ensemble", "calibration_report"):
@@ -68,9 +70,16 @@ def test_with_a_gpu_what_works_on_it_has_a_pool_of_one(no_device: Path, data: Pa
             "gpu": 1,
         }
         storage.set_concurrency_slots("gpu", 2)
+        storage.set_concurrency_slots("cpu", 1)
     with own_instance(data) as instance:  # what somebody set in the UI stays
         limits = {each.name: each.limit for each in instance.event_log_storage.get_pool_limits()}
-        assert limits["gpu"] == 2
+        assert limits == {"cpu": 1, "gpu": 2}
+    # unless the variable says otherwise, as it does to the executor of each run
+    monkeypatch.setenv("RINGRIFT_GPU_STEPS", "3")
+    assert [one["limit"] for one in pools.limits_in_a_run()] == [3]
+    with own_instance(data) as instance:
+        limits = {each.name: each.limit for each in instance.event_log_storage.get_pool_limits()}
+        assert limits == {"cpu": 1, "gpu": 3}
 
 
 @pytest.mark.parametrize(

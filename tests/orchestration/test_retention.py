@@ -159,7 +159,44 @@ def test_everything_of_a_generation_at_work_stays(history: Store, own: DagsterIn
     config = RetentionConfig(budget_gb=1e-6, keep_generations=1, dry_run=False)
     assert {item.generation for item in clear(own, history, config).deleted} == {1}
     own.report_run_canceled(run)
+    decided(history, 0)
     assert {item.generation for item in clear(own, history, config).deleted} == {0}
+
+
+def decided(store: Store, generation: int) -> None:
+    with store.create(CONFIG, generation, "decision", {"promoted": False}):
+        pass
+
+
+@pytest.mark.parametrize("ends", ["report_run_failed", "report_run_canceled"])
+@pytest.mark.parametrize("then", ["decided", "days"])
+def test_what_a_failed_generation_is_executed_again_with_stays_for_a_while(
+    history: Store, own: DagsterInstance, ends: str, then: str
+) -> None:
+    """It is not decided, and others have been begun since."""
+    run = create_run_for_test(
+        own,
+        job_name=names.job_name(CONFIG),
+        status=DagsterRunStatus.STARTED,
+        tags={names.PARTITION_TAG: "0001", "dagster/max_retries": "0"},
+    )
+    getattr(own, ends)(run)
+    create_run_for_test(own, job_name=names.job_name("hex8_2p"), status=DagsterRunStatus.FAILURE)
+    config = RetentionConfig(budget_gb=1e-6, keep_generations=1, dry_run=False)
+    cleared = clear(own, history, config)
+    assert {(item.generation, item.kind) for item in cleared.deleted} == {
+        (0, "window"),
+        (0, "checkpoint"),
+    }
+    why = {item.why for item in cleared.protected if item.generation == 1}
+    assert "its generation failed not long ago, and may be executed again" in why
+    window = history.read_plan(CONFIG, 1)["window"]
+    assert [one["generation"] for one in window] == [0]
+    if then == "decided":
+        decided(history, 1)
+    later = time.time() + (15 * DAY if then == "days" else 0)
+    deleted = clear(own, history, config, now=later).deleted
+    assert ("selfplay-shard-0000", 0) in {(item.kind, item.generation) for item in deleted}
 
 
 @pytest.mark.parametrize("work", ["generation", "training", "ablation"])

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import polars as pl
 import pytest
 from dagster import (
     AssetKey,
@@ -20,6 +21,7 @@ from dagster._core.scheduler.instigation import TickStatus
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from ringrift_pipeline import evaluation
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.gauntlet import JOB, week_seed
@@ -29,6 +31,7 @@ from ringrift_pipeline.orchestration.schedules import TimeZoneError, next_to_pla
 from ringrift_pipeline.orchestration.step import Step
 from ringrift_pipeline.store import Store
 
+from .conftest import observations
 from .landing import PLAN, fake_model
 from .ticking import daemon, schedule_tick, turn_on
 
@@ -242,6 +245,19 @@ def test_an_unknown_time_zone_is_refused_with_a_hint(
         schedules()
 
 
+def play_gauntlet(**config: Any) -> tuple[Any, list[Any]]:
+    """What came of a gauntlet's job, and what it observed."""
+    job = defs.get_repository_def().get_job(JOB)
+    settings = {"config": "square8_2p", "games": 4, "baselines": ["random", "heuristic"], **config}
+    with DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(
+            run_config={"ops": {"gauntlet": {"config": settings}}},
+            instance=instance,
+            raise_on_error=False,
+        )
+        return result, observations(result)
+
+
 @pytest.mark.slow
 def test_a_real_gauntlet_observes_the_champion(copied: Store) -> None:
     model = copied.require("square8_2p", 0, "ema_model")
@@ -250,17 +266,8 @@ def test_a_real_gauntlet_observes_the_champion(copied: Store) -> None:
             shutil.copyfile(model.file(name), draft.path / name)
     copied.promote("square8_2p", 1, draft.artefact, {"gate": {"reasons": []}})
     copied.promote("square8_2p", 0, model, {"gate": {"reasons": []}})
-    config = {"config": "square8_2p", "games": 4, "baselines": ["random", "heuristic"]}
-    job = defs.get_repository_def().get_job(JOB)
-    with DagsterInstance.ephemeral() as instance:
-        result = job.execute_in_process(
-            run_config={"ops": {"gauntlet": {"config": config}}}, instance=instance
-        )
-        (observed,) = [
-            event.asset_observation_data.asset_observation
-            for event in result.all_events
-            if event.is_asset_observation
-        ]
+    result, (observed,) = play_gauntlet()
+    assert result.success
     assert observed.asset_key == AssetKey(["square8_2p", "champion"])
     assert observed.metadata["eval/games"].value == 12
     assert {name for name in observed.metadata if name.startswith("eval/win_rate")} == {
@@ -271,3 +278,26 @@ def test_a_real_gauntlet_observes_the_champion(copied: Store) -> None:
     assert copied.require("square8_2p", 0, "gauntlet").file("games.parquet").exists()
     judged = gauntlet_sound(Step("square8_2p", 1, copied, lambda *_: None, lambda: False))
     assert judged.passed and judged.numbers["eval/games"] == 12
+
+
+@pytest.mark.slow
+def test_a_gauntlet_whose_games_are_not_sound_is_not_rated(
+    copied: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play = evaluation.play_matches
+
+    def turned_about(*arguments: Any, **more: Any) -> pl.DataFrame:
+        winner = pl.col("winner")
+        other = pl.when(winner > 0).then(3 - winner).otherwise(0).cast(pl.Int8)
+        return play(*arguments, **more).with_columns(winner=other)
+
+    monkeypatch.setattr(evaluation, "play_matches", turned_about)
+    copied.promote("square8_2p", 0, copied.require("square8_2p", 0, "ema_model"), {"gate": {}})
+    listed = copied.require("square8_2p", 0, "rating_list")
+    result, observed = play_gauntlet(baselines=["random"])
+    assert not result.success and observed == []
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    said = str(failure.step_failure_data.error)
+    assert "UnsoundError: gauntlet_sound: gauntlet of generation 0000: " in said
+    assert "What to do: Remove the folder gauntlet" in said
+    assert copied.require("square8_2p", 0, "rating_list") == listed

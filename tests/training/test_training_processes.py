@@ -12,6 +12,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,10 @@ from ringrift_pipeline.network import load_model
 from ringrift_pipeline.selfplay import Interrupted, Plan, load_plan
 from ringrift_pipeline.selfplay.plan import open_model
 from ringrift_pipeline.store import Artefact, Store
-from ringrift_pipeline.training import ProcessesError, train
+from ringrift_pipeline.store.atomic import TEMPORARY
+from ringrift_pipeline.training import ProcessesError, saving, together, train
 from ringrift_pipeline.training.processes import Member, process_count, run_together
+from tests.waiting import until
 
 from .conftest import CONFIG, settings
 from .test_distributed import Thin, batch_of
@@ -114,6 +117,45 @@ def test_no_process_outlives_the_one_that_started_it() -> None:
     while not are_gone(pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert are_gone(pids)
+
+
+def saving_for_ever(member: Member, *given: Any) -> str:
+    """As training does, on a disk that takes no second file of a state."""
+
+    def held(folder: Path, packed: Any) -> None:
+        (folder / "first").write_bytes(b"of two")
+        time.sleep(600.0)
+
+    saving.write_state = held
+    return together._train(member, *given)
+
+
+def stopped_while_it_saves(root: str) -> None:
+    """What a step does whose run is terminated: it asks, and leaves before the state has landed."""
+    together._train = saving_for_ever  # type: ignore[assignment]
+    plan = load_plan(Store(root), CONFIG, 1).in_processes(2)
+    heard: list[str] = []
+    train(
+        Store(root),
+        plan,
+        progress=lambda done, total, text: heard.append(text),
+        should_stop=lambda: any(text.startswith("step ") for text in heard),
+    )
+
+
+@pytest.mark.whole
+def test_a_state_that_was_being_saved_leaves_nothing(root: str, tmp_path: Path) -> None:
+    data = shutil.copytree(root, tmp_path / "data")
+    folder = data / CONFIG / "generations" / "0001" / "training_state"
+    process = multiprocessing.get_context("spawn").Process(
+        target=stopped_while_it_saves, args=(str(data),)
+    )
+    process.start()
+    until(lambda: any(folder.glob(f"{TEMPORARY}*/first")), "a state is being saved", 300)
+    process.kill()
+    process.join()
+    until(lambda: not any(data.rglob(f"{TEMPORARY}*")), "it is removed", 60)
+    assert Store(data).current(CONFIG, 1, "training_state") is None
 
 
 # --- the whole training --------------------------------------------------------------------------
