@@ -23,6 +23,7 @@ from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.selfplay_asset import selfplay_shards
 from ringrift_pipeline.orchestration.settings import settings_of
 from ringrift_pipeline.orchestration.step import LOST, Step, once, running_step
+from ringrift_pipeline.orchestration.verdicts import standing_failures
 from ringrift_pipeline.store import Artefact
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
 from ringrift_pipeline.training.tables import (
@@ -66,7 +67,7 @@ def _train(step: Step, resume: str) -> Artefact:
     from ringrift_pipeline.training import StaleWindowError, require_fresh, train
 
     plan = step.plan()
-    try:  # the check of the shards says the same, but not where this asset alone is made
+    try:  # what was fresh when the check of the shards looked may not be so any more
         require_fresh(step.store, plan)
     except StaleWindowError as error:
         raise Failure(str(error), allow_retries=False) from None
@@ -222,10 +223,24 @@ def recipe(config: str, made: Recipe) -> AssetsDefinition:
     )
     def body(context: AssetExecutionContext) -> MaterializeResult:
         with once(), running_step(context, config) as step:
+            _refuse_failed(context, config, made)
             artefact = made.make(step, context.resources.settings.resume)
             return materialized(artefact, made.beside(step) if made.beside else None)
 
     return body
+
+
+def _refuse_failed(context: AssetExecutionContext, config: str, made: Recipe) -> None:
+    """Failure if a blocking check has failed on what the asset is made from. Dagster sees to that
+    within a run only, not where later assets are materialized alone.
+    """
+    failed = standing_failures(context.instance, config, made.deps, context.partition_key)
+    if failed:
+        raise Failure(
+            f"{made.name} is not made from what has failed a blocking check: {'; '.join(failed)} "
+            "Once that is mended, materialize what the check is of, or execute the check, again.",
+            allow_retries=False,
+        )
 
 
 def champion(config: str) -> AssetSpec:

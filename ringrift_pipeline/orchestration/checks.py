@@ -130,6 +130,13 @@ CHECKS: tuple[CheckRecipe, ...] = (
     ),
     CheckRecipe(
         "checkpoint",
+        regressions.parent_trained_on,
+        "Nothing, if another shape of the network was asked for. Else remove this generation's "
+        "folder ema_model, or the next one starts from it. "
+        + _NEXT.format("the parent's settings under network"),
+    ),
+    CheckRecipe(
+        "checkpoint",
         integrity.no_leakage,
         "Do not believe this generation's held-out figures. Remove its folders window, "
         "hard_examples and checkpoint, and materialize hard_examples and all after it again. "

@@ -191,13 +191,23 @@ def training_learned(step: Step) -> Judgement:
     if not learned < even:
         return Judgement(False, why, numbers)
     if artefact.metadata.get("val/gain_high") is None:
-        return Judgement(True, f"{why}; there is no earlier model to compare with", numbers)
+        return Judgement(True, f"{why}; {_not_compared(artefact)}", numbers)
     gain, low, high = (float(artefact.metadata[f"val/gain{end}"]) for end in ("", "_low", "_high"))
     numbers |= {"val/gain": gain, "val/gain_low": low, "val/gain_high": high}
     than = f"than its parent's on the same games ({-high:+.4f} to {-low:+.4f})"
     if high < -NO_WORSE:
         return Judgement(False, f"the loss is {-gain:.4f} higher {than}", numbers)
     return Judgement(True, f"{why}; the loss is {abs(gain):.4f} {_way(gain)} {than}", numbers)
+
+
+def _not_compared(artefact: Artefact) -> str:
+    """Why a training is not compared with its parent."""
+    about = artefact.metadata
+    if about.get("parent_generation") is None:
+        return "there is no earlier model to compare with"
+    if "val/gain" in about:
+        return "one held-out game is too few to compare with its parent by"
+    return f"not compared with its parent: {about.get('parent_note')}"
 
 
 def _way(gain: float) -> str:

@@ -104,6 +104,7 @@ TOLD = (
     "parent_config",
     "parent_generation",
     "parent_digest",
+    "parent_note",
     "search_precision",
     "search_backend",
     "weights",

@@ -24,6 +24,20 @@ def window_fresh(step: Step) -> Judgement:
     return Judgement(judged.fresh, judged.why, judged.numbers)
 
 
+def parent_trained_on(step: Step) -> Judgement:
+    """Training went on from the weights of the plan's parent, where the plan names one."""
+    about = step.store.require(step.config, step.generation, "checkpoint").metadata
+    if about.get("parent_generation") is None:
+        return Judgement(True, "the plan names no parent: fresh weights")
+    note = str(about.get("parent_note"))
+    if "val/gain" in about:
+        return Judgement(True, note)
+    return Judgement(
+        False,
+        f"{note}; what generation {about['parent_generation']:04d} had learned is not in this model",
+    )
+
+
 def play_steady(step: Step) -> Judgement:
     """Game length, draws, seat advantage and policy entropy stay in the last generations' range.
 

@@ -80,7 +80,7 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         from ringrift_pipeline.selfplay import plan_generation
 
         with once(), running_step(context, config) as step:
-            settings = context.resources.settings.of(config)
+            settings = context.resources.settings.of(step.store, config, step.generation)
             made = plan_generation(step.store, config, step.generation, settings)
             if made.settings != settings:
                 context.log.warning(

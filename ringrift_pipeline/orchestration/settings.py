@@ -36,8 +36,12 @@ from ringrift_pipeline.enhancements.training_config import (
     ConfigField,
     TrainingConfig,
 )
+from ringrift_pipeline.evaluation.feedback import next_settings
 from ringrift_pipeline.orchestration import remote
 from ringrift_pipeline.orchestration.configs import CONFIGS
+from ringrift_pipeline.orchestration.launchable import next_generation
+from ringrift_pipeline.orchestration.places import TICK, data_folder
+from ringrift_pipeline.store import BucketError, Store, StoreError
 from ringrift_pipeline.training.inputs import check_resume
 
 
@@ -83,7 +87,12 @@ def _generation_config() -> type[Config]:
     every: dict[str, Any] = {
         "preset": (
             choice("preset", tuple(PRESETS)) | None,
-            Field(default=None, description="Preset to start from; what is given below wins."),
+            Field(
+                default=None,
+                description="Preset to start from; what is given below wins. Without one a new "
+                "generation has the settings of the one before it, changed as the trend of the "
+                "ratings asks for; the first one has the defaults named below.",
+            ),
         ),
         "last_generation": (
             int | None,
@@ -137,9 +146,14 @@ def given(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def resolve(values: Mapping[str, Any], config: str | None = None) -> TrainingConfig:
+def resolve(
+    values: Mapping[str, Any], config: str | None = None, before: TrainingConfig | None = None
+) -> TrainingConfig:
     """Run configuration -> the validated ``TrainingConfig``, of ``config`` if one is named: a
     preset's sizes depend on it.
+
+    Args:
+        before: what takes the place of the defaults where no preset is given.
 
     Raises:
         ConfigError: a value out of bounds, or an unknown setting.
@@ -147,9 +161,11 @@ def resolve(values: Mapping[str, Any], config: str | None = None) -> TrainingCon
     last = values.get("last_generation")
     if last is not None and last < 0:
         raise ConfigError(f"last_generation counts from 0, not {last}")
+    preset = _plain(values.get("preset"))
     return TrainingConfig.load(
-        preset=_plain(values.get("preset")),
+        preset=preset,
         overrides=given(values),
+        base=None if preset else before,
         config=config,
         origin="run configuration",
     )
@@ -167,6 +183,29 @@ def carried_on(planned: TrainingConfig, values: Mapping[str, Any], config: str) 
     if values.get("preset"):
         return resolve(values, config)
     return planned.with_overrides(given(values))
+
+
+def settings_for(
+    store: Store, config: str, generation: int, values: Mapping[str, Any]
+) -> TrainingConfig:
+    """The settings that a run launched with ``values`` asks for ``generation`` with.
+
+    Of a new generation: what is given, over the preset, or without one the settings of the
+    generation before, with the factors that the trend of the ratings asks for. What is given wins
+    over these too: the loop's runs are given them. Of one that has a plan: what is given, over that.
+
+    Raises:
+        ConfigError: a value out of bounds, or an unknown setting.
+        StoreError: the plan of the generation before is damaged.
+    """
+    known = [number for number in store.generations(config) if number <= generation]
+    before = None
+    if known:
+        before = TrainingConfig.from_dict(store.read_plan(config, known[-1])["settings"])
+        if known[-1] == generation:
+            return carried_on(before, values, config)
+    asked = next_settings(store, config, generation, resolve(values, config, before))
+    return asked.settings.with_overrides(given(values))
 
 
 def run_config(
@@ -193,9 +232,9 @@ class RunSettings:
     last_generation: int | None
     resume: str
 
-    def of(self, config: str) -> TrainingConfig:
-        """The settings that a new generation of ``config`` is planned with."""
-        return resolve(self.values, config)
+    def of(self, store: Store, config: str, generation: int) -> TrainingConfig:
+        """`settings_for` what was given."""
+        return settings_for(store, config, generation, self.values)
 
 
 @resource(config_schema=Permissive(), description="The settings of a run, checked.")
@@ -226,7 +265,8 @@ class SettingsResource(ResourceDefinition):
 @functools.cache
 def settings_of(config: str | None = None) -> SettingsResource:
     """The resource ``settings`` of a config's assets: at launch it refuses what could not be
-    planned for that config, whose board a preset's sizes, and with them some bounds, depend on.
+    planned for that config: some bounds depend on other settings, which are those of its newest
+    generation, or of a preset for its board.
 
     Dagster runs a resource's config mapping while it resolves a run's configuration, before there
     is a run. (A job-level ConfigMapping is refused for partitioned jobs, and would not see
@@ -235,11 +275,11 @@ def settings_of(config: str | None = None) -> SettingsResource:
 
     def check(values: Mapping[str, Any]) -> dict[str, Any]:
         resume = values.get("resume") or "auto"
-        with _refused():
-            resolve(values, config)
-            # A launch. A run's own processes also come here, when the state gone on from may be
-            # used up, or on another machine.
-            if multiprocessing.parent_process() is None and remote.current() is None:
+        # A run's own processes also come here, when the state gone on from may be used up, or on
+        # another machine, and there may be a newer generation.
+        if multiprocessing.parent_process() is None and remote.current() is None:
+            with _refused():
+                _check_settings(values, config)
                 _check_resume(resume)
         return {
             "values": {"preset": _plain(values.get("preset")), **given(values)},
@@ -251,6 +291,23 @@ def settings_of(config: str | None = None) -> SettingsResource:
     return SettingsResource(
         resource_fn=made.resource_fn, config_schema=made.config_schema, description=made.description
     )
+
+
+def _check_settings(values: Mapping[str, Any], config: str | None) -> None:
+    """Could the next generation be planned with this? The store is asked only where that depends on
+    it: not for the loop's runs, which are given everything, nor where nothing is given.
+    """
+    said = given(values)
+    named = sum(len(one) if isinstance(one, Mapping) else 1 for one in said.values())
+    alone = named in (0, len(TrainingConfig.fields()))
+    if config is None or values.get("preset") or alone:
+        resolve(values, config)
+        return
+    store = Store(data_folder(), within=TICK)
+    try:
+        settings_for(store, config, next_generation(store, config), values)
+    except (BucketError, StoreError) as error:
+        raise ConfigError(f"the settings of {config} so far cannot be read: {error}") from None
 
 
 def _check_resume(resume: str) -> None:

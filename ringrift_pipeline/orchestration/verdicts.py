@@ -1,5 +1,6 @@
-"""Has a generation passed its blocking checks? Every asset of it, each for the very
-materialization that the evaluation rests on, not for whatever was checked last.
+"""What the blocking checks say of a generation: of every asset that its evaluation rests on, or of
+those that an asset is made from. Each for the very materialization, not for whatever was checked
+last.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from enum import Enum
 from dagster import (
     AssetCheckEvaluation,
     AssetCheckKey,
+    AssetCheckSeverity,
     AssetKey,
     AssetRecordsFilter,
     DagsterInstance,
     EventLogRecord,
 )
 from dagster._core.event_api import PartitionKeyFilter
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from ringrift_pipeline.orchestration.checks import blocking_checks
 from ringrift_pipeline.orchestration.names import ASSETS, asset_key, job_name
@@ -103,8 +106,7 @@ def verdict(
         if judged is None:
             pending.append(name)
         elif not judged.passed:
-            why = f": {judged.description}" if judged.description else ""
-            failed.append(f"check {name} of {key.path[-1]} failed{why}")
+            failed.append(_told(judged))
     if failed:
         return Verdict(State.FAILED, tuple(failed))
     if not pending:
@@ -115,6 +117,47 @@ def verdict(
         f"check {name} of {key.path[-1]} has no result and its run {ended}" for name in pending
     )
     return Verdict(State.FAILED, tuple(reasons))
+
+
+def standing_failures(
+    instance: DagsterInstance, config: str, assets: Sequence[str], partition: str
+) -> list[str]:
+    """What the blocking checks found against a generation's ``assets`` as they are now, in words.
+
+    A check that has not judged the newest materialization of its asset says nothing. One query
+    where none has failed.
+    """
+    checks = [
+        AssetCheckKey(asset_key(config, name), check)
+        for name in assets
+        for check in blocking_checks(name)
+    ]
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(
+        checks, PartitionKeyFilter(key=partition)
+    )
+    # One that was planned, and whose run ended before it, hides what it said before.
+    doubtful = [
+        check
+        for check in checks
+        if check in latest and latest[check].status is not AssetCheckExecutionRecordStatus.SUCCEEDED
+    ]
+    newest = {
+        key: newest_materialization(instance, key, partition)
+        for key in dict.fromkeys(check.asset_key for check in doubtful)
+    }
+    failed = []
+    for check in doubtful:
+        record = newest[check.asset_key]
+        judged = record and _judged(instance, check.asset_key, check.name, record)
+        if judged and not judged.passed and judged.severity is AssetCheckSeverity.ERROR:
+            failed.append(_told(judged))
+    return failed
+
+
+def _told(judged: AssetCheckEvaluation) -> str:
+    """A failure in words, with what the check said."""
+    why = f": {judged.description}" if judged.description else ""
+    return f"check {judged.check_name} of {judged.asset_key.path[-1]} failed{why}"
 
 
 def newest_materialization(

@@ -300,6 +300,7 @@ def turned_about(games: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+OTHER = "fresh weights: the parent differs in channels"
 Break = Callable[[Store], object]
 
 BREAKS: list[tuple[str, Break, str]] = [
@@ -546,6 +547,11 @@ BREAKS: list[tuple[str, Break, str]] = [
         lambda s: replace(s, "checkpoint", metadata={"val/loss_policy": 9.0}),
         "even choice",
     ),
+    (
+        "parent_trained_on",
+        lambda s: replace(s, "checkpoint", metadata={"parent_generation": 3, "parent_note": OTHER}),
+        f"{OTHER}; what generation 0003 had learned is not in this model",
+    ),
     ("average_fits", lambda s: replace(s, "ema_model", edit_weights), "not finite"),
     ("average_fits", lambda s: replace(s, "ema_model", drop_tensor), "differ"),
     (
@@ -686,6 +692,23 @@ def test_every_number_of_a_verdict_counts() -> None:
         assert not same_verdict(changed, found), changed
     first = decide({"random": wins}).to_dict()
     assert same_verdict(json.loads(json.dumps(first)), first) and not same_verdict(first, found)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({}, "there is no earlier model to compare with"),
+        ({"parent_generation": 3, "parent_note": OTHER}, f"not compared with its parent: {OTHER}"),
+        ({"parent_generation": 3, "val/gain": 0.1}, "one held-out game is too few to compare"),
+    ],
+)
+def test_a_training_that_is_compared_with_nothing_says_why(
+    about: dict[str, Any], words: str, copied: Store
+) -> None:
+    replace(copied, "checkpoint", metadata=about)
+    check = run_check("checkpoint", "training_learned")
+    assert check.passed and words in check.description
+    assert run_check("checkpoint", "parent_trained_on").passed is (OTHER not in words)
 
 
 def test_a_gauntlet_that_is_what_its_report_says_passes(copied: Store) -> None:

@@ -16,8 +16,12 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster_graphql.schema import create_schema
 
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.selfplay import plan_generation
+from ringrift_pipeline.store import Store
 
 LAUNCH = """
 mutation ($params: ExecutionParams!) {
@@ -88,8 +92,8 @@ def launchpad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launchpad]:
         WorkspaceProcessContext(instance, target, version="", read_only=False) as context,
     ):
         patch.setenv("RINGRIFT_DATA", str(data))
-        for config in ("square8_2p", "hexagonal_2p"):
-            instance.add_dynamic_partitions(names.partitions_name(config), ["0000"])
+        for config in ("square8_2p", "hexagonal_2p", "hex8_2p"):
+            instance.add_dynamic_partitions(names.partitions_name(config), ["0000", "0001"])
         yield Launchpad(context, instance)
 
 
@@ -178,6 +182,30 @@ def test_a_bound_that_the_board_decides_is_refused_at_launch(launchpad: Launchpa
     )
     assert what == "PythonError" and "cheap_simulations (20) must not exceed" in said
     assert launchpad.instance.get_runs_count() == before + 1
+
+
+def test_bounds_are_those_of_what_will_be_planned(launchpad: Launchpad) -> None:
+    """What is not given is the generation's before, not the defaults."""
+    config, job = "hex8_2p", "hex8_2p_generation"
+    store = Store(data_folder())
+    few = {"simulations": 4, "cheap_simulations": 2, "max_considered": 4}
+    planned = TrainingConfig.preset("smoke", config).with_overrides({"search": few})
+    plan_generation(store, config, 0, planned)
+    fewer, more = settings(search={"simulations": 5}), settings(search={"cheap_simulations": 6})
+    what, said = launchpad.launch(job, fewer, "0001")
+    assert what == "LaunchRunSuccess", said
+    before = launchpad.instance.get_runs_count()
+    what, said = launchpad.launch(job, more, "0001")
+    assert what == "PythonError" and "cheap_simulations (6) must not exceed simulations" in said
+    path = store.root / config / "generations" / "0000" / "plan.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    what, said = launchpad.launch(job, fewer, "0001")
+    assert what == "PythonError" and "settings of hex8_2p so far cannot be read" in said
+    assert launchpad.instance.get_runs_count() == before
+    # a preset, and all settings as the loop gives them, ask for no plan
+    for alone in (settings(preset="smoke"), settings(**planned.to_dict())):
+        what, said = launchpad.launch(job, alone, "0001")
+        assert what == "LaunchRunSuccess", said
 
 
 def test_good_values_are_launched(launchpad: Launchpad) -> None:

@@ -55,6 +55,7 @@ def test_a_long_text_is_a_path(store: Store) -> None:
 
 def test_an_artefact_shows_its_picture_and_where_the_whole_one_is(store: Store) -> None:
     about: dict[str, Any] = {"train/loss": 1.5, "parent_generation": 3, "note": "plain"}
+    about["parent_note"] = "fresh weights"
     with store.create("square8_2p", 4, "checkpoint", about) as draft:
         (draft.path / "loss.png").write_bytes(b"small")
         (draft.path / "loss.full.svg").write_bytes(b"<svg/>")
@@ -62,7 +63,7 @@ def test_an_artefact_shows_its_picture_and_where_the_whole_one_is(store: Store) 
         (draft.path / "metrics.jsonl").write_text(json.dumps({}))
     shown = of_artefact(draft.artefact)
     assert set(shown) == {
-        "train/loss", "loss", WHOLE, "list", "digest", "path", "parent_generation",
+        "train/loss", "loss", WHOLE, "list", "digest", "path", "parent_generation", "parent_note",
     }  # fmt: skip
     assert list(shown).index("loss") < list(shown).index(WHOLE)  # first what can be looked at
     assert shown[WHOLE].value == str(draft.artefact.path / "loss.full.svg")

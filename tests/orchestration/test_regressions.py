@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.settings import given
-from ringrift_pipeline.selfplay import plan_generation
+from ringrift_pipeline.selfplay import load_plan, plan_generation
 from ringrift_pipeline.store import Store
 
 from .conftest import TINY
@@ -41,24 +42,35 @@ def run_generation(
     generation: int, values: dict[str, Any], assets: tuple[str, ...] | None = None
 ) -> tuple[Any, set[str], Any]:
     """Run the job on a generation: result, assets made, what the sensor says after it."""
-    job = defs.get_repository_def().get_job(names.job_name(CONFIG))
-    key = names.generation_key(generation)
     with DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions(names.partitions_name(CONFIG), [key])
-        result = job.execute_in_process(
-            run_config={"resources": {"settings": {"config": values}}},
-            partition_key=key,
-            instance=instance,
-            asset_selection=[names.asset_key(CONFIG, name) for name in assets] if assets else None,
-            raise_on_error=False,
-        )
-        made = {event.asset_key.path[-1] for event in result.get_asset_materialization_events()}
+        result, made = run_in(instance, generation, values, assets)
         sensor = defs.get_repository_def().get_sensor_def(names.SENSOR)
         with build_sensor_context(
             instance=instance, repository_def=defs.get_repository_def()
         ) as context:
             ticked = sensor.evaluate_tick(context)
         return result, made, ticked
+
+
+def run_in(
+    instance: DagsterInstance,
+    generation: int,
+    values: dict[str, Any],
+    assets: tuple[str, ...] | None = None,
+) -> tuple[Any, set[str]]:
+    """Run the job on a generation, as of ``instance``: result, assets made."""
+    job = defs.get_repository_def().get_job(names.job_name(CONFIG))
+    key = names.generation_key(generation)
+    instance.add_dynamic_partitions(names.partitions_name(CONFIG), [key])
+    result = job.execute_in_process(
+        run_config={"resources": {"settings": {"config": values}}},
+        partition_key=key,
+        instance=instance,
+        asset_selection=[names.asset_key(CONFIG, name) for name in assets] if assets else None,
+        raise_on_error=False,
+    )
+    made = {event.asset_key.path[-1] for event in result.get_asset_materialization_events()}
+    return result, made
 
 
 def judged(result: Any, name: str) -> Any:
@@ -91,7 +103,7 @@ def test_no_shard_of_the_champion_stops_training_and_promotion(outdated: Store) 
 
 
 def test_nor_can_training_alone_be_materialized(outdated: Store) -> None:
-    """In a run of the later assets the shards' check has no say; the step refuses itself."""
+    """Where no check has looked, as the command line made what is there, the step refuses itself."""
     before = ("selfplay_shards", "quality_scores", "hard_examples")
     run_generation(1, settings(), before[:1])
     from ringrift_pipeline import training
@@ -103,6 +115,58 @@ def test_nor_can_training_alone_be_materialized(outdated: Store) -> None:
     assert made == set() and not result.success
     (failure,) = [event for event in result.all_events if event.is_step_failure]
     assert "none of the window's" in str(failure.step_failure_data.user_failure_data.description)
+
+
+def why_failed(result: Any) -> str:
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    return str(failure.step_failure_data.user_failure_data.description)
+
+
+def test_what_failed_a_check_is_not_gone_on_from_in_another_run(
+    copied: Store, instance: DagsterInstance
+) -> None:
+    replace(
+        copied, "quality_scores", edit_table(lambda table: table.with_columns(score=pl.lit(0.5)))
+    )
+    result, made = run_in(instance, 0, {}, ("quality_scores",))
+    assert made == {"quality_scores"} and not judged(result, "scores_sound").passed
+    for asset in ("hard_examples", "checkpoint"):
+        result, made = run_in(instance, 0, {}, (asset,))
+        assert made == set()
+        assert why_failed(result).startswith(
+            f"{asset} is not made from what has failed a blocking check: check scores_sound of "
+            "quality_scores failed: all games have the same score. What to do: Materialize this"
+        )
+    result, made = run_in(instance, 0, {}, ("ema_model",))  # is made from nothing that failed
+    assert made == {"ema_model"} and result.success
+    # mended, and judged anew with what follows
+    shutil.rmtree(copied.require(CONFIG, 0, "quality_scores").path)
+    result, made = run_in(instance, 0, {}, ("quality_scores", "hard_examples"))
+    assert made == {"quality_scores", "hard_examples"} and result.success
+    result, made = run_in(instance, 0, {}, ("checkpoint",))
+    assert made == {"checkpoint"} and result.success
+
+
+def test_settings_of_the_generation_before_are_planned_with(copied: Store) -> None:
+    """Somebody types one field into the launchpad, as a failed check asks."""
+    values = {"network": {"channels": 12}}
+    result, made, ticked = run_generation(1, values, names.ASSETS[:4])
+    assert made == set(names.ASSETS[:4]) and result.success
+    before, planned = (load_plan(copied, CONFIG, generation).settings for generation in (0, 1))
+    assert planned == before.with_overrides(values)
+    # such a network cannot go on from the one before, which is told
+    note = "fresh weights: the parent differs in channels"
+    check = judged(result, "parent_trained_on")
+    assert not check.passed and check.severity.value == "WARN"
+    assert check.description.startswith(f"{note}; what generation 0000 had learned is not in")
+    assert "the parent's settings under network" in check.description
+    assert f"not compared with its parent: {note}" in judged(result, "training_learned").description
+    (shown,) = [
+        event.materialization.metadata["parent_note"].value
+        for event in result.get_asset_materialization_events()
+        if event.asset_key.path[-1] == "checkpoint"
+    ]
+    assert shown == note
 
 
 def test_a_generation_played_by_the_champion_trains(outdated: Store) -> None:
