@@ -27,9 +27,9 @@ from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
 from ringrift_pipeline.orchestration.jobs import makes_a_generation
 from ringrift_pipeline.orchestration.names import (
-    BACKFILL_TAG,
     CONFIGS,
     SENSOR,
+    backfill_in,
     config_in,
     generation_in,
     generation_key,
@@ -256,7 +256,7 @@ def _following(instance: DagsterInstance, store: Store, records: list[RunRecord]
             if config is None or generation is None or "loop" in _paused(store, config):
                 continue
             run = record.dagster_run  # a backfill's starts no other
-            if run.job_name != job_name(config) or BACKFILL_TAG in run.tags:
+            if run.job_name != job_name(config) or backfill_in(run.tags):
                 continue
             last = run_values(run.run_config).get("last_generation")
             if last is None or generation < last:

@@ -235,11 +235,12 @@ def test_a_passed_check_of_an_older_evaluation_does_not_count(
     assert store.champion("square8_2p") is None
 
 
+@pytest.mark.parametrize("tag", [names.BACKFILL_TAG, names.FILLED_TAG])
 def test_a_backfill_does_not_take_the_place_of_an_evaluation(
-    instance: DagsterInstance, store: Store, land: Land
+    tag: str, instance: DagsterInstance, store: Store, land: Land
 ) -> None:
     land("square8_2p", 0)
-    land("square8_2p", 0, tags={names.BACKFILL_TAG: "somebody's"})
+    land("square8_2p", 0, tags={tag: "somebody's"})
     assert keys(tick(instance)) == ["square8_2p/0001"]
 
 
