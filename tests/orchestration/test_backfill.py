@@ -47,6 +47,7 @@ from ringrift_pipeline.store import Store
 from .conftest import re_executing
 from .landing import Land
 from .served import ask
+from .test_cancelled import tick
 from .test_once import make, submit
 from .ticking import sensor_tick
 
@@ -225,6 +226,31 @@ def test_it_is_told_by_the_run_that_it_executes_again(instance: DagsterInstance)
     submit(instance, again)
     (found,) = [run for run in runs(instance) if run.run_id == again.run_id]
     assert names.BACKFILL_TAG not in found.tags and names.backfill_in(found.tags) == "some"
+
+
+@pytest.mark.whole
+def test_the_loop_goes_on_through_what_a_backfill_of_its_job_makes(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    """Whether that is made already or still waits, each generation has its one run of the loop."""
+    config, job = TWO[0], names.job_name(TWO[0])
+
+    def the_loops() -> list[str]:
+        own = [run for run in runs(instance) if names.BACKFILL_TAG not in run.tags]
+        return sorted(where(run)[1] for run in own if run.job_name == job)
+
+    with daemon(instance) as workspace:
+        filled = backfilled_by(workspace, from_the_job("0001", "0002"))
+        assert {run.job_name for run in filled} == {job}
+        land(config, 1, tags=dict(filled[0].tags))
+        land(config, 0)
+        tick(workspace, -1.0)
+        assert the_loops() == ["0001"]
+        land(config, 1)  # it verifies what is there
+        land(config, 2, tags=dict(filled[1].tags))
+        tick(workspace, 0.0)
+    assert the_loops() == ["0001", "0002"]
+    assert [one.generation for one in store.champions(config)] == [0, 1]
 
 
 def test_a_value_out_of_bounds_ends_a_backfill_before_it_has_a_run(
