@@ -11,6 +11,7 @@ from dagster import DagsterInstance, RunRequest, RunsFilter
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
 from ringrift_pipeline.orchestration.decisions import LIMIT, PLAN, STARTED
+from ringrift_pipeline.orchestration.jobs import makes_a_generation
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     FACTORS_TAG,
@@ -99,7 +100,23 @@ def _feedback(changed: NextSettings) -> dict[str, Any]:
     }
 
 
+def not_followed(
+    instance: DagsterInstance, config: str, decided: tuple[int, dict[str, Any]] | None
+) -> str | None:
+    """Why nothing follows the newest generation that was decided, where somebody else had started
+    the next one and no run is left that makes it. None where nothing of the kind is to be seen.
+    """
+    if decided is None or decided[1].get("end") != STARTED:
+        return None
+    key = generation_key(decided[0] + 1)
+    if _has_run(instance, config, key):
+        return None
+    return f"generation {key} had been started by somebody else, and no run of it is left"
+
+
 def _has_run(instance: DagsterInstance, config: str, key: str) -> bool:
-    """Has the generation job of this partition been run, by whomever?"""
+    """Has the generation job of this partition been run, by whomever, so that the loop goes on after
+    it? Not after a backfill's run, or one of some assets alone.
+    """
     filters = RunsFilter(job_name=job_name(config), tags={PARTITION_TAG: key})
-    return bool(instance.get_run_records(filters, limit=1))
+    return any(makes_a_generation(run, config) for run in instance.get_runs(filters))

@@ -14,12 +14,12 @@ from dagster import (
 
 from ringrift_pipeline.orchestration.names import (
     ASSETS,
-    BACKFILL_TAG,
     CHAMPION,
     CONFIG_TAG,
     CONFIGS,
     PRELOAD,
     asset_key,
+    backfill_in,
     generation_in,
     job_name,
 )
@@ -75,7 +75,7 @@ def makes_a_generation(run: DagsterRun, config: str) -> bool:
     """Does a run bring a generation to its evaluation, as the loop's do? A backfill's decides
     nothing, whatever it makes.
     """
-    if generation_in(run.tags) is None or BACKFILL_TAG in run.tags:
+    if generation_in(run.tags) is None or backfill_in(run.tags):
         return False
     if run.asset_selection:
         return asset_key(config, "evaluation") in run.asset_selection

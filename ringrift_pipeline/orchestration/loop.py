@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dagster import (
     DagsterInstance,
@@ -27,6 +28,7 @@ from ringrift_pipeline.orchestration.names import (
     ASSETS,
     CONFIG_TAG,
     PARTITION_TAG,
+    backfill_in,
     generation_key,
     job_name,
 )
@@ -232,9 +234,7 @@ class Loop:
 
     def _replace_old_runs(self) -> None:
         """Runs of this config that were queued, or lost and due for a retry, are ours now."""
-        filters = RunsFilter(job_name=job_name(self.request.config))
-        for record in self.instance.get_run_records(filters, limit=20):
-            run = record.dagster_run
+        for run in (record.dagster_run for record in self._records(limit=20)):
             if run.status == DagsterRunStatus.QUEUED:
                 self.instance.report_run_canceled(run, message="Replaced by a new ringrift loop.")
             elif run.status == DagsterRunStatus.FAILURE:
@@ -286,14 +286,14 @@ class Loop:
 
     def _runs(self, generation: int) -> Sequence[RunRecord]:
         """The newest run of a generation, whoever started it and when, in a list."""
-        filters = RunsFilter(
-            job_name=job_name(self.request.config),
-            tags={
-                CONFIG_TAG: self.request.config,
-                PARTITION_TAG: generation_key(generation),
-            },
-        )
-        return self.instance.get_run_records(filters, limit=1)
+        tags = {CONFIG_TAG: self.request.config, PARTITION_TAG: generation_key(generation)}
+        return self._records(tags=tags)[:1]
+
+    def _records(self, limit: int | None = None, **wanted: Any) -> list[RunRecord]:
+        """Runs of the config's generations, newest first; not a backfill's, which decide nothing."""
+        filters = RunsFilter(job_name=job_name(self.request.config), **wanted)
+        records = self.instance.get_run_records(filters, limit=limit)
+        return [one for one in records if backfill_in(one.dagster_run.tags) is None]
 
     def _newest_run(self, generation: int) -> DagsterRun | None:
         records = self._runs(generation)
@@ -413,10 +413,7 @@ class Loop:
         """Stop the services, and with them what runs; what waits is this loop's to take back."""
         for service in reversed(self._services):
             service.stop()
-        filters = RunsFilter(
-            statuses=[DagsterRunStatus.QUEUED], job_name=job_name(self.request.config)
-        )
-        for record in self.instance.get_run_records(filters):
+        for record in self._records(statuses=[DagsterRunStatus.QUEUED]):
             self.instance.report_run_canceled(
                 record.dagster_run, message="Stopped with the loop that asked for it."
             )

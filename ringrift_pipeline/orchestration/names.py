@@ -35,6 +35,7 @@ STALLED_SENSOR = "config_stalled"
 CONFIG_TAG = "ringrift/config"
 PARTITION_TAG = "dagster/partition"
 BACKFILL_TAG = "dagster/backfill"
+FILLED_TAG = "ringrift/backfill"  # the same, on whatever executes a run of a backfill again as well
 ORDER_TAG = "ringrift/in_order"  # runs of one value follow each other: a config's generations
 TREND_TAG = "ringrift/trend"  # what the evaluation feedback saw: rising, plateau, …
 FACTORS_TAG = "ringrift/factors"  # what it has come to: rate x0.9, exploration x1.1, …
@@ -85,6 +86,13 @@ def config_in(tags: Mapping[str, str]) -> str | None:
 def generation_in(tags: Mapping[str, str]) -> int | None:
     """The generation that a run's tags name, None where there is none or what is no key of one."""
     return parse_generation(tags.get(PARTITION_TAG, ""))
+
+
+def backfill_in(tags: Mapping[str, str]) -> str | None:
+    """The backfill that a run's tags name, None where it is of none. Dagster takes its own tag off a
+    run that is executed again once the backfill is over; ours stays.
+    """
+    return tags.get(BACKFILL_TAG) or tags.get(FILLED_TAG)
 
 
 def generation_of(key: str, config: str) -> int:

@@ -10,7 +10,12 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG
 
 from ringrift_pipeline.orchestration.decisions import read_decision
 from ringrift_pipeline.orchestration.launchable import next_generation
-from ringrift_pipeline.orchestration.names import BACKFILL_TAG, generation_in, job_name
+from ringrift_pipeline.orchestration.names import (
+    BACKFILL_TAG,
+    backfill_in,
+    generation_in,
+    job_name,
+)
 from ringrift_pipeline.store import Store
 
 RETRY_TAG = "dagster/will_retry"
@@ -64,7 +69,7 @@ def cancelled_run(instance: DagsterInstance, store: Store, config: str) -> RunRe
     for record in instance.get_run_records(RunsFilter(job_name=job_name(config)), LOOKED_THROUGH):
         tags = record.dagster_run.tags
         generation = generation_in(tags)
-        if generation is not None and generation <= following and BACKFILL_TAG not in tags:
+        if generation is not None and generation <= following and backfill_in(tags) is None:
             found.append((generation, record.storage_id, record))
     if not found:
         return None

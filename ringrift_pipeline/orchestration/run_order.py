@@ -8,6 +8,9 @@ job and are given one here. A limit in ``dagster.yaml`` then lets one run a conf
 Of several runs that one sensor asked for with the same run key, only the first is kept. Dagster
 looks for an earlier one before it makes a run, which does not help where two daemons look at once.
 
+A run that executes one of a backfill again is tagged as one of it, whether or not the backfill is over:
+it decides as little.
+
 A run that is asked to end while it starts, as by Ctrl-C, is cancelled. With Dagster alone its process
 ends without a word, and the run is taken for lost, to be retried.
 """
@@ -21,10 +24,11 @@ from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from ringrift_pipeline.orchestration.names import (
-    BACKFILL_TAG,
     CONFIG_TAG,
     CONFIGS,
+    FILLED_TAG,
     ORDER_TAG,
+    backfill_in,
     config_in,
     generation_in,
 )
@@ -43,7 +47,8 @@ class GenerationsInOrder(QueuedRunCoordinator):
             run = self._first(context.dagster_run)
             if run.run_id != context.dagster_run.run_id:
                 self._drop(context.dagster_run.run_id, run)
-            tags = order_tags(run)
+            again = self._instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+            tags = order_tags(run, again)
             if tags:
                 self._instance.add_run_tags(run.run_id, tags)
             return super().submit_run(context._replace(dagster_run=run))
@@ -82,19 +87,23 @@ class GenerationsInOrder(QueuedRunCoordinator):
         return self._instance.get_run_by_id(run.run_id) or run
 
 
-def order_tags(run: DagsterRun) -> dict[str, str]:
+def order_tags(run: DagsterRun, again: DagsterRun | None = None) -> dict[str, str]:
     """What to add to a run that makes assets of a generation; nothing for any other.
 
     Of a backfill's runs the lower generations go first, also a retried one, and all of them after
     what else waits.
+
+    Args:
+        again: the run that this one executes again.
     """
     generation = generation_in(run.tags)
     config = config_in(run.tags) or _config_of(run)
     if config is None or generation is None:
         return {}
     tags = {CONFIG_TAG: config, ORDER_TAG: config}
-    if BACKFILL_TAG in run.tags:
-        tags[PRIORITY_TAG] = str(-1 - generation)
+    backfill = backfill_in(run.tags) or (backfill_in(again.tags) if again is not None else None)
+    if backfill is not None:
+        tags |= {FILLED_TAG: backfill, PRIORITY_TAG: str(-1 - generation)}
     return tags
 
 

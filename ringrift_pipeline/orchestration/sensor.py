@@ -52,13 +52,13 @@ from ringrift_pipeline.orchestration.following import following_run
 from ringrift_pipeline.orchestration.launchable import add_partitions
 from ringrift_pipeline.orchestration.loop_alerts import checks_failed, not_handled, plan_unusable
 from ringrift_pipeline.orchestration.names import (
-    BACKFILL_TAG,
     CONFIG_TAG,
     CONFIGS,
     PARTITION_TAG,
     SENSOR,
     GenerationKeyError,
     asset_key,
+    backfill_in,
     generation_key,
     generation_of,
 )
@@ -316,14 +316,14 @@ def _passed_over(
     instance: DagsterInstance, config: str, record: EventLogRecord, run: DagsterRun | None
 ) -> str | None:
     """Why an evaluation decides nothing, None where it may decide."""
-    if run is not None and BACKFILL_TAG in run.tags:
+    if run is not None and backfill_in(run.tags):
         return "evaluated by a backfill, which starts nothing"
     key = asset_key(config, "evaluation")
     newest = newest_materialization(instance, key, record.partition_key)
     if newest is None or newest.storage_id == record.storage_id:
         return None
     by = _run_of(instance, newest)
-    if by is not None and BACKFILL_TAG in by.tags:
+    if by is not None and backfill_in(by.tags):
         return None
     return "evaluated again since, the newer evaluation decides"
 

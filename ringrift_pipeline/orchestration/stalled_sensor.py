@@ -32,6 +32,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration.damage import tell_damage
 from ringrift_pipeline.orchestration.decisions import FAULTS, LIMIT, newest_decision
+from ringrift_pipeline.orchestration.following import not_followed
 from ringrift_pipeline.orchestration.jobs import makes_a_generation
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
@@ -276,13 +277,14 @@ def find_stall(
     hours = (signs or Signs()).hours(config, since, " ".join(mark), now)
     if hours <= settings.watch.stalled_hours:
         return None
+    standing = None if more else decided
     return Stall(
         config=config,
         generation=generation,
         since=since,
         hours=hours,
         allowed=settings.watch.stalled_hours,
-        why=_why(newest, None if more else decided, cancelled),
+        why=_why(newest, standing, cancelled, not_followed(instance, config, standing)),
         run_id=told_of.dagster_run.run_id if (told_of := cancelled or newest) is not None else None,
     )
 
@@ -321,9 +323,10 @@ def _why(
     newest: RunRecord | None,
     decided: tuple[int, dict[str, Any]] | None,
     cancelled: RunRecord | None,
+    unfollowed: str | None,
 ) -> str:
     """What can be seen from here of the reason; ``decided`` is the newest decision, unless more has
-    been asked for since.
+    been asked for since, ``unfollowed`` why none follows it.
     """
     if cancelled is not None:
         key = cancelled.dagster_run.tags[PARTITION_TAG]
@@ -334,6 +337,8 @@ def _why(
     if decided is not None and decided[1].get("end") in FAULTS:
         reasons = "; ".join(map(str, decided[1]["reasons"]))
         return f"the loop stopped at generation {generation_key(decided[0])}: {reasons}"
+    if unfollowed is not None:
+        return unfollowed
     if newest is None:
         return "no run of its generations is known here"
     status = newest.dagster_run.status.value

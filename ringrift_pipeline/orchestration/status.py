@@ -24,12 +24,13 @@ from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.scheduler.instigation import InstigatorStatus
 
 from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
+from ringrift_pipeline.orchestration.following import not_followed
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
 from ringrift_pipeline.orchestration.jobs import makes_a_generation
 from ringrift_pipeline.orchestration.names import (
-    BACKFILL_TAG,
     CONFIGS,
     SENSOR,
+    backfill_in,
     config_in,
     generation_in,
     generation_key,
@@ -99,7 +100,8 @@ class Strength:
     """How far a config has come; ``evaluated`` is the newest generation that has been.
 
     ``paused``: what does not start by itself (``loop``, ``nightly``, ``gauntlet``). ``stopped``: a
-    failed check or a plan that cannot be used, of the newest generation that was decided.
+    failed check or a plan that cannot be used, of the newest generation that was decided, or what
+    became of the one that was to follow it.
     """
 
     config: str
@@ -148,8 +150,10 @@ def status_of(data: Path) -> Status:
     following: list[Next] = []
     failed: list[RunState] = []
     cancelled: list[RunState] = []
+    unfollowed: dict[str, str | None] = {}
     store = Store(data)
     outbox = Outbox(store)
+    decided = {config: newest_decision(store, config) for config in store.configs()}
     if (home_folder(data) / "dagster.yaml").exists():
         with open_instance(data) as instance:
             working = instance.get_run_records(RunsFilter(statuses=IN_PROGRESS), ascending=True)
@@ -161,6 +165,9 @@ def status_of(data: Path) -> Status:
             following = list(_following(instance, store, [*working, *queued]))
             failed = list(_failed(instance))
             cancelled = list(_cancelled(instance, store))
+            unfollowed = {
+                config: not_followed(instance, config, newest) for config, newest in decided.items()
+            }
     there = next((folder for folder in (data, *data.parents) if folder.exists()), data)
     usage = usage_below(data)
     return Status(
@@ -168,7 +175,10 @@ def status_of(data: Path) -> Status:
         running=running,
         waiting=waiting,
         following=following,
-        configs=[_strength(store, config, usage.get(config, 0)) for config in store.configs()],
+        configs=[
+            _strength(store, config, usage.get(config, 0), _stopped(newest, unfollowed.get(config)))
+            for config, newest in decided.items()
+        ],
         services=present(data),
         failed=failed,
         cancelled=cancelled,
@@ -256,7 +266,7 @@ def _following(instance: DagsterInstance, store: Store, records: list[RunRecord]
             if config is None or generation is None or "loop" in _paused(store, config):
                 continue
             run = record.dagster_run  # a backfill's starts no other
-            if run.job_name != job_name(config) or BACKFILL_TAG in run.tags:
+            if run.job_name != job_name(config) or backfill_in(run.tags):
                 continue
             last = run_values(run.run_config).get("last_generation")
             if last is None or generation < last:
@@ -292,7 +302,7 @@ def schedule_times(schedule: ScheduleDefinition) -> Iterator[Any]:
 # --- how strong ---------------------------------------------------------------------------------
 
 
-def _strength(store: Store, config: str, used: int) -> Strength:
+def _strength(store: Store, config: str, used: int, stopped: Stopped | None) -> Strength:
     generations = store.generations(config)
     return Strength(
         config=config,
@@ -301,16 +311,19 @@ def _strength(store: Store, config: str, used: int) -> Strength:
         evaluated=_evaluated(store, config),
         champion=_champion(store, config),
         paused=_paused(store, config),
-        stopped=_stopped(store, config),
+        stopped=stopped,
         bytes=used,
     )
 
 
-def _stopped(store: Store, config: str) -> Stopped | None:
-    newest = newest_decision(store, config)
-    if newest is None or newest[1].get("end") not in FAULTS:
+def _stopped(newest: tuple[int, dict[str, Any]] | None, unfollowed: str | None) -> Stopped | None:
+    """What the newest decision says of a standstill, and why nothing follows it where it does not."""
+    if newest is None:
         return None
-    return Stopped(newest[0], tuple(newest[1]["reasons"]))
+    generation, decision = newest
+    if decision.get("end") in FAULTS:
+        return Stopped(generation, tuple(decision["reasons"]))
+    return Stopped(generation, (unfollowed,)) if unfollowed is not None else None
 
 
 def _paused(store: Store, config: str) -> tuple[str, ...]:

@@ -159,9 +159,30 @@ def test_what_stands_still_and_what_failed_is_said(
     assert f"stopped: {CONFIG} generation 0000, checkpoint: no_leakage failed" in said
     assert f"failed: {CONFIG} generation 0000" in said and "alerts: 1" in said
     assert "nothing runs and nothing waits" not in said
-    with store.create(CONFIG, 0, "decision", {**decision, "end": "started"}):
+
+
+def test_a_loop_whose_next_generation_was_started_and_is_gone_is_said_to_stand(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generation(store, 0, 320, 1236.0, True)
+    decision = {"promoted": True, "reasons": ["beats everybody"], "end": "started"}
+    with store.create(CONFIG, 0, "decision", decision):
         pass
-    assert as_json(capsys)["configs"][0]["stopped"] is None
+    said = "generation 0001 had been started by somebody else, and no run of it is left"
+    with open_instance(store.root) as instance:
+        started(instance, CONFIG, "0000", DagsterRunStatus.SUCCESS, 5)
+        other = started(instance, CONFIG, "0001", DagsterRunStatus.SUCCESS, 5)
+        assert as_json(capsys)["configs"][0]["stopped"] is None
+        instance.add_run_tags(other, {names.BACKFILL_TAG: "some"})  # as an earlier version took it
+        stopped = {"generation": 0, "reasons": [said]}
+        assert as_json(capsys)["configs"][0]["stopped"] == stopped
+        instance.delete_run(other)
+        assert as_json(capsys)["configs"][0]["stopped"] == stopped
+    assert run(["status"]) == 0
+    told = capsys.readouterr().out
+    assert f"stopped: {CONFIG} generation 0000, {said}" in told
+    assert f"ringrift loop --config {CONFIG}" in told
+    assert "nothing runs and nothing waits" not in told
 
 
 def test_the_alerts_of_the_last_day_are_listed_whoever_was_told(

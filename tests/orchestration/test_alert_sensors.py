@@ -582,6 +582,13 @@ def test_it_says_why_a_loop_has_stopped(instance: DagsterInstance, store: Store)
     ended(store, 0, decisions.CHECKS)
     stall = find_stall(instance, store, CONFIG, in_hours(7))
     assert stall is not None and stall.why == "the loop stopped at generation 0000: why"
+    ended(store, 0, decisions.STARTED)
+    stall = find_stall(instance, store, CONFIG, in_hours(7))
+    assert stall is not None and "0001 had been started by somebody else" in stall.why
+    job, tags = names.job_name(CONFIG), {names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0001"}
+    create_run_for_test(instance, job_name=job, tags=tags)
+    stall = find_stall(instance, store, CONFIG, in_hours(7))
+    assert stall is not None and "never launched" in stall.why
 
 
 def test_a_standstill_is_told_once_and_the_next_one_again(

@@ -29,15 +29,26 @@ from dagster._core.test_utils import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._daemon.backfill import execute_backfill_iteration
 from dagster._daemon.run_coordinator import QueuedRunCoordinatorDaemon
+from dagster_graphql.client.query import (
+    LAUNCH_PARTITION_BACKFILL_MUTATION,
+    LAUNCH_PIPELINE_REEXECUTION_MUTATION,
+)
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
-from ringrift_pipeline.orchestration.instance import open_instance, prepare_home
+from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.instance import no_retry, open_instance, prepare_home
 from ringrift_pipeline.orchestration.instance_file import instance_file
+from ringrift_pipeline.orchestration.jobs import makes_a_generation
 from ringrift_pipeline.orchestration.run_order import PRIORITY_TAG, order_tags
+from ringrift_pipeline.orchestration.status import status_of
 from ringrift_pipeline.store import Store
 
+from .conftest import re_executing
 from .landing import Land
+from .served import ask
+from .test_cancelled import tick
+from .test_once import make, submit
 from .ticking import sensor_tick
 
 LOG = logging.getLogger("test")
@@ -141,6 +152,107 @@ def test_a_backfill_beside_the_sensor(instance: DagsterInstance, store: Store, l
         assert [run.tags[names.PARTITION_TAG] for run in started] == ["0001"]
 
 
+def from_its_assets(*keys: str) -> dict[str, Any]:
+    """What the UI sends for generations of all assets of a config."""
+    assets = [{"path": [TWO[0], name]} for name in names.ASSETS]
+    return {"assetSelection": assets, "partitionNames": keys, "fromFailure": False, "tags": []}
+
+
+def from_the_job(*keys: str) -> dict[str, Any]:
+    """What it sends for generations of a config's job, on the job's page."""
+    selector = {
+        "partitionSetName": f"{names.job_name(TWO[0])}_partition_set",
+        "repositorySelector": {
+            "repositoryLocationName": names.MODULE,
+            "repositoryName": "__repository__",
+        },
+    }
+    return {**from_its_assets(*keys), "selector": selector}
+
+
+def backfilled_by(workspace: Any, parameters: dict[str, Any]) -> list[DagsterRun]:
+    """The runs that the daemon asks for once the UI has sent this, the lowest generation first."""
+    answer = ask(workspace, LAUNCH_PARTITION_BACKFILL_MUTATION, backfillParams=parameters)
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+    assert [each for each in execute_backfill_iteration(workspace, LOG) if each] == []
+    found = [run for run in runs(workspace.instance) if run.tags[names.BACKFILL_TAG]]
+    return sorted(found, key=where)
+
+
+@pytest.mark.parametrize("launch", [from_its_assets, from_the_job])
+def test_a_run_of_a_backfill_that_is_executed_again_decides_nothing_either(
+    instance: DagsterInstance, data: Path, store: Store, land: Land, launch: Any
+) -> None:
+    """Dagster counts it as none of the backfill's once that is over."""
+    config = TWO[0]
+    with daemon(instance) as workspace:
+        filled = backfilled_by(workspace, launch(*RANGE))
+        for run in filled:
+            instance.report_run_failed(run)
+            no_retry(instance, run.run_id)
+        for _ in range(3):  # it notes its runs, their end, and its own
+            list(execute_backfill_iteration(workspace, LOG))
+        (backfill,) = instance.get_backfills()
+        assert backfill.status == BulkActionStatus.COMPLETED_FAILED
+        again = filled[0]
+        for strategy, ends in (  # and that one again
+            ("FROM_FAILURE", instance.report_run_failed),
+            ("ALL_STEPS", instance.report_run_canceled),
+        ):
+            parameters = {"parentRunId": again.run_id, "strategy": strategy}
+            answer = ask(
+                workspace, LAUNCH_PIPELINE_REEXECUTION_MUTATION, reexecutionParams=parameters
+            )
+            assert answer["__typename"] == "LaunchRunSuccess", answer
+            again = runs(instance)[0]
+            assert where(again) == (config, "0000") and again.parent_run_id is not None
+            assert names.BACKFILL_TAG not in again.tags
+            assert again.tags[names.FILLED_TAG] == backfill.backfill_id
+            assert again.tags[PRIORITY_TAG] == "-1" and not makes_a_generation(again, config)
+            assert status_of(data).following == []
+            ends(again)
+        assert status_of(data).cancelled == []  # the loop does not stand there
+        before = len(runs(instance))
+        land(config, 0, tags=dict(again.tags))
+        sensor_tick(workspace)
+    assert len(runs(instance)) == before + 1 and store.champion(config) is None
+    assert read_decision(store, config, 0) is None
+
+
+def test_it_is_told_by_the_run_that_it_executes_again(instance: DagsterInstance) -> None:
+    """An earlier version put no tag of ours on that one."""
+    filled = make(instance, **{names.BACKFILL_TAG: "some"})
+    again = make(instance, **re_executing(filled.run_id))
+    submit(instance, again)
+    (found,) = [run for run in runs(instance) if run.run_id == again.run_id]
+    assert names.BACKFILL_TAG not in found.tags and names.backfill_in(found.tags) == "some"
+
+
+@pytest.mark.whole
+def test_the_loop_goes_on_through_what_a_backfill_of_its_job_makes(
+    instance: DagsterInstance, store: Store, land: Land
+) -> None:
+    """Whether that is made already or still waits, each generation has its one run of the loop."""
+    config, job = TWO[0], names.job_name(TWO[0])
+
+    def the_loops() -> list[str]:
+        own = [run for run in runs(instance) if names.BACKFILL_TAG not in run.tags]
+        return sorted(where(run)[1] for run in own if run.job_name == job)
+
+    with daemon(instance) as workspace:
+        filled = backfilled_by(workspace, from_the_job("0001", "0002"))
+        assert {run.job_name for run in filled} == {job}
+        land(config, 1, tags=dict(filled[0].tags))
+        land(config, 0)
+        tick(workspace, -1.0)
+        assert the_loops() == ["0001"]
+        land(config, 1)  # it verifies what is there
+        land(config, 2, tags=dict(filled[1].tags))
+        tick(workspace, 0.0)
+    assert the_loops() == ["0001", "0002"]
+    assert [one.generation for one in store.champions(config)] == [0, 1]
+
+
 def test_a_value_out_of_bounds_ends_a_backfill_before_it_has_a_run(
     instance: DagsterInstance,
 ) -> None:
@@ -209,7 +321,9 @@ def test_which_runs_have_an_order() -> None:
         mine = {names.CONFIG_TAG: "hex8_3p", names.ORDER_TAG: "hex8_3p"}
         assert tags_of(generation, key) == mine
         assert tags_of({**generation, names.CONFIG_TAG: "hex8_3p"}) == mine
-        assert tags_of({**generation, names.BACKFILL_TAG: "b"}, key) == {**mine, PRIORITY_TAG: "-4"}
+        filled = {**mine, names.FILLED_TAG: "b", PRIORITY_TAG: "-4"}
+        assert tags_of({**generation, names.BACKFILL_TAG: "b"}, key) == filled
+        assert tags_of({**generation, names.FILLED_TAG: "b"}, key) == filled
         assert tags_of(generation, key, other) == {}
         assert tags_of({names.CONFIG_TAG: "hex8_3p"}) == {}  # a gauntlet waits for nobody
         for odd in ("3", "²²²²", "abc"):  # people can add any partition; its step refuses it

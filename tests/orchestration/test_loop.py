@@ -41,6 +41,7 @@ from ringrift_pipeline.orchestration.loop import (
 from ringrift_pipeline.orchestration.places import progress_folder
 from ringrift_pipeline.orchestration.reexecution import RETRY_TAG
 from ringrift_pipeline.orchestration.settings import run_config, settings_resource
+from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import Store
 
@@ -232,6 +233,33 @@ def test_a_decision_that_has_to_wait_is_waited_for(
         assert Servers.begun == [[("0000", "SUCCESS")]]
         state = next(work.watch()).generations[0]
         assert (state.status, state.decided) == ("success", False)
+
+
+def test_a_backfills_run_of_the_same_generation_is_not_the_loops(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "Backend", Servers)
+    Servers.begun = []
+    config = "square8_2p"
+    filled = {names.BACKFILL_TAG: "some"}
+    with open_instance(data) as instance:
+        waiting = submit_generation(instance, config, 1, run_config(TrainingConfig()))
+        instance.add_run_tags(waiting, filled)
+    with looped(data, 2) as work:
+        create_run_for_test(
+            work.instance,
+            job_name=names.job_name(config),
+            tags={names.CONFIG_TAG: config, names.PARTITION_TAG: "0000", **filled},
+            status=DagsterRunStatus.CANCELED,
+        )
+        first, second = next(work.watch()).generations
+        assert (first.status, second.run_id) == ("queued", None)
+    with open_instance(data) as instance:
+        assert runs_of(instance) == [
+            ("0000", "CANCELED"),
+            ("0000", "CANCELED"),
+            ("0001", "QUEUED"),  # the backfill's, which the loop leaves to it
+        ]
 
 
 def start(data: Path, *more: str) -> subprocess.Popen[str]:

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dagster import DagsterInstance, DagsterRun, build_sensor_context
+from dagster import AssetCheckKey, DagsterInstance, DagsterRun, build_sensor_context
+from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import following, names
@@ -235,11 +236,12 @@ def test_a_passed_check_of_an_older_evaluation_does_not_count(
     assert store.champion("square8_2p") is None
 
 
+@pytest.mark.parametrize("tag", [names.BACKFILL_TAG, names.FILLED_TAG])
 def test_a_backfill_does_not_take_the_place_of_an_evaluation(
-    instance: DagsterInstance, store: Store, land: Land
+    tag: str, instance: DagsterInstance, store: Store, land: Land
 ) -> None:
     land("square8_2p", 0)
-    land("square8_2p", 0, tags={names.BACKFILL_TAG: "somebody's"})
+    land("square8_2p", 0, tags={tag: "somebody's"})
     assert keys(tick(instance)) == ["square8_2p/0001"]
 
 
@@ -250,6 +252,24 @@ def test_a_backfilled_evaluation_starts_nothing(
     result = tick(instance)
     assert keys(result) == [] and store.champion("square8_2p") is None
     assert "backfill" in result.skip_message
+
+
+def test_a_run_that_brings_no_evaluation_to_decide_on_does_not_count_as_the_next_generations(
+    instance: DagsterInstance, land: Land
+) -> None:
+    """A backfill's of the generation's job, one of an asset that was picked there, and of checks."""
+    job, tags = names.job_name("square8_2p"), {names.PARTITION_TAG: "0001"}
+    key = names.asset_key("square8_2p", "checkpoint")
+    create_run_for_test(instance, job_name=job, tags={**tags, names.BACKFILL_TAG: "somebody's"})
+    create_run_for_test(instance, job_name=job, tags=tags, asset_selection=frozenset({key}))
+    checks = frozenset({AssetCheckKey(key, "losses_finite")})
+    create_run_for_test(instance, job_name=job, tags=tags, asset_check_selection=checks)
+    land("square8_2p", 0)
+    assert keys(tick(instance)) == ["square8_2p/0001"]
+    create_run_for_test(instance, job_name=job, tags=tags)
+    land("square8_2p", 0)
+    result = tick(instance)
+    assert keys(result) == [] and "0001 has been started already" in result.skip_message
 
 
 def test_an_old_event_does_not_dethrone_a_newer_champion(

@@ -1,4 +1,4 @@
-"""A backfill of two generations of two configs, launched in the UI and run to its end: real web server,
+"""A backfill of all generations of two configs, launched as in the UI and run to its end: real web server,
 real daemon, real runs, in a `gpu` pool of one. (Its order, quickly: ``test_backfill.py``.)
 """
 
@@ -62,17 +62,13 @@ PATIENCE = 3600.0  # seconds for what takes two minutes on a machine that has no
 
 
 def parameters() -> dict[str, Any]:
-    """What the UI sends for a range of generations of all assets of both configs."""
+    """What the UI sends for all assets of both configs. Of several it offers all generations only."""
     settings = TrainingConfig().with_overrides({"device": "cpu", **SETTINGS})
-    partitions = {"range": {"start": RANGE[0], "end": RANGE[-1]}}
     return {
-        "partitionsByAssets": [
-            {"assetKey": {"path": [config, name]}, "partitions": partitions}
-            for config in TWO
-            for name in names.ASSETS
-        ],
+        "tags": [],
+        "assetSelection": [{"path": [config, name]} for config in TWO for name in names.ASSETS],
+        "allPartitions": True,
         "runConfigData": json.dumps(run_config(settings)),
-        "title": "two configs",
     }
 
 
