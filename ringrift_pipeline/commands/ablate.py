@@ -76,7 +76,7 @@ def ablate(
 def _show(report: Mapping[str, Any]) -> None:
     """The report as a table."""
     table = Table(
-        title=f"{report['config']} generation {report['generation']:04d}: with less without, below "
+        title=f"{report['config']} generation {report['generation']:04d}: with it minus without it, below "
         f"0 is better ({report['confidence']:.0%} intervals)"
     )
     measures = list(dict.fromkeys(row["measure"] for row in report["comparisons"]))

@@ -167,7 +167,7 @@ def write_table(path: Path, report: Mapping[str, Any]) -> None:
     """Write the report as Markdown: a line an enhancement and setting."""
     confidence, seeds = report["confidence"], report["seeds"]
     lines = [
-        f"Differences with less without, below 0 is better; in brackets the {confidence:.0%} "
+        f"Losses with it minus those without it, below 0 is better; in brackets the {confidence:.0%} "
         f"interval. {seeds} paired seeds, {report['steps']} steps each, {report['start']}, judged "
         f"by {report['games']} games held out. Bold: beyond doubt among all of the table.",
         "",
@@ -243,7 +243,7 @@ def draw_differences(folder: Path, frame: pl.DataFrame, config: str, confidence:
     )
     panels[0].invert_yaxis()
     figure.suptitle(
-        f"{config}: with an enhancement less without it ({confidence:.0%} intervals; thin: of "
+        f"{config}: with an enhancement minus without it ({confidence:.0%} intervals; thin: of "
         "all together)",
         fontsize=9,
     )

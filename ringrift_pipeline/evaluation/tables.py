@@ -51,7 +51,7 @@ ABLATION: tuple[Column, ...] = (
     ),
     Column("with_it", "Float64", "The measure with the enhancement, mean over seeds."),
     Column("without_it", "Float64", "The measure without it."),
-    Column("difference", "Float64", "With less without, mean over paired seeds and games."),
+    Column("difference", "Float64", "With it minus without it, mean over paired seeds and games."),
     Column("seeds_error", "Float64", "Its standard error over the seeds drawn.", 0.0),
     Column("games_error", "Float64", "Its standard error over the games drawn.", 0.0),
     Column("low", "Float64", "Lower end of the difference's interval."),
