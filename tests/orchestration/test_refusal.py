@@ -2,7 +2,8 @@
 
 A small loop of real generations, each run as the sensor asks for it: a barely trained model becomes
 champion by the floor, a trained one beats it, then weights with noise and the first model's old
-weights are landed as the next two candidates. The gate's settings are the defaults.
+weights are landed as the next two candidates. What the gate asks for is the default; the check of the
+calibration is looser, for it would stop the noised weights before they came to the gate.
 """
 
 from __future__ import annotations
