@@ -211,7 +211,8 @@ class TrainingRun:
             per_pass, settings.training.checkpoint_every, math.ceil(self.total / VALIDATIONS)
         )
         self._log_every = max(1, self.total // 2000)
-        self._reference_loss = self._search_losses(window)
+        # for the miner alone: it takes as much memory as the window's policy in float64, four times
+        self._reference_loss = self._search_losses(window) if miner is not None else None
         self._surprise = np.array(window.surprise)
         self._game = np.array(window.game)
         self.iteration = 0
@@ -326,7 +327,8 @@ class TrainingRun:
             batch["games"] = self._game[rows]
             batch["surprise"] = self._surprise[rows]
             batch["uncertainty"] = self._uncertainty[rows]
-            batch["reference_loss"] = self._reference_loss[rows]
+            if self._reference_loss is not None:
+                batch["reference_loss"] = self._reference_loss[rows]
             stats = self.facade.train_step(batch)
             if stats.anomaly:
                 break  # left out by all processes, and the rest of the step with it

@@ -404,6 +404,7 @@ def test_mining_sees_the_loss_less_the_searchs_own_as_both_are_weighted(
     for row in np.flatnonzero(~window.full_search)[::97]:
         expected = search_surprise(window, row)
         assert run._reference_loss[row] == pytest.approx(expected, rel=1e-4)
+    assert TrainingRun(changed(plan, mining__enabled=False), window)._reference_loss is None
 
 
 def search_surprise(window: Window, row: int) -> float:
