@@ -20,7 +20,8 @@ def export(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FOLDER]", help="New folder to write. Default: ./ringrift-CONFIG-GENERATION."
+            metavar="[FOLDER]",
+            help="New folder to write. Default: ./ringrift-CONFIG-generation-NNNN.",
         ),
     ] = None,
     player: Annotated[

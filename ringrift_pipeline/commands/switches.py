@@ -56,6 +56,6 @@ def _turn(common: Common, everybody: bool, only: str | None, on: bool) -> None:
         found[config] = {name: getattr(switches, name) for name in SWITCHES}
         if not common.as_json:
             rests = ", ".join(switches.paused)
-            say(f"{config}: {f'paused: {rests}' if rests else 'nothing is paused'}")
+            say(f"{config}: {f'paused: {rests}' if rests else 'goes on, nothing is paused'}")
     if common.as_json:
         print_json(found)
