@@ -41,11 +41,11 @@ SIMULATIONS, QUICK_SIMULATIONS = 64, 8
 Claim = dict[str, Any]
 
 
-def finished(folder: Path, config: str) -> list[int]:
-    """The generations that have a model, in order."""
+def finished(folder: Path, config: str) -> set[int]:
+    """The generations that have a model."""
     store = Store(folder)
     known = store.generations(config)
-    return [one for one in known if store.current(config, one, "ema_model") is not None]
+    return {one for one in known if store.current(config, one, "ema_model") is not None}
 
 
 def compare(arguments: argparse.Namespace) -> Iterator[Claim]:
@@ -53,7 +53,7 @@ def compare(arguments: argparse.Namespace) -> Iterator[Claim]:
     seats = get_rules(config).players
     games = arguments.games or (QUICK_GAMES if arguments.quick else GAMES)
     simulations = arguments.simulations or (QUICK_SIMULATIONS if arguments.quick else SIMULATIONS)
-    both = [one for one in finished(folders[0], config) if one in set(finished(folders[1], config))]
+    both = sorted(finished(folders[0], config) & finished(folders[1], config))
     if not both:
         raise SystemExit(f"no generation of {config} has a model in both loops: run them first")
     if missing := sorted(set(arguments.only) - set(both)):

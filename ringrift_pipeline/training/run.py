@@ -211,7 +211,7 @@ class TrainingRun:
             per_pass, settings.training.checkpoint_every, math.ceil(self.total / VALIDATIONS)
         )
         self._log_every = max(1, self.total // 2000)
-        # for the miner alone: it takes as much memory as the window's policy in float64, four times
+        # the miner's alone: to make it takes several times the memory of the window's policy
         self._reference_loss = self._search_losses(window) if miner is not None else None
         self._surprise = np.array(window.surprise)
         self._game = np.array(window.game)
