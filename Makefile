@@ -57,7 +57,7 @@ kernels: setup
 
 # What takes a minute each would keep `make test` from being run often; .ci/run runs it after that.
 whole: setup
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'whole and not faults and not services' tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'whole and not faults and not services' tests
 
 # Chromium comes with the system (Debian: apt install chromium); RINGRIFT_CHROMIUM names another.
 playwright: $(VENV)/.playwright
