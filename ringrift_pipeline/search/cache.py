@@ -41,7 +41,8 @@ class EvaluationCache:
         of them determine may be left out.
     width:
         Numbers an entry has room for on average: the values of all players, then the logits. They
-        lie in a ring, oldest overwritten first.
+        lie in a ring, oldest overwritten first: too few, and the ring forgets what the table
+        still names.
 
     Attributes
     ----------
@@ -49,7 +50,7 @@ class EvaluationCache:
         endless sequence in which START counts.
     """
 
-    def __init__(self, entries: int, seen: np.ndarray, width: int = 64) -> None:
+    def __init__(self, entries: int, seen: np.ndarray, width: int) -> None:
         self.seen = np.ascontiguousarray(seen, dtype=np.int64)
         self.table = np.zeros((entries, TABLE_FIELDS), dtype=np.int64)
         self.ring = np.empty(entries * width, dtype=np.float32)

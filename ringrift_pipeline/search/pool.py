@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from ringrift_pipeline.search import slots as fields
 from ringrift_pipeline.search.cache import EvaluationCache
 from ringrift_pipeline.search.errors import EvaluationError, NonFiniteOutputError, SearchError
 from ringrift_pipeline.search.readout import Readout, read_trees
-from ringrift_pipeline.search.tree import NODE_FIELDS, Tree
+from ringrift_pipeline.search.tree import EDGE_BYTES, EDGE_ROOM, NODE_FIELDS, Tree, memory_here
 
 if TYPE_CHECKING:
     from ringrift_pipeline.game import Rules
@@ -178,7 +177,7 @@ class SearchPool:
     def step(self) -> np.ndarray:
         """Evaluate one batch; the slots whose searches ended with it, (N,) int64 in no order.
 
-        Raises :class:`EvaluationError` when the evaluator returns a wrong shape or (then a
+        Raises :class:`SearchError` for trees that outgrow the memory, :class:`EvaluationError` when the evaluator returns a wrong shape or (then a
         :class:`NonFiniteOutputError`, whose ``slots`` are those of the searches) a number that is
         not finite; the searches of the pool are then of no use.
         """
@@ -305,10 +304,13 @@ class SearchPool:
 
 
 def _check_room(rules: Rules, slots: int, simulations: int) -> None:
-    """Refuse trees that are larger than this machine's memory, before any of it is asked for."""
+    """Refuse trees that are larger than this machine's memory, before any of it is asked for.
+
+    The edges that a tree grows beyond its first ones are refused as they are asked for.
+    """
     node = 8 * rules.state_size + 16 * rules.players + 4 * NODE_FIELDS + 8
-    needed = slots * (simulations + 1) * node
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = slots * ((simulations + 1) * node + EDGE_ROOM * EDGE_BYTES)
+    there = memory_here()
     if needed > there:
         raise SearchError(
             f"{slots} searches side by side of {simulations} simulations of {rules.config} take "
@@ -330,7 +332,10 @@ def _cache_for(rules: Rules, evaluator: Evaluator, positions: int) -> Evaluation
     )
     seen = np.setdiff1d(words, np.asarray(unseen, dtype=np.int64))
     entries = 1 << min(16, (2 * positions).bit_length()) if positions and len(unseen) else 0
-    return EvaluationCache(entries, seen)
+    # A decision of a random game has two thirds as many legal moves as the board has cells. The
+    # widest ring, of hexagonal, is 82 MB, beside trees of twice that.
+    width = max(64, 2 * len(rules.cells) // 3)
+    return EvaluationCache(entries, seen, width=width)
 
 
 def checked_settings(settings: Any) -> SearchSettings:

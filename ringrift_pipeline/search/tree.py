@@ -14,12 +14,14 @@ order: the tried edges are always a prefix, and only as many are stored as can s
 from __future__ import annotations
 
 import math
+import os
 
 import numba
 import numpy as np
 
 from ringrift_pipeline.game import kernels, layout
 from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.search.errors import SearchError
 
 _PLAYER = layout.PLAYER
 _SWAP_SIDES = layout.SWAP_SIDES
@@ -47,6 +49,14 @@ TAIL = 1  # sum of the priors from this edge on, unstored ones included
 #: Up to so many of the best are found by insertion.
 FEW = 24
 
+EDGE_ROOM = 512  # edges a slot has room for at first
+EDGE_BYTES = 32  # a row of Tree.edges and one of Tree.priors
+
+
+def memory_here() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 
 class Tree:
     """Arrays for ``slots`` searches of at most ``nodes`` nodes each.
@@ -61,7 +71,7 @@ class Tree:
     """
 
     def __init__(
-        self, slots: int, nodes: int, state_size: int, players: int, edge_room: int = 512
+        self, slots: int, nodes: int, state_size: int, players: int, edge_room: int = EDGE_ROOM
     ) -> None:
         self.slots = slots
         self.edge_room = edge_room
@@ -72,11 +82,23 @@ class Tree:
         self.priors = np.empty((slots * edge_room, 2), dtype=np.float64)
 
     def reserve_edges(self, needed: int) -> None:
-        """Make room for ``needed`` edges a slot, at least doubling it when it is too small."""
+        """Make room for ``needed`` edges a slot, at least doubling it when it is too small.
+
+        Raises :class:`SearchError`, and leaves the tree as it is, for more edges than FIRST can
+        number or this machine's memory could hold.
+        """
         old = self.edge_room
         if needed <= old:
             return
-        self.edge_room = max(needed, 2 * old)
+        most = min(np.iinfo(np.int32).max, memory_here() // EDGE_BYTES)
+        room = min(max(needed, 2 * old), int(most) // self.slots)
+        if room < needed:
+            raise SearchError(
+                f"the trees of {self.slots} searches side by side have grown to {needed} edges "
+                f"each, for which there is no room here ({most} in all): fewer searches or "
+                "simulations (selfplay.parallel_games, search.simulations)"
+            )
+        self.edge_room = room
         for name in ("edges", "priors"):
             before = getattr(self, name).reshape(self.slots, old, 2)
             after = np.empty((self.slots, self.edge_room, 2), dtype=before.dtype)

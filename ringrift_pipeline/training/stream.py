@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from ringrift_pipeline.enhancements.data_quality_scoring import QualityWeightedSampler
 from ringrift_pipeline.enhancements.hard_example_mining import HardExampleMiner
 
+# Where an epoch's draw had no more than this share of rows that could still be visited, the next
+# would mostly name rows of high quality that are spent: what is left is drawn alike.
+NEARLY_ALL_SPENT = 0.1
+
 
 class RowsExhausted(RuntimeError):
     """Every row has been visited as often as it may be."""
@@ -48,6 +52,7 @@ class BatchStream:
             raise ValueError("there are no rows to train on")
         self._rows = np.array(rows, np.int64)
         self._limit = int(reuse_limit)
+        self._seed = seed
         uniform = np.ones(len(rows))
         self._sampler = (
             QualityWeightedSampler(None, weights=uniform, seed=seed)
@@ -59,6 +64,7 @@ class BatchStream:
         self._visits = np.zeros(int(rows.max()) + 1, np.int32)
         self.epoch = 0
         self._offset = 0
+        self._served = 0  # rows of this epoch's draw that could still be visited
         self._order = self._draw(0)
 
     @property
@@ -86,23 +92,30 @@ class BatchStream:
             assert isinstance(hard, np.ndarray)
             parts.append(self._visit(hard))
             missing -= len(parts[0])
-        barren = 0
         while missing:
-            if self._offset >= len(self._order):
+            if self._offset < len(self._order):
+                piece = self._order[self._offset : self._offset + missing]
+                self._offset += len(piece)
+                fresh = self._visit(piece)
+                self._served += len(fresh)
+            elif self._served > NEARLY_ALL_SPENT * len(self._order):
                 self.epoch += 1
-                self._offset = 0
+                self._offset = self._served = 0
                 self._order = self._draw(self.epoch)
-                barren += 1
-                if barren > 2 and (self._visits[self._rows] >= self._limit).all():
+                continue
+            else:
+                fresh = self._visit(self._left_over(missing))
+                if not len(fresh):
                     raise RowsExhausted("every row has been visited sample_reuse_limit times")
-            piece = self._order[self._offset : self._offset + missing]
-            self._offset += len(piece)
-            fresh = self._visit(piece)
-            if len(fresh):
-                barren = 0
             parts.append(fresh)
             missing -= len(fresh)
         return np.concatenate(parts)
+
+    def _left_over(self, most: int) -> NDArray[np.int64]:
+        """Rows that may be visited once more, by chance; of the seed and the visits so far."""
+        left = self._rows[self._visits[self._rows] < self._limit]
+        generator = np.random.default_rng((self._seed, int(self._visits.sum())))
+        return generator.choice(left, min(most, len(left)), replace=False)
 
     def _draw(self, epoch: int) -> NDArray[np.int64]:
         return self._rows[self._sampler.draw(epoch)]
@@ -125,6 +138,7 @@ class BatchStream:
         return {
             "epoch": self.epoch,
             "offset": self._offset,
+            "served": self._served,
             "visits": self._visits.copy(),
             "sampler": self._sampler.state_dict(),
         }
@@ -138,3 +152,4 @@ class BatchStream:
         self.epoch = int(state["epoch"])
         self._order = self._draw(self.epoch)
         self._offset = int(state["offset"])
+        self._served = int(state.get("served", len(self._order)))  # not said before

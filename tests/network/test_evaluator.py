@@ -58,6 +58,23 @@ def test_wide_move_buffers_and_pieces_change_nothing():
     np.testing.assert_allclose(pieces[1], values, atol=1e-5)
 
 
+def test_the_network_meets_few_sizes_of_batch():
+    """Each size costs memory that is never given back, and selfplay asks for every one in time."""
+    rules = get_rules("square8_2p")
+    p = spread(random_positions("square8_2p"), 128)
+    evaluator = Evaluator(network("square"), rules, "cpu")
+    sizes = []
+    evaluator._board.network.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0]))
+    )
+    whole, _ = evaluator.evaluate(p.states, p.moves, p.counts)
+    for size in range(1, 128):
+        logits, _ = evaluator.evaluate(p.states[:size], p.moves[:size], p.counts[:size])
+        assert size <= sizes[-1] < size + 8
+        np.testing.assert_allclose(logits, whole[:size], atol=1e-4)
+    assert len(set(sizes)) <= 20
+
+
 def test_same_batch_same_bits_and_threads_restored():
     rules = get_rules("square8_2p")
     p = spread(random_positions("square8_2p"), 16)

@@ -8,7 +8,7 @@ from ringrift_pipeline.network import Evaluator, NetworkConfig, RingRiftNetwork
 from ringrift_pipeline.search import GumbelSearch, SearchError, SearchPool, SearchSettings
 from ringrift_pipeline.search.cache import EvaluationCache, keep, key_of, look_up
 
-from .conftest import HashEvaluator, after, decisions
+from .conftest import HashEvaluator, after, decisions, legal
 
 CONFIG = "square8_2p"
 SETTINGS = SearchSettings(max_considered=8, c_visit=20.0, c_scale=0.5)
@@ -147,6 +147,15 @@ def test_the_network_does_not_look_at_what_is_left_out_of_the_key(config):
     different = {row[seen].tobytes() for row in rows}
     assert len({key_of(row, seen, 5) for row in rows}) == len(different)
     assert key_of(rows[0], seen, 5) != key_of(rows[0], seen, 6)
+
+
+@pytest.mark.parametrize("config", ["square8_2p", "square19_2p", "hexagonal_2p"])
+def test_the_ring_has_room_for_what_the_table_names(config):
+    rules = get_rules(config)
+    pool = SearchPool(rules, TimelessEvaluator(2), SETTINGS, slots=1, simulations=1, cached=True)
+    room = len(pool._cache.ring) / len(pool._cache.table)
+    moves = np.mean([len(legal(config, row)) for row in decisions(config, 1)])
+    assert moves + rules.players <= room <= 4 * moves
 
 
 def test_the_cache_forgets_what_it_overwrites():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ringrift_pipeline.game import get_rules, kernels, layout
 from ringrift_pipeline.search import tree as trees
+from ringrift_pipeline.search.errors import SearchError
 from ringrift_pipeline.search.noise import derive_seeds, gumbel, mix, uniform
 from ringrift_pipeline.search.tree import Tree
 
@@ -121,6 +122,18 @@ def test_edges_grow_without_losing_what_is_there():
     first = tree.nodes[:, trees.FIRST]
     assert tree.edges[first, trees.MOVE].tolist() == [0, 2, 3, 5]
     assert (tree.priors[first, trees.TAIL] * 8).tolist() == [0, 2, 3, 5]
+
+
+def test_edges_that_no_number_or_memory_is_there_for_are_refused():
+    tree = Tree(2, 2, 4, 2, edge_room=3)
+    edges = tree.edges.copy()
+    with pytest.raises(SearchError, match=r"grown to 1073741824 edges.*selfplay\.parallel_games"):
+        tree.reserve_edges(2**30)  # for both slots 1 more than an int32 counts to
+    assert tree.edge_room == 3 and np.array_equal(tree.edges, edges)
+    # An empty tree has no memory at all; whatever this machine has, this is more.
+    many = trees.memory_here() // trees.EDGE_BYTES + 1
+    with pytest.raises(SearchError, match="there is no room here"):
+        Tree(1, 1, 4, 2, edge_room=0).reserve_edges(many)
 
 
 @pytest.mark.parametrize("first", [0, 4])

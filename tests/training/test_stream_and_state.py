@@ -41,6 +41,18 @@ def test_no_row_is_visited_more_often_than_allowed() -> None:
         batches.next(10)
 
 
+def test_the_best_rows_being_spent_the_others_are_drawn_without_them() -> None:
+    batches = stream(np.where(np.arange(100) < 5, 1.0, 1e-4), limit=3)
+    drawn = [batches.next(10) for _ in range(25)]
+    saved = batches.state_dict()
+    drawn += [batches.next(10) for _ in range(5)]
+    assert np.array_equal(np.bincount(np.concatenate(drawn))[100:], np.full(100, 3))
+    assert batches.epoch < 20  # by their quality they would take 50
+    resumed = stream(np.where(np.arange(100) < 5, 1.0, 1e-4), limit=3)
+    resumed.load_state_dict(saved)
+    assert all(np.array_equal(resumed.next(10), batch) for batch in drawn[25:])
+
+
 def test_hard_examples_take_their_share() -> None:
     miner = HardExampleMiner(buffer_size=50, hard_fraction=0.5, loss_threshold_percentile=0.0)
     miner.load_examples(np.arange(150, 160), np.ones(10))
