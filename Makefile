@@ -76,8 +76,9 @@ $(VENV)/.servers: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[services]'
 	@touch $@
 
+# They wait for servers more than they work; a file's tests share its servers.
 services: servers
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'services and not faults' tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'services and not faults' tests
 
 # In an environment of its own, and the newest there is.
 auditor:
