@@ -32,9 +32,10 @@ from ringrift_pipeline.enhancements.presets import (
     GENERATIONS_BY_CONFIG,
     generations_for,
 )
+from ringrift_pipeline.orchestration.presence import announced
 
 if TYPE_CHECKING:
-    from ringrift_pipeline.orchestration.loop import GenerationState, Snapshot
+    from ringrift_pipeline.orchestration.loop import GenerationState, LoopRequest, Snapshot
     from ringrift_pipeline.orchestration.summary import GenerationSummary
 
 _MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗"}
@@ -80,13 +81,14 @@ def loop(
     if with_ui:
         check_port("127.0.0.1", port)
     from ringrift_pipeline.orchestration.environment import check_environment
-    from ringrift_pipeline.orchestration.loop import Loop, LoopError, LoopRequest
+    from ringrift_pipeline.orchestration.loop import LoopRequest
+    from ringrift_pipeline.orchestration.switches import refuse_paused
     from ringrift_pipeline.selfplay.warm_up import warm_up
 
     check_environment()
+    refuse_paused(common.store(), common.config)  # before anything is made
     if not common.as_json:
         say(f"Everything is kept under {common.root}")
-    warm_up(common.config)  # once, here, rather than in every step that needs a kernel
     request = LoopRequest(
         config=common.config,
         data=common.root,
@@ -95,6 +97,15 @@ def loop(
         resume=common.resume,
         ui_port=port if with_ui else None,
     )
+    with announced("loop", common.root):
+        warm_up(common.config)  # once, here, rather than in every step that needs a kernel
+        _play(common, request)
+
+
+def _play(common: Common, request: LoopRequest) -> None:
+    """Work off a request, and tell what came of it. Raises LoopError once that is told."""
+    from ringrift_pipeline.orchestration.loop import Loop, LoopError
+
     began = time.monotonic()
     begun: list[Loop] = []
     failure: LoopError | None = None
@@ -106,19 +117,22 @@ def loop(
     with stoppable(at_once) as should_stop:
         work = Loop(request, should_stop)
         begun.append(work)
-        if common.says_settings and work.planned not in (None, settings):
+        if common.says_settings and work.planned not in (None, request.settings):
             say(f"generation {work.first:04d} was planned before; its own settings stand")
         _announce(common, work.first, work.last)
         with work, contextlib.ExitStack() as stack:
             page = None
-            if with_ui:
+            if request.ui_port is not None:
                 page = stack.enter_context(GamesPage(common.root))
-                say(f"Dagster UI: {url(common.config, port)}")
+                say(f"Dagster UI: {url(common.config, request.ui_port)}")
                 say(page.says)
             try:
                 _watch(work, page)
             except LoopError as error:
                 failure = error
+            except KeyboardInterrupt:
+                say("stopping the daemon …; the same command goes on from here")
+                raise
             say("stopping the daemon …")
     _close(common, work.summaries(), time.monotonic() - began, failure)
     if failure is not None:

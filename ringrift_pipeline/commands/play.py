@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 HUMAN = "human"
 LONGEST = 1000  # characters of an answer
-LISTED = 40  # moves listed before the rest is left to filtering
+UNASKED = 12  # moves listed before anything is typed
+LISTED = 40  # moves that contain what was typed, listed before the rest is left to filtering
 HELP = (
     "Type a move's number, or part of its text to list only moves that contain it; "
     "? for the list, h for what the players would do, q to give up."
@@ -196,7 +197,7 @@ def _in_terminal(
     show = not (quiet or common.as_json)
     if HUMAN in specs:
         output.print(LEGEND, style="dim", markup=False, soft_wrap=True)
-    moves = []
+    moves: list[dict[str, Any]] = []
     while not state.is_terminal:
         seat = state.current_player or 1
         place = seated(state)[seat - 1]
@@ -207,12 +208,17 @@ def _in_terminal(
             move = loaded[place].choose(state)
         else:
             _board(state)
-            move = ask(state, legal, loaded)
+            try:
+                move = ask(state, legal, loaded)
+            except KeyboardInterrupt:
+                say(f"given up after {len(moves)} plies")
+                raise
         record = move.to_record()
         moves.append(record)
-        if show and len(legal) > 1:
+        if show:
             output.print(f"{len(moves):>4}  seat {seat} ({specs[place]}): ", end="")
-            output.print(describe(record), style=COLORS[seat - 1], markup=False)
+            output.print(describe(record), style=COLORS[seat - 1], markup=False, end="")
+            output.print(", the only move" if len(legal) == 1 else "", style="dim")
         state = state.apply(move)
     _result(common, state, specs, moves)
 
@@ -249,8 +255,8 @@ def _board(state: State) -> None:
 def ask(state: State, legal: list[Move], players: dict[int, Any]) -> Move:
     """The move a person chooses. Raises KeyboardInterrupt when they give up."""
     texts = [describe(move.to_record()) for move in legal]
-    shown = list(range(len(legal)))
-    _list(texts, shown)
+    everything = list(range(len(legal)))
+    _list(texts, everything, UNASKED)
     output.print(HELP, style="dim", markup=False)
     while True:
         answer = read_answer()
@@ -260,8 +266,7 @@ def ask(state: State, legal: list[Move], players: dict[int, Any]) -> Move:
         if answer in ("q", "quit"):
             raise KeyboardInterrupt
         if answer in ("?", ""):
-            shown = list(range(len(legal)))
-            _list(texts, shown)
+            _list(texts, everything)
         elif answer == "h":
             _hint(state, players)
         elif answer.isascii() and answer.isdigit():
@@ -273,7 +278,7 @@ def ask(state: State, legal: list[Move], players: dict[int, Any]) -> Move:
             shown = [i for i, text in enumerate(texts) if all(word in text for word in words)]
             if len(shown) == 1:
                 return legal[shown[0]]
-            _list(texts, shown)
+            _list(texts, shown, LISTED)
 
 
 def read_answer() -> str | None:
@@ -291,6 +296,8 @@ def read_answer() -> str | None:
         sys.stdout.flush()
         line = sys.stdin.readline(LONGEST + 1)
     if not line:
+        output.print("")  # behind what asks for a move
+        say("the input has ended")
         raise KeyboardInterrupt
     if len(line) <= LONGEST or line.endswith("\n"):
         return line.strip()
@@ -299,11 +306,11 @@ def read_answer() -> str | None:
     return None
 
 
-def _list(texts: list[str], shown: list[int]) -> None:
-    for index in shown[:LISTED]:
+def _list(texts: list[str], shown: list[int], most: int | None = None) -> None:
+    for index in shown[:most]:
         output.print(f"{index:>4}  {texts[index]}", markup=False)
-    if len(shown) > LISTED:
-        output.print(f"      … {len(shown) - LISTED} more; type part of a move to narrow them down")
+    if most is not None and len(shown) > most:
+        output.print(f"      … {len(shown) - most} more; type part of a move, or ? for all")
     if not shown:
         output.print("      no move contains that; ? lists all")
 

@@ -40,13 +40,18 @@ def status(common: Common) -> None:
 def lines(found: Status) -> Iterator[str]:
     """Everything but the table."""
     now = time.time()
-    yield f"{found.data}: {size(found.bytes)} used, {size(found.free_bytes)} free"
+    history = f"{size(found.history_bytes)} of them Dagster's history"
+    yield f"{found.data}: {size(found.bytes)} used, {history}, {size(found.free_bytes)} free"
     up = {service.kind: service for service in found.services}
-    daemon, web, play = (up.get(kind) for kind in ("daemon", "webserver", "play"))
+    daemon, web, play, loop = (up.get(kind) for kind in ("daemon", "webserver", "play", "loop"))
     yield "daemon: " + (f"up, process {daemon.pid}" if daemon else "down")
     yield "web server: " + (f"up at http://{web.host}:{web.port}" if web else "down")
     if play:
         yield f"recorded games: up at http://{play.host}:{play.port}"
+    if loop:
+        yield f"ringrift loop: up, process {loop.pid}"
+    for config, generation in found.by_hand:
+        yield f"runs: {config} generation {generation:04d}, begun on the command line"
     for run in found.running:
         yield f"runs: {described(run)}, {run.status} for {clock(max(0.0, now - run.since))}"
         for step in run.steps:
@@ -83,8 +88,8 @@ def lines(found: Status) -> Iterator[str]:
         yield f"waits: {described(run)}"
     for following in found.following:
         yield f"next: {following.what}, {following.when}"
-    stopped = found.cancelled or any(one.stopped for one in found.configs)
-    if not (found.running or found.waiting or found.following or stopped):
+    busy = found.running or found.waiting or found.following or found.by_hand or loop
+    if not (busy or found.cancelled or any(one.stopped for one in found.configs)):
         yield "nothing runs and nothing waits: ringrift loop plays a generation"
 
 

@@ -17,6 +17,7 @@ import hashlib
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ import platformdirs
 _PACKAGE = Path(__file__).resolve().parent.parent
 #: Rooms that hold kernels, top down; a kernel reaches its own room and those before it.
 KERNEL_ROOMS = ("game", "network", "search", "selfplay", "training", "evaluation")
+TELL_TIME = 15.0  # seconds between two signs of life of a compilation
 _announced: set[tuple[str, str]] = set()
+_telling: list[str] = []  # what the time is told of: the outermost of several
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -208,7 +211,24 @@ def announced(what: str, room: str, marker: str) -> Iterator[None]:
         return
     print(f"Compiling {what} (once, then cached) ...", file=sys.stderr, flush=True)
     started = time.monotonic()
-    yield
+    over = threading.Event()
+    ticking = threading.Thread(target=_tell_time, args=(what, started, over), daemon=True)
+    if not _telling:
+        ticking.start()
+    _telling.append(what)
+    try:
+        yield
+    finally:
+        _telling.remove(what)
+        over.set()
+        if ticking.is_alive():
+            ticking.join()
     _announced.add((room, marker))
     done.touch()
     print(f"Compiled {what} in {time.monotonic() - started:.0f} s.", file=sys.stderr, flush=True)
+
+
+def _tell_time(what: str, started: float, over: threading.Event) -> None:
+    while not over.wait(TELL_TIME):
+        seconds = time.monotonic() - started
+        print(f"Compiling still: {what}, {seconds:.0f} s ...", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ringrift_pipeline.network.checkpoint import SIDECAR_FILE, WEIGHTS_FILE, save_model
+from ringrift_pipeline.network.encoder import encode_states
 from ringrift_pipeline.network.encoding import ENCODING_VERSION, GLOBAL_NAMES, PLANE_NAMES
 from ringrift_pipeline.network.model import RingRiftNetwork
 from ringrift_pipeline.network.model_card import model_card
@@ -20,8 +22,8 @@ from ringrift_pipeline.network.onnx_check import Agreement, answers, compare
 from ringrift_pipeline.network.onnx_export import (
     OPSET,
     ExportError,
-    example_position,
     export_onnx,
+    first_choices,
 )
 from ringrift_pipeline.store import read_bounded, write_bytes_atomic, write_json_atomic
 from ringrift_pipeline.store.atomic import (
@@ -57,9 +59,10 @@ def export_model(
     """Write ``network`` for the games of ``rules`` into the new folder ``folder``.
 
     The folder appears whole or not at all, also when the power goes. It holds ``model.onnx``;
-    ``model.safetensors`` and ``model.json``, which ``load_model`` reads; ``config.json``, with the meaning of every input
-    and the ``facts`` (JSON types, as `model_card` takes them) as they are; ``position.npz``, an encoded position with the
-    policy and value that the network gives it; a model card ``README.md``; and ``SHA256SUMS``
+    ``model.safetensors`` and ``model.json``, which ``load_model`` reads; ``config.json``, with the
+    meaning of every input and the ``facts`` (JSON types, as `model_card` takes them) as they are;
+    ``position.npz``, an encoded position with its moves (JSON records as in the trace format) and
+    the policy and value that the network gives it; a model card ``README.md``; and ``SHA256SUMS``
     for ``sha256sum --check``.
 
     Where onnxruntime is installed, the ONNX file is run on several positions and must give what
@@ -142,9 +145,13 @@ def verify_export(folder: str | Path) -> list[str]:
 
 
 def _solved_position(network: RingRiftNetwork, rules: Rules) -> dict[str, Any]:
-    """An encoded position and what the network itself, not its ONNX form, says of it."""
-    features = example_position(rules)
-    return features | answers(network, rules, features)
+    """An encoded position, its moves' records and what the network, not its ONNX form, says of it."""
+    from ringrift_pipeline.game.records import move_to_record
+
+    states, moves, counts = first_choices(rules)
+    features = encode_states(rules, states, moves, counts)
+    records = [json.dumps(move_to_record(rules, states[0], code)) for code in moves[0].tolist()]
+    return features | {"moves": np.array([records])} | answers(network, rules, features)
 
 
 def _said(agreement: Agreement | None) -> str:

@@ -77,9 +77,18 @@ class ExportedNetwork(nn.Module):
 
 
 def example_position(rules: Rules, plies: int = 12, rows: int = 1) -> dict[str, npt.NDArray[Any]]:
-    """Encoded positions of one game: the first choices after ``plies`` plies, moves by rotation.
+    """Encoded positions of one game, those of :func:`first_choices`.
 
     The arrays are those of ``encode_states`` for ``rows`` positions, as wide as the most moves.
+    """
+    return encode_states(rules, *first_choices(rules, plies, rows))
+
+
+def first_choices(
+    rules: Rules, plies: int = 12, rows: int = 1
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """The first choices of a game after ``plies`` plies, moves by rotation: ``rows`` states (B, S)
+    int64, their packed moves (B, L) int64 and how many of them there are (B,) int32.
     """
     from ringrift_pipeline.game import kernels
 
@@ -100,7 +109,7 @@ def example_position(rules: Rules, plies: int = 12, rows: int = 1) -> dict[str, 
     moves = np.zeros((rows, int(counts.max())), dtype=np.int64)
     for row, listed in zip(moves, legal, strict=True):
         row[: len(listed)] = listed
-    return encode_states(rules, np.array(states), moves, counts)
+    return np.array(states), moves, counts
 
 
 def export_onnx(path: Path, network: RingRiftNetwork, rules: Rules) -> None:

@@ -1,4 +1,4 @@
-"""Which services are up on a data root: each holds a lock on a small file as long as it lives.
+"""Which services, and which `ringrift loop`, are up on a data root: each holds a lock on a small file as long as it lives.
 
 The kernel drops the lock with the process, so that a file left by a crash is not believed.
 Standard library only.
@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,7 +37,17 @@ def announce(kind: str, arguments: Sequence[str]) -> None:
     """Say that this process is the service ``kind``, until it ends."""
     named = dict(zip(arguments, arguments[1:], strict=False))
     host, port = named.get("--host", ""), int(named.get("--port", 0))
-    path = services_folder(data_folder()) / (f"{kind}-{port}.json" if port else f"{kind}.json")
+    _until_it_ends.enter_context(announced(kind, data_folder(), host, port))
+
+
+_until_it_ends = contextlib.ExitStack()
+
+
+@contextlib.contextmanager
+def announced(kind: str, data: Path, host: str = "", port: int = 0) -> Iterator[None]:
+    """Say that this process is the service ``kind`` of a data root, as long as the body takes."""
+    path = services_folder(data) / (f"{kind}-{port}.json" if port else f"{kind}.json")
+    descriptor = None
     with contextlib.suppress(OSError):  # no lock, no file: a service works without
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -45,10 +55,11 @@ def announce(kind: str, arguments: Sequence[str]) -> None:
         os.ftruncate(descriptor, 0)
         state = Presence(kind, os.getpid(), time.time(), host, port)
         os.write(descriptor, json.dumps(asdict(state)).encode())
-        _held.append(descriptor)
-
-
-_held: list[int] = []
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _lock(descriptor: int) -> None:

@@ -26,7 +26,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
 from ringrift_pipeline.orchestration.following import not_followed
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
-from ringrift_pipeline.orchestration.jobs import makes_a_generation
+from ringrift_pipeline.orchestration.jobs import configs_of, makes_a_generation
 from ringrift_pipeline.orchestration.names import (
     CONFIGS,
     SENSOR,
@@ -118,6 +118,7 @@ class Strength:
 class Status:
     """A data root at one moment.
 
+    ``by_hand``: (config, generation) that verbs of the command line work at, on this machine.
     ``failed``: runs that nothing newer has made up for. ``cancelled``: of every config the run
     at which its loop stands since (``since``) it was cancelled. ``alerts``: those not delivered yet.
     ``recent_alerts``: the newest of a day.
@@ -126,6 +127,7 @@ class Status:
 
     data: str
     running: list[RunState]
+    by_hand: list[tuple[str, int]]
     waiting: list[RunState]
     following: list[Next]
     configs: list[Strength]
@@ -145,18 +147,20 @@ class Status:
 
 def status_of(data: Path) -> Status:
     """Read a data root. Nothing is made where there is nothing."""
+    store = Store(data)
     running: list[RunState] = []
+    by_hand = _by_hand(store, [])
     waiting: list[RunState] = []
     following: list[Next] = []
     failed: list[RunState] = []
     cancelled: list[RunState] = []
     unfollowed: dict[str, str | None] = {}
-    store = Store(data)
     outbox = Outbox(store)
     decided = {config: newest_decision(store, config) for config in store.configs()}
     if (home_folder(data) / "dagster.yaml").exists():
         with open_instance(data) as instance:
             working = instance.get_run_records(RunsFilter(statuses=IN_PROGRESS), ascending=True)
+            by_hand = _by_hand(store, [*working])
             queued = instance.get_run_records(
                 RunsFilter(statuses=[DagsterRunStatus.QUEUED]), ascending=True
             )
@@ -173,6 +177,7 @@ def status_of(data: Path) -> Status:
     return Status(
         data=str(data),
         running=running,
+        by_hand=by_hand,
         waiting=waiting,
         following=following,
         configs=[
@@ -249,6 +254,16 @@ def _cancelled(instance: DagsterInstance, store: Store) -> Iterator[RunState]:
         if record is not None:
             state = _run(record)
             yield replace(state, since=record.end_time or state.since)
+
+
+def _by_hand(store: Store, records: list[RunRecord]) -> list[tuple[str, int]]:
+    """What is worked at, but for what runs of Dagster's do; one of an ablation does not say at what."""
+    runs = [record.dagster_run for record in records]
+    if any(generation_in(run.tags) is None for run in runs):
+        return []
+    theirs = {(config, generation_in(run.tags)) for run in runs for config in configs_of(run)}
+    found = {(config, number) for config in CONFIGS for number in store.at_work(config)}
+    return sorted(found - theirs)
 
 
 # --- what is next -------------------------------------------------------------------------------

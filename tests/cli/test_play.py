@@ -93,7 +93,9 @@ def test_whatever_is_typed_is_an_answer_or_the_end(tmp_path: Path) -> None:
     assert done.stdout.decode().count(LEGEND) == 1
     assert b"there are moves 0 to" in done.stdout and b"\x1b" not in done.stdout
     assert done.stdout.count(b"no move has so long a text") == 2
-    assert typed(tmp_path, b"").returncode == 130  # nothing is typed at all
+    assert b"given up after 0 plies" in done.stderr and b"has ended" not in done.stderr
+    nothing = typed(tmp_path, b"")
+    assert nothing.returncode == 130 and b"the input has ended\ngiven up after" in nothing.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -237,6 +239,12 @@ def test_a_move_is_asked_for_until_it_is_one(
     assert play.ask(state, state.legal_moves(), {}) == state.legal_moves()[1]
     said = capsys.readouterr().out
     assert "no move contains that" in said and "there are moves 0 to " in said
+    everything = len(state.legal_moves())
+    assert f"… {everything - play.UNASKED} more; type part of a move, or ? for all" in said
+    assert said.count("place_ring") == play.UNASKED + play.LISTED
+    monkeypatch.setattr("sys.stdin", io.StringIO("?\n1\n"))
+    play.ask(state, state.legal_moves(), {})
+    assert capsys.readouterr().out.count("place_ring") == play.UNASKED + everything
 
 
 def test_help_says_when_there_is_no_page(

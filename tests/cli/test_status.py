@@ -27,7 +27,7 @@ from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.notify import Alert, LogNotifier
 from ringrift_pipeline.orchestration.outbox import Outbox
-from ringrift_pipeline.orchestration.presence import announce, present
+from ringrift_pipeline.orchestration.presence import announce, announced, present
 from ringrift_pipeline.orchestration.progress import ProgressFile
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.status import RECENT_ALERTS, disk_usage, status_of
@@ -283,6 +283,37 @@ def test_schedules_that_are_on_say_when(store: Store, capsys: pytest.CaptureFixt
         )
         (following,) = as_json(capsys)["following"]
     assert following["what"] == "weekly_gauntlet" and "05:00" in following["when"]
+
+
+def test_what_is_begun_on_the_command_line_is_told(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        generation(store, number, 8, None, False)
+    with announced("loop", store.root):
+        assert run(["status"]) == 0
+        said = capsys.readouterr().out
+        assert f"ringrift loop: up, process {os.getpid()}" in said  # it may be compiling still
+        assert "nothing runs and nothing waits" not in said
+    with store.lock(CONFIG, "generation-0001"):
+        assert run(["status"]) == 0
+        said = capsys.readouterr().out
+        assert f"runs: {CONFIG} generation 0001, begun on the command line" in said
+        assert "ringrift loop: up" not in said and "nothing runs and nothing waits" not in said
+        with open_instance(store.root) as instance:  # the step of a run has such a lock too
+            of_the_loop = started(instance, CONFIG, "0001", DagsterRunStatus.STARTED, 1)
+            assert as_json(capsys)["by_hand"] == []
+            instance.delete_run(of_the_loop)
+            assert as_json(capsys)["by_hand"] == [[CONFIG, 1]]
+            create_run_for_test(  # as it is launched from an asset's page
+                instance,
+                job_name="__ASSET_JOB",
+                status=DagsterRunStatus.STARTED,
+                tags={names.PARTITION_TAG: "0001"},
+                asset_selection=frozenset({names.asset_key(CONFIG, "checkpoint")}),
+            )
+            assert as_json(capsys)["by_hand"] == []
+    assert as_json(capsys)["by_hand"] == []
 
 
 ANNOUNCING = """

@@ -66,7 +66,7 @@ COVERED = {
     "orchestration/io_managers.py:ParquetIOManager.handle_output": "a table",
     "orchestration/outbox.py:Outbox._move": "an alert's delivery",
     "orchestration/outbox.py:Outbox.put": "an alert",
-    "orchestration/presence.py:announce": "a presence",
+    "orchestration/presence.py:announced": "a presence",
     "orchestration/progress.py:_remove": "progress",
     "orchestration/progress.py:_write": "progress",
     "orchestration/retention.py:_remove": LITTER,

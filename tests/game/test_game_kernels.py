@@ -197,11 +197,14 @@ def test_a_kernels_reach_decides_what_recompiles(tmp_path: Path) -> None:
 
 def test_first_use_is_announced_once(tmp_path: Path) -> None:
     program = (
-        "from ringrift_pipeline.game.compile import announced, cache_folder\n"
-        "cache_folder('game').mkdir(parents=True, exist_ok=True)\n"
+        "import time\n"
+        "from ringrift_pipeline.game import compile\n"
+        "compile.TELL_TIME = 0.05\n"
+        "compile.cache_folder('game').mkdir(parents=True, exist_ok=True)\n"
         "for _ in range(2):\n"
-        "    with announced('the rules', 'game', 'legal_moves'):\n"
-        "        pass\n"
+        "    with compile.announced('the rules', 'game', 'legal_moves'):\n"
+        "        time.sleep(0.5)\n"
+        "time.sleep(0.2)\n"
     )
     environment = {**os.environ, "RINGRIFT_KERNEL_CACHE": str(tmp_path)}
     said = [
@@ -217,4 +220,6 @@ def test_first_use_is_announced_once(tmp_path: Path) -> None:
     ]
     assert said[0].count("Compiling the rules") == 1
     assert said[0].count("Compiled the rules") == 1
+    assert said[0].count("Compiling still: the rules, 0 s ...") >= 1  # and none once it is over
+    assert said[0].splitlines()[-1].startswith("Compiled the rules")
     assert said[1] == ""

@@ -72,7 +72,9 @@ def test_the_example_reproduces_the_shipped_policy(exported, tmp_path):
 
     done = run(exported)
     assert done.returncode == 0, done.stderr
-    assert "best moves" in done.stdout
+    solved = np.load(exported / "position.npz")
+    for best in solved["policy"][0].argsort()[-5:]:  # the moves by name, with what they are given
+        assert f"{solved['policy'][0, best]:.3f}  {solved['moves'][0, best]}" in done.stdout
     said, *code = tree_of(EXAMPLE.read_text()).body
     assert isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)  # the docstring
     assert sum((each.end_lineno or 0) - each.lineno + 1 for each in code) <= 10
