@@ -35,7 +35,7 @@ from ringrift_pipeline.orchestration.names import (
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.pools import pools_for
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
-from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
+from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, is_retried, retry_noted
 from ringrift_pipeline.orchestration.sensor import decide
 from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
@@ -234,11 +234,12 @@ class Loop:
 
     def _replace_old_runs(self) -> None:
         """Runs of this config that were queued, or lost and due for a retry, are ours now."""
-        for run in (record.dagster_run for record in self._records(limit=20)):
-            if run.status == DagsterRunStatus.QUEUED:
-                self.instance.report_run_canceled(run, message="Replaced by a new ringrift loop.")
-            elif run.status == DagsterRunStatus.FAILURE:
-                no_retry(self.instance, run.run_id)
+        for record in self._records(statuses=[DagsterRunStatus.QUEUED]):
+            why = "Replaced by a new ringrift loop."
+            self.instance.report_run_canceled(record.dagster_run, message=why)
+        for record in self._records(limit=100, statuses=[DagsterRunStatus.FAILURE]):
+            if record.dagster_run.tags.get(RETRY_TAG) != "false":
+                no_retry(self.instance, record.dagster_run.run_id)
 
     # --- watching -------------------------------------------------------------------------------
 

@@ -19,9 +19,9 @@ from ringrift_pipeline.orchestration.names import (
 from ringrift_pipeline.store import Store
 
 RETRY_TAG = "dagster/will_retry"
-LOOKED_THROUGH = (
-    20  # newest runs of a config among which that of its newest generation is looked for
-)
+# Newest runs of a config, but those of backfills, among which that of its newest generation is looked
+# for.
+LOOKED_THROUGH = 20
 TAG_PATIENCE = 10.0  # seconds that Dagster may take to note whether it retries a run
 
 
@@ -65,12 +65,19 @@ def cancelled_run(instance: DagsterInstance, store: Store, config: str) -> RunRe
     Nobody starts it again by itself, for somebody meant it.
     """
     following = next_generation(store, config)
-    found = []
-    for record in instance.get_run_records(RunsFilter(job_name=job_name(config)), LOOKED_THROUGH):
-        tags = record.dagster_run.tags
-        generation = generation_in(tags)
-        if generation is not None and generation <= following and backfill_in(tags) is None:
-            found.append((generation, record.storage_id, record))
+    found: list[tuple[int, int, RunRecord]] = []
+    asked = RunsFilter(job_name=job_name(config))
+    before, limit = None, LOOKED_THROUGH
+    while len(found) < LOOKED_THROUGH:
+        page = instance.get_run_records(asked, limit, cursor=before)
+        for record in page:
+            tags = record.dagster_run.tags
+            generation = generation_in(tags)
+            if generation is not None and generation <= following and backfill_in(tags) is None:
+                found.append((generation, record.storage_id, record))
+        if len(page) < limit:
+            break
+        before, limit = page[-1].dagster_run.run_id, 10 * LOOKED_THROUGH
     if not found:
         return None
     generation, _, newest = max(found, key=lambda one: one[:2])

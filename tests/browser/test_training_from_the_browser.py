@@ -234,8 +234,7 @@ def write_config(page: Any, settings: dict[str, Any]) -> None:
 def look_at(page: Any, shot: Callable[[Any, str], None], address: str, made: Artefact) -> None:
     """An asset's page has its numbers, a check that passed, and the picture opens."""
     name = made.kind
-    page.goto(f"{address}?view=overview")
-    page.get_by_text("Metadata", exact=True).first.wait_for()
+    see(page, f"{address}?view=overview", "Metadata")
     shown = page.locator("tr", has=page.get_by_text(NUMBERS[name], exact=True)).first.inner_text()
     assert number_in(shown) == pytest.approx(made.metadata[NUMBERS[name]], rel=1e-4), name
     picture = PICTURES.get(name)
@@ -254,9 +253,21 @@ def look_at(page: Any, shot: Callable[[Any, str], None], address: str, made: Art
 
 def see_it_passed(page: Any, address: str, name: str) -> None:
     """One of an asset's checks, which the newest run has passed."""
-    page.goto(f"{address}?view=checks&checkDetail={PASSED[name]}")
-    page.get_by_text(PASSED[name], exact=True).first.wait_for()
+    see(page, f"{address}?view=checks&checkDetail={PASSED[name]}", PASSED[name])
     page.get_by_text("Passed", exact=True).first.wait_for()
+
+
+def see(page: Any, address: str, text: str) -> None:
+    """Open a page that says ``text``."""
+    from playwright.sync_api import TimeoutError as TooLate
+
+    page.goto(address)
+    said = page.get_by_text(text, exact=True).first
+    try:
+        said.wait_for(timeout=60_000)
+    except TooLate:  # it asks for what it shows once; on a busy machine an answer may be lost
+        page.reload()
+        said.wait_for()
 
 
 def number_in(row: str) -> float:

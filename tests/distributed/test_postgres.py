@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy
+
+from tests.waiting import until
 
 from .cluster import Postgres, free_port
 
@@ -136,3 +140,31 @@ def test_what_waiting_does_not_mend_is_told_at_once(
         PatientPostgresStorage(address(server.port, given, database))
     assert clock.waits == 0
     assert given is None or given not in text(told.value)
+
+
+def test_who_has_not_looked_at_its_lock_for_long_loses_it(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine that has lost power: its session stays, for hours."""
+    from ringrift_pipeline.orchestration import one_daemon
+
+    monkeypatch.setattr(one_daemon, "PAUSE", 0.1)
+    where = address(server.port, server.password)
+    engine = sqlalchemy.create_engine(where, poolclass=sqlalchemy.pool.NullPool)
+    first, second = one_daemon._Lock(engine), one_daemon._Lock(engine)
+    try:
+        assert first.take() is None
+        holder = second.take()  # it has just looked
+        assert holder is not None and holder.startswith(f"{first._name}, at 127.0.0.1 since ")
+        monkeypatch.setattr(one_daemon, "SILENT", 0.5)
+        monkeypatch.setattr(one_daemon, "GONE", 1.5)
+        time.sleep(1.0)
+        assert second.take() is None  # after it has been waited for
+        lost = first.keep()
+        assert lost is not None and lost.startswith(f"{second._name}, at 127.0.0.1 since ")
+        assert second.keep() is None
+        second.free()
+        until(lambda: first.take() is None, "the lock is free again")
+    finally:
+        first.free()
+        second.free()

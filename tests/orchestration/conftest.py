@@ -95,7 +95,8 @@ def land(instance: DagsterInstance, store: Store) -> Land:
 def judge_again(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """``judge_again(config, generation)``: a run of the blocking checks of ``asset`` and no more.
 
-    ``passed`` is what they say, ``retry_of`` the id of the run that it re-executes.
+    ``passed`` is what they say, ``stops`` whether a failure is one that blocks, ``retry_of`` the id
+    of the run that it re-executes.
     """
     from ringrift_pipeline.definitions import defs
 
@@ -105,6 +106,7 @@ def judge_again(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> C
         *,
         asset: str = "evaluation",
         passed: bool = True,
+        stops: bool = True,
         retry_of: str | None = None,
     ) -> Any:
         key = names.asset_key(config, asset)
@@ -112,7 +114,7 @@ def judge_again(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> C
         job = defs.get_repository_def().get_job(names.job_name(config))
         tags = {names.CONFIG_TAG: config}
         with monkeypatch.context() as patch:
-            said = judgements.Judgement(passed, "looked at again")
+            said = judgements.Judgement(passed, "looked at again", stops=stops)
             patch.setattr(judgements, "judge", lambda *_: said)
             return job.get_subset(
                 asset_selection=set(), asset_check_selection=checks

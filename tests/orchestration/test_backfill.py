@@ -247,6 +247,7 @@ def test_the_loop_goes_on_through_what_a_backfill_of_its_job_makes(
         tick(workspace, -1.0)
         assert the_loops() == ["0001"]
         land(config, 1)  # it verifies what is there
+        land(config, 1, tags=dict(filled[0].tags))  # executed again before the sensor looks
         land(config, 2, tags=dict(filled[1].tags))
         tick(workspace, 0.0)
     assert the_loops() == ["0001", "0002"]

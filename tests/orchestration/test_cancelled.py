@@ -24,6 +24,7 @@ from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.loop import first_generation
+from ringrift_pipeline.orchestration.reexecution import LOOKED_THROUGH
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.stalled_sensor import find_stall
 from ringrift_pipeline.orchestration.status import status_of
@@ -103,6 +104,12 @@ def test_it_is_not_started_again_and_people_are_told(
     create_run_for_test(
         instance, job_name=names.job_name(CONFIG), tags=done, status=DagsterRunStatus.SUCCESS
     )
+    # nor do those of a long backfill
+    for generation in range(2 * LOOKED_THROUGH + 1):
+        tags = {**done, names.PARTITION_TAG: f"{generation:04d}", names.FILLED_TAG: "filling"}
+        create_run_for_test(
+            instance, job_name=names.job_name(CONFIG), tags=tags, status=DagsterRunStatus.SUCCESS
+        )
     (state,) = status_of(data).cancelled
     assert (state.run_id, state.config, state.generation) == (cancelled.run_id, CONFIG, 1)
     assert ringrift(["status"]) == 0

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dagster import (
@@ -21,6 +22,11 @@ from dagster import (
     Definitions,
     RunsFilter,
     define_asset_job,
+)
+from dagster._core.remote_origin import (
+    RegisteredCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
 )
 from dagster._core.test_utils import create_run_for_test
 from faults.supervising import TINY
@@ -125,6 +131,36 @@ def test_a_failed_run_is_given_up_once_dagster_has_noted_that_it_retries_it_no_m
         no_retry(instance, run_id)
         with pytest.raises(LoopError, match="0000: the run failed"):
             work._judge()
+
+
+def test_a_new_loop_replaces_runs_that_wait_however_many_came_after_them(data: Path) -> None:
+    config = "square8_2p"
+    work = Loop(LoopRequest(config, data, TrainingConfig.preset("smoke"), generations=1))
+    location = RegisteredCodeLocationOrigin(names.MODULE)
+    repository = RemoteRepositoryOrigin(location, "__repository__")
+    of_it: dict[str, Any] = {
+        "job_name": names.job_name(config),
+        "remote_job_origin": RemoteJobOrigin(repository, names.job_name(config)),
+    }
+    with open_instance(data) as instance:
+        work._instance = instance
+        waiting = create_run_for_test(instance, **of_it, status=DagsterRunStatus.QUEUED)
+        lost = create_run_for_test(instance, **of_it, status=DagsterRunStatus.FAILURE)
+        given_up = create_run_for_test(instance, **of_it, status=DagsterRunStatus.FAILURE)
+        no_retry(instance, given_up.run_id)
+        for _ in range(25):
+            create_run_for_test(instance, **of_it, status=DagsterRunStatus.SUCCESS)
+
+        def updated() -> object:
+            record = instance.get_run_record_by_id(given_up.run_id)
+            return record.update_timestamp if record is not None else None
+
+        before = updated()
+        work._replace_old_runs()
+        states = {run.run_id: run for run in instance.get_runs()}
+        assert states[waiting.run_id].status == DagsterRunStatus.CANCELED
+        assert states[lost.run_id].tags[RETRY_TAG] == "false"
+        assert updated() == before  # a failure of today it would be else, and kept by retention
 
 
 class Servers:

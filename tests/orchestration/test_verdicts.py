@@ -11,6 +11,7 @@ from dagster._core.event_api import PartitionKeyFilter
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names, verdicts
+from ringrift_pipeline.orchestration.checks import blocking_checks
 from ringrift_pipeline.orchestration.verdicts import standing_failures
 
 from .landing import Land
@@ -36,6 +37,16 @@ def test_a_failed_check_stands_until_it_passes(
     assert standing(instance, 1) == [] and standing(instance) == FAILED
     judge_again(CONFIG, 0, asset="quality_scores")
     assert standing(instance) == []
+
+
+def test_a_failure_that_only_warns_stands_in_nobodys_way(
+    instance: DagsterInstance, land: Land, judge_again: Callable[..., Any]
+) -> None:
+    land(CONFIG, 0)
+    judge_again(CONFIG, 0, asset="quality_scores", passed=False, stops=False)
+    assert standing(instance) == []
+    judge_again(CONFIG, 0, asset="quality_scores", passed=False)
+    assert len(standing(instance)) == len(blocking_checks("quality_scores")) > 0
 
 
 def test_what_was_made_anew_is_not_judged_yet(instance: DagsterInstance, land: Land) -> None:
