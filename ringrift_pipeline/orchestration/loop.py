@@ -234,9 +234,7 @@ class Loop:
 
     def _replace_old_runs(self) -> None:
         """Runs of this config that were queued, or lost and due for a retry, are ours now."""
-        for record in self._records(statuses=[DagsterRunStatus.QUEUED]):
-            why = "Replaced by a new ringrift loop."
-            self.instance.report_run_canceled(record.dagster_run, message=why)
+        self._cancel_waiting("Replaced by a new ringrift loop.")
         for record in self._records(limit=100, statuses=[DagsterRunStatus.FAILURE]):
             if record.dagster_run.tags.get(RETRY_TAG) != "false":
                 no_retry(self.instance, record.dagster_run.run_id)
@@ -414,10 +412,11 @@ class Loop:
         """Stop the services, and with them what runs; what waits is this loop's to take back."""
         for service in reversed(self._services):
             service.stop()
+        self._cancel_waiting("Stopped with the loop that asked for it.")
+
+    def _cancel_waiting(self, why: str) -> None:
         for record in self._records(statuses=[DagsterRunStatus.QUEUED]):
-            self.instance.report_run_canceled(
-                record.dagster_run, message="Stopped with the loop that asked for it."
-            )
+            self.instance.report_run_canceled(record.dagster_run, message=why)
 
 
 def asset_of_step(config: str, step_key: str) -> str | None:

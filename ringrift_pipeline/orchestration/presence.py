@@ -1,4 +1,5 @@
-"""Which services, and which `ringrift loop`, are up on a data root: each holds a lock on a small file as long as it lives.
+"""Which services, and which `ringrift loop`, are up on a data root: each holds a lock on a small
+file as long as it lives.
 
 The kernel drops the lock with the process, so that a file left by a crash is not believed.
 Standard library only.

@@ -149,7 +149,6 @@ def status_of(data: Path) -> Status:
     """Read a data root. Nothing is made where there is nothing."""
     store = Store(data)
     running: list[RunState] = []
-    by_hand = _by_hand(store, [])
     waiting: list[RunState] = []
     following: list[Next] = []
     failed: list[RunState] = []
@@ -172,6 +171,8 @@ def status_of(data: Path) -> Status:
             unfollowed = {
                 config: not_followed(instance, config, newest) for config, newest in decided.items()
             }
+    else:
+        by_hand = _by_hand(store, [])
     there = next((folder for folder in (data, *data.parents) if folder.exists()), data)
     usage = usage_below(data)
     return Status(

@@ -177,9 +177,10 @@ class SearchPool:
     def step(self) -> np.ndarray:
         """Evaluate one batch; the slots whose searches ended with it, (N,) int64 in no order.
 
-        Raises :class:`SearchError` for trees that outgrow the memory, :class:`EvaluationError` when the evaluator returns a wrong shape or (then a
-        :class:`NonFiniteOutputError`, whose ``slots`` are those of the searches) a number that is
-        not finite; the searches of the pool are then of no use.
+        Raises :class:`SearchError` for trees that outgrow the memory, :class:`EvaluationError`
+        when the evaluator returns a wrong shape or (then a :class:`NonFiniteOutputError`, whose
+        ``slots`` are those of the searches) a number that is not finite; the searches of the pool
+        are then of no use.
         """
         t, marks, settings, cache = self._tree, self._marks, self.settings, self._cache
         remembered = (cache.table, cache.ring, cache.head)

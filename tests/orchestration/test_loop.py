@@ -12,7 +12,6 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from dagster import (
@@ -22,11 +21,6 @@ from dagster import (
     Definitions,
     RunsFilter,
     define_asset_job,
-)
-from dagster._core.remote_origin import (
-    RegisteredCodeLocationOrigin,
-    RemoteJobOrigin,
-    RemoteRepositoryOrigin,
 )
 from dagster._core.test_utils import create_run_for_test
 from faults.supervising import TINY
@@ -136,20 +130,15 @@ def test_a_failed_run_is_given_up_once_dagster_has_noted_that_it_retries_it_no_m
 def test_a_new_loop_replaces_runs_that_wait_however_many_came_after_them(data: Path) -> None:
     config = "square8_2p"
     work = Loop(LoopRequest(config, data, TrainingConfig.preset("smoke"), generations=1))
-    location = RegisteredCodeLocationOrigin(names.MODULE)
-    repository = RemoteRepositoryOrigin(location, "__repository__")
-    of_it: dict[str, Any] = {
-        "job_name": names.job_name(config),
-        "remote_job_origin": RemoteJobOrigin(repository, names.job_name(config)),
-    }
+    job = names.job_name(config)
     with open_instance(data) as instance:
         work._instance = instance
-        waiting = create_run_for_test(instance, **of_it, status=DagsterRunStatus.QUEUED)
-        lost = create_run_for_test(instance, **of_it, status=DagsterRunStatus.FAILURE)
-        given_up = create_run_for_test(instance, **of_it, status=DagsterRunStatus.FAILURE)
+        waiting = submit_generation(instance, config, 0, run_config(work.request.settings))
+        lost = create_run_for_test(instance, job_name=job, status=DagsterRunStatus.FAILURE)
+        given_up = create_run_for_test(instance, job_name=job, status=DagsterRunStatus.FAILURE)
         no_retry(instance, given_up.run_id)
         for _ in range(25):
-            create_run_for_test(instance, **of_it, status=DagsterRunStatus.SUCCESS)
+            create_run_for_test(instance, job_name=job, status=DagsterRunStatus.SUCCESS)
 
         def updated() -> object:
             record = instance.get_run_record_by_id(given_up.run_id)
@@ -158,7 +147,7 @@ def test_a_new_loop_replaces_runs_that_wait_however_many_came_after_them(data: P
         before = updated()
         work._replace_old_runs()
         states = {run.run_id: run for run in instance.get_runs()}
-        assert states[waiting.run_id].status == DagsterRunStatus.CANCELED
+        assert states[waiting].status == DagsterRunStatus.CANCELED
         assert states[lost.run_id].tags[RETRY_TAG] == "false"
         assert updated() == before  # a failure of today it would be else, and kept by retention
 
