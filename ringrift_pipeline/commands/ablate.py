@@ -11,6 +11,7 @@ from ringrift_pipeline.commands.console import output, print_json, progress, say
 from ringrift_pipeline.commands.generation import GenerationOption, planned
 from ringrift_pipeline.commands.options import Common, InputError
 from ringrift_pipeline.commands.stopping import stoppable
+from ringrift_pipeline.commands.tables import fits
 from ringrift_pipeline.evaluation.ablation_budget import SEEDS, STEPS
 
 if TYPE_CHECKING:
@@ -74,12 +75,26 @@ def ablate(
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    """The report as a table."""
+    """The report as a table, on a narrow terminal as one for each measure."""
+    measures = list(dict.fromkeys(row["measure"] for row in report["comparisons"]))
+    whole = _table(report, measures)
+    for table in [whole] if fits(whole) else [_table(report, [name]) for name in measures]:
+        output.print(table)
+    say(
+        f"{report['seeds']} seeds, {report['steps']} steps a run, {report['start']}, judged by "
+        f"{report['games']} games ({report['rows']:,} positions). {report['rule']}"
+    )
+    for note in report["left_out"]:
+        say(f"Left out: {note}.")
+    for run, why in report["ended_early"].items():
+        say(f"{run} ended {why}")
+
+
+def _table(report: Mapping[str, Any], measures: list[str]) -> Table:
     table = Table(
         title=f"{report['config']} generation {report['generation']:04d}: with it minus without it, below "
         f"0 is better ({report['confidence']:.0%} intervals)"
     )
-    measures = list(dict.fromkeys(row["measure"] for row in report["comparisons"]))
     for column in ("enhancement", "setting"):
         table.add_column(column)
     for measure in measures:
@@ -87,6 +102,8 @@ def _show(report: Mapping[str, Any]) -> None:
     table.add_column("verdict")
     lines: dict[tuple[str, str], list[str]] = {}
     for row in report["comparisons"]:
+        if row["measure"] not in measures:
+            continue
         cell = f"{row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
         if row["verdict"] != "undecided":
             cell = f"[bold]{cell} {row['verdict']}[/bold]"
@@ -100,12 +117,4 @@ def _show(report: Mapping[str, Any]) -> None:
         table.add_row(
             name if first else "", setting, *cells, report["verdicts"][name] if first else ""
         )
-    output.print(table)
-    say(
-        f"{report['seeds']} seeds, {report['steps']} steps a run, {report['start']}, judged by "
-        f"{report['games']} games ({report['rows']:,} positions). {report['rule']}"
-    )
-    for note in report["left_out"]:
-        say(f"Left out: {note}.")
-    for run, why in report["ended_early"].items():
-        say(f"{run} ended {why}")
+    return table

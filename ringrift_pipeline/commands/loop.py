@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -26,6 +26,7 @@ from ringrift_pipeline.commands.console import (
 )
 from ringrift_pipeline.commands.options import Common
 from ringrift_pipeline.commands.stopping import stoppable
+from ringrift_pipeline.commands.tables import fitting
 from ringrift_pipeline.commands.ui import PORT, GamesPage, check_port, ui_line, url
 from ringrift_pipeline.enhancements.presets import (
     GENERATIONS,
@@ -245,7 +246,8 @@ def _close(
             }
         )
         return
-    output.print(closing_table(common.config, summaries, output.width))
+    for table in closing_tables(common.config, summaries):
+        output.print(table)
     for summary in summaries:
         if summary.promoted is not None:
             verdict = "promoted" if summary.promoted else "not promoted"
@@ -262,23 +264,17 @@ def _close(
     output.print(f"  {line}", markup=False, soft_wrap=True)
 
 
-WIDE = 160  # characters that one row a generation needs
-
-
-def closing_table(config: str, summaries: list[GenerationSummary], width: int = WIDE) -> Table:
-    """One row a generation; on a narrow terminal one column a generation."""
-    rows = [("generation", *(name for name, _ in _COLUMNS))]
-    rows += [(f"{s.generation:04d}", *(show(s) for _, show in _COLUMNS)) for s in summaries]
-    wide = width >= WIDE
-    if not wide:
-        rows = list(zip(*rows, strict=True))
-    table = Table(title=f"{config}: what each generation came to")
-    for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if not wide and number == 0 else "right")
-    for row in rows[1:]:
-        table.add_row(*row)
-    table.caption = "losses: training → held out; calibration error: before → after; intervals 95%"
-    return table
+def closing_tables(
+    config: str, summaries: list[GenerationSummary], console: Console = output
+) -> list[Table]:
+    """What each generation came to, as wide as ``console``."""
+    return fitting(
+        f"{config}: what each generation came to",
+        ["generation", *(name for name, _ in _COLUMNS)],
+        [[f"{s.generation:04d}", *(show(s) for _, show in _COLUMNS)] for s in summaries],
+        console=console,
+        caption="losses: training → held out; calibration error: before → after; intervals 95%",
+    )
 
 
 _COLUMNS: tuple[tuple[str, Callable[[GenerationSummary], str]], ...] = (

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ringrift_pipeline.commands.console import clock, interval, output, print_json
 from ringrift_pipeline.commands.options import Common
+from ringrift_pipeline.commands.tables import fitting
 from ringrift_pipeline.orchestration.places import home_folder
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def status(common: Common) -> None:
     for line in lines(found):
         output.print(line, markup=False, soft_wrap=True)
     if found.configs:
-        output.print(strengths(found.configs))
+        for table in strengths(found.configs):
+            output.print(table)
 
 
 def lines(found: Status) -> Iterator[str]:
@@ -106,25 +108,27 @@ def short(text: str, most: int = 160) -> str:
     return shown if len(shown) <= most else f"{shown[:most]} …"
 
 
-def strengths(configs: list[Strength]) -> Table:
+def strengths(configs: list[Strength]) -> list[Table]:
     """One row a config."""
-    table = Table(title="how strong each config is: rating with 95% interval, heuristic = 1200")
-    for name in ("config", "games", "newest", "evaluated", "rating", "champion", "its rating"):
-        table.add_column(name, justify="left" if name == "config" else "right")
-    table.add_column("disk", justify="right")
-    for one in configs:
-        newest, best = one.evaluated, one.champion
-        table.add_row(
-            one.config,
-            f"{one.games:,}",
-            f"{one.newest:04d}",
-            f"{newest.generation:04d}, {ago(newest.at)}" if newest else "–",
-            rating(newest),
-            f"{best.generation:04d}" if best else "–",
-            rating(best),
-            size(one.bytes),
-        )
-    return table
+    return fitting(
+        "how strong each config is: rating with 95% interval, heuristic = 1200",
+        ["config", "games", "newest", "evaluated", "rating", "champion", "its rating", "disk"],
+        [
+            [
+                one.config,
+                f"{one.games:,}",
+                f"{one.newest:04d}",
+                f"{one.evaluated.generation:04d}, {ago(one.evaluated.at)}"
+                if one.evaluated
+                else "–",
+                rating(one.evaluated),
+                f"{one.champion.generation:04d}" if one.champion else "–",
+                rating(one.champion),
+                size(one.bytes),
+            ]
+            for one in configs
+        ],
+    )
 
 
 def rating(one: Rated | None) -> str:

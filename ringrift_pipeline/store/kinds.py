@@ -39,7 +39,7 @@ CODE_VERSIONS = {
     "selfplay_shards": "2",  # and of each shard
     "quality_scores": "1",
     "hard_examples": "1",
-    CHECKPOINT: "2",
+    CHECKPOINT: "3",
     EMA_MODEL: "1",
     ENSEMBLE: "1",
     CALIBRATION: "1",

@@ -17,6 +17,9 @@ from ringrift_pipeline.network import RingRiftNetwork
 from ringrift_pipeline.training.game_ends import NO_CLASS
 from ringrift_pipeline.training.parallel_forward import ParallelForward
 
+COUNTED = ("policy", "rows with a policy", "territory", "margin", "rows with ends")
+"""What is summed up over an epoch."""
+
 
 class TrainingLoss:
     """``loss_fn`` of the training facade for batches of a :class:`WindowDataset`.
@@ -24,8 +27,11 @@ class TrainingLoss:
     A sample's loss is ``policy_weight * w * policy + value_weight * value``, ``w`` its
     ``policy_weights`` if the batch has some. With auxiliary weights the gradient of
     ``territory_weight * territory + margin_weight * margin`` is added, but not its figure: what
-    is reported, mined and watched for spikes stays the loss of what plays. The auxiliary losses
-    are in :meth:`take`.
+    is reported, mined and watched for spikes stays the loss of what plays.
+
+    The facade's means are over all rows, those without a policy target with a policy loss of 0.
+    :attr:`policy_loss` and :meth:`take` tell what a held-out loss can be set beside: the mean over
+    the rows that have a target, each weighing the same; and the auxiliary losses.
 
     Parameters
     ----------
@@ -39,8 +45,8 @@ class TrainingLoss:
         self._settings = settings
         self._replicas = replicas or Replicas()
         self._waiting: list[Tensor] = []
-        self._sums = [0.0, 0.0]
-        self._steps = 0
+        self._sums = [0.0] * len(COUNTED)
+        self._newest = (0.0, 0.0)
         self._parallel: ParallelForward | None = None
 
     def on_threads(self, model: nn.Module, threads: int) -> None:
@@ -77,52 +83,57 @@ class TrainingLoss:
         if "policy_weights" in batch:
             weighted = settings.policy_weight * batch["policy_weights"] * parts.policy
             total = weighted + settings.value_weight * parts.value
+        has_policy = (batch["policy_targets"] > 0).any(dim=1)
+        counted = [(parts.policy.detach() * has_policy).sum(), has_policy.sum()]
         if self.auxiliary:
             territory = territory_loss(ends[0], batch["territory_targets"])
             margin = margin_loss(ends[1], batch["margin_targets"])
             lent = settings.territory_weight * territory + settings.margin_weight * margin
             total = total + (lent - lent.detach())
-            self._note(territory.detach(), margin.detach())
+            rows = territory.new_tensor(len(territory))
+            counted += [territory.detach().sum(), margin.detach().sum(), rows]
+        counted += [counted[0].new_zeros(())] * (len(COUNTED) - len(counted))
+        self._waiting.append(torch.stack([sum_.double() for sum_ in counted]))
         return parts._replace(total=total)
 
-    def _note(self, territory: Tensor, margin: Tensor) -> None:
-        """Count the auxiliary losses (B,) of a batch, at once where all of it is here."""
-        if self._replicas.alone:
-            self._add(float(territory.mean()), float(margin.mean()))
-            return
-        rows = territory.new_tensor(len(territory))
-        self._waiting.append(torch.stack((territory.sum(), margin.sum(), rows)))
-
-    def _add(self, territory: float, margin: float) -> None:
-        self._sums[0] += territory
-        self._sums[1] += margin
-        self._steps += 1
-
     def settle(self) -> None:
-        """Count the auxiliary losses of the batches since the last call; collective."""
+        """Count the batches since the last call, which were a step's; collective."""
         waiting, self._waiting = self._waiting, []
         if waiting:
-            for territory, margin, rows in self._replicas.total(torch.stack(waiting)).tolist():
-                self._add(territory / rows, margin / rows)
+            sums = self._replicas.total(torch.stack(waiting).sum(dim=0)).tolist()
+            self._sums = [before + more for before, more in zip(self._sums, sums, strict=True)]
+            self._newest = (sums[0], sums[1])
+
+    @property
+    def policy_loss(self) -> float:
+        """Mean policy loss of the newest settled step, nats, over the rows that have a target; 0 if
+        none has, as in held-out losses.
+        """
+        total, rows = self._newest
+        return total / max(rows, 1.0)
 
     def take(self) -> dict[str, float]:
-        """Mean auxiliary losses since the last call, ``train/epoch_loss_…``; none without heads."""
-        if not self._steps:
-            return {}
-        names = ("train/epoch_loss_territory", "train/epoch_loss_margin")
-        means = {name: total / self._steps for name, total in zip(names, self._sums, strict=True)}
-        self._sums, self._steps = [0.0, 0.0], 0
+        """Means since the last call, ``train/epoch_loss_…``: of the policy loss over the rows that
+        have a target (0 if none has), and of the auxiliary losses where there are heads.
+        """
+        policy, searched, territory, margin, rows = self._sums
+        means = {"train/epoch_loss_policy": policy / max(searched, 1.0)}
+        if rows:
+            means["train/epoch_loss_territory"] = territory / rows
+            means["train/epoch_loss_margin"] = margin / rows
+        self._sums = [0.0] * len(COUNTED)
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """What :meth:`take` would give, for a resumed run; of batches that are settled."""
-        return {"sums": list(self._sums), "steps": self._steps}
+        return {"sums": list(self._sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state_dict` was taken."""
-        self._waiting = []
-        self._sums = [float(total) for total in state["sums"]]
-        self._steps = int(state["steps"])
+        """Go on where :meth:`state_dict` was taken; ValueError for another number of sums."""
+        sums = [float(total) for total in state["sums"]]
+        if len(sums) != len(COUNTED):
+            raise ValueError(f"the saved loss has {len(sums)} sums, this one {len(COUNTED)}")
+        self._waiting, self._sums = [], sums
 
 
 def territory_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -268,7 +268,7 @@ class TrainingRun:
         ReplicaError
             if another process failed, is gone, or has other weights than this one.
         """
-        auxiliary = self.loss.state_dict()
+        sums = self.loss.state_dict()
         try:
             stats = self._train_step()
         except NonFiniteStepError as error:
@@ -280,7 +280,7 @@ class TrainingRun:
         self.last_loss = stats.loss
         message = stats.message
         if stats.anomaly:
-            self.loss.load_state_dict(auxiliary)  # no part of the epoch's means
+            self.loss.load_state_dict(sums)  # no part of the epoch's means
             if stats.rows:
                 message += f": {name_rows(self.dataset.window, stats.rows)}"
             self._note(f"step {self.iteration}: {message}")
@@ -289,7 +289,7 @@ class TrainingRun:
             record: dict[str, Any] = {
                 "step": self.iteration,
                 "train/loss": _number(stats.loss),
-                "train/loss_policy": _number(stats.policy_loss),
+                "train/loss_policy": _number(self.loss.policy_loss),
                 "train/loss_value": _number(stats.value_loss),
                 "train/grad_norm": _number(stats.grad_norm),
                 "train/lr": stats.lr,
@@ -369,7 +369,7 @@ class TrainingRun:
         losses = self.replicas.from_first(lambda: self.held_out(judged))
         epoch = self.facade.on_epoch_end(losses.loss)
         self.stop_reason = self.stop_reason or epoch.stop_reason
-        auxiliary = self.loss.take()
+        means = self.loss.take()
         message: dict[str, str] = {}
         if not math.isfinite(losses.loss):
             message = {"message": self._refuse_validation(losses)}
@@ -381,12 +381,11 @@ class TrainingRun:
             {
                 "step": self.iteration,
                 "train/epoch_loss": _number(epoch.mean_loss),
-                "train/epoch_loss_policy": _number(epoch.mean_policy_loss),
                 "train/epoch_loss_value": _number(epoch.mean_value_loss),
                 "train/skipped_steps": epoch.skipped_steps,
                 "train/rollbacks": self.facade.progress.rollbacks,
                 "train/mining_active": epoch.mining_active,
-                **{name: _number(value) for name, value in auxiliary.items()},
+                **{name: _number(value) for name, value in means.items()},
                 **{name: _number(value) for name, value in losses.metrics().items()},
                 **message,
             }

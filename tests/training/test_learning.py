@@ -186,7 +186,33 @@ def test_surprise_weights_the_policy_alone(window: Window) -> None:
     expected = 2.0 * weights * plain.policy + 0.5 * plain.value
     np.testing.assert_allclose(parts.total.detach(), expected.detach(), rtol=1e-5)
     np.testing.assert_allclose(parts.policy.detach(), plain.policy.detach(), rtol=1e-6)
-    assert loss.take() == {}
+    loss.settle()
+    assert loss.take().keys() == {"train/epoch_loss_policy"}
+
+
+def test_the_policy_loss_that_is_told_is_of_the_rows_that_have_a_policy(window: Window) -> None:
+    dataset, loss, model = WindowDataset(window), TrainingLoss(TrainingLoopConfig()), fresh()
+    searched = np.asarray(window.full_search)
+    cheap = np.flatnonzero(~searched)
+    steps = [cheap[0] + np.arange(40), np.flatnonzero(searched)[-30:], cheap[:20]]
+    told, known = [], []
+    for rows in steps:
+        with torch.no_grad():
+            parts = loss(model, dataset.batch(rows))
+        loss.settle()
+        assert not parts.policy[torch.from_numpy(~searched[rows])].any()
+        known.append(parts.policy[torch.from_numpy(searched[rows])].numpy())
+        told.append(loss.policy_loss)
+    assert 0 < len(known[0]) < 40 and len(known[1]) == 30
+    assert told == pytest.approx([known[0].mean(), known[1].mean(), 0.0], rel=1e-5)
+    resumed = TrainingLoss(TrainingLoopConfig())
+    resumed.load_state_dict(loss.state_dict())
+    for one in (loss, resumed):
+        epoch = one.take()["train/epoch_loss_policy"]
+        assert epoch == pytest.approx(np.concatenate(known).mean(), rel=1e-5)
+        assert one.take() == {"train/epoch_loss_policy": 0.0}
+    with pytest.raises(ValueError, match="2 sums, this one 5"):
+        loss.load_state_dict({"sums": [0.0, 0.0]})
 
 
 def test_surprise_weights_are_half_uniform_half_in_proportion(window: Window) -> None:
@@ -229,12 +255,13 @@ def test_auxiliary_losses_lend_their_gradient_and_not_their_figure(window: Windo
     for one, other in zip(ours, whole, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
     assert float(ours[-1].abs().max()) > 0.0
+    loss.settle()
     told = loss.take()
     assert told["train/epoch_loss_margin"] == pytest.approx(
         margin_loss(margin, batch["margin_targets"]).mean().item(), rel=1e-5
     )
-    assert set(told) == {"train/epoch_loss_territory", "train/epoch_loss_margin"}
-    assert loss.take() == {}
+    assert set(told) == {f"train/epoch_loss_{name}" for name in ("policy", "territory", "margin")}
+    assert loss.take() == {"train/epoch_loss_policy": 0.0}
 
 
 # --- the heads -------------------------------------------------------------------------------
