@@ -401,8 +401,7 @@ def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) 
         save_state(draft.path, run.state_dict())
         lines = [json.dumps(record, allow_nan=False) for record in run.records]
         (draft.path / METRICS).write_text("\n".join(lines) + "\n")
-        weights = plan.settings.training.policy_weight, plan.settings.training.value_weight
-        draw_losses(draft.path, run.records, *weights, averaged=averaged)
+        draw_losses(draft.path, run.records, averaged=averaged)
     _remove_states(store, plan, keep=_current_state(store, plan))
     return draft.artefact
 

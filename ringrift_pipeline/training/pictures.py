@@ -20,17 +20,12 @@ DISAGREEMENT = "disagreement"
 
 
 def draw_losses(
-    folder: Path,
-    records: Sequence[Mapping[str, Any]],
-    policy_weight: float,
-    value_weight: float,
-    *,
-    averaged: bool = True,
+    folder: Path, records: Sequence[Mapping[str, Any]], *, averaged: bool = True
 ) -> None:
     """Policy and value loss of each step, smoothed, and of the held-out games: ``loss.png``.
 
-    ``records`` are the lines of ``metrics.jsonl``. A row without a policy target counts as 0, on
-    both curves. ``averaged``: the held-out losses are those of the averaged weights.
+    ``records`` are the lines of ``metrics.jsonl``. The policy's curves are both over the rows that
+    have a policy target. ``averaged``: the held-out losses are those of the averaged weights.
     """
     from ringrift_pipeline.drawing.charts import new_chart, save_chart, smoothed
 
@@ -43,11 +38,7 @@ def draw_losses(
             axes.plot(steps, losses, color="C0", linewidth=0.5, alpha=0.25)
             mean = smoothed(losses, len(losses) // 30)
             axes.plot(steps, mean, color="C0", linewidth=1.5, label="training, a step's rows")
-        held, values = _curve(records, "val/loss_value")
-        if name == "policy":
-            weighted = _curve(records, "val/loss")[1] - value_weight * values
-            values = weighted / policy_weight if policy_weight else weighted
-        axes.plot(held, values, "o-", color="C1", markersize=4, label=whose)
+        axes.plot(*_curve(records, f"val/{key}"), "o-", color="C1", markersize=4, label=whose)
         axes.set(title=f"{name} loss", xlabel="optimizer step", ylabel="nats")
     panels[0].legend(fontsize=8)
     save_chart(figure, folder, LOSSES)
