@@ -273,7 +273,7 @@ def closing_tables(
         ["generation", *(name for name, _ in _COLUMNS)],
         [[f"{s.generation:04d}", *(show(s) for _, show in _COLUMNS)] for s in summaries],
         console=console,
-        caption="losses: training → held out; calibration error: before → after; intervals 95%",
+        caption="losses: training → held out; calibration error: before → after; in brackets intervals",
     )
 
 

@@ -111,7 +111,7 @@ def short(text: str, most: int = 160) -> str:
 def strengths(configs: list[Strength]) -> list[Table]:
     """One row a config."""
     return fitting(
-        "how strong each config is: rating with 95% interval, heuristic = 1200",
+        "how strong each config is: rating (interval), heuristic = 1200",
         ["config", "games", "newest", "evaluated", "rating", "champion", "its rating", "disk"],
         [
             [

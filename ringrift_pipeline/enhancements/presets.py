@@ -103,8 +103,8 @@ BY_CONFIG: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "hour": {
-        # Three generations in the window at the end, where 0.4 has six: better losses, and models that win
-        # against those of a loop with 0.4 (docs/learning.md).
+        # Three generations in the window at the end, where 0.4 has six. Two had better losses than six,
+        # and the later models of a loop with 0.1 won against those of one with 0.4 (docs/learning.md).
         "square8_2p": {"training.window_growth": 0.1},
         "square19_*": {
             "selfplay.games": 64,

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
     from ringrift_pipeline.store import Store
 
-__all__ = ["AnchoredModel", "AnchoredRatings", "Fall", "find_falls", "rate_against_anchors"]
+__all__ = [
+    "AnchoredModel",
+    "AnchoredRatings",
+    "Fall",
+    "find_falls",
+    "rate_against_anchors",
+    "worst_fall",
+]
 
 
 @dataclass(frozen=True)
@@ -211,18 +218,20 @@ def find_falls(fit: Ratings, names: Sequence[str]) -> tuple[Fall, ...]:
     A model is compared with all before it; the intervals are those of all these comparisons
     together (Bonferroni). Of several it fell below, the one with the largest certain difference.
     """
-    falls = []
-    for place, name in enumerate(names):
-        if not place:
-            continue
-        joint = dataclasses.replace(fit, confidence=1.0 - (1.0 - fit.confidence) / place)
-        worst = min(
-            (Fall(name, earlier, *joint.difference(name, earlier)) for earlier in names[:place]),
-            key=lambda fall: fall.high,
-        )
-        if worst.high < 0.0:
-            falls.append(worst)
-    return tuple(falls)
+    worst = [worst_fall(fit, names[: place + 1]) for place in range(1, len(names))]
+    return tuple(fall for fall in worst if fall.high < 0.0)
+
+
+def worst_fall(fit: Ratings, names: Sequence[str]) -> Fall:
+    """The last of ``names``, two at least, beside that of those before it which it is most certainly
+    below; the interval is that of all these comparisons together (Bonferroni).
+    """
+    *before, name = names
+    joint = dataclasses.replace(fit, confidence=1.0 - (1.0 - fit.confidence) / len(before))
+    return min(
+        (Fall(name, earlier, *joint.difference(name, earlier)) for earlier in before),
+        key=lambda fall: fall.high,
+    )
 
 
 def _name(generation: int) -> str:

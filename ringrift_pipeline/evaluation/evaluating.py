@@ -20,8 +20,11 @@ from ringrift_pipeline.evaluation.opponents import (
 from ringrift_pipeline.evaluation.ratings import (
     ANCHOR,
     ANCHOR_RATING,
+    RANDOM,
+    RANDOM_RATING,
     Ratings,
     fit_ratings,
+    shown_rating,
 )
 from ringrift_pipeline.evaluation.tournament import job_edges, play_matches
 from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE
@@ -61,7 +64,7 @@ def evaluate(
     Files: ``report.json`` (``candidate``, ``champion``, ``matches`` with win rates and intervals,
     ``ratings`` by player with intervals, ``fit``, ``gate`` with ``promote`` and ``reasons``),
     ``games.parquet`` (`matches.GAMES_SCHEMA`), ``ratings.parquet`` (`tables.RATINGS`).
-    Metadata: ``eval/elo`` with ``_low`` and ``_high``, ``eval/win_rate_<opponent>`` with
+    Metadata: `ratings.shown_rating`, ``eval/win_rate_<opponent>`` with
     bounds, ``eval/games``, ``eval/sprt_llr``, ``eval/promote``.
 
     Returns:
@@ -312,8 +315,8 @@ def _ratings(field: Field, games: pl.DataFrame, confidence: float) -> Ratings:
     heuristic = any(other.name == ANCHOR for other in field.others)
     return fit_ratings(
         pl.concat(tables),
-        anchor=ANCHOR if heuristic else "random",
-        anchor_rating=ANCHOR_RATING if heuristic else 0.0,
+        anchor=ANCHOR if heuristic else RANDOM,
+        anchor_rating=ANCHOR_RATING if heuristic else RANDOM_RATING,
         depth=1,
         confidence=confidence,
     )
@@ -332,13 +335,8 @@ def _by_seat(games: pl.DataFrame, candidate: str, seats: int) -> list[float]:
 def numbers(report: dict[str, Any]) -> dict[str, Any]:
     """Of an evaluation's report, what its metadata says: what the asset plots, and the verdict."""
     gate: dict[str, Any] = report["gate"]
-    rating = report["ratings"][report["candidate"]["name"]]
     champion = (report["champion"] or {}).get("name")
-    found: dict[str, Any] = {
-        "eval/elo": rating["rating"],
-        "eval/elo_low": rating["low"],
-        "eval/elo_high": rating["high"],
-    }
+    found: dict[str, Any] = {**shown_rating(report["ratings"], report["candidate"]["name"])}
     for match in report["matches"]:
         opponent = match["opponent"]
         name = "champion" if opponent == champion else opponent.replace(":", "_")

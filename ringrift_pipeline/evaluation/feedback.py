@@ -16,6 +16,7 @@ from ringrift_pipeline.enhancements.evaluation_feedback import (
     bounded_scale,
 )
 from ringrift_pipeline.store import StoreError
+from ringrift_pipeline.store.kinds import RATING, RATING_OVER_RANDOM
 
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.config_groups import FeedbackConfig
@@ -140,11 +141,12 @@ def _ratings(store: Store, config: str, earlier: list[int]) -> Iterator[dict[str
         if alike is not None and how != alike:
             return
         alike = how
+        name = RATING if how[1] else RATING_OVER_RANDOM
         yield {
             "evaluation_id": f"{generation:04d}/{evaluation.digest}",
-            "elo": evaluation.metadata.get("eval/elo"),
-            "low": evaluation.metadata.get("eval/elo_low"),
-            "high": evaluation.metadata.get("eval/elo_high"),
+            "elo": evaluation.metadata.get(name),
+            "low": evaluation.metadata.get(f"{name}_low"),
+            "high": evaluation.metadata.get(f"{name}_high"),
             "number": generation,
             "confidence": played.confidence,
         }

@@ -16,10 +16,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ringrift_pipeline.evaluation.ratings import ANCHOR, ANCHOR_RATING, Ratings, fit_ratings
+from ringrift_pipeline.evaluation.ratings import (
+    ANCHOR,
+    ANCHOR_RATING,
+    RANDOM,
+    RANDOM_RATING,
+    Ratings,
+    fit_ratings,
+)
 from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE, GAUNTLET
 
 if TYPE_CHECKING:
@@ -29,7 +36,7 @@ if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
     from ringrift_pipeline.store import Artefact, Store
 
-__all__ = ["CURVE", "KIND", "TABLE", "RatingListError", "play_anchors", "rate_all"]
+__all__ = ["CURVE", "KIND", "TABLE", "RatingListError", "listed", "play_anchors", "rate_all"]
 
 KIND = "rating_list"
 ANCHOR_KIND = "anchor_games"
@@ -119,7 +126,8 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
     Files: ``ratings.parquet`` (`tables.RATING_LIST`), ``rating_list.md`` (the same for people),
     ``rating_curve.png`` (rating by generation with intervals, the baselines as lines). Metadata:
     ``games``, ``rated``, ``carried`` (rated by an earlier list), ``left_out`` (artefacts whose games
-    did not count), ``anchor``, ``confidence``, ``dispersion``, ``inputs``.
+    did not count), ``anchor``, ``confidence``, ``dispersion``, ``champion_fall`` (the newest that passed its gate
+    beside an earlier one, `anchors.worst_fall`; None where there is one alone), ``inputs``.
 
     Returns:
         Artefact of kind ``rating_list``; the current one if it was made from the same games.
@@ -130,6 +138,7 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
     """
     import polars as pl
 
+    from ringrift_pipeline.evaluation.anchors import worst_fall
     from ringrift_pipeline.evaluation.rating_curve import draw_curve, write_list
     from ringrift_pipeline.evaluation.tables import RATING_LIST
     from ringrift_pipeline.store import CorruptArtefactError
@@ -170,7 +179,10 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         )
     confidence = float(reports[generation]["confidence"])
     fit = _fit(games, confidence)
-    frame = _frame(fit, {f"generation:{n:04d}": r["gate"]["promote"] for n, r in reports.items()})
+    passed = {f"generation:{n:04d}": r["gate"]["promote"] for n, r in reports.items()}
+    frame = _frame(fit, passed)
+    champions = sorted(name for name in fit.players if passed.get(name))
+    fall = asdict(worst_fall(fit, champions)) if len(champions) > 1 else None
     scale = {"anchor": fit.anchor, "simulations": how[0]}
     carried = 0
     if before is not None and scale.items() <= before.metadata.items():
@@ -185,6 +197,7 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         "left_out": left_out,
         "confidence": confidence,
         "dispersion": fit.dispersion,
+        "champion_fall": fall,
         **scale,
     }
     with store.create(config, generation, KIND, metadata=metadata) as draft:
@@ -192,6 +205,29 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         write_list(draft.path / LIST, frame, confidence)
         draw_curve(draft.path, frame, config, confidence)
     return draft.artefact
+
+
+def listed(store: Store, config: str) -> dict[int, tuple[float, float, float]]:
+    """Rating, low and high of every generation on the newest list that can be read, the heuristic
+    at 1200; nothing where there is no such list.
+    """
+    import polars as pl
+
+    from ringrift_pipeline.evaluation.tables import RATING_LIST
+    from ringrift_pipeline.store import CorruptArtefactError
+    from ringrift_pipeline.training.tables import TableError, read_table
+
+    try:
+        newest = store.newest(config, KIND)
+        found = None if newest is None else store.current(config, newest, KIND)
+        if found is None or found.metadata.get("anchor") != ANCHOR:
+            return {}
+        frame = read_table(found.file(TABLE), RATING_LIST)
+    except (CorruptArtefactError, TableError):
+        return {}
+    rows = frame.filter(pl.col("generation").is_not_null())
+    names = ("generation", "rating", "low", "high")
+    return {number: (rating, low, high) for number, rating, low, high in rows.select(names).rows()}
 
 
 # -- whose games count ----------------------------------------------------------------------
@@ -307,7 +343,7 @@ def _games(sources: list[_Source], models: dict[str, str]) -> pl.DataFrame:
 
 def _anchor(games: pl.DataFrame) -> str:
     names = set(games["players"].explode().unique().to_list())
-    return ANCHOR if ANCHOR in names else "random"
+    return ANCHOR if ANCHOR in names else RANDOM
 
 
 def _connected(games: pl.DataFrame) -> pl.DataFrame:
@@ -327,7 +363,7 @@ def _connected(games: pl.DataFrame) -> pl.DataFrame:
 
 def _fit(games: pl.DataFrame, confidence: float) -> Ratings:
     anchor = _anchor(games)
-    rating = ANCHOR_RATING if anchor == ANCHOR else 0.0
+    rating = ANCHOR_RATING if anchor == ANCHOR else RANDOM_RATING
     return fit_ratings(games, anchor=anchor, anchor_rating=rating, depth=1, confidence=confidence)
 
 

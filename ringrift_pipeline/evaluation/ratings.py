@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,22 +30,44 @@ import polars as pl
 from scipy import sparse
 from scipy.special import ndtri
 
+from ringrift_pipeline.store.kinds import RATING, RATING_OVER_RANDOM
+
 __all__ = [
     "ANCHOR",
     "ANCHOR_RATING",
+    "RANDOM",
+    "RANDOM_RATING",
     "RatingError",
     "Ratings",
     "expected_share",
     "fit_ratings",
+    "shown_rating",
 ]
 
 ANCHOR = "heuristic"
 ANCHOR_RATING = 1200.0
+RANDOM = "random"  # the anchor where the heuristic does not play
+RANDOM_RATING = 0.0
 ELO = 400.0 / math.log(10.0)  # Elo points per natural unit of log strength
 
 
 class RatingError(ValueError):
     """Games that no ratings can be fitted to; the message says which and why."""
+
+
+def shown_rating(ratings: Mapping[str, Mapping[str, Any]], player: str) -> dict[str, float]:
+    """A player's rating as metadata, with ``_low`` and ``_high``: ``eval/elo`` where the heuristic,
+    with 1200, is the anchor, ``eval/elo_over_random`` where it is random play, with 0. Nothing where
+    it is anybody else: such numbers are on no scale that other ratings have.
+
+    ``ratings``: rows of `Ratings.to_frame` by player.
+    """
+    anchor = next((name for name, row in ratings.items() if row["anchor"]), None)
+    name = {ANCHOR: RATING, RANDOM: RATING_OVER_RANDOM}.get(anchor or "")
+    if name is None:
+        return {}
+    row = ratings[player]
+    return {name: row["rating"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
 
 
 def expected_share(difference: float, players: int = 2) -> float:

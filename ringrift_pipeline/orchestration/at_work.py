@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
@@ -13,7 +12,7 @@ from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG
 
 from ringrift_pipeline.orchestration import ablation
 from ringrift_pipeline.orchestration.decisions import read_decision
-from ringrift_pipeline.orchestration.jobs import configs_of
+from ringrift_pipeline.orchestration.jobs import configs_in_ops, configs_of
 from ringrift_pipeline.orchestration.names import CONFIGS, generation_in
 from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, is_retried
 from ringrift_pipeline.store import Store
@@ -34,8 +33,7 @@ def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
     ]:
         named = configs_of(run)
         if run.job_name == ablation.JOB:
-            ops: Any = run.run_config.get("ops", {})
-            named |= {one["config"].get("config") for one in ops.values() if "config" in one}
+            named |= configs_in_ops(run)
         generation = generation_in(run.tags)
         for config in named & set(CONFIGS):
             if generation is not None:

@@ -78,6 +78,13 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         set_scores,
     )
     from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS
+    from ringrift_pipeline.evaluation.ratings import (
+        ANCHOR,
+        ANCHOR_RATING,
+        RANDOM,
+        RANDOM_RATING,
+        shown_rating,
+    )
     from ringrift_pipeline.evaluation.tables import GAMES
     from ringrift_pipeline.selfplay import load_plan
     from ringrift_pipeline.training.tables import write_table
@@ -122,8 +129,15 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         should_stop=step.should_stop,
     )
     confidence = plan.settings.evaluation.confidence
-    anchored = "heuristic" if "heuristic" in specs else next(n for n in specs if n != mine)
-    ratings = fit_ratings(_rated(games), anchor=anchored, depth=1, confidence=confidence)
+    others = [name for name in specs if name != mine]
+    anchored = next((name for name in (ANCHOR, RANDOM) if name in others), others[0])
+    ratings = fit_ratings(
+        _rated(games),
+        anchor=anchored,
+        anchor_rating=RANDOM_RATING if anchored == RANDOM else ANCHOR_RATING,
+        depth=1,
+        confidence=confidence,
+    )
     report: dict[str, Any] = {
         "config": step.config,
         "champion": mine,
@@ -146,11 +160,8 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         )
         shown[f"eval/win_rate_{named}"] = float(scores.mean())
     report["ratings"] = {row.pop("player"): row for row in ratings.to_frame().to_dicts()}
-    own = report["ratings"][mine]
     about = {
-        "eval/elo": own["rating"],
-        "eval/elo_low": own["low"],
-        "eval/elo_high": own["high"],
+        **shown_rating(report["ratings"], mine),
         "eval/games": games.height,
         **shown,
     }

@@ -71,6 +71,17 @@ def configs_of(run: DagsterRun) -> set[str]:
     return {config for config in CONFIGS if config in picked or run.job_name == job_name(config)}
 
 
+def configs_in_ops(run: DagsterRun) -> frozenset[str]:
+    """The configs that the run config of a job's ops names, as of a gauntlet or an ablation."""
+    ops: Any = run.run_config.get("ops")
+    found = set()
+    for one in ops.values() if isinstance(ops, dict) else ():
+        config = one.get("config") if isinstance(one, dict) else None
+        named = config.get("config") if isinstance(config, dict) else None
+        found |= {named} if isinstance(named, str) else set()
+    return frozenset(found & set(CONFIGS))
+
+
 def makes_a_generation(run: DagsterRun, config: str) -> bool:
     """Does a run bring a generation to its evaluation, as the loop's do? A backfill's decides
     nothing, whatever it makes.

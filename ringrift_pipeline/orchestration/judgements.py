@@ -129,7 +129,7 @@ def scores_sound(step: Step, table: pl.LazyFrame) -> Judgement:
 
 
 def examples_sound(step: Step, table: pl.LazyFrame) -> Judgement:
-    """Every example is one position with a finite hardness and a reason; few share a game."""
+    """Every example is one position with a finite hardness and a reason."""
     import polars as pl
 
     frame = table.select("game_id", "ply", "hardness", "reason").collect()
@@ -304,7 +304,8 @@ def members_verify(step: Step) -> Judgement:
 
 def calibration_sound(step: Step) -> Judgement:
     """The numbers are possible, the temperature does not make the error clearly worse, and the
-    error that is left is not above ``calibration.max_error`` beyond doubt.
+    error that is left is not above ``calibration.max_error`` beyond doubt: of all held-out games, of
+    those that judge the temperature where one is applied.
     """
     artefact = step.store.require(step.config, step.generation, "calibration_report")
     report = artefact.read_json("report.json")
@@ -319,15 +320,24 @@ def calibration_sound(step: Step) -> Judgement:
     why = f"calibration error {before:.3f} before scaling, {after:.3f} after"
     if abs(after) > abs(before) + report["deviation_threshold"]:
         return Judgement(False, why, numbers)
-    if report["games"] < LEAST_GAMES:
-        return Judgement(
-            True, f"{why}, of {report['games']} games: too few to hold a bound", numbers
+    if report["applied"]:
+        left, (low, high), games = (
+            after,
+            report["ece_after_interval"],
+            report["fit"]["games_judged"],
         )
-    low, high = report["ece_after_interval"]
+    else:
+        left, games = report["held_out"]["calibration_error"], report["games"]
+        low, high = report["held_out"]["calibration_error_interval"]
+    if games < LEAST_GAMES:
+        return Judgement(True, f"{why}, of {games} games: too few to hold a bound", numbers)
     most = step.plan().settings.calibration.max_error
     numbers |= {"ece_low": low, "ece_high": high, "most": most}
     return Judgement(
-        low <= most, f"{why} ({low:.3f} to {high:.3f}), at most {most:g} is allowed", numbers
+        low <= most,
+        f"{why}; {left:.3f} ({low:.3f} to {high:.3f}) is left, of {games} games, at most {most:g} is "
+        "allowed",
+        numbers,
     )
 
 

@@ -395,8 +395,12 @@ class Loop:
 
     def summaries(self) -> list[GenerationSummary]:
         """One summary for every generation that this loop worked on."""
+        from ringrift_pipeline.evaluation.rating_list import listed
+
+        config = self.request.config
+        ratings = listed(self.store, config)
         return [
-            summarize(self.store, self.request.config, state.generation, state.seconds)
+            summarize(self.store, config, state.generation, state.seconds, ratings)
             for state in self.states.values()
             if state.run_id is not None
         ]

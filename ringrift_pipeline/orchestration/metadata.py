@@ -43,7 +43,7 @@ FIRST: dict[str, tuple[str, ...]] = {
             "full_search_fraction",
             "distinct_games",
             "opponent_games",
-            "opponent_win_rate",
+            "win_rate_opponent",
         )
     ),
     "checkpoint": (
@@ -73,6 +73,26 @@ FIRST: dict[str, tuple[str, ...]] = {
         "val/precision_policy_kl",
         "val/gain",
         "train/step",
+    ),
+    "calibration_report": tuple(
+        f"val/{name}"
+        for name in (
+            "ece",
+            "ece_low",
+            "ece_high",
+            "ece_before",
+            "ece_after",
+            "ece_after_low",
+            "ece_after_high",
+            "temperature",
+            "log_loss_before",
+            "log_loss_after",
+            "brier_before",
+            "brier_after",
+            "holdout_games",
+            "games_judged",
+            "holdout_positions",
+        )
     ),
     "evaluation": (
         "eval/elo",
@@ -107,6 +127,7 @@ TOLD = (
     "parent_note",
     "search_precision",
     "search_backend",
+    "scored_with",
     "weights",
 )
 

@@ -146,28 +146,22 @@ def gate_passed(step: Step) -> Judgement:
 def champions_rise(step: Step) -> Judgement:
     """On the list of all ratings, one fit over all games, the newest generation that passed the gate
     is not beyond doubt below an earlier one: promotions that each look like progress may lead in a
-    circle.
+    circle. What is judged is the difference of the two; what is uncertain of both alike, as how far
+    the heuristic is below them, does not count.
     """
-    from ringrift_pipeline.evaluation import rating_list, tables
-    from ringrift_pipeline.training.tables import read_table
+    from ringrift_pipeline.evaluation import rating_list
 
     artefact = step.store.current(step.config, step.generation, rating_list.KIND)
     if artefact is None:
         return Judgement(True, "there is no list of ratings: the command line's verbs make none")
-    listed = read_table(artefact.file(rating_list.TABLE), tables.RATING_LIST)
-    champions = listed.filter("promoted").sort("generation")
-    if champions.height < 2:
-        return Judgement(True, f"{champions.height} generations have passed the gate so far")
-    newest, earlier = champions.row(-1, named=True), champions.head(-1)
-    best = earlier.row(earlier["low"].arg_max() or 0, named=True)
-    fell = newest["high"] < best["low"]
+    fall = artefact.metadata.get("champion_fall")
+    if fall is None:
+        return Judgement(True, "there are no two on the list that have passed the gate")
+    fell = fall["high"] < 0.0
     return Judgement(
         not fell,
-        f"the newest to pass the gate, {_rated(newest)}, is {'below' if fell else 'not below'} the best of "
-        f"the earlier ones beyond doubt, {_rated(best)}",
-        {"eval/elo_champion": newest["rating"], "eval/elo_best_champion": best["rating"]},
+        f"{fall['model']}, the newest to pass the gate, is {fall['difference']:+.0f} Elo "
+        f"({fall['low']:+.0f} to {fall['high']:+.0f}) from {fall['earlier']}: "
+        + ("below it beyond doubt" if fell else "below none before it beyond doubt"),
+        {"eval/elo_champion_gain": fall["difference"]},
     )
-
-
-def _rated(row: dict[str, Any]) -> str:
-    return f"{row['player']} at {row['rating']:.0f} ({row['low']:.0f} to {row['high']:.0f})"

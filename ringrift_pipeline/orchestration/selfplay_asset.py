@@ -141,8 +141,10 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         ins={CHAMPION: AssetIn(asset_key(config, CHAMPION), dagster_type=Nothing)},
         description=f"Games of {config} that the champion (the heuristic, before there is one) "
         "plays against itself, and some against an earlier model of the last ensemble; one Arrow "
-        "file a shard, with search policies and outcomes. Entropy and surprise are in nats; rates are "
-        "of the seconds in which some shard was being played.",
+        "file a shard, with search policies and outcomes. Entropy and surprise are in nats, of the "
+        "champion's full searches; `win_rate_opponent` is the champion's against the earlier model; "
+        "games that `max_plies` cut short are no draws; rates are of the seconds in which some shard "
+        "was being played.",
         owners=OWNERS,
         kinds={"numba", "arrow"},
         code_version=CODE_VERSIONS["selfplay_shards"],

@@ -26,7 +26,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
 from ringrift_pipeline.orchestration.following import not_followed
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
-from ringrift_pipeline.orchestration.jobs import configs_of, makes_a_generation
+from ringrift_pipeline.orchestration.jobs import configs_in_ops, configs_of, makes_a_generation
 from ringrift_pipeline.orchestration.names import (
     CONFIGS,
     SENSOR,
@@ -43,7 +43,7 @@ from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
 from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.orchestration.schedules import schedules
 from ringrift_pipeline.orchestration.settings import run_values
-from ringrift_pipeline.orchestration.summary import summarize
+from ringrift_pipeline.orchestration.summary import Listed, summarize
 from ringrift_pipeline.store import SWITCHES, CorruptArtefactError, Store
 
 LOOKED_THROUGH = 100  # newest runs among which a failed one is looked for
@@ -74,10 +74,11 @@ class Next:
 
 @dataclass(frozen=True)
 class Rated:
-    """A generation and the rating of its own evaluation with its interval, heuristic 1200.
+    """A generation and its rating with its interval, heuristic 1200.
 
-    ``at``: when it landed (of the champion: when it was promoted), ISO 8601. The rating is None
-    where the evaluation is gone.
+    ``at``: when its evaluation landed (of the champion: when it was promoted), ISO 8601. The rating
+    is that of the newest list of all ratings, of the generation's own evaluation where it is on no
+    list, and None where neither is there.
     """
 
     generation: int
@@ -224,18 +225,20 @@ def _failed(instance: DagsterInstance) -> Iterator[RunState]:
 
     What makes a generation, or assets of one, counts until a newer run makes that generation or a
     later one, to its evaluation; assets alone also until a newer run makes some of that generation;
-    checks alone, and a job of another kind, until they are run again.
+    checks alone, and a job of another kind (which the launchpad gives no tag), until they are run
+    again for the same config.
     """
     looked_at: set[tuple[object, ...]] = set()
     made: dict[str, int] = {}  # the latest generation that a newer run makes
     for record in instance.get_run_records(limit=LOOKED_THROUGH):
         run = record.dagster_run
         config, generation = _where(record)
-        if config is None:
-            continue
-        whole = makes_a_generation(run, config)
-        subject: tuple[object, ...] = (config, run.job_name)
-        if generation is not None:
+        whole = config is not None and makes_a_generation(run, config)
+        subject: tuple[object, ...] = (
+            config or configs_in_ops(run) | configs_of(run),
+            run.job_name,
+        )
+        if config is not None and generation is not None:
             checks_alone = bool(run.asset_check_selection) and not run.asset_selection
             subject = (config, generation, checks_alone)
             if generation <= made.get(config, -1):
@@ -319,13 +322,16 @@ def schedule_times(schedule: ScheduleDefinition) -> Iterator[Any]:
 
 
 def _strength(store: Store, config: str, used: int, stopped: Stopped | None) -> Strength:
+    from ringrift_pipeline.evaluation.rating_list import listed
+
     generations = store.generations(config)
+    ratings = listed(store, config)
     return Strength(
         config=config,
         newest=generations[-1],
         games=_games(store, config, generations),
-        evaluated=_evaluated(store, config),
-        champion=_champion(store, config),
+        evaluated=_evaluated(store, config, ratings),
+        champion=_champion(store, config, ratings),
         paused=_paused(store, config),
         stopped=stopped,
         bytes=used,
@@ -350,27 +356,27 @@ def _paused(store: Store, config: str) -> tuple[str, ...]:
         return SWITCHES
 
 
-def _evaluated(store: Store, config: str) -> Rated | None:
+def _evaluated(store: Store, config: str, ratings: Listed) -> Rated | None:
     try:
         newest = store.newest(config, "evaluation")
         found = newest is not None and store.current(config, newest, "evaluation", verify=False)
     except CorruptArtefactError:
         return None
-    return _rated(store, config, found.generation, found.created) if found else None
+    return _rated(store, config, found.generation, found.created, ratings) if found else None
 
 
-def _champion(store: Store, config: str) -> Rated | None:
+def _champion(store: Store, config: str, ratings: Listed) -> Rated | None:
     try:
         champion = store.champion(config)
     except CorruptArtefactError:
         return None
     if champion is None:
         return None
-    return _rated(store, config, champion.generation, champion.promoted_at)
+    return _rated(store, config, champion.generation, champion.promoted_at, ratings)
 
 
-def _rated(store: Store, config: str, generation: int, at: str) -> Rated:
-    summary = summarize(store, config, generation)
+def _rated(store: Store, config: str, generation: int, at: str, ratings: Listed) -> Rated:
+    summary = summarize(store, config, generation, ratings=ratings)
     return Rated(generation, at, summary.rating, summary.rating_low, summary.rating_high)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,13 +30,18 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "win_rate_heuristic_high": ("evaluation", "eval/win_rate_heuristic_high"),
 }
 
+Listed = Mapping[int, tuple[float, float, float]]
+"""Rating, low and high by generation, as `evaluation.rating_list.listed` reads them."""
+
 
 @dataclass(frozen=True)
 class GenerationSummary:
     """One generation; None wherever it did not get so far.
 
     ``promoted`` and ``reasons`` are the sensor's decision where there is one, else what the gate
-    says in the evaluation's report (``decided`` tells which). Times are seconds.
+    says in the evaluation's report (``decided`` tells which). The rating, with its interval, is that
+    of the list of all ratings where one was given, else by the evaluation's own games. Times are
+    seconds.
     """
 
     config: str
@@ -69,9 +75,15 @@ class GenerationSummary:
 
 
 def summarize(
-    store: Store, config: str, generation: int, seconds: dict[str, float] | None = None
+    store: Store,
+    config: str,
+    generation: int,
+    seconds: dict[str, float] | None = None,
+    ratings: Listed | None = None,
 ) -> GenerationSummary:
-    """Read a generation's numbers from its artefacts' metadata; ``seconds`` is wall time by asset."""
+    """Read a generation's numbers from its artefacts' metadata; ``seconds`` is wall time by asset,
+    ``ratings`` the list of all ratings.
+    """
     artefacts: dict[str, Artefact | None] = {}
 
     def metadata(kind: str) -> dict[str, Any]:
@@ -86,6 +98,9 @@ def summarize(
     values: dict[str, Any] = {
         field: metadata(kind).get(name) for field, (kind, name) in _FIELDS.items()
     }
+    if ratings and generation in ratings:
+        bounds = zip(("rating", "rating_low", "rating_high"), ratings[generation], strict=True)
+        values |= dict(bounds)
     decision, evaluation = metadata("decision"), metadata("evaluation")
     source = decision or {
         "promoted": evaluation.get("promote"),

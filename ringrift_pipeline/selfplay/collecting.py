@@ -44,8 +44,10 @@ def collect(store: Store, plan: Plan) -> Artefact:
     ``shards.json`` lists ``{"index", "games", "positions", "digest", "path"}``; ``summary.json``
     holds games, positions, rates, mean plies, wins by seat, draws, how games ended, and how many
     games are distinct. Where the champion met earlier models, ``opponents`` names them, and
-    ``opponent_games`` and ``opponent_win_rate`` (the champion's share of the win, even being
-    1 / players) say how that went. ``measures`` are those of `measures.measure_play`, which drift
+    ``opponent_games`` and ``win_rate_opponent`` (the champion's share of the win against them, even
+    being 1 / players) say how that went. ``mean_surprise`` and ``full_search_fraction`` are of what
+    the champion decided; the heuristic, which has no prior to be surprised at, has no surprise.
+    ``cut_short`` is the share of games that ended at ``selfplay.max_plies``. ``measures`` are those of `measures.measure_play`, which drift
     is judged by; ``replay`` the ids of games worth a look. The same numbers are metadata named ``selfplay/…``, with the measures' values.
 
     Raises
@@ -122,17 +124,18 @@ def _summary(
     from ringrift_pipeline.selfplay.measures import measure_play
     from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
 
-    games: list[dict[str, np.ndarray]] = []
-    legal = full = surprise = 0.0
+    games: list[dict[str, Any]] = []
+    legal = own = full = surprise = 0.0
     against: list[np.ndarray] = []
     searches: list[np.ndarray] = []
     for shard, planned in zip(shards, plan.shards, strict=True):
         with open_shard(shard.file(SHARD_FILE), columns=_COLUMNS) as reader:
             table = reader.read_all()
-        games.append(_games(table))
+        games.append(_games(table, planned.get("opponent")))
         legal += games[-1].pop("legal").sum()
-        full += games[-1].pop("full").sum()
-        surprise += games[-1].pop("surprise").sum()
+        own += games[-1].pop("own")
+        full += games[-1].pop("full")
+        surprise += games[-1].pop("surprise")
         searches.append(games[-1].pop("searches"))
         numbers = games[-1].pop("number")
         met = planned.get("opponent")
@@ -145,7 +148,7 @@ def _summary(
     outcome = joined["outcome"]
     clear = outcome.max(axis=1) > 1.0 - 1e-6
     wins = np.bincount(outcome.argmax(axis=1)[clear], minlength=outcome.shape[1])
-    alone = joined["alone"]
+    alone, whole = joined["alone"], joined["reason"] >= 0
     names = {-1: "cut_short"} | dict(enumerate(layout.REASON_NAMES))
     reasons, counts = np.unique(joined["reason"], return_counts=True)
     played = len(clear)
@@ -159,16 +162,19 @@ def _summary(
         "mean_plies": float(joined["plies"].mean()),
         "mean_decisions": positions / played,
         "mean_legal_moves": legal / positions,
-        "full_search_fraction": full / positions,
-        "mean_surprise": surprise / positions,
+        "full_search_fraction": full / max(own, 1),
+        **({"mean_surprise": surprise / full} if surprise else {}),
         "distinct_games": len(np.unique(joined["trace"])),
-        "draws": int(played - clear.sum()),
+        "draws": int((whole & ~clear).sum()),
+        "cut_short": float(1.0 - whole.mean()),
         **{f"wins_seat_{seat + 1}": int(count) for seat, count in enumerate(wins)},
         "mean_outcome": [float(share) for share in outcome.mean(axis=0)],
         "endings": {
             names[int(reason)]: int(count) for reason, count in zip(reasons, counts, strict=True)
         },
-        "measures": measure_play(joined["plies"][alone], outcome[alone], joined["entropy"][alone]),
+        "measures": measure_play(
+            joined["plies"][alone], outcome[alone], joined["entropy"][alone], whole[alone]
+        ),
         **_opponents(plan, against),
         "replay": _shown_games(joined),
     }
@@ -207,12 +213,14 @@ def _opponents(plan: Plan, against: list[np.ndarray]) -> dict[str, Any]:
     return {
         "opponents": sorted({f"generation:{entry['generation']:04d}" for entry in met}),
         "opponent_games": len(shares),
-        "opponent_win_rate": float(shares.mean(dtype=np.float64)),
+        "win_rate_opponent": float(shares.mean(dtype=np.float64)),
     }
 
 
-def _games(table: pa.Table) -> dict[str, np.ndarray]:
-    """Per-game figures of one shard, and per-decision ones to be summed."""
+def _games(table: pa.Table, opponent: dict[str, Any] | None) -> dict[str, Any]:
+    """Per-game figures of one shard, and sums over its decisions: ``own`` counts the champion's,
+    ``full`` its full searches, whose surprise ``surprise`` is.
+    """
     from ringrift_pipeline.selfplay.measures import policy_entropies
     from ringrift_pipeline.selfplay.shards import column, ragged_column
 
@@ -229,6 +237,11 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
     entropy = np.bincount(game, np.where(full, entropies, 0.0))
     searched = np.bincount(game, full)
     surprise = column(table, "surprise").astype(np.float64)
+    own = np.ones(len(game), np.bool_)
+    if opponent is not None:
+        numbers, seats = column(table, "game"), column(table, "outcome").shape[1]
+        seat = (opponent["first_seat"] + numbers) % seats
+        own = (numbers >= opponent["games"]) | (column(table, "player") == seat)
     return {
         "id": np.array(ids.dictionary.to_pylist(), dtype=object),
         "surprise_a_decision": np.bincount(game, surprise) / counts,
@@ -240,8 +253,9 @@ def _games(table: pa.Table) -> dict[str, np.ndarray]:
         "reason": column(table, "reason")[first],
         "trace": np.array(traces, np.int64),
         "legal": lengths,
-        "full": full,
-        "surprise": surprise,
+        "own": own.sum(),
+        "full": (own & full).sum(),
+        "surprise": surprise[own & full].sum(),
         "searches": np.stack([column(table, "ply"), entropies, lengths])[:, full],
     }
 

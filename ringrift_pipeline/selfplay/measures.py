@@ -26,7 +26,7 @@ def policy_entropies(policy: NDArray, counts: NDArray) -> NDArray[np.float64]:
 
 
 def measure_play(
-    plies: NDArray, outcome: NDArray, entropy: NDArray[np.float64]
+    plies: NDArray, outcome: NDArray, entropy: NDArray[np.float64], whole: NDArray[np.bool_]
 ) -> Mapping[str, dict[str, float]]:
     """``{"plies", "draw_rate", "policy_entropy", "seat_1_share", …: {"value", "error"}}``.
 
@@ -34,6 +34,8 @@ def measure_play(
         plies: (G,) length of each game.
         outcome: (G, P) share of the win per absolute seat; a game without a sole winner is drawn.
         entropy: (G,) mean entropy of the full searches of each game, nats; NaN where it has none.
+        whole: (G,) which games were played to their end; those cut short are no draws, and no part
+            of the draw rate.
 
     Errors are standard errors of the means. That of the draw rate counts half a draw and half a
     decided game more, so that it is not 0 where there was no draw. A figure that fewer than two
@@ -43,12 +45,14 @@ def measure_play(
     figures: dict[str, dict[str, float]] = {}
     if games >= 2:
         figures["plies"] = _mean(plies)
-        draws = int((outcome.max(axis=1) <= 1.0 - 1e-6).sum())
-        likely = (draws + 0.5) / (games + 1.0)
-        error = math.sqrt(likely * (1.0 - likely) / games)
-        figures["draw_rate"] = {"value": draws / games, "error": error}
         for seat in range(outcome.shape[1]):
             figures[f"seat_{seat + 1}_share"] = _mean(outcome[:, seat])
+    ended = int(whole.sum())
+    if ended >= 2:
+        draws = int((outcome[whole].max(axis=1) <= 1.0 - 1e-6).sum())
+        likely = (draws + 0.5) / (ended + 1.0)
+        error = math.sqrt(likely * (1.0 - likely) / ended)
+        figures["draw_rate"] = {"value": draws / ended, "error": error}
     known = entropy[np.isfinite(entropy)]
     if len(known) >= 2:
         figures["policy_entropy"] = _mean(known)

@@ -20,6 +20,11 @@ CALIBRATION_FORMAT = 1
 
 EVALUATION = "evaluation"
 EVALUATION_FILE = "report.json"
+RATING = "eval/elo"
+RATING_OVER_RANDOM = "eval/elo_over_random"
+"""What an evaluation's metadata call the candidate's rating, with ``_low`` and ``_high``: by the
+heuristic's 1200, or, where the heuristic does not play, by random play's 0.
+"""
 
 GAUNTLET = "gauntlet"
 

@@ -34,10 +34,10 @@ def calibrate(
 ) -> Artefact:
     """Measure the EMA model's calibration and set the temperature that its players report with.
 
-    :class:`CalibrationAutomation` decides. It asks for recalibration where the calibration error
+    :class:`CalibrationAutomation` decides, by ``val/ece``. It asks for recalibration where the calibration error
     of all held-out games (``held_out``, at temperature 1) is above
     ``calibration.deviation_threshold`` and its interval excludes 0. Half of the games fit its
-    temperature, the other half judge it (``before`` and ``after``). The temperature is applied
+    temperature, the other half judge it (``before`` and ``after``, of ``val/games_judged`` games). The temperature is applied
     (``temperature`` in ``report.json``, which players divide value logits by) if recalibration
     was asked for and it lowers the judges' log loss; else 1 is, and ``reason`` says why. With
     fewer than ``calibration.min_games`` held-out games nothing is fitted.
@@ -101,7 +101,12 @@ def calibrate(
         "val/temperature": report["temperature"],
         "val/holdout_games": report["games"],
         "val/holdout_positions": report["positions"],
+        "val/ece": report["held_out"]["calibration_error"],
+        "val/games_judged": (report["fit"] or {}).get("games_judged", report["games"]),
     }
+    metadata["val/ece_low"], metadata["val/ece_high"] = report["held_out"][
+        "calibration_error_interval"
+    ]
     for stage in ("before", "after"):
         metadata[f"val/ece_{stage}_low"], metadata[f"val/ece_{stage}_high"] = report[
             f"ece_{stage}_interval"

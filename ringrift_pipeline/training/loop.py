@@ -171,7 +171,7 @@ def train_from(
                 run.iteration,
                 run.total,
                 f"step {run.iteration}/{run.total}, loss {run.last_loss:.3f}, "
-                + (f"held-out {run.best_loss:.3f}, " if run.best is not None else "")
+                + (f"best held-out {run.best_loss:.3f}, " if run.best is not None else "")
                 + f"{rate:.0f} rows/s",
             )
             due = run.iteration % plan.settings.training.checkpoint_every == 0
@@ -309,6 +309,7 @@ def _metadata(
 ) -> dict[str, Any]:
     from ringrift_pipeline.network import load_model
     from ringrift_pipeline.training.improvement import gain
+    from ringrift_pipeline.training.loss import newest_losses
     from ringrift_pipeline.training.row_checks import check_outputs_of_rows
 
     losses = run.held_out(run.best_model().to(run.device))
@@ -349,9 +350,7 @@ def _metadata(
         "train/max_visits": run.stream.max_visits,
         "train/rows_visited": run.stream.visited,
         "train/best_step": run.kept_step,
-        "train/loss": last.get("train/epoch_loss"),
-        "train/loss_policy": last.get("train/epoch_loss_policy"),
-        "train/loss_value": last.get("train/epoch_loss_value"),
+        **newest_losses(run.records, run.validate_every / 2),
         **{
             name: last[name]
             for name in ("train/epoch_loss_territory", "train/epoch_loss_margin")

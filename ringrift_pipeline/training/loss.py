@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -99,6 +100,7 @@ class TrainingLoss:
     def settle(self) -> None:
         """Count the batches since the last call, which were a step's; collective."""
         waiting, self._waiting = self._waiting, []
+        self._newest = (0.0, 0.0)
         if waiting:
             sums = self._replicas.total(torch.stack(waiting).sum(dim=0)).tolist()
             self._sums = [before + more for before, more in zip(self._sums, sums, strict=True)]
@@ -106,11 +108,11 @@ class TrainingLoss:
 
     @property
     def policy_loss(self) -> float:
-        """Mean policy loss of the newest settled step, nats, over the rows that have a target; 0 if
-        none has, as in held-out losses.
+        """Mean policy loss of the newest step, nats, over the rows that have a target; NaN if none
+        has, or the step was taken back.
         """
         total, rows = self._newest
-        return total / max(rows, 1.0)
+        return total / rows if rows else math.nan
 
     def take(self) -> dict[str, float]:
         """Means since the last call, ``train/epoch_loss_…``: of the policy loss over the rows that
@@ -133,7 +135,31 @@ class TrainingLoss:
         sums = [float(total) for total in state["sums"]]
         if len(sums) != len(COUNTED):
             raise ValueError(f"the saved loss has {len(sums)} sums, this one {len(COUNTED)}")
-        self._waiting, self._sums = [], sums
+        self._waiting, self._sums, self._newest = [], sums, (0.0, 0.0)
+
+
+def newest_losses(records: Sequence[Mapping[str, Any]], steps: float) -> dict[str, float | None]:
+    """``train/loss``, ``train/loss_policy`` and ``train/loss_value``: means over the newest of the
+    spans between two validations, as many of them as have ``steps`` steps together, or all. The last
+    may be a single step, which says little.
+    """
+    spans = [record for record in records if "train/epoch_loss" in record]
+    ends = [0, *(span["step"] for span in spans)]
+    weighted = [
+        (end - start, span) for start, end, span in zip(ends, ends[1:], spans, strict=False)
+    ]
+    newest: list[tuple[int, Mapping[str, Any]]] = []
+    while weighted and sum(weight for weight, _ in newest) < steps:
+        newest.append(weighted.pop())
+    found: dict[str, float | None] = {}
+    for name in ("loss", "loss_policy", "loss_value"):
+        values = [(weight, span.get(f"train/epoch_{name}")) for weight, span in newest]
+        total = sum(weight for weight, _ in values)
+        known = total > 0 and all(value is not None for _, value in values)
+        found[f"train/{name}"] = (
+            sum(weight * float(value or 0.0) for weight, value in values) / total if known else None
+        )
+    return found
 
 
 def territory_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -92,7 +92,6 @@ def score_games(
         "selfplay/quality_mean": float(own["score"].mean()),  # type: ignore[arg-type]
         "selfplay/quality_min": float(own["score"].min()),  # type: ignore[arg-type]
         "selfplay/quality_max": float(own["score"].max()),  # type: ignore[arg-type]
-        "selfplay/policy_entropy": float(own["policy_entropy"].mean()),  # type: ignore[arg-type]
         "selfplay/length_mean": float(own["length"].mean()),  # type: ignore[arg-type]
     }
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:

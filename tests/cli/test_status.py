@@ -241,6 +241,28 @@ def test_a_failed_generation_is_hidden_by_nothing_that_does_not_make_it(
         assert failed() == []
 
 
+def test_a_failed_job_of_the_launchpad_is_told_until_it_is_run_again(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ran(job: str, status: DagsterRunStatus, config: str | None = None) -> None:
+        ops = {} if config is None else {"ops": {"gauntlet": {"config": {"config": config}}}}
+        create_run_for_test(instance, job_name=job, status=status, run_config=ops)
+
+    def failed() -> list[str]:
+        return [one["job"] for one in as_json(capsys)["failed"]]
+
+    lost, success = DagsterRunStatus.FAILURE, DagsterRunStatus.SUCCESS
+    with open_instance(store.root) as instance:
+        ran("champion_gauntlet", lost, CONFIG)
+        ran("disk_retention", lost)
+        ran("champion_gauntlet", success, "hex8_2p")  # another config's makes up for nothing
+        assert sorted(failed()) == ["champion_gauntlet", "disk_retention"]
+        ran("champion_gauntlet", success, CONFIG)
+        assert failed() == ["disk_retention"]
+        ran("disk_retention", success)
+        assert failed() == []
+
+
 def test_nothing_follows_what_a_backfill_makes(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from ringrift_pipeline.evaluation.rating_curve import (
     draw_curve,
     write_list,
 )
-from ringrift_pipeline.evaluation.rating_list import play_anchors, rate_all
+from ringrift_pipeline.evaluation.rating_list import listed, play_anchors, rate_all
 from ringrift_pipeline.evaluation.ratings import fit_ratings
 from ringrift_pipeline.evaluation.tables import RATING_LIST
 from ringrift_pipeline.selfplay import Plan
@@ -107,6 +107,46 @@ def test_the_same_games_are_not_rated_twice(
 ) -> None:
     store, _, lists = made
     assert rate_all(store, CONFIG, 1) == lists[1]
+
+
+def let_pass(store: Store, number: int) -> None:
+    """The gate has let a generation through."""
+    old = store.require(CONFIG, number, "evaluation")
+    report = old.read_json("report.json")
+    report["gate"]["promote"] = True
+    with store.create(CONFIG, number, "evaluation", old.metadata) as draft:
+        for name in old.files:
+            shutil.copyfile(old.file(name), draft.path / name)
+        (draft.path / "report.json").write_text(json.dumps(report))
+
+
+def test_the_newest_champion_is_set_beside_those_before_it(copied: Store) -> None:
+    let_pass(copied, 0)
+    assert rate_all(copied, CONFIG, 0).metadata["champion_fall"] is None
+    let_pass(copied, 1)
+    artefact = rate_all(copied, CONFIG, 1)
+    fall, listed_rows = artefact.metadata["champion_fall"], rows(artefact)
+    assert (fall["model"], fall["earlier"]) == ("generation:0001", "generation:0000")
+    one, other = (listed_rows[fall[name]] for name in ("model", "earlier"))
+    assert fall["difference"] == pytest.approx(one["rating"] - other["rating"])
+    # of the difference: narrower than what independent ratings would have, they share the anchor
+    apart = np.hypot(one["high"] - one["low"], other["high"] - other["low"])
+    assert 0.0 < fall["high"] - fall["low"] < 0.99 * apart
+
+
+def test_the_newest_list_is_read_by_generation(
+    copied: Store, made: tuple[Store, list[Plan], list[Artefact]]
+) -> None:
+    names = ("rating", "low", "high")
+    listed_rows = rows(made[2][1])
+    assert listed(copied, CONFIG) == {
+        number: tuple(listed_rows[f"generation:{number:04d}"][name] for name in names)
+        for number in (0, 1)
+    }
+    assert listed(copied, "hex8_2p") == {}
+    newest = copied.require(CONFIG, 1, "rating_list")
+    newest.file("ratings.parquet").write_bytes(b"PAR1")
+    assert listed(copied, CONFIG) == {}
 
 
 def replay_gauntlet(store: Store, **changes: Any) -> None:

@@ -489,12 +489,33 @@ BREAKS: list[tuple[str, Break, str]] = [
             "calibration_report",
             edit_json(
                 "report.json",
-                lambda r: r.update(
-                    games=50, ece_before=0.3, ece_after=0.3, ece_after_interval=[0.2, 0.4]
+                lambda r: (
+                    r.update(games=50, ece_before=0.3, ece_after=0.3, applied=False),
+                    r["held_out"].update(
+                        calibration_error=0.3, calibration_error_interval=[0.2, 0.4]
+                    ),
                 ),
             ),
         ),
-        "at most 0.15 is allowed",
+        "0.300 (0.200 to 0.400) is left, of 50 games, at most 0.15 is allowed",
+    ),
+    (
+        "calibration_sound",
+        lambda s: replace(
+            s,
+            "calibration_report",
+            edit_json(
+                "report.json",
+                lambda r: r.update(
+                    ece_before=0.3,
+                    ece_after=0.3,
+                    ece_after_interval=[0.2, 0.4],
+                    applied=True,
+                    fit={"games_judged": 60},
+                ),
+            ),
+        ),
+        "is left, of 60 games, at most 0.15 is allowed",
     ),
     ("scores_sound", lambda s: flip(s, "quality_scores", "scores.parquet"), "SHA-256"),
     (

@@ -356,6 +356,18 @@ def test_real_games_are_measured(copied: Store) -> None:
     assert shown == found["draw_rate"]["value"]
 
 
+def test_a_game_cut_short_is_no_draw() -> None:
+    from ringrift_pipeline.selfplay.measures import measure_play
+
+    outcome = np.array([[1.0, 0.0], [0.5, 0.5], [0.5, 0.5], [0.0, 1.0]])
+    whole = np.array([True, True, False, True])
+    found = measure_play(np.full(4, 60), outcome, np.full(4, np.nan), whole)
+    assert found["draw_rate"]["value"] == pytest.approx(1 / 3)
+    assert found["seat_1_share"]["value"] == 0.5  # of all
+    few = measure_play(np.full(4, 60), outcome, np.full(4, np.nan), whole & (outcome[:, 0] == 1))
+    assert "draw_rate" not in few and "plies" in few
+
+
 # -- the gate -------------------------------------------------------------------------------
 
 
@@ -383,38 +395,29 @@ def test_a_pass_is_the_gates_word_and_no_promotion(copied: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rated", "words"),
-    [
-        ([(1500, True), (1600, True), (1400, True)], "generation:0002 at 1400 (1350 to 1450)"),
-        ([(1600, True), (1500, False), (1480, True)], "is below the best of the earlier ones"),
-        ([(1500, True), (1600, True), (1520, True)], None),  # within the intervals
-        ([(1500, True), (1600, True), (1400, False)], None),  # the gate saw to that
-        ([(1500, True), (1400, False), (1600, True)], None),
-        ([(1500, True)], None),
-    ],
+    ("difference", "half", "falls"), [(-100.0, 60.0, True), (-40.0, 60.0, False), (90, 60, False)]
 )
 def test_a_champion_that_has_fallen_is_told_of(
-    copied: Store, rated: list[tuple[int, bool]], words: str | None
+    copied: Store, difference: float, half: float, falls: bool
 ) -> None:
-    def listed(table: pl.DataFrame) -> pl.DataFrame:
-        row = table.filter(pl.col("generation") == 0)
-        models = [
-            row.with_columns(
-                player=pl.lit(f"generation:{number:04d}"),
-                generation=pl.lit(number, pl.Int64),
-                rating=pl.lit(float(rating)),
-                low=pl.lit(rating - 50.0),
-                high=pl.lit(rating + 50.0),
-                promoted=pl.lit(promoted),
-            )
-            for number, (rating, promoted) in enumerate(rated)
-        ]
-        return pl.concat([table.filter(pl.col("generation").is_null()), *models])
-
-    replace(copied, "rating_list", edit_table(listed))
+    fall = {
+        "model": "generation:0002",
+        "earlier": "generation:0001",
+        "difference": difference,
+        "low": difference - half,
+        "high": difference + half,
+    }
+    replace(copied, "rating_list", metadata={"champion_fall": fall})
     check = run_check("evaluation", "champions_rise")
-    assert check.passed is (words is None)
-    assert (words or "") in check.description and not check.blocking
+    assert check.passed is not falls and not check.blocking
+    assert f"generation:0002, the newest to pass the gate, is {difference:+.0f}" in str(check)
+    assert "beyond doubt" in check.description
+
+
+def test_one_champion_alone_has_fallen_below_nobody(copied: Store) -> None:
+    replace(copied, "rating_list", metadata={"champion_fall": None})
+    check = run_check("evaluation", "champions_rise")
+    assert check.passed and "no two on the list" in check.description
 
 
 def test_the_list_of_ratings_is_on_the_evaluation(played: Any, tmp_path: Path) -> None:

@@ -304,10 +304,22 @@ def test_the_summary_says_how_the_champion_did(met: tuple[Store, Plan]) -> None:
             outcome[game][(opponent["first_seat"] + game) % 2] for game in range(opponent["games"])
         ]
     summary = artefact.read_json("summary.json")
+    tables = [
+        read_shard(store.require(CONFIG, 3, shard_kind(index)).file("shard.arrow"))
+        for index in range(len(plan.shards))
+    ]
+    own, full, surprise = (
+        np.concatenate([column(table, name) for table in tables])
+        for name in ("opponent", "full_search", "surprise")
+    )
+    own = ~own
+    assert summary["full_search_fraction"] == pytest.approx(full[own].mean())
+    assert summary["mean_surprise"] == pytest.approx(surprise[own & full].mean(), rel=1e-5)
+    assert summary["mean_surprise"] != pytest.approx(surprise.mean(), rel=1e-2)
     assert summary["opponents"] == ["generation:0002"]
     assert summary["opponent_games"] == len(shares) == 2
-    assert summary["opponent_win_rate"] == pytest.approx(np.mean(shares))
-    assert artefact.metadata["selfplay/opponent_win_rate"] == summary["opponent_win_rate"]
+    assert summary["win_rate_opponent"] == pytest.approx(np.mean(shares))
+    assert artefact.metadata["selfplay/win_rate_opponent"] == summary["win_rate_opponent"]
 
 
 def test_the_champions_share_is_that_of_its_seat() -> None:

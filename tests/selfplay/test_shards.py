@@ -209,6 +209,9 @@ def test_collect_counts_what_the_shards_hold(either: Played) -> None:
     assert summary["full_search_fraction"] == pytest.approx(
         np.mean([row["full_search"] for row in rows])
     )
+    assert summary["cut_short"] == summary["endings"].get("cut_short", 0) / plan.games
+    # the heuristic has no prior to be surprised at
+    assert ("mean_surprise" in summary) == (summary["player"] != "heuristic")
     assert sum(summary["endings"].values()) == plan.games
     assert summary["distinct_games"] == plan.games
     assert artefact.metadata["selfplay/games_per_s"] == summary["games_per_s"] > 0

@@ -35,7 +35,12 @@ from ringrift_pipeline.training import (
 from ringrift_pipeline.training.auxiliary import heads_of, load_heads, save_heads
 from ringrift_pipeline.training.dataset import surprise_weights
 from ringrift_pipeline.training.game_ends import NO_CLASS, NOBODY
-from ringrift_pipeline.training.loss import TrainingLoss, margin_loss, territory_loss
+from ringrift_pipeline.training.loss import (
+    TrainingLoss,
+    margin_loss,
+    newest_losses,
+    territory_loss,
+)
 from ringrift_pipeline.training.run import TrainingRun
 
 from .conftest import CONFIG, NOW, save_evaluation_of, settings
@@ -204,7 +209,8 @@ def test_the_policy_loss_that_is_told_is_of_the_rows_that_have_a_policy(window: 
         known.append(parts.policy[torch.from_numpy(searched[rows])].numpy())
         told.append(loss.policy_loss)
     assert 0 < len(known[0]) < 40 and len(known[1]) == 30
-    assert told == pytest.approx([known[0].mean(), known[1].mean(), 0.0], rel=1e-5)
+    expected = [known[0].mean(), known[1].mean(), np.nan]
+    assert told == pytest.approx(expected, rel=1e-5, nan_ok=True)
     resumed = TrainingLoss(TrainingLoopConfig())
     resumed.load_state_dict(loss.state_dict())
     for one in (loss, resumed):
@@ -213,6 +219,33 @@ def test_the_policy_loss_that_is_told_is_of_the_rows_that_have_a_policy(window: 
         assert one.take() == {"train/epoch_loss_policy": 0.0}
     with pytest.raises(ValueError, match="2 sums, this one 5"):
         loss.load_state_dict({"sums": [0.0, 0.0]})
+    loss(model, dataset.batch(steps[1]))
+    loss.settle()
+    assert loss.policy_loss > 0.0
+    loss.load_state_dict(loss.state_dict())  # the step is taken back
+    assert np.isnan(loss.policy_loss)
+
+
+def span(step: int, loss: float | None) -> dict[str, float | None]:
+    return {
+        "step": step,
+        "train/epoch_loss": loss,
+        "train/epoch_loss_policy": 2.0,
+        "train/epoch_loss_value": 1.0,
+    }
+
+
+def test_the_loss_that_is_told_is_of_more_than_a_step() -> None:
+    records = [span(50, 9.0), {"step": 60, "train/loss": 100.0}, span(100, 4.0), span(101, 8.0)]
+    told = newest_losses(records, 25)
+    assert told["train/loss"] == pytest.approx((50 * 4.0 + 8.0) / 51)
+    assert told["train/loss_policy"] == 2.0 and told["train/loss_value"] == 1.0
+    assert newest_losses(records[:3], 25)["train/loss"] == 4.0
+    assert newest_losses(records, 1e9)["train/loss"] == pytest.approx((450 + 200 + 8) / 101)
+    assert newest_losses([span(1, 8.0)], 25)["train/loss"] == 8.0
+    unknown = dict.fromkeys(("train/loss", "train/loss_policy", "train/loss_value"))
+    assert newest_losses([], 25) == unknown
+    assert newest_losses([*records, span(102, None)], 25)["train/loss"] is None
 
 
 def test_surprise_weights_are_half_uniform_half_in_proportion(window: Window) -> None:
