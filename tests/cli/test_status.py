@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.remote_origin import (
@@ -23,6 +24,7 @@ from dagster._core.test_utils import create_run_for_test
 from ringrift_pipeline.cli import run
 from ringrift_pipeline.commands.status import size
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.evaluation.tables import RATING_LIST
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.notify import Alert, LogNotifier
@@ -32,6 +34,7 @@ from ringrift_pipeline.orchestration.progress import ProgressFile
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.status import RECENT_ALERTS, disk_usage, status_of
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.training.tables import write_table
 
 CONFIG = "square8_2p"
 REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(names.MODULE), "__repository__")
@@ -205,6 +208,41 @@ def test_the_alerts_of_the_last_day_are_listed_whoever_was_told(
     for path in (outbox.folder).rglob("*.json"):
         os.utime(path, (time.time() - 90_000.0,) * 2)
     assert as_json(capsys)["recent_alerts"] == []
+
+
+def test_ratings_are_those_of_the_newest_list(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generation(store, 0, 320, 1236.0, True)
+    generation(store, 1, 300, 1190.0, False)
+    names_ = ("player", "rating", "standard_error", "low", "high", "games", "share", "anchor")
+    rows = [
+        dict(zip(names_, ("heuristic", 1200.0, 0.0, 1200.0, 1200.0, 9, 0.5, True), strict=True)),
+        dict(
+            zip(
+                names_, ("generation:0000", 1400.0, 9.0, 1380.0, 1420.0, 9, 0.5, False), strict=True
+            )
+        ),
+        dict(
+            zip(
+                names_, ("generation:0001", 1500.0, 9.0, 1480.0, 1520.0, 9, 0.5, False), strict=True
+            )
+        ),
+    ]
+    numbered = [
+        row | {"generation": at, "promoted": passed}
+        for row, at, passed in zip(rows, (None, 0, 1), (None, True, False), strict=True)
+    ]
+    schema = {column.name: getattr(pl, column.dtype) for column in RATING_LIST}
+    with store.create(CONFIG, 1, "rating_list", {"anchor": "heuristic"}) as draft:
+        write_table(draft.path / "ratings.parquet", pl.DataFrame(numbered, schema), RATING_LIST)
+    (found,) = as_json(capsys)["configs"]
+    assert (found["evaluated"]["rating"], found["evaluated"]["rating_low"]) == (1500.0, 1480.0)
+    assert found["champion"]["rating"] == 1400.0
+    with store.create(CONFIG, 1, "rating_list", {"anchor": "random"}) as draft:
+        write_table(draft.path / "ratings.parquet", pl.DataFrame(numbered, schema), RATING_LIST)
+    (found,) = as_json(capsys)["configs"]  # of another scale: each by its own games
+    assert (found["evaluated"]["rating"], found["champion"]["rating"]) == (1190.0, 1236.0)
 
 
 def test_a_failed_generation_is_hidden_by_nothing_that_does_not_make_it(

@@ -124,6 +124,19 @@ def test_report_follows_from_the_games(loop) -> None:
     assert metadata["eval/promote"] == int(report["gate"]["promote"])
 
 
+def test_without_the_heuristic_it_is_rated_over_random_play(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    plan, _ = generation(store, 0, evaluation__opponents=["random"])
+    metadata = evaluate(store, plan).metadata
+    assert "eval/elo" not in metadata
+    low, elo, high = (metadata[f"eval/elo_over_random{end}"] for end in ("_low", "", "_high"))
+    assert low < elo < high
+    games = pl.read_parquet(store.require("square8_2p", 0, "evaluation").file("games.parquet"))
+    sets = games.with_columns(set=pl.format("{}/{}", "match", "set"))
+    refit = fit_ratings(sets, anchor="random", anchor_rating=0.0, depth=1)
+    assert elo == pytest.approx(refit["generation:0000"])
+
+
 def test_later_generations_meet_the_champion(loop) -> None:
     store, plans, evaluations = loop
     report = evaluations[1].read_json("report.json")

@@ -70,6 +70,20 @@ def test_a_plateau_explores_and_a_rise_keeps_what_there_is(store: Store) -> None
     assert factors(asked) == (pytest.approx(factors(flat[-1])[0] * 1.05), 1.5, 2.0)
 
 
+def test_without_the_heuristic_the_scale_is_random_plays(store: Store) -> None:
+    settings = TrainingConfig().with_overrides({"evaluation.opponents": ["random"]})
+    for generation, elo in enumerate((1500.0, 1440.0, 1380.0)):
+        store.write_plan(CONFIG, generation, {"settings": settings.to_dict()})
+        numbers = {
+            "eval/elo_over_random": elo,
+            "eval/elo": 1200.0,
+        }  # the second: an older version's
+        numbers |= {"eval/elo_over_random_low": elo - 15, "eval/elo_over_random_high": elo + 15}
+        with store.create(CONFIG, generation, "evaluation", numbers):
+            pass
+    assert factors(next_settings(store, CONFIG, 3, settings).settings)[0] == pytest.approx(0.7)
+
+
 def test_noise_changes_nothing(store: Store) -> None:
     asked = chain(store, [1400.0, 1300.0, 1450.0, 1350.0, 1420.0, 1330.0], half=90.0)
     assert {factors(one) for one in asked} == {(1.0, 1.0, 1.0)}

@@ -13,7 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from ringrift_pipeline.evaluation.ratings import RatingError, expected_share, fit_ratings
+from ringrift_pipeline.evaluation.ratings import (
+    RatingError,
+    expected_share,
+    fit_ratings,
+    shown_rating,
+)
+
+
+def test_a_rating_is_shown_on_a_scale_that_others_have() -> None:
+    rows = {
+        "generation:0003": {"rating": 640.0, "low": 600.0, "high": 680.0, "anchor": False},
+        "heuristic": {"rating": 1200.0, "low": 1200.0, "high": 1200.0, "anchor": True},
+    }
+    shown = {"eval/elo": 640.0, "eval/elo_low": 600.0, "eval/elo_high": 680.0}
+    assert shown_rating(rows, "generation:0003") == shown
+    rows["random"] = rows.pop("heuristic")
+    over_random = {name.replace("elo", "elo_over_random"): value for name, value in shown.items()}
+    assert shown_rating(rows, "generation:0003") == over_random
+    rows["rollout"] = rows.pop("random")
+    assert shown_rating(rows, "generation:0003") == {}
 
 
 def games(rows: list[tuple[list[str], list[int]]], sets: list[int] | None = None) -> pl.DataFrame:
