@@ -177,10 +177,9 @@ RECIPES: tuple[Recipe, ...] = (
         "with intervals, and what the promotion gate says of them. With it the list and the curve "
         "of all ratings so far: random, heuristic, rollouts and the newest generations in one fit. "
         "Ratings are Elo, the heuristic has 1200: `eval/elo` by this evaluation's games alone, the "
-        "list's by those of all. Without the heuristic among the opponents `eval/elo_over_random` is "
-        "shown instead, random play having 0. A win rate counts games, a draw in equal shares. The match with the "
-        "champion ends when the gate has decided, which flatters those it promotes; the weekly "
-        "gauntlet does not.",
+        "list's by those of all; an evaluation without the heuristic shows none of its own. A win rate "
+        "counts games, a draw in equal shares. The match with the champion ends when the gate has "
+        "decided, which flatters those it promotes; the weekly gauntlet does not.",
         frozenset({"numba", "torch", "parquet", "matplotlib"}),
         RATINGS,
         beside=_rate,

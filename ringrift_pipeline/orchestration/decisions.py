@@ -21,6 +21,7 @@ from ringrift_pipeline.store import (
     Store,
     StoreError,
 )
+from ringrift_pipeline.store.kinds import RATING
 
 KIND = "decision"
 
@@ -87,7 +88,7 @@ def promote_evaluated(
     rating = report.get("ratings", {}).get(report["candidate"].get("name"))
     reason = {
         "gate": gate,
-        "rating": rating,
+        "rating": rating if RATING in evaluation.metadata else None,  # else of another scale
         "evaluation": evaluation.digest,
         "run": run_id,
     }

@@ -15,17 +15,11 @@ from dagster import MaterializeResult, MetadataValue
 from ringrift_pipeline.orchestration.names import CHAMPION
 from ringrift_pipeline.orchestration.places import game_address
 from ringrift_pipeline.store import Artefact
-from ringrift_pipeline.store.kinds import RATING, RATING_OVER_RANDOM
 
 MOST_NUMBERS = 15
 MOST_PICTURE = 50_000  # characters of a data URI, or of a text: it lives in the event log
 FULL = ".full"  # what a name ends in before its suffix where it is the whole of a small picture
 IMAGES = {".png": "image/png", ".svg": "image/svg+xml"}
-
-# Of an evaluation either three, by whom it is anchored at.
-RATINGS = tuple(
-    f"{name}{end}" for name in (RATING, RATING_OVER_RANDOM) for end in ("", "_low", "_high")
-)
 
 # What is shown first, by asset, where a room measures more than fifteen things. The UI plots whatever
 # an asset ever showed: what is not among fifteen such names must not take the place of one that a
@@ -100,7 +94,9 @@ FIRST: dict[str, tuple[str, ...]] = {
         )
     ),
     "evaluation": (
-        *RATINGS,
+        "eval/elo",
+        "eval/elo_low",
+        "eval/elo_high",
         "eval/promote",
         "eval/sprt_llr",
         "eval/games",
@@ -111,7 +107,9 @@ FIRST: dict[str, tuple[str, ...]] = {
         ),
     ),
     CHAMPION: (  # of its promotion, and of its gauntlets
-        *RATINGS,
+        "eval/elo",
+        "eval/elo_low",
+        "eval/elo_high",
         "eval/sprt_llr",
         "eval/games",
         *(f"eval/win_rate_{baseline}" for baseline in ("random", "heuristic", "rollout")),
