@@ -141,7 +141,8 @@ def _ratings(store: Store, config: str, earlier: list[int]) -> Iterator[dict[str
         if alike is not None and how != alike:
             return
         alike = how
-        name = RATING if how[1] else RATING_OVER_RANDOM
+        # versions before gave both one name
+        name = RATING_OVER_RANDOM if RATING_OVER_RANDOM in evaluation.metadata else RATING
         yield {
             "evaluation_id": f"{generation:04d}/{evaluation.digest}",
             "elo": evaluation.metadata.get(name),

@@ -28,6 +28,7 @@ from ringrift_pipeline.evaluation.ratings import (
     fit_ratings,
 )
 from ringrift_pipeline.store.kinds import EVALUATION, EVALUATION_FILE, GAUNTLET
+from ringrift_pipeline.store.kinds import RATING_LIST as KIND
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,9 +37,8 @@ if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
     from ringrift_pipeline.store import Artefact, Store
 
-__all__ = ["CURVE", "KIND", "TABLE", "RatingListError", "listed", "play_anchors", "rate_all"]
+__all__ = ["CURVE", "KIND", "TABLE", "RatingListError", "play_anchors", "rate_all"]
 
-KIND = "rating_list"
 ANCHOR_KIND = "anchor_games"
 TABLE = "ratings.parquet"
 CURVE = "rating_curve.png"
@@ -127,7 +127,8 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
     ``rating_curve.png`` (rating by generation with intervals, the baselines as lines). Metadata:
     ``games``, ``rated``, ``carried`` (rated by an earlier list), ``left_out`` (artefacts whose games
     did not count), ``anchor``, ``confidence``, ``dispersion``, ``champion_fall`` (the newest that passed its gate
-    beside an earlier one, `anchors.worst_fall`; None where there is one alone), ``inputs``.
+    beside an earlier one, `anchors.worst_fall`; None where there is one alone), ``ratings`` (of the
+    generations whose games were fitted: rating, low, high), ``inputs``.
 
     Returns:
         Artefact of kind ``rating_list``; the current one if it was made from the same games.
@@ -169,7 +170,8 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         existing = store.current(config, generation, KIND)
     except CorruptArtefactError:
         existing = None
-    if existing is not None and existing.metadata.get("inputs") == inputs:
+    current = existing is not None and "ratings" in existing.metadata  # not so of earlier versions
+    if existing is not None and current and existing.metadata.get("inputs") == inputs:
         return existing
     games = _connected(_games(sources, models))
     if not games.height:
@@ -181,7 +183,7 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
     fit = _fit(games, confidence)
     passed = {f"generation:{n:04d}": r["gate"]["promote"] for n, r in reports.items()}
     frame = _frame(fit, passed)
-    champions = sorted(name for name in fit.players if passed.get(name))
+    champions = [name for name, let in passed.items() if let and name in fit.players]
     fall = asdict(worst_fall(fit, champions)) if len(champions) > 1 else None
     scale = {"anchor": fit.anchor, "simulations": how[0]}
     carried = 0
@@ -198,6 +200,11 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         "confidence": confidence,
         "dispersion": fit.dispersion,
         "champion_fall": fall,
+        "ratings": {
+            name.partition(":")[2]: [fit[name], *fit.interval(name)]
+            for name in passed
+            if name in fit.players
+        },
         **scale,
     }
     with store.create(config, generation, KIND, metadata=metadata) as draft:
@@ -205,29 +212,6 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         write_list(draft.path / LIST, frame, confidence)
         draw_curve(draft.path, frame, config, confidence)
     return draft.artefact
-
-
-def listed(store: Store, config: str) -> dict[int, tuple[float, float, float]]:
-    """Rating, low and high of every generation on the newest list that can be read, the heuristic
-    at 1200; nothing where there is no such list.
-    """
-    import polars as pl
-
-    from ringrift_pipeline.evaluation.tables import RATING_LIST
-    from ringrift_pipeline.store import CorruptArtefactError
-    from ringrift_pipeline.training.tables import TableError, read_table
-
-    try:
-        newest = store.newest(config, KIND)
-        found = None if newest is None else store.current(config, newest, KIND)
-        if found is None or found.metadata.get("anchor") != ANCHOR:
-            return {}
-        frame = read_table(found.file(TABLE), RATING_LIST)
-    except (CorruptArtefactError, TableError):
-        return {}
-    rows = frame.filter(pl.col("generation").is_not_null())
-    names = ("generation", "rating", "low", "high")
-    return {number: (rating, low, high) for number, rating, low, high in rows.select(names).rows()}
 
 
 # -- whose games count ----------------------------------------------------------------------

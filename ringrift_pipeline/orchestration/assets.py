@@ -134,9 +134,9 @@ RECIPES: tuple[Recipe, ...] = (
         ("selfplay_shards", "quality_scores", "hard_examples"),
         _train,
         "The network trained on the window of generations, with optimizer, sampler and random "
-        "state: training goes on from it bit for bit. Losses are in nats: `train/` of the steps "
-        "since the last look at the held-out games, `val/` of those games; `val/gain` is by how much "
-        "the parent's loss was higher.",
+        "state: training goes on from it bit for bit. Losses are in nats: `train/` of the newest steps, "
+        "`val/` of the held-out games; the policy's over the rows that have one, which cheap searches "
+        "have not; `val/gain` is by how much the parent's loss was higher.",
         frozenset({"torch", "safetensors"}),
     ),
     Recipe(
@@ -163,7 +163,8 @@ RECIPES: tuple[Recipe, ...] = (
         ("ema_model", "ensemble"),
         _calibrate,
         "How far the value head's win probabilities can be trusted: calibration error before and "
-        "after temperature scaling, on games held out, with the reliability diagram. The error is a "
+        "after temperature scaling, with the reliability diagram: `val/ece` on all games held out, the "
+        "others on the half that judges the temperature, where one was fitted. The error is a "
         "share of the win, debiased: it lies around 0, on both sides, where the model is calibrated; "
         "log losses are in nats.",
         frozenset({"torch", "parquet", "matplotlib"}),

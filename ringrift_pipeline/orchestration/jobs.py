@@ -82,6 +82,12 @@ def configs_in_ops(run: DagsterRun) -> frozenset[str]:
     return frozenset(found & set(CONFIGS))
 
 
+def configs_meant(run: DagsterRun) -> frozenset[str]:
+    """The configs that a run without a config's tag is about; none where it is about all."""
+    checked = {key.asset_key.path[0] for key in run.asset_check_selection or ()} & set(CONFIGS)
+    return frozenset(checked | configs_of(run) | configs_in_ops(run))
+
+
 def makes_a_generation(run: DagsterRun, config: str) -> bool:
     """Does a run bring a generation to its evaluation, as the loop's do? A backfill's decides
     nothing, whatever it makes.

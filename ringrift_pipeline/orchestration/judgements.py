@@ -18,6 +18,7 @@ from ringrift_pipeline.store import (
     MissingArtefactError,
     serving_champion,
 )
+from ringrift_pipeline.store.kinds import RATING
 
 if TYPE_CHECKING:
     import polars as pl
@@ -381,10 +382,11 @@ def evaluation_sound(step: Step) -> Judgement:
     for name, value in numbers(report).items():
         if name != "reasons" and shown.get(name, value) != value:
             return Judgement(False, f"the asset shows {name} {shown[name]}, the report {value}")
+    scale = "" if RATING in shown else " where random play has 0"
     return Judgement(
         True,
-        f"{played} games in whole rotated sets, rating {middle:.0f} ({low:.0f} to {high:.0f})",
-        {"eval/games": played, "eval/elo": middle},
+        f"{played} games in whole rotated sets, rating {middle:.0f} ({low:.0f} to {high:.0f}){scale}",
+        {"eval/games": played, **{name: shown[name] for name in (RATING,) if name in shown}},
     )
 
 

@@ -40,7 +40,7 @@ from ringrift_pipeline.orchestration.sensor import decide
 from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.submit import submit_generation
-from ringrift_pipeline.orchestration.summary import GenerationSummary, summarize
+from ringrift_pipeline.orchestration.summary import GenerationSummary, listed, summarize
 from ringrift_pipeline.orchestration.switches import paused_note, refuse_paused
 from ringrift_pipeline.store import Store
 
@@ -395,8 +395,6 @@ class Loop:
 
     def summaries(self) -> list[GenerationSummary]:
         """One summary for every generation that this loop worked on."""
-        from ringrift_pipeline.evaluation.rating_list import listed
-
         config = self.request.config
         ratings = listed(self.store, config)
         return [

@@ -99,8 +99,11 @@ def _earlier(step: Step, player: str, most: int) -> list[dict[str, Any]]:
             continue
         if index is None or index.metadata.get("selfplay/player") != player:
             continue
-        if index.metadata.get("measures"):  # earlier versions measured none
-            found.append(index.metadata["measures"])
+        measures = dict(index.metadata.get("measures") or {})  # earlier versions measured none
+        if "selfplay/cut_short" not in index.metadata:  # or took games cut short for draws
+            measures.pop("draw_rate", None)
+        if measures:
+            found.append(measures)
     return found[::-1]
 
 
@@ -144,9 +147,9 @@ def gate_passed(step: Step) -> Judgement:
 
 
 def champions_rise(step: Step) -> Judgement:
-    """On the list of all ratings, one fit over all games, the newest generation that passed the gate
-    is not beyond doubt below an earlier one: promotions that each look like progress may lead in a
-    circle. What is judged is the difference of the two; what is uncertain of both alike, as how far
+    """On the list of all ratings, one fit over the games of the newest 200 generations and of whom they
+    met, the newest that passed the gate is not beyond doubt below an earlier one: promotions that each
+    look like progress may lead in a circle. What is judged is the difference of the two; what is uncertain of both alike, as how far
     the heuristic is below them, does not count.
     """
     from ringrift_pipeline.evaluation import rating_list
@@ -154,9 +157,11 @@ def champions_rise(step: Step) -> Judgement:
     artefact = step.store.current(step.config, step.generation, rating_list.KIND)
     if artefact is None:
         return Judgement(True, "there is no list of ratings: the command line's verbs make none")
-    fall = artefact.metadata.get("champion_fall")
+    if "champion_fall" not in artefact.metadata:
+        return Judgement(True, "a version before made this list: the next one compares them")
+    fall = artefact.metadata["champion_fall"]
     if fall is None:
-        return Judgement(True, "there are no two on the list that have passed the gate")
+        return Judgement(True, "of the newest generations no two have passed the gate")
     fell = fall["high"] < 0.0
     return Judgement(
         not fell,

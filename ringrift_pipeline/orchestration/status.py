@@ -26,7 +26,7 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
 from ringrift_pipeline.orchestration.following import not_followed
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
-from ringrift_pipeline.orchestration.jobs import configs_in_ops, configs_of, makes_a_generation
+from ringrift_pipeline.orchestration.jobs import configs_meant, configs_of, makes_a_generation
 from ringrift_pipeline.orchestration.names import (
     CONFIGS,
     SENSOR,
@@ -43,7 +43,7 @@ from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
 from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.orchestration.schedules import schedules
 from ringrift_pipeline.orchestration.settings import run_values
-from ringrift_pipeline.orchestration.summary import Listed, summarize
+from ringrift_pipeline.orchestration.summary import Listed, listed, summarize
 from ringrift_pipeline.store import SWITCHES, CorruptArtefactError, Store
 
 LOOKED_THROUGH = 100  # newest runs among which a failed one is looked for
@@ -234,10 +234,8 @@ def _failed(instance: DagsterInstance) -> Iterator[RunState]:
         run = record.dagster_run
         config, generation = _where(record)
         whole = config is not None and makes_a_generation(run, config)
-        subject: tuple[object, ...] = (
-            config or configs_in_ops(run) | configs_of(run),
-            run.job_name,
-        )
+        whose = frozenset({config}) if config else configs_meant(run)
+        subject: tuple[object, ...] = (whose, run.job_name)
         if config is not None and generation is not None:
             checks_alone = bool(run.asset_check_selection) and not run.asset_selection
             subject = (config, generation, checks_alone)
@@ -322,8 +320,6 @@ def schedule_times(schedule: ScheduleDefinition) -> Iterator[Any]:
 
 
 def _strength(store: Store, config: str, used: int, stopped: Stopped | None) -> Strength:
-    from ringrift_pipeline.evaluation.rating_list import listed
-
     generations = store.generations(config)
     ratings = listed(store, config)
     return Strength(

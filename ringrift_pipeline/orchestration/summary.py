@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ringrift_pipeline.store import Artefact, CorruptArtefactError, Store
+from ringrift_pipeline.store.kinds import EVALUATION, RATING_LIST
 
 # field of the summary -> (artefact kind, name in its metadata)
 _FIELDS: dict[str, tuple[str, str]] = {
@@ -30,8 +31,8 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "win_rate_heuristic_high": ("evaluation", "eval/win_rate_heuristic_high"),
 }
 
-Listed = Mapping[int, tuple[float, float, float]]
-"""Rating, low and high by generation, as `evaluation.rating_list.listed` reads them."""
+Listed = Mapping[int, tuple[str, tuple[float, float, float]]]
+"""By generation the digest of its evaluation, and rating, low and high on a list of all ratings."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,29 @@ class GenerationSummary:
         return asdict(self)
 
 
+def listed(store: Store, config: str) -> Listed:
+    """The newest list of all ratings, the heuristic at 1200: what its metadata say of the newest
+    generations. Nothing where there is none such.
+    """
+    try:
+        newest = store.newest(config, RATING_LIST)
+        found = None if newest is None else store.current(config, newest, RATING_LIST, verify=False)
+    except CorruptArtefactError:
+        return {}
+    if found is None or found.metadata.get("anchor") != "heuristic":
+        return {}
+    evaluations = {
+        generation: digest
+        for generation, kind, digest in found.metadata["inputs"]
+        if kind == EVALUATION
+    }
+    return {
+        int(key): (evaluations[int(key)], (rating, low, high))
+        for key, (rating, low, high) in found.metadata.get("ratings", {}).items()
+        if int(key) in evaluations
+    }
+
+
 def summarize(
     store: Store,
     config: str,
@@ -98,9 +122,11 @@ def summarize(
     values: dict[str, Any] = {
         field: metadata(kind).get(name) for field, (kind, name) in _FIELDS.items()
     }
-    if ratings and generation in ratings:
-        bounds = zip(("rating", "rating_low", "rating_high"), ratings[generation], strict=True)
-        values |= dict(bounds)
+    evaluated = artefacts["evaluation"]
+    if ratings and evaluated is not None and generation in ratings:
+        digest, bounds = ratings[generation]
+        if digest == evaluated.digest:  # else evaluated anew, and on no list yet
+            values |= zip(("rating", "rating_low", "rating_high"), bounds, strict=True)
     decision, evaluation = metadata("decision"), metadata("evaluation")
     source = decision or {
         "promoted": evaluation.get("promote"),

@@ -27,6 +27,7 @@ heuristic's 1200, or, where the heuristic does not play, by random play's 0.
 """
 
 GAUNTLET = "gauntlet"
+RATING_LIST = "rating_list"
 
 SHARD_PREFIX = "selfplay-shard-"
 WINDOW = "window"

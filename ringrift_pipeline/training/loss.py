@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -116,10 +117,10 @@ class TrainingLoss:
 
     def take(self) -> dict[str, float]:
         """Means since the last call, ``train/epoch_loss_…``: of the policy loss over the rows that
-        have a target (0 if none has), and of the auxiliary losses where there are heads.
+        have a target (NaN if none has), and of the auxiliary losses where there are heads.
         """
         policy, searched, territory, margin, rows = self._sums
-        means = {"train/epoch_loss_policy": policy / max(searched, 1.0)}
+        means = {"train/epoch_loss_policy": policy / searched if searched else math.nan}
         if rows:
             means["train/epoch_loss_territory"] = territory / rows
             means["train/epoch_loss_margin"] = margin / rows
@@ -141,24 +142,20 @@ class TrainingLoss:
 def newest_losses(records: Sequence[Mapping[str, Any]], steps: float) -> dict[str, float | None]:
     """``train/loss``, ``train/loss_policy`` and ``train/loss_value``: means over the newest of the
     spans between two validations, as many of them as have ``steps`` steps together, or all. The last
-    may be a single step, which says little.
+    may be a single step, which says little. A span of which one is not known does not count for it;
+    None where it is known of none.
     """
     spans = [record for record in records if "train/epoch_loss" in record]
     ends = [0, *(span["step"] for span in spans)]
-    weighted = [
-        (end - start, span) for start, end, span in zip(ends, ends[1:], spans, strict=False)
-    ]
-    newest: list[tuple[int, Mapping[str, Any]]] = []
-    while weighted and sum(weight for weight, _ in newest) < steps:
-        newest.append(weighted.pop())
+    lengths = [end - start for start, end in pairwise(ends)]
     found: dict[str, float | None] = {}
     for name in ("loss", "loss_policy", "loss_value"):
-        values = [(weight, span.get(f"train/epoch_{name}")) for weight, span in newest]
-        total = sum(weight for weight, _ in values)
-        known = total > 0 and all(value is not None for _, value in values)
-        found[f"train/{name}"] = (
-            sum(weight * float(value or 0.0) for weight, value in values) / total if known else None
-        )
+        total = weight = 0.0
+        for length, span in zip(reversed(lengths), reversed(spans), strict=True):
+            value = span.get(f"train/epoch_{name}")
+            if value is not None and weight < steps:
+                total, weight = total + length * value, weight + length
+        found[f"train/{name}"] = total / weight if weight else None
     return found
 
 

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.remote_origin import (
@@ -24,7 +23,6 @@ from dagster._core.test_utils import create_run_for_test
 from ringrift_pipeline.cli import run
 from ringrift_pipeline.commands.status import size
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
-from ringrift_pipeline.evaluation.tables import RATING_LIST
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.notify import Alert, LogNotifier
@@ -33,8 +31,9 @@ from ringrift_pipeline.orchestration.presence import announce, announced, presen
 from ringrift_pipeline.orchestration.progress import ProgressFile
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.status import RECENT_ALERTS, disk_usage, status_of
+from ringrift_pipeline.orchestration.summary import listed as listed_by
+from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import Store
-from ringrift_pipeline.training.tables import write_table
 
 CONFIG = "square8_2p"
 REPOSITORY = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(names.MODULE), "__repository__")
@@ -55,8 +54,8 @@ def generation(store: Store, number: int, games: int, elo: float | None, promote
     if elo is None:
         return
     rating = {"eval/elo": elo, "eval/elo_low": elo - 50, "eval/elo_high": elo + 50}
-    with store.create(CONFIG, number, "evaluation", rating):
-        pass
+    with store.create(CONFIG, number, "evaluation", rating) as draft:
+        (draft.path / "games").write_text(str(elo))
     if promote:
         with store.create(CONFIG, number, "ema_model") as model:
             (model.path / "weights").write_text(str(number))
@@ -213,36 +212,35 @@ def test_the_alerts_of_the_last_day_are_listed_whoever_was_told(
 def test_ratings_are_those_of_the_newest_list(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def rated() -> tuple[float, float, float]:
+        (found,) = as_json(capsys)["configs"]
+        evaluated, champion = found["evaluated"], found["champion"]
+        return evaluated["rating"], evaluated["rating_low"], champion["rating"]
+
     generation(store, 0, 320, 1236.0, True)
     generation(store, 1, 300, 1190.0, False)
-    names_ = ("player", "rating", "standard_error", "low", "high", "games", "share", "anchor")
-    rows = [
-        dict(zip(names_, ("heuristic", 1200.0, 0.0, 1200.0, 1200.0, 9, 0.5, True), strict=True)),
-        dict(
-            zip(
-                names_, ("generation:0000", 1400.0, 9.0, 1380.0, 1420.0, 9, 0.5, False), strict=True
-            )
-        ),
-        dict(
-            zip(
-                names_, ("generation:0001", 1500.0, 9.0, 1480.0, 1520.0, 9, 0.5, False), strict=True
-            )
-        ),
-    ]
-    numbered = [
-        row | {"generation": at, "promoted": passed}
-        for row, at, passed in zip(rows, (None, 0, 1), (None, True, False), strict=True)
-    ]
-    schema = {column.name: getattr(pl, column.dtype) for column in RATING_LIST}
-    with store.create(CONFIG, 1, "rating_list", {"anchor": "heuristic"}) as draft:
-        write_table(draft.path / "ratings.parquet", pl.DataFrame(numbered, schema), RATING_LIST)
-    (found,) = as_json(capsys)["configs"]
-    assert (found["evaluated"]["rating"], found["evaluated"]["rating_low"]) == (1500.0, 1480.0)
-    assert found["champion"]["rating"] == 1400.0
-    with store.create(CONFIG, 1, "rating_list", {"anchor": "random"}) as draft:
-        write_table(draft.path / "ratings.parquet", pl.DataFrame(numbered, schema), RATING_LIST)
-    (found,) = as_json(capsys)["configs"]  # of another scale: each by its own games
-    assert (found["evaluated"]["rating"], found["champion"]["rating"]) == (1190.0, 1236.0)
+    listed = {
+        "anchor": "heuristic",
+        "inputs": [
+            [number, "evaluation", store.require(CONFIG, number, "evaluation").digest]
+            for number in (0, 1)
+        ],
+        "ratings": {"0000": [1400.0, 1380.0, 1420.0], "0001": [1500.0, 1480.0, 1520.0]},
+    }
+    with store.create(CONFIG, 1, "rating_list", listed):
+        pass
+    assert rated() == (1500.0, 1480.0, 1400.0)
+    summaries = [summarize(store, CONFIG, at, None, listed_by(store, CONFIG)) for at in (0, 1)]
+    assert [one.rating_high for one in summaries] == [1420.0, 1520.0]
+    older = {name: value for name, value in listed.items() if name != "ratings"}
+    for odd in ({**listed, "anchor": "random"}, older):  # another scale, an earlier version
+        with store.create(CONFIG, 1, "rating_list", odd):
+            pass
+        assert rated() == (1190.0, 1140.0, 1236.0)
+    with store.create(CONFIG, 1, "rating_list", listed):
+        pass
+    generation(store, 1, 300, 1300.0, False)  # evaluated anew, and on no list yet
+    assert rated() == (1300.0, 1250.0, 1400.0)
 
 
 def test_a_failed_generation_is_hidden_by_nothing_that_does_not_make_it(
@@ -282,9 +280,12 @@ def test_a_failed_generation_is_hidden_by_nothing_that_does_not_make_it(
 def test_a_failed_job_of_the_launchpad_is_told_until_it_is_run_again(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def ran(job: str, status: DagsterRunStatus, config: str | None = None) -> None:
+    def ran(
+        job: str, status: DagsterRunStatus, config: str | None = None, tag: str | None = None
+    ) -> None:
         ops = {} if config is None else {"ops": {"gauntlet": {"config": {"config": config}}}}
-        create_run_for_test(instance, job_name=job, status=status, run_config=ops)
+        tags = {} if tag is None else {names.CONFIG_TAG: tag}
+        create_run_for_test(instance, job_name=job, status=status, run_config=ops, tags=tags)
 
     def failed() -> list[str]:
         return [one["job"] for one in as_json(capsys)["failed"]]
@@ -296,6 +297,9 @@ def test_a_failed_job_of_the_launchpad_is_told_until_it_is_run_again(
         ran("champion_gauntlet", success, "hex8_2p")  # another config's makes up for nothing
         assert sorted(failed()) == ["champion_gauntlet", "disk_retention"]
         ran("champion_gauntlet", success, CONFIG)
+        assert failed() == ["disk_retention"]
+        ran("champion_gauntlet", lost, CONFIG)
+        ran("champion_gauntlet", success, tag=CONFIG)  # as the schedule asks for it
         assert failed() == ["disk_retention"]
         ran("disk_retention", success)
         assert failed() == []
@@ -409,6 +413,7 @@ def test_who_is_up_and_who_has_died(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_nothing_heavy_is_loaded(store: Store) -> None:
+    generation(store, 0, 320, 1236.0, True)
     code = (
         "import sys; from ringrift_pipeline.cli import run; run(['status']); "
         "bad = [m for m in ('torch', 'numba', 'pandas', 'polars') if m in sys.modules]; "

@@ -19,7 +19,7 @@ from ringrift_pipeline.evaluation.rating_curve import (
     draw_curve,
     write_list,
 )
-from ringrift_pipeline.evaluation.rating_list import listed, play_anchors, rate_all
+from ringrift_pipeline.evaluation.rating_list import play_anchors, rate_all
 from ringrift_pipeline.evaluation.ratings import fit_ratings
 from ringrift_pipeline.evaluation.tables import RATING_LIST
 from ringrift_pipeline.selfplay import Plan
@@ -134,19 +134,25 @@ def test_the_newest_champion_is_set_beside_those_before_it(copied: Store) -> Non
     assert 0.0 < fall["high"] - fall["low"] < 0.99 * apart
 
 
-def test_the_newest_list_is_read_by_generation(
-    copied: Store, made: tuple[Store, list[Plan], list[Artefact]]
+def test_its_metadata_have_the_ratings_of_the_generations(
+    made: tuple[Store, list[Plan], list[Artefact]],
 ) -> None:
-    names = ("rating", "low", "high")
-    listed_rows = rows(made[2][1])
-    assert listed(copied, CONFIG) == {
-        number: tuple(listed_rows[f"generation:{number:04d}"][name] for name in names)
+    listed = rows(made[2][1])
+    assert made[2][1].metadata["ratings"] == {
+        f"{number:04d}": pytest.approx(
+            [listed[f"generation:{number:04d}"][name] for name in ("rating", "low", "high")]
+        )
         for number in (0, 1)
     }
-    assert listed(copied, "hex8_2p") == {}
-    newest = copied.require(CONFIG, 1, "rating_list")
-    newest.file("ratings.parquet").write_bytes(b"PAR1")
-    assert listed(copied, CONFIG) == {}
+
+
+def test_a_list_that_a_version_before_made_is_made_anew(copied: Store) -> None:
+    old = copied.require(CONFIG, 1, "rating_list")
+    kept = {name: value for name, value in old.metadata.items() if name != "ratings"}
+    with copied.create(CONFIG, 1, "rating_list", kept) as draft:
+        for name in old.files:
+            shutil.copyfile(old.file(name), draft.path / name)
+    assert rate_all(copied, CONFIG, 1).metadata == old.metadata
 
 
 def replay_gauntlet(store: Store, **changes: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.champion import last_reported
+from ringrift_pipeline.orchestration.decisions import promote_evaluated
 from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.store import Store
 
-from .landing import Land
+from .landing import Land, fake_model
 from .test_sensor import crashing_tick, keys, tick
 
 CONFIG = "square8_2p"
@@ -30,6 +32,24 @@ def started(instance: DagsterInstance, generation: int) -> None:
         job_name=names.job_name(CONFIG),
         tags={names.PARTITION_TAG: names.generation_key(generation)},
     )
+
+
+@pytest.mark.parametrize("name", ["eval/elo", "eval/elo_over_random"])
+def test_a_promotion_notes_a_rating_on_the_heuristics_scale_alone(name: str, store: Store) -> None:
+    model = fake_model(store, CONFIG, 0)
+    rating = {"rating": 640.0, "low": 600.0, "high": 680.0}
+    report = {
+        "candidate": {"digest": model.digest, "name": "generation:0000"},
+        "champion": None,
+        "gate": {"promote": True, "reasons": ["beats everybody"]},
+        "ratings": {"generation:0000": rating},
+    }
+    with store.create(CONFIG, 0, "evaluation", {name: 640.0}) as draft:
+        (draft.path / "report.json").write_text(json.dumps(report))
+    assert promote_evaluated(store, draft.artefact, None) == (True, ["beats everybody"])
+    champion = store.champion(CONFIG)
+    assert champion is not None
+    assert champion.reason["rating"] == (rating if name == "eval/elo" else None)
 
 
 # --- the limit -----------------------------------------------------------------------------------

@@ -248,9 +248,12 @@ def measures(**changes: float) -> dict[str, dict[str, float]]:
     }
 
 
-def land_play(store: Store, generation: int, player: str = "network", **changes: float) -> None:
+def land_play(
+    store: Store, generation: int, player: str = "network", whole: bool = True, **changes: float
+) -> None:
     plan(store, generation)
     metadata = {"measures": measures(**changes), "selfplay/player": player}
+    metadata |= {"selfplay/cut_short": 0.0} if whole else {}
     with store.create(CONFIG, generation, "selfplay_shards", metadata):
         pass
 
@@ -296,6 +299,16 @@ def test_what_drifts_by_small_steps_warns_too(
     assert run_check("selfplay_shards", "play_steady", "0003").passed
     check = run_check("selfplay_shards", "play_steady", "0008")
     assert not check.passed and words in check.description and "leaves" not in check.description
+
+
+def test_a_draw_rate_that_counted_games_cut_short_is_not_compared_with(store: Store) -> None:
+    for generation in range(6):
+        land_play(store, generation, whole=False, draw_rate=0.6)
+    land_play(store, 6, draw_rate=0.0)
+    check = run_check("selfplay_shards", "play_steady", "0006")
+    assert check.passed and check.metadata["drift/earlier"].value == 6
+    assert "drift/draw_rate_chance" not in check.metadata
+    assert "drift/plies_chance" in check.metadata
 
 
 def test_three_generations_of_the_same_player_are_needed(store: Store) -> None:
@@ -417,7 +430,7 @@ def test_a_champion_that_has_fallen_is_told_of(
 def test_one_champion_alone_has_fallen_below_nobody(copied: Store) -> None:
     replace(copied, "rating_list", metadata={"champion_fall": None})
     check = run_check("evaluation", "champions_rise")
-    assert check.passed and "no two on the list" in check.description
+    assert check.passed and "no two have passed the gate" in check.description
 
 
 def test_the_list_of_ratings_is_on_the_evaluation(played: Any, tmp_path: Path) -> None:

@@ -52,6 +52,18 @@ def stop_after(polls: int):
     return should_stop
 
 
+def test_the_policy_loss_is_told_of_the_rows_that_have_a_policy(store: Store, second: Plan) -> None:
+    """As that of held-out games; the loss itself is a mean over all rows, cheap searches too."""
+    prepare(store, second)
+    artefact = train(store, second)
+    training = second.settings.training
+    for told in (*records(artefact), artefact.metadata):
+        if told.get("train/loss") is None:  # a look at the held-out games
+            continue
+        over_all = told["train/loss"] - training.value_weight * told["train/loss_value"]
+        assert told["train/loss_policy"] > 1.05 * over_all / training.policy_weight > 0.0
+
+
 def test_a_run_stopped_twice_ends_in_the_same_bytes(store: Store, second: Plan) -> None:
     """Mining, quality sampling, schedule, clipping, EMA and optimizer all go on unchanged."""
     prepare(store, second)

@@ -52,6 +52,10 @@ def test_two_generations_of_a_three_player_hexagonal_game(tmp_path) -> None:
     np.testing.assert_allclose(window.outcome.sum(axis=1), 1.0, rtol=1e-6)
     assert set(window.generation) == {0, 1}
     # Games cut at max_plies share the win evenly and say so.
-    assert summary["endings"].get("cut_short", 0) > 0
+    cut = summary["endings"].get("cut_short", 0)
+    assert cut > 0 and summary["cut_short"] == pytest.approx(cut / summary["games"])
+    assert summary["draws"] + cut <= summary["games"] - sum(
+        summary[f"wins_seat_{seat}"] for seat in (1, 2, 3)
+    )
     evaluator = Evaluator(load_model(candidate.path), get_rules(config), "cpu")
     assert evaluator.rules.players == 3
