@@ -135,6 +135,7 @@ DISK = {
     errno.EROFS: f"mount it for writing or name another --data, {_AGAIN}",
     errno.EACCES: f"let this user read and write it or name another --data, {_AGAIN}",
     errno.EPERM: f"let this user read and write it or name another --data, {_AGAIN}",
+    errno.ENOTDIR: "part of it is a file: name another --data",
     errno.EIO: f"look after the disk, {_AGAIN}",
 }
 """What the disk itself refuses, and what to do."""

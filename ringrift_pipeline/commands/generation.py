@@ -57,10 +57,10 @@ def selfplay(
         if common.device is not None:
             plan = plan.on_device(common.device)
         if common.says_settings and plan.settings != settings:
-            say(f"generation {generation:04d} was planned before; its own settings stand")
+            say(own_settings_stand(generation))
         say(
             f"{common.config} generation {generation:04d}: {plan.games} games in "
-            f"{len(plan.shards)} shards"
+            f"{len(plan.shards)} shard{'s' if len(plan.shards) > 1 else ''}"
         )
         with progress("selfplay") as report:
             play_shards(store, plan, workers=workers, progress=report, should_stop=should_stop)
@@ -216,8 +216,16 @@ def planned(common: Common, generation: int | None, needed: str) -> tuple[Store,
     # in how many processes a training is made is no part of its plan
     same = {"training.processes": plan.settings.training.processes}
     if common.says_settings and common.settings().with_overrides(same) != plan.settings:
-        say(f"generation {generation:04d} was planned with its own settings; they stand")
+        say(own_settings_stand(generation))
     return store, plan
+
+
+def own_settings_stand(generation: int) -> str:
+    """Said where settings are named for a generation that has a plan already."""
+    return (
+        f"generation {generation:04d} was planned before, and keeps the settings of its plan: what is "
+        "named now, by flags or in the environment, is for the generations after it"
+    )
 
 
 def _show(common: Common, artefacts: list[Artefact], more: dict[str, Any] | None = None) -> None:

@@ -24,6 +24,7 @@ from ringrift_pipeline.commands.console import (
     say,
     shown,
 )
+from ringrift_pipeline.commands.generation import own_settings_stand
 from ringrift_pipeline.commands.options import Common
 from ringrift_pipeline.commands.stopping import stoppable
 from ringrift_pipeline.commands.tables import fitting
@@ -84,10 +85,12 @@ def loop(
     from ringrift_pipeline.orchestration.environment import check_environment
     from ringrift_pipeline.orchestration.loop import LoopRequest
     from ringrift_pipeline.orchestration.switches import refuse_paused
+    from ringrift_pipeline.selfplay.finetuning import check_start
     from ringrift_pipeline.selfplay.warm_up import warm_up
 
     check_environment()
     refuse_paused(common.store(), common.config)  # before anything is made
+    check_start(common.store(), common.config, settings)
     if not common.as_json:
         say(f"Everything is kept under {common.root}")
     request = LoopRequest(
@@ -119,7 +122,7 @@ def _play(common: Common, request: LoopRequest) -> None:
         work = Loop(request, should_stop)
         begun.append(work)
         if common.says_settings and work.planned not in (None, request.settings):
-            say(f"generation {work.first:04d} was planned before; its own settings stand")
+            say(own_settings_stand(work.first))
         _announce(common, work.first, work.last)
         with work, contextlib.ExitStack() as stack:
             page = None
@@ -260,7 +263,8 @@ def _close(
         if summary.seconds:
             spent = ", ".join(f"{name} {clock(took)}" for name, took in summary.seconds.items())
             output.print(f"{summary.generation:04d} wall time: {spent}", soft_wrap=True)
-    output.print(f"Done in {clock(seconds)}. To open the UI on this history:")
+    ended = "Done in" if failure is None else "Failed after"
+    output.print(f"{ended} {clock(seconds)}. To open the UI on this history:")
     output.print(f"  {line}", markup=False, soft_wrap=True)
 
 

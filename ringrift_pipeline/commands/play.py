@@ -211,7 +211,7 @@ def _in_terminal(
             try:
                 move = ask(state, legal, loaded)
             except KeyboardInterrupt:
-                say(f"given up after {len(moves)} plies")
+                say(f"given up after {len(moves)} {'ply' if len(moves) == 1 else 'plies'}")
                 raise
         record = move.to_record()
         moves.append(record)

@@ -42,6 +42,9 @@ def status(common: Common) -> None:
 def lines(found: Status) -> Iterator[str]:
     """Everything but the table."""
     now = time.time()
+    if not Path(found.data).exists():
+        yield f"{found.data}: there is no such folder (yet: ringrift loop makes it)"
+        return
     history = f"{size(found.history_bytes)} of them Dagster's history"
     yield f"{found.data}: {size(found.bytes)} used, {history}, {size(found.free_bytes)} free"
     up = {service.kind: service for service in found.services}
@@ -59,6 +62,8 @@ def lines(found: Status) -> Iterator[str]:
         for step in run.steps:
             took = clock(max(0.0, now - step.started))
             counted = f"{step.done}/{step.total}" if step.total else ""
+            if counted in step.message:
+                counted = ""  # it says so itself
             yield "      " + ", ".join(
                 part for part in (f"{step.step} for {took}", counted, step.message) if part
             )

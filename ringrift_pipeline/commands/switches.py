@@ -52,6 +52,9 @@ def _turn(common: Common, everybody: bool, only: str | None, on: bool) -> None:
     store = common.store()
     found: dict[str, dict[str, Any]] = {}
     for config in CONFIGS if everybody else (common.config,):
+        if everybody and on and not store.switches(config).paused:
+            found[config] = dict.fromkeys(SWITCHES, True)  # nothing to write where nothing rests
+            continue
         switches = store.set_switches(config, asked_at=None, **dict.fromkeys(names, on))
         found[config] = {name: getattr(switches, name) for name in SWITCHES}
         if not common.as_json:

@@ -33,13 +33,14 @@ def fitting(
     caption:
         Stands below the last table.
     """
-    upright = _table(title, [names, *rows])
+    upright = _table(title, [names, *rows], console.width)
     if not rows or fits(upright, console):
         upright.caption = caption
         return [upright]
     tables = []
     for first, end in pairwise([0, *_ends(names, rows, console)]):
-        tables.append(_table("" if first else title, _turned(names, rows[first:end])))
+        whole = "" if first else title
+        tables.append(_table(whole, _turned(names, rows[first:end]), console.width))
     tables[-1].caption = caption
     return tables
 
@@ -64,9 +65,9 @@ def _turned(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[s
     return list(zip(names, *rows, strict=True))
 
 
-def _table(title: str, lines: Sequence[Sequence[str]]) -> Table:
-    """Of ``lines`` the first is the head; numbers stand to the right, the first column to the left."""
-    table = Table(title=title or None)
+def _table(title: str, lines: Sequence[Sequence[str]], width: int = 0) -> Table:
+    """At least as wide as its title, up to ``width``. Of ``lines`` the first is the head; numbers stand to the right, the first column to the left."""
+    table = Table(title=title or None, min_width=min(len(title), width))
     for number, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if number else "left")
     for line in lines[1:]:

@@ -69,7 +69,9 @@ def standing(record: dict[str, Any]) -> Text:
     seats = zip(record["hand"], record["eliminated"], record["territory"], strict=True)
     for seat, (hand, eliminated, territory) in enumerate(seats, start=1):
         text.append(f"seat {seat}", style=f"bold {COLORS[seat - 1]}")
-        text.append(f": {hand} rings in hand, {eliminated} eliminated, {territory} territory\n")
+        text.append(
+            f": {hand} ring{'' if hand == 1 else 's'} in hand, {eliminated} eliminated, {territory} territory\n"
+        )
     return text
 
 

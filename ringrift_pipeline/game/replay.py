@@ -1,4 +1,17 @@
-"""Replaying traces: the same legal moves and the same state at every ply, or the difference."""
+"""Replaying traces: the same legal moves and the same state at every ply, or the difference.
+
+A file has a game a line (JSON; ``.jsonl``, ``.jsonl.gz``), an object with
+
+* ``format``: "ringrift-trace/1"; ``config``: "square8_2p" and so on; ``swap_rule``: true where seat 2 may
+  swap (false where it is missing);
+* ``initial``: the state before the first ply, as `State.to_record` gives it;
+* ``plies``: a list of objects: ``phase`` and ``player`` (from 1) to move; ``legal``, all legal moves as
+  `Move.to_record` gives them, in any order; ``chosen``, the index in it of the move that was played;
+  ``after``, the state after it;
+* ``winner``, the seat from 1 or null for a draw; ``reason``: how the game ended.
+
+``must_move`` and ``resume`` of a state may be there and are not compared.
+"""
 
 from __future__ import annotations
 

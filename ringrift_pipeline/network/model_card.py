@@ -80,8 +80,8 @@ def _strength(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     yield (
         f"Rating {evaluation['rating']:.0f}, {confidence} interval {evaluation['rating_low']:.0f} "
         f"to {evaluation['rating_high']:.0f}, where {evaluation['anchor']} is "
-        f"{evaluation['anchor_rating']:.0f}; {evaluation['games']:,} games, seats rotated, "
-        f"{evaluation['simulations']} simulations a decision."
+        f"{evaluation['anchor_rating']:.0f}, by its own evaluation alone: {evaluation['games']:,} games, "
+        f"seats rotated, {evaluation['simulations']} simulations a decision."
     )
     yield from ("", "| against | games | share of wins | interval |", "|---|---:|---:|---|")
     for match in evaluation["matches"]:

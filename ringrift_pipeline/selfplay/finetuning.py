@@ -49,6 +49,14 @@ def source_model(store: Store, config: str, settings: TrainingConfig) -> Artefac
     return artefact
 
 
+def check_start(store: Store, config: str, settings: TrainingConfig) -> None:
+    """Refuse, before anything is started, a ``finetune.source`` that no generation of ``config`` could
+    be begun with; one that has a plan already asks for none. Raises PlanError as `source_model`.
+    """
+    if settings.finetune.source and not store.generations(config):
+        source_model(store, config, settings)
+
+
 def _find(store: Store, name: str) -> Artefact:
     config, _, generation = name.partition("/")
     if generation:
@@ -65,4 +73,4 @@ def _find(store: Store, name: str) -> Artefact:
     return store.open(champion.path, verify=True)
 
 
-__all__ = ["source_model"]
+__all__ = ["check_start", "source_model"]

@@ -224,6 +224,19 @@ def test_other_errors_of_the_system_are_shown_whole(
         run(["pause", "--data", str(tmp_path)])
 
 
+def test_weights_that_cannot_be_begun_with_are_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = ["loop", "--config", "hex8_2p", "--data", str(tmp_path / "data")]
+    for source, why in (
+        ("square8_2p", "has square cells"),
+        ("hex8_3p", "no champion in this store"),
+    ):
+        assert run([*loop, "--set", f"finetune.source={source}"]) == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "data" / "dagster").exists()
+
+
 def test_a_bad_data_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert run(["train", "--data", str(tmp_path / "file")]) == 2

@@ -64,7 +64,7 @@ def test_settings_that_cannot_be_followed_are_said(capsys: pytest.CaptureFixture
     selfplay(*TINY)
     capsys.readouterr()
     selfplay("--generation", "0", "--set", "selfplay.games=7")
-    assert "its own settings stand" in capsys.readouterr().err
+    assert "keeps the settings of its plan" in capsys.readouterr().err
 
 
 def test_a_verb_takes_the_newest_generation_that_is_ready_for_it(

@@ -27,6 +27,13 @@ def test_one_config_is_paused_and_resumed(store: Store, capsys: pytest.CaptureFi
     assert store.switches("hex8_3p").paused == ("nightly",)
 
 
+def test_all_are_resumed_where_one_was_paused(store: Store) -> None:
+    assert run(["pause", "--config", "hex8_3p"]) == 0
+    assert run(["resume", "--all"]) == 0
+    assert store.switches("hex8_3p").paused == ()
+    assert [one.name for one in store.root.iterdir() if one.is_dir()] == ["hex8_3p"]
+
+
 def test_all_are_paused_and_told_as_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["pause", "--all", "--only", "nightly", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
