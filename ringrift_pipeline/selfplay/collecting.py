@@ -219,7 +219,7 @@ def _opponents(plan: Plan, against: list[np.ndarray]) -> dict[str, Any]:
 
 def _games(table: pa.Table, opponent: dict[str, Any] | None) -> dict[str, Any]:
     """Per-game figures of one shard, and sums over its decisions: ``own`` counts the champion's,
-    ``full`` its full searches, whose surprise ``surprise`` is.
+    ``full`` its full searches (an opponent makes none), whose surprise ``surprise`` is.
     """
     from ringrift_pipeline.selfplay.measures import policy_entropies
     from ringrift_pipeline.selfplay.shards import column, ragged_column
@@ -254,8 +254,8 @@ def _games(table: pa.Table, opponent: dict[str, Any] | None) -> dict[str, Any]:
         "trace": np.array(traces, np.int64),
         "legal": lengths,
         "own": own.sum(),
-        "full": (own & full).sum(),
-        "surprise": surprise[own & full].sum(),
+        "full": full.sum(),
+        "surprise": surprise[full].sum(),
         "searches": np.stack([column(table, "ply"), entropies, lengths])[:, full],
     }
 
