@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import onnxruntime
 
-position = np.load(f"{sys.argv[1]}/position.npz")
-session = onnxruntime.InferenceSession(f"{sys.argv[1]}/model.onnx")
+folder = sys.argv[1] if len(sys.argv) > 1 else sys.exit(__doc__)
+position = np.load(f"{folder}/position.npz")
+session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
 inputs = {each.name: position[each.name] for each in session.get_inputs()}
 policy = session.run(["policy"], inputs)[0]
 np.testing.assert_allclose(policy, position["policy"], atol=1e-4)
