@@ -8,8 +8,7 @@ import onnxruntime
 folder = sys.argv[1] if len(sys.argv) > 1 else sys.exit(__doc__)
 position = np.load(f"{folder}/position.npz")
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
-inputs = {each.name: position[each.name] for each in session.get_inputs()}
-policy = session.run(["policy"], inputs)[0]
+(policy,) = session.run(["policy"], {x.name: position[x.name] for x in session.get_inputs()})
 np.testing.assert_allclose(policy, position["policy"], atol=1e-4)
 for best in policy[0].argsort()[:-6:-1]:
     print(f"{policy[0, best]:.3f}  {position['moves'][0, best]}")
