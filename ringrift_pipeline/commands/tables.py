@@ -66,7 +66,9 @@ def _turned(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[s
 
 
 def _table(title: str, lines: Sequence[Sequence[str]], width: int = 0) -> Table:
-    """At least as wide as its title, up to ``width``. Of ``lines`` the first is the head; numbers stand to the right, the first column to the left."""
+    """At least as wide as its title, up to ``width``. Of ``lines`` the first is the head; the first
+    column stands to the left, the others, numbers, to the right.
+    """
     table = Table(title=title or None, min_width=min(len(title), width))
     for number, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if number else "left")

@@ -19,9 +19,8 @@ from ringrift_pipeline.evaluation.opponents import (
 )
 from ringrift_pipeline.evaluation.ratings import (
     ANCHOR,
-    ANCHOR_RATING,
+    ANCHOR_RATINGS,
     RANDOM,
-    RANDOM_RATING,
     Ratings,
     fit_ratings,
     shown_rating,
@@ -312,11 +311,11 @@ def _ratings(field: Field, games: pl.DataFrame, confidence: float) -> Ratings:
             pl.col("players").list.eval(pl.element().is_in(list(known))).list.all()
         )
         tables.append(named(earlier, "champion"))
-    heuristic = any(other.name == ANCHOR for other in field.others)
+    anchor = ANCHOR if any(other.name == ANCHOR for other in field.others) else RANDOM
     return fit_ratings(
         pl.concat(tables),
-        anchor=ANCHOR if heuristic else RANDOM,
-        anchor_rating=ANCHOR_RATING if heuristic else RANDOM_RATING,
+        anchor=anchor,
+        anchor_rating=ANCHOR_RATINGS[anchor],
         depth=1,
         confidence=confidence,
     )

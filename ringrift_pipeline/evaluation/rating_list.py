@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ringrift_pipeline.evaluation.ratings import (
     ANCHOR,
-    ANCHOR_RATING,
+    ANCHOR_RATINGS,
     RANDOM,
-    RANDOM_RATING,
     Ratings,
     fit_ratings,
 )
@@ -126,9 +125,9 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
     Files: ``ratings.parquet`` (`tables.RATING_LIST`), ``rating_list.md`` (the same for people),
     ``rating_curve.png`` (rating by generation with intervals, the baselines as lines). Metadata:
     ``games``, ``rated``, ``carried`` (rated by an earlier list), ``left_out`` (artefacts whose games
-    did not count), ``anchor``, ``confidence``, ``dispersion``, ``champion_fall`` (the newest that passed its gate
-    beside an earlier one, `anchors.worst_fall`; None where there is one alone), ``ratings`` (of the
-    generations whose games were fitted: rating, low, high), ``inputs``.
+    did not count), ``anchor``, ``confidence``, ``dispersion``, ``champion_fall`` (the newest that
+    passed its gate beside an earlier one, `anchors.worst_fall`; None where there is one alone),
+    ``ratings`` (of the generations whose games were fitted: rating, low, high), ``inputs``.
 
     Returns:
         Artefact of kind ``rating_list``; the current one if it was made from the same games.
@@ -347,8 +346,13 @@ def _connected(games: pl.DataFrame) -> pl.DataFrame:
 
 def _fit(games: pl.DataFrame, confidence: float) -> Ratings:
     anchor = _anchor(games)
-    rating = ANCHOR_RATING if anchor == ANCHOR else RANDOM_RATING
-    return fit_ratings(games, anchor=anchor, anchor_rating=rating, depth=1, confidence=confidence)
+    return fit_ratings(
+        games,
+        anchor=anchor,
+        anchor_rating=ANCHOR_RATINGS[anchor],
+        depth=1,
+        confidence=confidence,
+    )
 
 
 def _frame(fit: Ratings, promoted: dict[str, bool]) -> pl.DataFrame:

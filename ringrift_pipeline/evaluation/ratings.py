@@ -35,8 +35,8 @@ from ringrift_pipeline.store.kinds import RATING, RATING_OVER_RANDOM
 __all__ = [
     "ANCHOR",
     "ANCHOR_RATING",
+    "ANCHOR_RATINGS",
     "RANDOM",
-    "RANDOM_RATING",
     "RatingError",
     "Ratings",
     "expected_share",
@@ -47,7 +47,8 @@ __all__ = [
 ANCHOR = "heuristic"
 ANCHOR_RATING = 1200.0
 RANDOM = "random"  # the anchor where the heuristic does not play
-RANDOM_RATING = 0.0
+ANCHOR_RATINGS = {ANCHOR: ANCHOR_RATING, RANDOM: 0.0}
+"""The rating that is given to whoever anchors a fit."""
 ELO = 400.0 / math.log(10.0)  # Elo points per natural unit of log strength
 
 

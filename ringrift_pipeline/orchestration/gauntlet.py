@@ -79,10 +79,8 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
     )
     from ringrift_pipeline.evaluation.matches import OPENING_DECISIONS
     from ringrift_pipeline.evaluation.ratings import (
-        ANCHOR,
         ANCHOR_RATING,
-        RANDOM,
-        RANDOM_RATING,
+        ANCHOR_RATINGS,
         shown_rating,
     )
     from ringrift_pipeline.evaluation.tables import GAMES
@@ -130,11 +128,11 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
     )
     confidence = plan.settings.evaluation.confidence
     others = [name for name in specs if name != mine]
-    anchored = next((name for name in (ANCHOR, RANDOM) if name in others), others[0])
+    anchored = next((name for name in ANCHOR_RATINGS if name in others), others[0])
     ratings = fit_ratings(
         _rated(games),
         anchor=anchored,
-        anchor_rating=RANDOM_RATING if anchored == RANDOM else ANCHOR_RATING,
+        anchor_rating=ANCHOR_RATINGS.get(anchored, ANCHOR_RATING),
         depth=1,
         confidence=confidence,
     )

@@ -386,7 +386,7 @@ def evaluation_sound(step: Step) -> Judgement:
     return Judgement(
         True,
         f"{played} games in whole rotated sets, rating {middle:.0f} ({low:.0f} to {high:.0f}){scale}",
-        {"eval/games": played, **{name: shown[name] for name in (RATING,) if name in shown}},
+        {"eval/games": played, **({RATING: shown[RATING]} if RATING in shown else {})},
     )
 
 

@@ -47,7 +47,8 @@ def collect(store: Store, plan: Plan) -> Artefact:
     ``opponent_games`` and ``win_rate_opponent`` (the champion's share of the win against them, even
     being 1 / players) say how that went. ``mean_surprise`` and ``full_search_fraction`` are of what
     the champion decided; the heuristic, which has no prior to be surprised at, has no surprise.
-    ``cut_short`` is the share of games that ended at ``selfplay.max_plies``. ``measures`` are those of `measures.measure_play`, which drift
+    ``cut_short`` is the share of games that ended at ``selfplay.max_plies``.
+    ``measures`` are those of `measures.measure_play`, which drift
     is judged by; ``replay`` the ids of games worth a look. The same numbers are metadata named ``selfplay/…``, with the measures' values.
 
     Raises
@@ -200,8 +201,12 @@ def _champions_shares(
 ) -> np.ndarray:
     """The champion's share of the win in a shard's games against its opponent."""
     met = numbers < opponent["games"]
-    seats = (opponent["first_seat"] + numbers[met]) % outcome.shape[1]
-    return outcome[met, seats]
+    return outcome[met, _champions_seats(opponent, numbers[met], outcome.shape[1])]
+
+
+def _champions_seats(opponent: dict[str, Any], numbers: np.ndarray, seats: int) -> np.ndarray:
+    """Where the champion sits in each of the games against an opponent."""
+    return (opponent["first_seat"] + numbers) % seats
 
 
 def _opponents(plan: Plan, against: list[np.ndarray]) -> dict[str, Any]:
@@ -240,8 +245,8 @@ def _games(table: pa.Table, opponent: dict[str, Any] | None) -> dict[str, Any]:
     own = np.ones(len(game), np.bool_)
     if opponent is not None:
         numbers, seats = column(table, "game"), column(table, "outcome").shape[1]
-        seat = (opponent["first_seat"] + numbers) % seats
-        own = (numbers >= opponent["games"]) | (column(table, "player") == seat)
+        mine = column(table, "player") == _champions_seats(opponent, numbers, seats)
+        own = (numbers >= opponent["games"]) | mine
     return {
         "id": np.array(ids.dictionary.to_pylist(), dtype=object),
         "surprise_a_decision": np.bincount(game, surprise) / counts,

@@ -34,13 +34,14 @@ def calibrate(
 ) -> Artefact:
     """Measure the EMA model's calibration and set the temperature that its players report with.
 
-    :class:`CalibrationAutomation` decides, by ``val/ece``. It asks for recalibration where the calibration error
+    :class:`CalibrationAutomation` decides, by ``val/ece``: it asks for recalibration where that error
     of all held-out games (``held_out``, at temperature 1) is above
     ``calibration.deviation_threshold`` and its interval excludes 0. Half of the games fit its
-    temperature, the other half judge it (``before`` and ``after``, of ``val/games_judged`` games). The temperature is applied
-    (``temperature`` in ``report.json``, which players divide value logits by) if recalibration
-    was asked for and it lowers the judges' log loss; else 1 is, and ``reason`` says why. With
-    fewer than ``calibration.min_games`` held-out games nothing is fitted.
+    temperature, the other half judge it (``before`` and ``after``, of ``val/games_judged``
+    games). The temperature is applied (``temperature`` in ``report.json``, which players divide
+    value logits by) if recalibration was asked for and it lowers the judges' log loss; else 1 is,
+    and ``reason`` says why. With fewer than ``calibration.min_games`` held-out games nothing is
+    fitted.
 
     Files: ``report.json`` (``temperature``, ``fitted``, ``applied``, ``recalibrate``,
     ``ece_before``, ``ece_after`` with intervals, the whole reports), ``bins.parquet``
