@@ -179,6 +179,8 @@ def work_through(
                 elif kind == "gone":
                     crew.remove(worker)
                     worker.connection.close()  # nobody listens to it any more
+                    worker.process.kill()  # as it closes its pipe it may not have ended yet
+                    worker.process.join()
                     if worker.job is not None:
                         desk.check()  # a supervisor may have told the workers to end as well as us
                         raise WorkerDiedError("a worker process died (killed, or out of memory?)")

@@ -47,6 +47,13 @@ class Odd(Exception):
         super().__init__(f"{what} {more}")
 
 
+class Unreadable:
+    """What pickles, and is an error where it arrives."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
 def behave(job: tuple[str, int]) -> Any:
     """Work in a worker."""
     what, number = job
@@ -61,6 +68,9 @@ def behave(job: tuple[str, int]) -> Any:
         raise Odd("an error", "of two words")
     if what == "no result":
         return threading.Lock()
+    if what == "garbles":
+        tell(Unreadable())
+        time.sleep(600)
     if what == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     tell((what, os.getpid()))
@@ -113,9 +123,10 @@ def test_an_error_of_a_job_comes_here_with_where_it_was(what: str, error: Any, s
     assert "Traceback" in told and "processes.py" in told
 
 
-def test_a_worker_that_is_killed_is_told_of() -> None:
+@pytest.mark.parametrize("what", ["dies", "garbles"])
+def test_a_worker_that_is_gone_is_told_of_and_has_ended(what: str) -> None:
     with pytest.raises(WorkerDiedError, match="died"):
-        work_through([("dies", 0), ("is silent", 0)], behave, 2, Desk())
+        work_through([(what, 0), ("is silent", 0)], behave, 2, Desk())
 
 
 @pytest.mark.parametrize("what", ["is stopped", "is silent"])
