@@ -2,8 +2,10 @@
  *
  *   tracer ROOT TRACE DATA MODE N [ERRNO] -- command arguments...
  *   tracer ROOT TRACE DATA MODE N [ERRNO] -- @PID
+ *   tracer --filter
  *
- * The second form goes on with a process that has stopped itself, and leads a process group.
+ * The second form goes on with a process that has stopped itself, leads a process group, and has the
+ * seccomp filter that the third prints, in hexadecimal: without it no event would be seen.
  *
  * An event is a system call that may change what lies below ROOT: made by any thread or process of
  * the command, through any library. TRACE gets a line an event, DATA the bytes written ("-": none
@@ -103,7 +105,6 @@ static const char *root, *mode;
 static size_t root_length;
 static long wanted, counted, data_place;
 static int error_number, failing, doomed;
-static int going_on = PTRACE_CONT; /* how a thread goes on to its next event */
 static pid_t command;
 static FILE *trace, *data;
 
@@ -409,7 +410,7 @@ static int enter(pid_t thread, long number, const uint64_t *arguments)
     p->call = NULL;
     const struct call *call = call_of(number);
     if (!call || !is_event(call, arguments))
-        return going_on;
+        return PTRACE_CONT;
     p->path[0] = p->path2[0] = 0;
     int here = path_of(thread, arguments, call->first, call->argument, p->path) &&
                below_root(p->path);
@@ -421,7 +422,7 @@ static int enter(pid_t thread, long number, const uint64_t *arguments)
         exit(125);
     }
     if (!here)
-        return going_on;
+        return PTRACE_CONT;
     p->call = call;
     p->number = ++counted;
     p->offset = call->traits & WRITES ? offset_of(thread, call, arguments) : -1;
@@ -451,7 +452,7 @@ static int enter(pid_t thread, long number, const uint64_t *arguments)
                     p->path2[0] ? p->path2 : "-");
         p->call = NULL;
         kill_all();
-        return going_on;
+        return PTRACE_CONT;
     }
     return PTRACE_SYSCALL;
 }
@@ -478,29 +479,42 @@ static int at_call(pid_t thread)
 {
     struct __ptrace_syscall_info info;
     if (ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) <= 0)
-        return going_on;
+        return PTRACE_CONT;
     if (info.op == PTRACE_SYSCALL_INFO_SECCOMP)
         return enter(thread, (long)info.seccomp.nr, (const uint64_t *)info.seccomp.args);
-    if (info.op == PTRACE_SYSCALL_INFO_ENTRY)
-        return enter(thread, (long)info.entry.nr, (const uint64_t *)info.entry.args);
     if (info.op == PTRACE_SYSCALL_INFO_EXIT)
         leave(thread, info.exit.rval);
-    return going_on;
+    return PTRACE_CONT;
+}
+
+/* What stops a thread before the calls that may be events; the rest go on at full speed. Of `mmap`, which
+ * allocates memory, only what is shared with a file is one.
+ */
+static struct sock_fprog filter(void)
+{
+    static struct sock_filter program[CALL_COUNT + 8];
+    const struct sock_filter load_number =
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr));
+    const struct sock_filter load_flags =
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[3]));
+    int at = 0;
+    program[at++] = load_number;
+    program[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mmap, 0, 3);
+    program[at++] = load_flags;
+    program[at++] =
+        (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, MAP_SHARED, CALL_COUNT + 2, 0);
+    program[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    for (int i = 0; i < CALL_COUNT; i++)
+        program[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CALLS[i].number,
+                                                     CALL_COUNT - i, 0);
+    program[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+    program[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE);
+    return (struct sock_fprog){at, program};
 }
 
 static void run(char **arguments)
 {
-    struct sock_filter filter[CALL_COUNT + 5];
-    int at = 0;
-    filter[at++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS,
-                                                offsetof(struct seccomp_data, nr));
-    for (int i = 0; i < CALL_COUNT; i++) {
-        filter[at++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, CALLS[i].number,
-                                                    CALL_COUNT - i, 0);
-    }
-    filter[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    filter[at++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE);
-    struct sock_fprog program = {at, filter};
+    struct sock_fprog program = filter();
     setpgid(0, 0);
     raise(SIGSTOP);
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
@@ -512,6 +526,13 @@ static void run(char **arguments)
 int main(int count, char **arguments)
 {
     int at = 6;
+    if (count == 2 && !strcmp(arguments[1], "--filter")) {
+        struct sock_fprog program = filter();
+        const unsigned char *bytes = (const unsigned char *)program.filter;
+        for (size_t i = 0; i < program.len * sizeof *program.filter; i++)
+            printf("%02x", bytes[i]);
+        return 0;
+    }
     if (count < 8) {
         fputs("usage: tracer ROOT TRACE DATA MODE N [ERRNO] -- command...\n", stderr);
         return 125;
@@ -531,7 +552,6 @@ int main(int count, char **arguments)
     int status, code = 125;
     if (arguments[at + 1][0] == '@') {
         command = atoi(arguments[at + 1] + 1);
-        going_on = PTRACE_SYSCALL; /* there is no filter that would stop it */
     } else {
         command = fork();
         if (command < 0)
@@ -558,7 +578,7 @@ int main(int count, char **arguments)
             continue;
         }
         pending_of(thread); /* known from its first stop on */
-        int signal = WSTOPSIG(status), event = status >> 16, how = going_on, deliver = 0;
+        int signal = WSTOPSIG(status), event = status >> 16, how = PTRACE_CONT, deliver = 0;
         if (doomed) {
             kill(thread, SIGKILL);
         } else if (event == PTRACE_EVENT_SECCOMP || signal == (SIGTRAP | 0x80)) {

@@ -86,6 +86,13 @@ def tracer() -> Path:
     return program
 
 
+@functools.cache
+def call_filter() -> str:
+    """The tracer's seccomp filter, in hexadecimal."""
+    done = subprocess.run([tracer(), "--filter"], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
 class Zygote:
     """Forks of a process that has everything loaded (``zygote.py``), to work below ``folder``."""
 
@@ -168,7 +175,7 @@ class Zygote:
             "root": str(root),
             "stage": stage,
             "generation": generation,
-            "stopped": stopped,
+            "filter": call_filter() if stopped else "",
             "log": str(self.log),
         }
         assert self.process.stdin is not None
