@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import polars  # noqa: F401
-import torch
 from tiny import TRAINED
 from waiting import until
 
@@ -265,7 +264,15 @@ def landed_step(store: Store, generation: int) -> int:
 
 def prepare() -> None:
     """What forked processes then need not do again."""
+    import hypothesis  # noqa: F401
+    import matplotlib.backends.backend_svg  # noqa: F401
+    import matplotlib.figure  # noqa: F401
+    import openvino  # noqa: F401
+    import pandera.polars  # noqa: F401
     import PIL.PngImagePlugin  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import rich.progress  # noqa: F401
+    import torch._dynamo  # noqa: F401
 
     from ringrift_pipeline.evaluation import rating_curve  # noqa: F401
 

@@ -83,7 +83,7 @@ def test_a_loop_killed_again_and_again(zygote: Zygote, tmp_path: Path) -> None:
         rng = random.Random(f"{tally.seed()} {tally.share()} {number}")
         cases.run(
             f"loop {number}",
-            lambda: killed_loop(zygote, place, LAST, wanted, rng, 4.0),  # noqa: B023
+            lambda: killed_loop(zygote, place, LAST, wanted, rng, 1.0),  # noqa: B023
             ours=True,
         )
         number += 1
