@@ -25,12 +25,12 @@ PARTS = {
     "disk": [
         "test_failing_disk.py",
         "test_writers.py::test_every_event_of_a_writer_fails",
-        "test_sensor_disk.py::test_every_event_of_a_tick_fails",
+        "test_sensor_disk.py::test_the_events_of_a_tick_fail",
     ],
     "power": [
         "test_power_loss.py",
         "test_writers.py::test_the_power_goes_at_any_moment_of_a_writer",
-        "test_sensor_disk.py::test_the_power_goes_at_any_moment_of_a_tick",
+        "test_sensor_disk.py::test_the_power_goes_at_many_moments_of_a_tick",
     ],
     "corruption": ["test_corruption.py", "test_loose_corruption.py", "test_healing.py"],
     "loop": ["test_random_kills.py::test_a_loop_killed_again_and_again"],

@@ -2,8 +2,9 @@
 
 Started again it does what is left: each generation has been started once, each model promoted once,
 whether it died before anything was evaluated, in the midst of that, before, between or after the
-submission of the runs, or once the cursor had been kept. ``python -m faults ticks`` goes on until a
-hundred kills have hit each stage of the tick.
+submission of the runs, or once the cursor had been kept. ``python -m faults ticks`` kills it at every
+event in the store, at some of the 15,000 in Dagster's SQLite files (which are opened and closed for each
+query), and then until a hundred kills have hit each stage of the tick.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .ticks import TWO
 from .tracing import KILLED, Zygote
 
 ENOUGH = 100  # kills a stage
+SPREAD = 150  # of the events of a tick, equally far from each other, so many are tried
 MODES = ("before", "torn", "after")
 STAGES = (  # that a tick cannot do without
     "0 promoted, 0 decided",
@@ -73,11 +75,15 @@ def stage_of(root: Path) -> str:
     return f"{promoted} promoted, {decided} decided"
 
 
-def kill(ticker: Zygote, landed: Path, place: Path, mode: str, number: int) -> str | None:
-    """One kill and the daemon's next life; the stage it hit, None if the tick ended before it."""
+def kill(
+    ticker: Zygote, landed: Path, place: Path, mode: str, number: int, folder: str = ""
+) -> str | None:
+    """One kill, at an event below a ``folder`` of the data root, and the daemon's next life; the stage it
+    hit, None if the tick ended before it.
+    """
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(landed, place)
-    run = ticker.traced(place, "tick", 0, mode, number)
+    run = ticker.traced(place, "tick", 0, mode, number, watched=place / folder)
     ended = time.time()
     if run.status == 0:
         return None
@@ -141,7 +147,7 @@ def hits(cases: Cases) -> tuple[Counter[str], dict[str, list[int]]]:
 
 
 def kill_every_stage(events: int, kill_at: Callable[[str, int], str | None]) -> Cases:
-    """Kills before every event, and then at the stages that were hit least, until each was hit as
+    """Kills before `SPREAD` events, and then at the stages that were hit least, until each was hit as
     often as is wanted. ``kill_at`` does one and tells the stage, None if there was nothing to kill.
     """
     each = dict.fromkeys(STAGES, tally.total(ENOUGH))
@@ -152,13 +158,15 @@ def kill_every_stage(events: int, kill_at: Callable[[str, int], str | None]) -> 
         stage = kill_at(mode, number)
         return {stage: 1} if stage is not None else {}
 
-    for number in range(1, events + 1):
+    apart = max(1, events // SPREAD)
+    for number in range(1, events + 1, apart):
         cases.run(f"before event {number}", lambda n=number: one("before", n))  # type: ignore[misc]
     again = [c.name for c in cases.noted() if c.bad and c.share == tally.share_name()]
     for name in again:  # of the random ones; the others were asked for above
         if found := re.fullmatch(r"share \S+, (kill \d+, (\w+) event (\d+))", name):
             kill_name, mode, event = found[1], found[2], int(found[3])
             cases.run(kill_name, lambda m=mode, e=event: one(m, e), ours=True)  # type: ignore[misc]
+    reach = max(2, apart // 2)
     number = sum(c.name.startswith(f"share {tally.share_name()}, kill ") for c in cases.noted())
     while True:
         counts, where = hits(cases)
@@ -167,7 +175,10 @@ def kill_every_stage(events: int, kill_at: Callable[[str, int], str | None]) -> 
         number += 1
         rng = random.Random(f"{tally.seed()} {tally.share()} {number}")
         least = min(sorted(where), key=lambda stage: counts[stage])
-        mode, event = rng.choice(MODES), max(1, rng.choice(where[least]) + rng.randint(-2, 2))
+        mode, event = (
+            rng.choice(MODES),
+            max(1, rng.choice(where[least]) + rng.randint(-reach, reach)),
+        )
         name = f"kill {number}, {mode} event {event}"
         cases.run(name, lambda m=mode, e=event: one(m, e), ours=True)  # type: ignore[misc]
     cases.settle()
@@ -185,6 +196,27 @@ def test_a_daemon_killed_at_every_stage_a_hundred_times(
 
     cases = kill_every_stage(events, kill_at)
     assert {*STAGES} <= hits(cases)[1].keys()
+
+
+@pytest.mark.parametrize("config", TWO)
+def test_a_daemon_killed_at_every_event_in_the_store(
+    config: str, ticker: Zygote, landed: Path, tmp_path: Path
+) -> None:
+    cases = Cases("killed ticks", f"the store, {config}")
+    shutil.copytree(landed, tmp_path / "whole")
+    watched = tmp_path / "whole" / config
+    events = ticker.traced(tmp_path / "whole", "tick", 0, watched=watched).events
+    cases.keep("# events traced", len(events))
+    for mode in MODES:
+        for event in events:
+            if mode != "torn" or event.length > 1:
+
+                def one(mode: str = mode, number: int = event.number) -> int:
+                    stage = kill(ticker, landed, tmp_path / "data", mode, number, config)
+                    return int(stage is not None)
+
+                cases.run(f"{mode} event {event.number}", one)
+    cases.settle()
 
 
 @pytest.mark.bounded

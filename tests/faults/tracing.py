@@ -123,13 +123,13 @@ class Zygote:
 
     def traced(
         self, root: Path, stage: str, generation: int, mode: str = "none", number: int = 0,
-        error: int = errno.ENOSPC, data: bool = False,
+        error: int = errno.ENOSPC, data: bool = False, watched: Path | None = None,
     ) -> Traced:  # fmt: skip
-        """Do a stage as :func:`traced` runs a command."""
+        """Do a stage as :func:`traced` runs a command; of what it does below ``watched``, if given."""
         self._ask(root, stage, generation, stopped=True)
         process = self._answer()
         try:
-            found = traced([f"@{process}"], root, mode, number, error, data)
+            found = traced([f"@{process}"], watched or root, mode, number, error, data)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(process), signal.SIGKILL)
