@@ -108,6 +108,7 @@ def running_step(
     if generation is None:
         generation = generation_of(op.partition_key, config)
     key = generation_key(generation)
+    opened.sweep(config, generation)  # what an earlier try that was killed has left half written
     step_key = op.get_step_execution_context().step.key
     place = (opened.root, op.run_id, step_key, config, key)
     progress = ProgressFile(*place, op.log.info, silence)

@@ -38,6 +38,7 @@ from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
+    UnreadableError,
     as_artefact,
     load_folder,
     make_manifest,
@@ -321,8 +322,10 @@ def read_current(
         if not path.exists() and _moved_on(pointer_path, data):  # deleted while it was read
             return read_current(layout, config, generation, kind, verify=verify)
         reason = str(error) if path.exists() else "the folder that the pointer names is gone"
-        _drop_pointer(layout, config, pointer_path, data, reason)
+        if isinstance(error, UnreadableError):
+            raise CorruptArtefactError(path, reason, action) from error
         moved = quarantine(layout, config, generation, kind, path, reason)
+        _drop_pointer(layout, config, pointer_path, data, reason)
         raise CorruptArtefactError(path, reason, action, moved) from None
     return artefact
 
@@ -382,15 +385,21 @@ def put_aside(layout: Layout, config: str, path: Path, parts: tuple[str, ...], r
     """Move something, whatever its size, to its config's quarantine, under a name that begins with
     ``parts``, and note beside it where it was found and why it is there. Returns its new path.
 
-    Raises FileNotFoundError if it is gone.
+    The note comes first: nothing is taken away of which nobody would know. Raises FileNotFoundError if
+    it is gone.
     """
     folder = layout.inside(layout.quarantine(config), config)
     ensure_folder(folder)
     target = folder / "-".join([*parts, secrets.token_hex(4)])
-    os.rename(path, target)
+    noted = target.with_name(target.name + NOTE)
+    write_json_atomic(noted, note(str(path), reason))
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        noted.unlink()
+        raise
     fsync_path(path.parent)
     fsync_path(folder)
-    write_json_atomic(target.with_name(target.name + NOTE), note(str(path), reason))
     return target
 
 
@@ -406,25 +415,27 @@ def open_folder(layout: Layout, path: Path, *, verify: bool) -> Artefact:
     try:
         return load_folder(path, verify=verify)
     except (ManifestMismatch, FileNotFoundError) as error:
-        reason = str(error)
+        reason, unreadable = str(error), isinstance(error, UnreadableError)
     place = place_of(layout, path)
     if place is None:  # not ours to move
         raise CorruptArtefactError(
             path, reason, "copy it again from where it came, or name another"
         )
     config, generation, kind = place
+    action = (
+        f"use another of store.artefacts({config!r}, {generation}, {kind!r}), or make it anew: "
+        + advice(kind, config, generation)
+    )
+    if unreadable:
+        raise CorruptArtefactError(path, reason, action)
     pointer_path = path.parent / POINTER
     try:
         pointer = read_pointer(pointer_path)
     except ManifestMismatch:
         pointer = None  # `current` reports that one
+    moved = quarantine(layout, config, generation, kind, path, reason)
     if pointer is not None and pointer[1]["artefact"] == path.name:
         _drop_pointer(layout, config, pointer_path, pointer[0], reason)
-    moved = quarantine(layout, config, generation, kind, path, reason)
-    action = (
-        f"use another of store.artefacts({config!r}, {generation}, {kind!r}), or make it anew: "
-        + advice(kind, config, generation)
-    )
     raise CorruptArtefactError(path, reason, action, moved)
 
 
@@ -455,7 +466,8 @@ def read_last_good(layout: Layout, config: str, generation: int, kind: str) -> A
             if (artefact.config, artefact.generation, artefact.kind) != (config, generation, kind):
                 raise ManifestMismatch("it belongs elsewhere")
         except (ManifestMismatch, FileNotFoundError) as error:
-            quarantine(layout, config, generation, kind, path, str(error))
+            if not isinstance(error, UnreadableError):
+                quarantine(layout, config, generation, kind, path, str(error))
             continue
         with folder_lock(folder):
             if not (folder / POINTER).exists():

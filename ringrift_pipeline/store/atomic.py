@@ -145,6 +145,22 @@ def remove_tree(path: Path) -> None:
             shutil.rmtree(path)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove a temporary file or folder of this process that another thread may be landing just now.
+
+    It gets another name first: either it has landed and stays whole, or its landing fails.
+    """
+    taken = temporary_name(path.parent)
+    try:
+        path.rename(taken)
+    except FileNotFoundError:
+        return
+    if taken.is_dir():
+        shutil.rmtree(taken, ignore_errors=True)
+    else:
+        taken.unlink(missing_ok=True)
+
+
 def remove_abandoned(path: Path) -> bool:
     """Remove a temporary file or folder if its writer is dead. Returns whether it was removed."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,10 @@ _SETTLED = 2.0  # seconds since it was written that a file's times tell whether 
 
 class ManifestMismatch(Exception):
     """Internal: a folder, pointer or sealed file is not what it was when written."""
+
+
+class UnreadableError(ManifestMismatch):
+    """Internal: the disk refuses to read a file. It may be well again later: nothing is moved."""
 
 
 class NewerFormatError(StoreError):
@@ -377,13 +382,25 @@ def as_artefact(path: Path, content: dict[str, Any]) -> Artefact:
     )
 
 
+@contextlib.contextmanager
+def _read(name: str) -> Iterator[None]:
+    """Reading a file: raises UnreadableError, with its name, where the disk cannot."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise UnreadableError(f"{name!r} cannot be read: {error.strerror}") from error
+
+
 def load_folder(path: Path, *, verify: bool) -> Artefact:
     """Read the manifest of `path` and, if `verify`, hash every file of the folder against it.
 
     Raises ManifestMismatch with the first difference, NewerFormatError, OSError.
     """
     try:
-        data = read_bounded(path / MANIFEST)
+        with _read(MANIFEST):
+            data = read_bounded(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise ManifestMismatch(f"it has no {MANIFEST}") from None
     except TooLargeError as error:
@@ -425,7 +442,9 @@ def _compare(path: Path, expected: dict[str, dict[str, Any]]) -> None:
                 raise ManifestMismatch(
                     f"{name!r} has {size} bytes instead of {expected[name]['size']}"
                 )
-            if hash_file(file) != expected[name]:
+            with _read(name):
+                same = hash_file(file) == expected[name]
+            if not same:
                 raise ManifestMismatch(f"{name!r} has another SHA-256 than when it was written")
         except FileNotFoundError:
             raise ManifestMismatch(f"missing file {name!r}") from None

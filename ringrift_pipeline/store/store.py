@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from ringrift_pipeline.store.atomic import (
     ensure_folder,
     own_prefix,
     remove_abandoned,
+    remove_unfinished,
     temporaries,
     write_bytes_once,
 )
@@ -388,18 +388,21 @@ class Store:
                 found.add(generation)
         return found
 
-    def sweep(self, config: str | None = None) -> list[Path]:
-        """Remove temporary files and folders of dead writers and return what was removed.
+    def sweep(self, config: str | None = None, generation: int | None = None) -> list[Path]:
+        """Remove temporary files and folders of dead writers, of a config's ``generation`` alone if one
+        is given, and return what was removed.
 
         Those of living writers are locked by them and stay, whatever their age. With a bucket what has
         landed here and is not there yet is uploaded then.
         """
         remote = self.remote
+        depths = {"": 0, "quarantine": 0, ".locks": 0, "generations": 2, "pending": 0}
         if config is None:
             places = [self.root, *self.root.glob("*")]
-        else:
+        elif generation is None:
             places = [self._layout.config(check_name(config, "config"))]
-        depths = {"": 0, "quarantine": 0, ".locks": 0, "generations": 2, "pending": 0}
+        else:
+            places, depths = [self._layout.generation(config, generation)], {"": 1}
         leftovers = {
             path
             for place in places
@@ -409,7 +412,7 @@ class Store:
         }
         removed = [path for path in sorted(leftovers) if remove_abandoned(path)]
         if remote is not None:
-            remote.send_pending(*([] if config is None else [config]))
+            remote.send_pending(*(one for one in (config, generation) if one is not None))
         return removed
 
     @property
@@ -420,12 +423,10 @@ class Store:
     def remove_own(self, config: str) -> None:
         """Remove what this process is writing for `config` and will not finish.
 
-        For one that is about to leave at once: a draft that is still open then cannot land.
+        For one that is about to leave at once: a draft that is still open then cannot land, and one
+        that has just landed stays whole.
         """
         folder = self._layout.config(check_name(config, "config"))
         for depth in ("*", "*/*"):
             for path in folder.glob(f"generations/{depth}/{own_prefix()}*"):
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+                remove_unfinished(path)

@@ -1,6 +1,7 @@
 """What every step has around it, as the run's log shows it."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def test_the_ui_sees_how_far_it_is(data: Any, monkeypatch: pytest.MonkeyPatch) -
     assert [entry.step_key for entry in told] == ["play"]
 
 
+def test_what_an_earlier_try_has_left_half_written_is_removed(data: Any) -> None:
+    kinds = Store(data).root / "hex8_2p" / "generations"
+    left = kinds / "0003" / "window" / f"{TEMPORARY}1-0a0a0a0a-aa"
+    of_another = kinds / "0002" / "window" / f"{TEMPORARY}1-0a0a0a0a-aa"
+    for folder in (left, of_another):
+        folder.mkdir(parents=True)
+    run_it(data)
+    assert not left.exists() and of_another.exists()
+
+
 def metadata_of(events: Any) -> list[Any]:
     return [
         entry.dagster_event.engine_event_data.metadata
@@ -113,6 +124,23 @@ def test_only_what_this_process_was_writing_is_removed(store: Store) -> None:
     store.remove_own("hex8_2p")
     assert not mine.exists() and not file.exists()
     assert others.exists() and of_a_container.exists()
+
+
+def test_a_draft_that_is_landing_meanwhile_is_not_emptied(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, there = shutil.rmtree, []
+    with pytest.raises(FileNotFoundError), store.create("hex8_2p", 3, "checkpoint") as draft:
+        (draft.path / "model.safetensors").touch()
+
+        def remove(path: Path, **how: Any) -> None:
+            there.append(draft.path.exists())
+            whole(path, **how)
+
+        monkeypatch.setattr(shutil, "rmtree", remove)
+        store.remove_own("hex8_2p")
+    assert there == [False]  # it cannot land any more once it is being emptied
+    assert store.current("hex8_2p", 3, "checkpoint") is None
 
 
 # --- what is lost is tried again, what failed is not --------------------------------------------

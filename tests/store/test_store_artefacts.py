@@ -1,5 +1,6 @@
 """Artefacts: landing, every kind of damage, falling back, names."""
 
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,9 @@ from ringrift_pipeline.store import (
     SerializationError,
     Store,
     StoreError,
+    artefacts,
     generation_key,
+    quarantined,
 )
 from ringrift_pipeline.store.manifest import check_file, check_folder
 
@@ -317,6 +320,27 @@ def test_open_of_a_corrupt_current_artefact_withdraws_the_pointer(store: Store) 
         store.open(new.path)
     assert caught.value.quarantined is not None
     assert current(store) is None and store.open(old.path) == old
+
+
+@pytest.mark.parametrize("damaged", ["model.bin", "manifest.json", "current.json"])
+def test_nothing_is_taken_away_of_which_nobody_would_know(
+    store: Store, monkeypatch: pytest.MonkeyPatch, damaged: str
+) -> None:
+    folder = make(store).path
+    (folder.parent / damaged if damaged == "current.json" else folder / damaged).write_text("{}")
+    before = everything(store.root)
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(artefacts, "write_json_atomic", full)
+    with pytest.raises(OSError, match="No space left"):
+        current(store)
+    assert everything(store.root) == before
+    monkeypatch.undo()
+    with pytest.raises(CorruptArtefactError):
+        current(store)
+    assert [one.kind for one in quarantined(store, CONFIG)] == [KIND]
 
 
 def test_a_newer_format_is_refused_not_quarantined(store: Store, monkeypatch) -> None:

@@ -1,9 +1,13 @@
 """Plans and champions."""
 
+import errno
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -354,6 +358,29 @@ def test_a_copy_of_a_damaged_champion_serves_before_any_other(store: Store) -> N
     assert champion is not None and champion.path == second.path
     assert champion.stands_in_for is None and champion.reason == {"bound": 3}
     assert [one.generation for one in store.champions(CONFIG)] == [0, 1, 1]
+
+
+def test_a_champion_that_the_disk_cannot_read_is_followed_and_not_moved(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [put(store, generation) for generation in range(2)]
+    for generation, model in enumerate(models):
+        store.promote(CONFIG, generation, model, {})
+    whole = hashlib.file_digest
+
+    def of_a_bad_sector(file: Any, name: str) -> Any:
+        if Path(file.name).is_relative_to(models[1].path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(file, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", of_a_bad_sector)
+    with pytest.raises(CorruptArtefactError, match="'model.json' cannot be read: Input/output"):
+        store.require(CONFIG, 1, models[1].kind)
+    assert store.last_good(CONFIG, 1, models[1].kind) is None
+    champion = serving_champion(store, CONFIG)
+    assert champion is not None and champion.generation == 0
+    monkeypatch.undo()  # the disk is well again
+    assert store.require(CONFIG, 1, models[1].kind).digest == models[1].digest
 
 
 def test_the_only_champion_is_not_replaced_by_nothing(store: Store) -> None:
