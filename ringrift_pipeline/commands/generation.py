@@ -53,7 +53,7 @@ def selfplay(
         generation = _next_to_play(store, common)
     settings = next_settings(store, common.config, generation, settings).settings
     with _working(store, common.config, generation) as should_stop:
-        plan = plan_generation(store, common.config, generation, settings)
+        plan = plan_generation(store, common.config, generation, settings, should_stop=should_stop)
         if common.device is not None:
             plan = plan.on_device(common.device)
         if common.says_settings and plan.settings != settings:

@@ -14,6 +14,7 @@ and gauntlets play fixed numbers of games.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -83,6 +84,7 @@ def play_anchors(
     from ringrift_pipeline.evaluation.tables import GAMES
     from ringrift_pipeline.evaluation.tournament import Entrant, Match, play_matches
     from ringrift_pipeline.game import get_rules
+    from ringrift_pipeline.store import CorruptArtefactError
     from ringrift_pipeline.training.tables import write_table
 
     settings = plan.settings.evaluation
@@ -97,9 +99,10 @@ def play_anchors(
     }
     for generation in store.generations(plan.config):
         if generation <= plan.generation:
-            found = store.current(plan.config, generation, ANCHOR_KIND)
-            if found is not None and found.metadata == how:
-                return found
+            with contextlib.suppress(CorruptArtefactError):  # they are played again
+                found = store.current(plan.config, generation, ANCHOR_KIND)
+                if found is not None and found.metadata == how:
+                    return found
     games = play_matches(
         plan.config,
         [Entrant(name, name, settings.simulations, seed=ANCHOR_SEED) for name in ANCHOR_NAMES],

@@ -80,6 +80,7 @@ def promote_evaluated(
     model = store.require(config, generation, "ema_model")
     if report["candidate"]["digest"] != model.digest:
         return before, [*reasons, "but the model was made anew since: materialize evaluation again"]
+    history = store.champions(config)
     now = store.champion(config)
     met = (report.get("champion") or {}).get("digest")
     if now is not None and now.digest not in (met, model.digest):
@@ -92,7 +93,8 @@ def promote_evaluated(
         "evaluation": evaluation.digest,
         "run": run_id,
     }
-    champion = store.promote(config, generation, model, reason)
+    # whoever is promoted meanwhile was not met either
+    champion = store.promote(config, generation, model, reason, after=len(history))
     if (champion.generation, champion.digest) != (generation, model.digest):
         # A repeat of an old event: somebody newer has been promoted since.
         return before, [*reasons, f"generation {champion.generation:04d} is champion since"]

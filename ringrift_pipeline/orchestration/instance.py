@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,16 @@ from ringrift_pipeline.orchestration.places import (
     HOME_VARIABLE,
     home_folder,
     progress_folder,
+    services_folder,
 )
-from ringrift_pipeline.store import Store, read_bounded, write_bytes_atomic
+from ringrift_pipeline.orchestration.presence import present
+from ringrift_pipeline.store import LockedError, Store, read_bounded, write_bytes_atomic
 from ringrift_pipeline.store.atomic import TEMPORARY, ensure_folder, remove_abandoned
 
 LOCK = "dagster-instance"
 LARGEST = 1 << 20  # bytes of a ``dagster.yaml``
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
+ORPHANS = 20.0  # seconds within which the services of a killed command end by themselves
 
 ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 IN_PROGRESS = [DagsterRunStatus.NOT_STARTED, *ACTIVE]
@@ -89,10 +94,12 @@ def own_instance(data: Path) -> Iterator[DagsterInstance]:
 
     Raises:
         LockedError: another process runs this folder's, or this history's, daemon; it says which.
+            Of one that was killed the services may live on for some seconds: they are waited for.
     """
     store = Store(data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(store.lock(None, LOCK))
+        _outlive_the_last(data)
         _bring_up_to_date(data)
         instance = stack.enter_context(open_instance(data))
         stack.enter_context(only_daemon(instance))
@@ -104,6 +111,23 @@ def own_instance(data: Path) -> Iterator[DagsterInstance]:
         _limit_pools(instance)
         reconcile(instance, store)
         yield instance
+
+
+def _outlive_the_last(data: Path) -> None:
+    """Wait until the services of an owner that was killed have ended: they might start what we start."""
+    deadline = time.monotonic() + ORPHANS
+    while left := [one for one in present(data) if one.kind in ("daemon", "code-server")]:
+        if time.monotonic() > deadline:
+            one = left[0]
+            since = datetime.fromtimestamp(one.started, UTC).isoformat(timespec="seconds")
+            holder = {
+                "pid": one.pid,
+                "host": socket.gethostname(),
+                "since": since,
+                "command": f"the {one.kind} of a command that is gone",
+            }
+            raise LockedError(one.kind, services_folder(data), holder)
+        time.sleep(0.1)
 
 
 def sweep_home(data: Path) -> None:

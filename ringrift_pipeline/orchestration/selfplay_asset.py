@@ -81,7 +81,7 @@ def selfplay_shards(config: str) -> AssetsDefinition:
 
         with once(), running_step(context, config) as step:
             settings = context.resources.settings.of(step.store, config, step.generation)
-            made = plan_generation(step.store, config, step.generation, settings)
+            made = plan_generation(step.store, config, step.generation, settings, **step.hooks())
             if made.settings != settings:
                 context.log.warning(
                     f"{step.key} was planned before with other settings; its plan stands"

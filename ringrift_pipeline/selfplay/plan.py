@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ringrift_pipeline.selfplay.plan_form import check_form
+from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
 
 if TYPE_CHECKING:
     from ringrift_pipeline.enhancements.training_config import TrainingConfig
@@ -192,6 +193,8 @@ def plan_generation(
     generation: int,
     settings: TrainingConfig,
     now: datetime | None = None,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
 ) -> Plan:
     """Write the plan of a generation and return it; a plan already there is returned as it is.
 
@@ -205,8 +208,12 @@ def plan_generation(
     Where there is no earlier model of this config, ``finetune.source`` may name another config's;
     once a config has a model of its own, that setting changes nothing.
 
+    Damaged shards of the window are played again, which takes time: ``progress`` is told then.
+
     Raises
     ------
+    Interrupted
+        if ``should_stop`` says so while shards are played again.
     CorruptArtefactError, MissingArtefactError
         if the champion's files are damaged or gone, and those of every one before it.
     PlanError
@@ -252,7 +259,9 @@ def plan_generation(
     paths = {model["path"] for model in (champion, *opponents) if model is not None}
     playing = [store.open(store.root / path, verify=False).metadata for path in sorted(paths)]
     parent = _parent(store, config, generation, champion)
-    window, played, holdout = window_of(store, config, generation, sum(sizes), settings)
+    window, played, holdout = window_of(
+        store, config, generation, sum(sizes), settings, Reporter(progress, should_stop)
+    )
     finetune = _finetune(store, config, generation, settings, parent)
     if parent is None and finetune is not None:
         parent = finetune["source"]

@@ -49,7 +49,12 @@ def window_games(games: int, settings: TrainingConfig) -> int:
 
 
 def window_of(
-    store: Store, config: str, generation: int, own: int, settings: TrainingConfig
+    store: Store,
+    config: str,
+    generation: int,
+    own: int,
+    settings: TrainingConfig,
+    reporter: Reporter | None = None,
 ) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
     """The earlier shards that the window of a generation holds beside its ``own`` games, as in
     `Plan.window`, how many games the earlier generations have played (`Plan.played`), and
@@ -63,10 +68,12 @@ def window_of(
 
     played = _played(store, config, earlier, plan_of)
     room = window_games(own + played, settings) - own
-    return _entries(store, config, earlier, room), played, _holdout(earlier, plan_of)
+    return _entries(store, config, earlier, room, reporter), played, _holdout(earlier, plan_of)
 
 
-def _entries(store: Store, config: str, earlier: list[int], room: int) -> list[dict[str, Any]]:
+def _entries(
+    store: Store, config: str, earlier: list[int], room: int, reporter: Reporter | None
+) -> list[dict[str, Any]]:
     """The shards of earlier generations that hold ``room`` games, whole shards, newest first until
     there are enough; listed oldest generation first.
     """
@@ -76,7 +83,8 @@ def _entries(store: Store, config: str, earlier: list[int], room: int) -> list[d
         if room <= 0:
             break
         damaged = {one.kind for one in aside if one.generation == generation and one.kind}
-        for index, artefact in reversed(_landed_shards(store, config, generation, damaged)):
+        landed = _landed_shards(store, config, generation, damaged, reporter)
+        for index, artefact in reversed(landed):
             if room <= 0:
                 break
             entries.append({"generation": generation, "shard": index, "digest": artefact.digest})
@@ -88,7 +96,7 @@ def _entries(store: Store, config: str, earlier: list[int], room: int) -> list[d
 
 
 def _landed_shards(
-    store: Store, config: str, generation: int, damaged: set[str]
+    store: Store, config: str, generation: int, damaged: set[str], reporter: Reporter | None
 ) -> list[tuple[int, Artefact]]:
     """Number and artefact of every shard of a generation that is there, ascending.
 
@@ -104,22 +112,24 @@ def _landed_shards(
         try:
             artefact = store.current(config, generation, kind, verify=False)
             if artefact is None and kind in damaged:
-                artefact = _healed(store, config, generation, int(number))
+                artefact = _healed(store, config, generation, int(number), reporter)
         except CorruptArtefactError:
-            artefact = _healed(store, config, generation, int(number))
+            artefact = _healed(store, config, generation, int(number), reporter)
         if artefact is not None:
             found[int(number)] = artefact
     return sorted(found.items())
 
 
-def _healed(store: Store, config: str, generation: int, index: int) -> Artefact | None:
+def _healed(
+    store: Store, config: str, generation: int, index: int, reporter: Reporter | None
+) -> Artefact | None:
     from ringrift_pipeline.selfplay.shards import ShardError
 
     digests = _collected(store, config, generation)
     why = "how its bytes were is not known any more"
     if index < len(digests):
         try:
-            return _recorded(store, config, generation, index, digests[index])
+            return _recorded(store, config, generation, index, digests[index], reporter=reporter)
         except ShardError as error:
             why = str(error)
     _log.warning(

@@ -254,6 +254,8 @@ class _Crew:
         try:
             kind, index, *rest = worker.connection.recv()
         except (EOFError, OSError):
+            worker.process.join(_TOLD)
+            worker.process.kill()  # one that has closed its pipe may hang before it has ended
             worker.process.join()
             worker.end = worker.end or _end_of(worker.process.exitcode)
             worker.connection.close()

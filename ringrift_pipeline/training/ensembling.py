@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,14 +119,17 @@ def build_ensemble(
 
 def earlier_members(store: Store, plan: Plan) -> dict[str, Artefact]:
     """The members beside a generation's own model, by name: EMA models of earlier generations,
-    newest first, one fewer than ``ensemble.members`` at most.
+    newest first, one fewer than ``ensemble.members`` at most. Without those that are damaged.
     """
+    from ringrift_pipeline.store import CorruptArtefactError
+
     found: dict[str, Artefact] = {}
     for generation in sorted(store.generations(plan.config), reverse=True):
         if generation < plan.generation and len(found) < plan.settings.ensemble.members - 1:
-            model = store.current(plan.config, generation, "ema_model")
-            if model is not None:
-                found[f"ema-{generation:04d}"] = model
+            with contextlib.suppress(CorruptArtefactError):
+                model = store.current(plan.config, generation, "ema_model")
+                if model is not None:
+                    found[f"ema-{generation:04d}"] = model
     return found
 
 

@@ -22,7 +22,7 @@ from ringrift_pipeline.evaluation.rating_curve import (
 from ringrift_pipeline.evaluation.rating_list import play_anchors, rate_all
 from ringrift_pipeline.evaluation.ratings import fit_ratings
 from ringrift_pipeline.evaluation.tables import RATING_LIST
-from ringrift_pipeline.selfplay import Plan
+from ringrift_pipeline.selfplay import Plan, load_plan
 from ringrift_pipeline.store import Artefact, MissingArtefactError, Store
 from ringrift_pipeline.training import read_table
 
@@ -100,6 +100,15 @@ def test_the_baselines_meet_once_a_config(
     games = pl.read_parquet(first.file("games.parquet"))
     assert games["match"].unique(maintain_order=True).to_list() == ["rollout", "heuristic"]
     assert games.group_by("match").len()["len"].to_list() == [6, 6]
+
+
+def test_damaged_games_of_the_baselines_are_played_again(copied: Store) -> None:
+    plan = load_plan(copied, CONFIG, 1)
+    first = copied.require(CONFIG, 0, "anchor_games")
+    first.file("games.parquet").write_bytes(b"rotten")
+    again = play_anchors(copied, plan)
+    assert again is not None and (again.generation, again.digest) != (0, first.digest)
+    assert again.files["games.parquet"] == first.files["games.parquet"]
 
 
 def test_the_same_games_are_not_rated_twice(

@@ -52,6 +52,30 @@ def test_a_promotion_notes_a_rating_on_the_heuristics_scale_alone(name: str, sto
     assert champion.reason["rating"] == (rating if name == "eval/elo" else None)
 
 
+def test_whom_somebody_promotes_meanwhile_stays(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, model, other = (fake_model(store, CONFIG, number) for number in range(3))
+    store.promote(CONFIG, 0, first, {})
+    report = {
+        "candidate": {"digest": model.digest, "name": "generation:0001"},
+        "champion": {"digest": first.digest},
+        "gate": {"promote": True, "reasons": ["beats everybody"]},
+    }
+    with store.create(CONFIG, 1, "evaluation", {}) as draft:
+        (draft.path / "report.json").write_text(json.dumps(report))
+    promote = store.promote
+
+    def late(*what: Any, **how: Any) -> Any:
+        promote(CONFIG, 2, other, {})  # between the look at the champion and the promotion
+        return promote(*what, **how)
+
+    monkeypatch.setattr(store, "promote", late)
+    promoted, reasons = promote_evaluated(store, draft.artefact, None)
+    assert not promoted and "generation 0002 is champion since" in reasons
+    assert [one.generation for one in store.champions(CONFIG)] == [0, 2]
+
+
 # --- the limit -----------------------------------------------------------------------------------
 
 

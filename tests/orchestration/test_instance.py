@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 from dagster import DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
+from ringrift_pipeline.orchestration import instance as instance_module
 from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.instance import (
     open_instance,
@@ -28,6 +31,7 @@ from ringrift_pipeline.orchestration.instance_file import (
 from ringrift_pipeline.orchestration.jobs import cores
 from ringrift_pipeline.orchestration.outbox import WAITING, Outbox, read_alert
 from ringrift_pipeline.orchestration.places import data_folder, home_folder, progress_folder
+from ringrift_pipeline.orchestration.presence import present
 from ringrift_pipeline.orchestration.run_order import GenerationsInOrder
 from ringrift_pipeline.orchestration.services import MOST_ENDS, Service, ServiceError
 from ringrift_pipeline.store import LockedError, Store
@@ -250,6 +254,40 @@ def test_a_second_daemon_is_refused(data: Path) -> None:
         holder.wait(timeout=60)
     with own_instance(data):
         pass
+
+
+ORPHAN = """
+import sys, time
+from ringrift_pipeline.orchestration.presence import announce
+announce("code-server", [])
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_services_of_a_killed_owner_are_outlived(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "RINGRIFT_DATA": str(data)},
+    )
+    assert orphan.stdout and orphan.stdin
+    try:
+        assert orphan.stdout.readline() == b"up\n"
+        with monkeypatch.context() as patch:
+            patch.setattr(instance_module, "ORPHANS", 0.3)
+            with pytest.raises(LockedError, match=f"process {orphan.pid} "), own_instance(data):
+                pass
+        threading.Timer(0.5, orphan.stdin.close).start()
+        with own_instance(data):
+            assert present(data) == []
+    finally:
+        orphan.kill()
+        orphan.stdout.close()
+        orphan.wait(timeout=60)
 
 
 def test_lost_runs_are_reported_at_the_start(data: Path) -> None:

@@ -31,6 +31,7 @@ from ringrift_pipeline.training import (
     train,
 )
 from ringrift_pipeline.training.calibrating import _by_seat, _report, draw_stages
+from ringrift_pipeline.training.ensembling import earlier_members
 from ringrift_pipeline.training.forward import held_out_losses, value_logits
 
 
@@ -100,6 +101,12 @@ def test_ensemble_holds_the_newest_models_and_measures_them(trained: Store, seco
     assert 5 * (few["policy_loss_a_row"] + few["value_loss"]) == pytest.approx(total, rel=1e-4)
     assert report["ensemble"]["policy_disagreement"] > 0
     assert sum(p["rows"] for p in report["ensemble"]["disagreement_by_phase"].values()) == len(rows)
+
+
+def test_a_damaged_model_is_no_member(store: Store, second: Plan) -> None:
+    assert [*earlier_members(store, second)] == ["ema-0000"]
+    store.require(second.config, 0, "ema_model").file("model.safetensors").write_bytes(b"rotten")
+    assert earlier_members(store, second) == {}
 
 
 def test_calibration_reports_before_and_after_on_held_out_games(
