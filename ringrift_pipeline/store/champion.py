@@ -216,10 +216,13 @@ def _pointed(layout: Layout, config: str) -> dict[str, Any] | None:
         if damage is not None:  # killed before the next line, it is gone: the same is done then
             put_aside(layout, config, pointer, (pointer.name,), what)
         write_bytes_atomic(pointer, sealed_bytes(history[-1], "champion"))
-    except OSError:
-        if damage is not None:
-            raise damage from None
-        raise
+    except OSError as error:
+        if damage is None:
+            raise
+        why = f"{what}, and it cannot be written again as {path.name} says: {error}"
+        raise CorruptArtefactError(
+            pointer, why, "make the disk well, and it is written again"
+        ) from error
     _log.warning(
         "%s: %s; written again as the last line of %s says: generation %04d is champion",
         pointer,

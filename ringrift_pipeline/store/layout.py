@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 from datetime import datetime
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from ringrift_pipeline.store.errors import InvalidNameError, OutsideError
 
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
 _GENERATION = re.compile(r"[0-9]{4}|[1-9][0-9]{4,8}")
 LARGEST_GENERATION = 999_999_999
@@ -66,6 +69,21 @@ def landed_when(name: str) -> datetime | None:
         return None
 
 
+_told: set[Path] = set()  # generations whose plan is gone, of which the log has said so
+
+
+def _tell_of_a_lost_plan(folder: Path) -> None:
+    """A generation begins with its plan: one that holds artefacts and no plan has lost it."""
+    with contextlib.suppress(OSError):
+        if folder not in _told and any(
+            entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)
+        ):
+            _told.add(folder)
+            _log.warning(
+                "%s is gone: restore it; its generation is left out until then", folder / PLAN
+            )
+
+
 class Layout:
     """Every path of one data root. Makes no folders."""
 
@@ -101,16 +119,22 @@ class Layout:
         return self.generations(config) / generation_key(generation)
 
     def planned(self, config: str) -> list[int]:
-        """Generations that have a plan, ascending."""
+        """Generations that have a plan, ascending. The log says, once a process, where one is gone."""
         folder = self.generations(config)
         try:
             names = os.listdir(folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        numbers = ((parse_generation(name), os.path.join(folder, name, PLAN)) for name in names)
-        return sorted(
-            number for number, plan in numbers if number is not None and os.path.exists(plan)
-        )
+        found = []
+        for name in names:
+            number = parse_generation(name)
+            if number is None:
+                continue
+            if os.path.exists(os.path.join(folder, name, PLAN)):
+                found.append(number)
+            else:
+                _tell_of_a_lost_plan(folder / name)
+        return sorted(found)
 
     def plan(self, config: str, generation: int) -> Path:
         return self.generation(config, generation) / PLAN

@@ -26,7 +26,7 @@ from .tracing import Zygote, traced
 
 MIXTURES = 6
 AGAIN = 21  # of so many disks the stage is done again on one, and on those after the last event
-PASSING = ("training_state", *PART_PREFIXES)  # replaced while a stage works, gone when it is done
+PASSING = ("training_state", *PART_PREFIXES)  # replaced while a stage works; parts go when it is done
 ONE_PROCESS = [stage for stage in (*stages.NAMES, *stages.LATER) if stage not in stages.MULTI]
 Copy = Callable[[str], Path]
 
@@ -98,7 +98,7 @@ def check(
     run = zygote.traced(root, stage, NOW, data=True)
     assert run.status == 0, run.errors
     after, wanted = kinds(root), made(root)
-    asked = 0
+    asked = durable = 0
     for number, loss, left in disks(disk, run.events, run.data, tally.seed(), mixtures):
         last = number == len(run.events)
         if number % every and not last:
@@ -106,12 +106,19 @@ def check(
         asked += 1
 
         def one(
-            left: Left = left, last: bool = last, again: bool = last or asked % AGAIN == 1
-        ) -> dict[str, int] | None:
+            left: Left = left, last: bool = last, loss: str = loss,
+            again: bool = last or asked % AGAIN == 1,
+        ) -> dict[str, int] | None:  # fmt: skip
+            nonlocal durable
             place = tmp_path / "left"
             shutil.rmtree(place, ignore_errors=True)
             lay_out(left, place)
             found = kinds(place)
+            if stage == "train":  # a state that a restart could count on stays until a later one
+                state = Store(place).last_good(stages.CONFIG, NOW, "training_state")
+                step = 0 if state is None else int(state.metadata["step"])
+                assert step >= durable, f"the state of step {durable} is lost"
+                durable = max(durable, step) if loss == "all" else durable
             for kind in after.keys() | before.keys():
                 assert found.get(kind) in (before.get(kind), after.get(kind)), kind
             assert found == after or not last  # nothing that was promised is lost

@@ -5,7 +5,6 @@ Also a list of all that writes, which has to be brought up when something new do
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ringrift_pipeline.store import Store
 from . import tally
 from .power_loss import Disk, Left, disks, lay_out
 from .tally import Cases
-from .test_failing_disk import CLEAR, WAYS
+from .test_failing_disk import WAYS, named
 from .test_kills import MODES, chosen
 from .test_power_loss import AGAIN
 from .tracing import KILLED, Event, Zygote
@@ -81,7 +80,7 @@ class Trial:
         if run.status:
             assert self.name not in NOT_DURABLE, what  # nobody may fail for want of them
             assert way != "short" and run.status == 1, what
-            assert re.fullmatch(CLEAR, run.errors.strip().splitlines()[-1]), what
+            assert named(run.errors, error), what
         self.check_between(root, what)
         self.check_again(root, what)
 

@@ -24,6 +24,7 @@ from ringrift_pipeline.store import (
     reason_of,
     serving_champion,
 )
+from ringrift_pipeline.store import champion as champion_module
 from ringrift_pipeline.store.manifest import sealed_bytes
 
 CONFIG = "square19_4p"
@@ -381,6 +382,38 @@ def test_a_champion_that_the_disk_cannot_read_is_followed_and_not_moved(
     assert champion is not None and champion.generation == 0
     monkeypatch.undo()  # the disk is well again
     assert store.require(CONFIG, 1, models[1].kind).digest == models[1].digest
+
+
+def test_a_champion_that_cannot_be_written_again_says_why(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.promote(CONFIG, 0, put(store, 0), {})
+    (store.root / CONFIG / "champion.json").write_text("rotten")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(champion_module, "write_bytes_atomic", full)
+    with pytest.raises(CorruptArtefactError, match=r"cannot be written again .* No space left"):
+        store.champion(CONFIG)
+    monkeypatch.undo()
+    champion = store.champion(CONFIG)
+    assert champion is not None and champion.generation == 0
+
+
+def test_a_plan_that_is_gone_is_told_of_once(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for generation in range(3):
+        store.write_plan(CONFIG, generation, {})
+    put(store, 1)
+    assert store.generations(CONFIG) == [0, 1, 2] and not caplog.text
+    for generation in (1, 2):
+        (store.root / CONFIG / "generations" / f"000{generation}" / "plan.json").unlink()
+    for _ in range(2):
+        assert store.generations(CONFIG) == [0]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "0001/plan.json is gone: restore it" in said  # there is nothing else of the other
 
 
 def test_the_only_champion_is_not_replaced_by_nothing(store: Store) -> None:
