@@ -26,7 +26,10 @@ from .tracing import Zygote, traced
 
 MIXTURES = 6
 AGAIN = 21  # of so many disks the stage is done again on one, and on those after the last event
-PASSING = ("training_state", *PART_PREFIXES)  # replaced while a stage works; parts go when it is done
+PASSING = (
+    "training_state",
+    *PART_PREFIXES,
+)  # replaced while a stage works; parts go when it is done
 ONE_PROCESS = [stage for stage in (*stages.NAMES, *stages.LATER) if stage not in stages.MULTI]
 Copy = Callable[[str], Path]
 

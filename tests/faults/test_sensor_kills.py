@@ -124,6 +124,12 @@ def check(place: Path, what: str) -> None:
             assert len(events) == 1, what
 
 
+@pytest.mark.bounded
+def test_a_daemon_killed_while_it_promotes(ticker: Zygote, landed: Path, tmp_path: Path) -> None:
+    stage = kill(ticker, landed, tmp_path / "data", "torn", 8, TWO[0])
+    assert stage is not None and stage != "cursor kept"
+
+
 def test_a_daemon_killed_at_a_few_events_of_a_tick(
     ticker: Zygote, landed: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from . import stages, tally
 from .tally import Cases
 
@@ -81,35 +83,50 @@ def requests(address: str) -> list[Any]:
     return [ask(address, "/api/choose", body), ask(address, "/api/games"), shards]
 
 
+def kill(data: Path, wanted: list[Any], before: dict[str, str], seconds: float) -> None:
+    """Kill a server some seconds after its first visitor came; the next one answers as it would have."""
+    with playing(data) as (process, address):
+        done: list[Any] = []
+
+        def visit() -> None:
+            with contextlib.suppress(OSError, ValueError, http.client.HTTPException):  # it dies
+                while True:
+                    done.append(requests(address))
+
+        visitor = threading.Thread(target=visit, daemon=True)
+        visitor.start()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+        visitor.join(30)
+        assert not visitor.is_alive()
+        assert all(one == wanted for one in done)
+    assert files(data) == before
+    with playing(data) as (_, address):
+        assert requests(address) == wanted
+
+
+def undisturbed(data: Path) -> tuple[list[Any], dict[str, str]]:
+    """What a server answers, and the files that are there."""
+    before = files(data)
+    with playing(data) as (_, address):
+        return requests(address), before
+
+
+@pytest.mark.bounded
+def test_a_server_killed_once(copy_of: Copy) -> None:
+    data = copy_of("end")
+    kill(data, *undisturbed(data), 0.5)
+
+
 def test_a_server_killed_while_it_answers(copy_of: Copy) -> None:
     cases = Cases("killed servers", "play page")
     data = copy_of("end")
-    before = files(data)
-    with playing(data) as (_, address):
-        wanted = requests(address)
-
-    def kill(rng: random.Random) -> None:
-        with playing(data) as (process, address):
-            done: list[Any] = []
-
-            def visit() -> None:
-                with contextlib.suppress(OSError, ValueError, http.client.HTTPException):  # it dies
-                    while True:
-                        done.append(requests(address))
-
-            visitor = threading.Thread(target=visit, daemon=True)
-            visitor.start()
-            time.sleep(rng.uniform(0.0, 4.0))
-            process.send_signal(signal.SIGKILL)
-            process.wait(10)
-            visitor.join(30)
-            assert not visitor.is_alive()
-            assert all(one == wanted for one in done)
-        assert files(data) == before
-        with playing(data) as (_, address):
-            assert requests(address) == wanted
-
+    wanted, before = undisturbed(data)
     for number in range(tally.total(KILLS)):
         rng = random.Random(f"{tally.seed()} {number}")
-        cases.run(f"kill {number}", lambda r=rng: kill(r))  # type: ignore[misc]
+        cases.run(
+            f"kill {number}",
+            lambda r=rng: kill(data, wanted, before, r.uniform(0.0, 4.0)),  # type: ignore[misc]
+        )
     cases.settle()
