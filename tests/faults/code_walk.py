@@ -32,11 +32,11 @@ ANYWHERE = {
     *("FilesystemIOManager", "fs_io_manager", "mem_io_manager", "InMemoryIOManager"),
     *("PickledObjectFilesystemIOManager", "UPathIOManager"),
 }
+# A module as a value might be asked for anything, under another name.
+NO_VALUES = {"torch", "numpy", "yaml", "os", "importlib"}
 # Names that must not be looked up by a text, as in getattr(torch, "load").
 BY_TEXT = {name for names in LOADERS.values() for name in names} | ANYWHERE | BUILTINS | MODULES
 BY_TEXT -= {"code"}  # a plain word
-# A module as a value might be asked for anything, under another name.
-NO_VALUES = {"torch", "numpy", "yaml", "os", "importlib"}
 WITHOUT_PICKLES = {"numpy.load", "numpy.lib.format.read_array"}
 LAZY = "importlib.import_module"
 
@@ -80,12 +80,17 @@ def offences(tree: ast.Module) -> Iterator[tuple[int, str]]:
                 sound = isinstance(word.value, ast.Constant) and word.value.value is False
                 if word.arg in ("allow_pickle", "shell") and not sound:
                     yield node.lineno, f"{word.arg} that is not False"
-            asked = dotted(node.func, names).rpartition(".")[2]
+            called = dotted(node.func, names)
+            asked = called.rpartition(".")[2]
+            if called == "sys.modules.get" and isinstance(node.args[0], ast.Constant):
+                yield node.lineno, "a module out of sys.modules"
             if asked in ("getattr", "attrgetter", "methodcaller", "__getattribute__", "get"):
                 for argument in node.args:
                     yield from looked_up(argument)
         elif isinstance(node, ast.Subscript):
             yield from looked_up(node.slice)
+            if dotted(node.value, names) == "sys.modules":
+                yield node.lineno, "a module out of sys.modules"
 
 
 def dotted(node: ast.expr, names: dict[str, str]) -> str:
