@@ -28,8 +28,9 @@ Claims:
   looked for meanwhile. They have to be 0;
 - growth of memory (proportional set size), open files and threads of each service, by hour, from
   the samples of the same process, at most `soak_claims.GROWTH`;
-- what stays on the disk of a generation once retention has made room, in artefacts and in Dagster's
-  history, which nothing deletes: at most `soak_claims.STAYS`, for the settings of the default.
+- what stays on the disk of a generation once retention has made room, in artefacts (of those that lie
+  behind: of the newest everything stays, and of the champion's) and in Dagster's history, which nothing
+  deletes: at most `soak_claims.STAYS`, for the settings of the default.
 
 Linux only: processes are found and measured in /proc. A short soak says that it works. The exit
 code is 1 where a limit was not kept.
@@ -55,7 +56,7 @@ from typing import Any
 import numpy as np
 from orchestration import TINY
 from process_tree import PSS, family, measured, steps
-from soak_claims import KINDS, SERVICES, Seen, claims, kept, useful_work
+from soak_claims import KINDS, NEWEST, SERVICES, Disk, Seen, claims, kept, useful_work
 
 CONFIG = "square8_2p"
 SMALLER = (  # of the smoke preset
@@ -168,9 +169,14 @@ class Soak(Seen):
         self.see_landings(store, self.config)
         with open_instance(self.data) as instance:
             clear(instance, store, RetentionConfig(budget_gb=1e-6, dry_run=False))
+        folder, champion = self.data / self.config, store.champion(self.config)
+        reigns = None if champion is None else champion.generation
+        behind = [n for n in store.generations(self.config)[:-NEWEST] if n != reigns]
+        stayed = sum(disk_usage(folder / "generations" / f"{n:04d}") for n in behind) / 1e3
         history = disk_usage(self.data / "dagster") / 1e3
-        artefacts = disk_usage(self.data / self.config) / 1e3
-        self.disk.append((time.time(), len(self.checked), artefacts, history))
+        decided, artefacts = len(self.checked), disk_usage(folder) / 1e3
+        look = Disk(time.time(), decided, artefacts, len(behind), stayed, history)
+        self.disk.append(look)
 
     def stop(self) -> None:
         assert self.process is not None
@@ -237,7 +243,7 @@ def draw(soak: Soak, path: Path) -> None:
     memory.set(ylabel="MB", title="memory of the services; a line for every kill")
     memory.legend(fontsize=8)
     if soak.disk:
-        at, _, artefacts, history = np.array(soak.disk).T
+        at, _, artefacts, _, _, history = np.array(soak.disk).T
         disk.plot((at - soak.began) / 60.0, artefacts / 1e3, marker=".", label="artefacts")
         disk.plot((at - soak.began) / 60.0, history / 1e3, marker=".", label="history")
         disk.legend(fontsize=8)

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from orchestration import Claim, Span, union
@@ -20,10 +20,32 @@ TARGET = 20.0  # seconds from a kill to the next useful step
 GENERATION = 600.0  # seconds in which one generation has to be decided
 GROWTH = {PSS: 30.0, FILES: 5.0, THREADS: 2.0}  # an hour, that counts as flat
 UNITS = {PSS: "MB", FILES: "files", THREADS: "threads"}
-# kB of a generation that may stay. Artefacts: 160 games of 18.6 kB, the averaged model, and reports,
-# tables and pictures. History: 870 kB where eight shards are played and nothing is killed, and most
+# kB of a generation that may stay. Artefacts: 160 games of 18.6 kB, and a megabyte of model, reports,
+# tables and pictures, with room for half as much again. History: 870 kB where eight shards are played and nothing is killed, and most
 # of it again for what was killed and done anew (docs/scale.md).
+NEWEST = 3  # retention keeps two, and one is being made
 STAYS = {"artefacts": 6_000.0, "history": 1_500.0}
+
+
+class Disk(NamedTuple):
+    """What there was after retention, in kB.
+
+    Attributes:
+        at: seconds since the epoch.
+        decided: generations.
+        artefacts: of all generations.
+        behind: how many generations lie behind: neither one of the `NEWEST`, of which everything stays,
+            nor the reigning champion's.
+        stayed: artefacts of those.
+        history: Dagster's.
+    """
+
+    at: float
+    decided: int
+    artefacts: float
+    behind: int
+    stayed: float
+    history: float
 
 
 @dataclass
@@ -34,7 +56,7 @@ class Seen:
         kills: when, and what kind.
         restarts: when the command was begun again.
         samples: of a service's process: when, kind, process id, what it takes.
-        disk: after retention: when, generations decided, kB of artefacts, kB of Dagster's history.
+        disk: after each retention.
         games: how many shards of decided generations hold a game, by its id.
         landings: names of the folders that landed, by generation and kind of shard. One that is gone
             again was seen all the same.
@@ -48,7 +70,7 @@ class Seen:
     kills: list[tuple[float, str]] = field(default_factory=list)
     restarts: list[float] = field(default_factory=list)
     samples: list[tuple[float, str, int, dict[str, float]]] = field(default_factory=list)
-    disk: list[tuple[float, int, float, float]] = field(default_factory=list)
+    disk: list[Disk] = field(default_factory=list)
     games: Counter[str] = field(default_factory=Counter)
     landings: defaultdict[tuple[int, str], set[str]] = field(
         default_factory=lambda: defaultdict(set)
@@ -200,18 +222,23 @@ def waiting(waits: list[tuple[str, float]], means: bool) -> Iterator[Claim]:
             )
 
 
-def staying(disk: list[tuple[float, int, float, float]], means: bool) -> Iterator[Claim]:
-    """Claims of what stays on the disk of a generation, from the first look to the last."""
-    looks = len({generations for _, generations, _, _ in disk})
+def staying(disk: list[Disk], means: bool) -> Iterator[Claim]:
+    """Claims of what stays on the disk of a generation."""
+    looks = len({look.decided for look in disk})
     yield least("looks at the disk with a generation between them", looks, "looks", 2, means)
-    if looks < 2:
-        return
-    (_, first, *before), (_, last, *after) = disk[0], disk[-1]
-    for name, one, two in zip(STAYS, before, after, strict=True):
-        each = (two - one) / (last - first)
-        what = f"disk that stays of a generation after retention, {name}"
-        more = {"last": round(two), "generations": last}
-        yield limited(what, each, "kB", STAYS[name], means, **more)
+    behind = disk[-1].behind if disk else 0
+    yield least("generations that lie behind, for their disk", behind, "generations", 1, means)
+    what = "disk that stays of a generation after retention"
+    if behind:
+        stayed = disk[-1].stayed
+        yield limited(
+            f"{what}, artefacts", stayed / behind, "kB", STAYS["artefacts"], means, of=behind
+        )
+    if looks > 1:
+        first, last = disk[0], disk[-1]
+        each = (last.history - first.history) / (last.decided - first.decided)
+        total = round(last.history)
+        yield limited(f"{what}, history", each, "kB", STAYS["history"], means, last=total)
 
 
 def claims(soak: Seen, spans: list[Span], succeeded: Counter[str], means: bool) -> Iterator[Claim]:

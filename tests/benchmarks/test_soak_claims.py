@@ -37,7 +37,7 @@ def seen(soak: ModuleType, **changed: Any) -> Any:
             for kind in soak.SERVICES
             for at in range(0, 3600, 60)
         ],
-        "disk": [(300.0, 2, 3000.0, 2000.0), (3600.0, 12, 13_000.0, 10_000.0)],
+        "disk": looks(soak, stayed=40_000.0, history=10_000.0),
         "games": Counter({f"game-{number}": 1 for number in range(48)}),
         "checked": set(range(12)),
     }
@@ -45,6 +45,14 @@ def seen(soak: ModuleType, **changed: Any) -> Any:
     for generation in range(12):
         made.landings[generation, "selfplay-shard-0000"].add("one")
     return made
+
+
+def looks(soak: ModuleType, stayed: float, history: float) -> list[Any]:
+    """The disk after 2 and after 12 generations, of which 9 lie behind."""
+    return [
+        soak.Disk(300.0, 2, 60_000.0, 0, 0.0, 2000.0),
+        soak.Disk(3600.0, 12, 150_000.0, 9, stayed, history),
+    ]
 
 
 def missed(soak: ModuleType, what: Any, spans: Any = SPANS, twice: str = "") -> list[str]:
@@ -73,12 +81,13 @@ def failures(soak: ModuleType) -> Iterator[tuple[Any, str]]:
     yield replayed, "shards played twice"
     yield seen(soak, checked={*range(11), 12}), "generations missing"
     yield seen(soak, unloadable=1), "champion not loadable"
-    more = [(3600.0, 12, 70_000.0, 10_000.0)]
-    yield seen(soak, disk=[(300.0, 2, 3000.0, 2000.0), *more]), "after retention, artefacts"
-    more = [(3600.0, 12, 13_000.0, 20_000.0)]
-    yield seen(soak, disk=[(300.0, 2, 3000.0, 2000.0), *more]), "after retention, history"
-    yield seen(soak, disk=[]), "looks at the disk with a generation between them"
-    yield seen(soak, disk=more * 3), "looks at the disk with a generation between them"
+    lately = "after retention, artefacts"
+    yield seen(soak, disk=looks(soak, stayed=80_000.0, history=10_000.0)), lately
+    yield seen(soak, disk=looks(soak, stayed=40_000.0, history=20_000.0)), "retention, history"
+    one = looks(soak, stayed=40_000.0, history=10_000.0)[1:]
+    yield seen(soak, disk=one * 3), "looks at the disk with a generation between them"
+    none = [look._replace(behind=0) for look in looks(soak, stayed=0.0, history=10_000.0)]
+    yield seen(soak, disk=none), "generations that lie behind, for their disk"
     grown = [
         (float(at), "daemon", 7, {"memory": 100.0 + at / 60, "open files": 9.0, "threads": 4.0})
         for at in range(0, 3600, 60)
