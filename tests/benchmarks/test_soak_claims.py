@@ -83,7 +83,7 @@ def failures(soak: ModuleType) -> Iterator[tuple[Any, str]]:
     yield seen(soak, unloadable=1), "champion not loadable"
     lately = "after retention, artefacts"
     yield seen(soak, disk=looks(soak, stayed=80_000.0, history=10_000.0)), lately
-    yield seen(soak, disk=looks(soak, stayed=40_000.0, history=20_000.0)), "retention, history"
+    yield seen(soak, disk=looks(soak, stayed=40_000.0, history=40_000.0)), "retention, history"
     one = looks(soak, stayed=40_000.0, history=10_000.0)[1:]
     yield seen(soak, disk=one * 3), "looks at the disk with a generation between them"
     none = [look._replace(behind=0) for look in looks(soak, stayed=0.0, history=10_000.0)]
