@@ -14,9 +14,10 @@ Then each stage runs on it in a process of its own:
 
 Claims, by size:
 
-- the processor time of a game (the wall time beside it), against that at the smallest size: linear
+- the processor time of a game (the wall time beside it), against that at the size before it: linear
   means a ratio of 1, or more where what does not depend on the number of games (a picture) weighs at
-  the smallest size; a game may cost a quarter more than there, no more;
+  the smaller size; a game may cost a quarter more than there, no more. Against the smallest size alone,
+  where that weighs most, a cost that grows faster would be hidden;
 - the most memory beyond what the process had when it began, against a bound that is the same for all
   sizes, some megabytes and so many bytes a game and a decision. Memory is what is the process's own
   (``RssAnon``; Linux): pages of a mapped file are the kernel's to take back.
@@ -57,7 +58,7 @@ SAMPLE = 200  # games that are played
 SHARD = 1_000  # games in one file
 FEW = 20  # games that a stage is tried on before it is measured
 DISK = 20.0  # GB
-LINEAR = 0.8  # least ratio of the cost of a game at the smallest size to that at another
+LINEAR = 0.8  # least ratio of the cost of a game at the size before to that at another
 # What a stage may take beyond its beginning: MB, bytes a game, bytes a decision.
 BOUNDS = {
     "score": (150.0, 3_000.0, 0.0),
@@ -247,7 +248,7 @@ def series(config: str, arguments: Any, plies: int) -> Iterator[Claim]:
 
     played = sample(config, arguments.sample, settings_for(arguments.sample, plies))
     length = "whole games" if plies == 0 else f"games of {plies} plies"
-    first: dict[str, float] = {}
+    before: dict[str, float] = {}
     each = 0.0  # bytes that a game takes on the disk
     for games in sorted(arguments.games):
         what = f"many games: {config}, {games:,} {length}"
@@ -271,13 +272,13 @@ def series(config: str, arguments: Any, plies: int) -> Iterator[Claim]:
                 cpu = time.process_time() - spent
                 writing = Stage(time.perf_counter() - began, cpu, 0.0)
                 if not parent:
-                    yield cost(f"{what}, write", writing, games, rows, first)
+                    yield cost(f"{what}, write", writing, games, rows, before)
                 stages = ("mine with a network",) if parent else ("score", "window", "mine")
                 if parent:  # the window that is mined is there already in the loop
                     in_its_own_process(root, few, config, made, "window")
                 for name in stages:
                     stage = in_its_own_process(root, few, config, made, name)
-                    yield cost(f"{what}, {name}", stage, games, rows, first)
+                    yield cost(f"{what}, {name}", stage, games, rows, before)
                     yield memory(f"{what}, {name}", name, stage.megabytes, games, rows)
                 each = max(each, used_bytes(root) / games)
         yield {
@@ -290,10 +291,13 @@ def series(config: str, arguments: Any, plies: int) -> Iterator[Claim]:
         }
 
 
-def cost(what: str, stage: Stage, games: int, rows: int, first: dict[str, float]) -> Claim:
-    """Processor time of a game, against that at the smallest size."""
-    value = stage.cpu / games
-    reference = first.setdefault(what.rpartition(", ")[2], value)
+def cost(what: str, stage: Stage, games: int, rows: int, before: dict[str, float]) -> Claim:
+    """Processor time of a game, against that at the size before.
+
+    ``before`` holds each stage's, seconds by the stage's name, which ends ``what``; it is kept.
+    """
+    name, value = what.rpartition(", ")[2], stage.cpu / games
+    reference, before[name] = before.get(name, value), value
     return {
         "claim": f"{what}: processor time of a game",
         "value": round(value * 1e6, 2),

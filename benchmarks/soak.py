@@ -6,25 +6,31 @@
 ``ringrift loop --ui`` works in an empty folder through the real daemon; the process that was killed
 is the worker of a step, the process of a run, the daemon, the web server, the code server, whose death
 takes the runs with it, or the command itself, one every ``--every`` seconds on average, none in the last
-minute. Whatever ends the command, it is begun again at once, as any supervisor would; nobody does
-anything else. Ctrl-C ends the soak early and reports.
+minute. Whatever ends the command, it is begun again at once, as any supervisor would; and every
+``--retention`` minutes the soak deletes what the job ``disk_retention`` would with a budget of nothing.
+Nobody does anything else. Ctrl-C ends the soak early and reports.
 
 A 99th percentile wants a hundred kills and more: ``--every 20`` gives some 170 in an hour, where the
 default of 45 gives some 75.
 
 Claims:
 
-- generations completed, kills, how often the command had to be begun again;
+- generations completed, one for every ten minutes and one in any case; kills, one at least; how often
+  the command had to be begun again;
 - the share of time in which some step's own work was done that was not lost, as the steps note it in
   the history;
 - from a kill to the next moment at which such work is done: 0 for a kill that stopped no step. The
-  median and the 99th percentile, of all kills and by what was killed (the command and the code server
-  are the slowest to come back). The reference is 20 s;
-- games lost and games played twice, by every shard of every plan; generations made twice; how often
-  the champion could not be loaded: all looked for meanwhile. They have to be 0;
+  median and the 99th percentile, of all kills, of those that left no useful work, and by what was
+  killed (the command and the code server are the slowest to come back). The reference is 20 s. A kill
+  after which no work is done any more counts as endless, and none may be;
+- games lost and games in two shards, by every shard of every plan; shards played twice, by the folders
+  that landed; generations made twice; how often the champion could not be loaded, or was gone: all
+  looked for meanwhile. They have to be 0;
 - growth of memory (proportional set size), open files and threads of each service, by hour, from
-  the samples of the same process, at most `GROWTH`; what stays on the disk of a generation once retention has made
-  room, in artefacts and in Dagster's history, which nothing deletes.
+  the samples of the same process, at most `soak_claims.GROWTH`;
+- what stays on the disk of a generation once retention has made room, in artefacts (of those that lie
+  behind: of the newest everything stays, and of the champion's) and in Dagster's history, which nothing
+  deletes: at most `soak_claims.STAYS`, for the settings of the default.
 
 Linux only: processes are found and measured in /proc. A short soak says that it works. The exit
 code is 1 where a limit was not kept.
@@ -43,15 +49,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from orchestration import TINY, Claim, Span, union
-from process_tree import FILES, PSS, THREADS, family, measured, steps
+from orchestration import TINY
+from process_tree import PSS, family, measured, steps
+from soak_claims import KINDS, NEWEST, SERVICES, Disk, Seen, claims, kept, useful_work
 
 CONFIG = "square8_2p"
 SMALLER = (  # of the smoke preset
@@ -60,36 +65,21 @@ SMALLER = (  # of the smoke preset
     "evaluation.anchor_games=24",
 )
 MOST_GENERATIONS = 2_000
-KINDS = ("step", "run", "daemon", "webserver", "code-server", "loop")
-SERVICES = ("loop", "code-server", "daemon", "webserver")
-TARGET = 20.0  # seconds from a kill to the next useful step
 LOOK = 5.0  # seconds between two samples
 QUIET = 60.0  # seconds without kills at the end
 PATIENCE = 90.0  # seconds the command has to stop
-GROWTH = {PSS: 30.0, FILES: 5.0, THREADS: 2.0}  # an hour, that counts as flat
-UNITS = {PSS: "MB", FILES: "files", THREADS: "threads"}
 
 
 # --- the soak -----------------------------------------------------------------------------------
 
 
-@dataclass
-class Soak:
-    """What is known of a soak; times are seconds since the epoch."""
+@dataclass(kw_only=True)
+class Soak(Seen):
+    """A soak that goes on."""
 
     config: str
     data: Path
     command: list[str]
-    began: float = field(default_factory=time.time)
-    ended: float = 0.0
-    kills: list[tuple[float, str]] = field(default_factory=list)
-    restarts: list[float] = field(default_factory=list)
-    samples: list[tuple[float, str, int, dict[str, float]]] = field(default_factory=list)
-    disk: list[tuple[float, int, float, float]] = field(default_factory=list)
-    games: Counter[str] = field(default_factory=Counter)
-    lost: int = 0
-    checked: set[int] = field(default_factory=set)
-    unloadable: int = 0
     asked: bool = False
     process: subprocess.Popen[bytes] | None = None
 
@@ -131,22 +121,22 @@ class Soak:
             time.sleep(0.05)
 
     def look(self) -> None:
-        """Sample the processes; look at the champion and at generations that are decided."""
-        from ringrift_pipeline.store import Store, StoreError
-
+        """Sample the processes; look at what is in the store."""
         assert self.process is not None
         now = time.time()
         for pid, kind in family(self.process.pid).items():
             if kind in SERVICES:
                 with contextlib.suppress(OSError, StopIteration, IndexError):
                     self.samples.append((now, kind, pid, measured(pid)))
+        self.look_at_store()
+
+    def look_at_store(self) -> None:
+        """The champion, shards that landed, and generations that are decided."""
+        from ringrift_pipeline.store import Store
+
         store = Store(self.data)
-        try:
-            champion = store.champion(self.config)
-            if champion is not None:
-                store.open(champion.path)
-        except StoreError:
-            self.unloadable += 1
+        self.see_champion(store, self.config)
+        self.see_landings(store, self.config)
         for generation in store.generations(self.config):
             if generation in self.checked:
                 continue
@@ -176,11 +166,17 @@ class Soak:
         from ringrift_pipeline.store import Store
 
         store = Store(self.data)
+        self.see_landings(store, self.config)
         with open_instance(self.data) as instance:
             clear(instance, store, RetentionConfig(budget_gb=1e-6, dry_run=False))
+        folder, champion = self.data / self.config, store.champion(self.config)
+        reigns = None if champion is None else champion.generation
+        behind = [n for n in store.generations(self.config)[:-NEWEST] if n != reigns]
+        stayed = sum(disk_usage(folder / "generations" / f"{n:04d}") for n in behind) / 1e3
         history = disk_usage(self.data / "dagster") / 1e3
-        artefacts = disk_usage(self.data / self.config) / 1e3
-        self.disk.append((time.time(), len(self.checked), artefacts, history))
+        decided, artefacts = len(self.checked), disk_usage(folder) / 1e3
+        look = Disk(time.time(), decided, artefacts, len(behind), stayed, history)
+        self.disk.append(look)
 
     def stop(self) -> None:
         assert self.process is not None
@@ -222,152 +218,9 @@ def run(soak: Soak, minutes: float, every: float, retention: float, seed: int) -
             time.sleep(0.1)
     finally:
         soak.stop()
-
-
-# --- what the history says ----------------------------------------------------------------------
-
-
-def useful_work(data: Path, config: str) -> tuple[list[Span], Counter[str]]:
-    """Spans of the work of steps that came to their end; runs that succeeded, by generation."""
-    from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
-
-    from ringrift_pipeline.orchestration.instance import open_instance
-    from ringrift_pipeline.orchestration.names import PARTITION_TAG, job_name
-    from ringrift_pipeline.orchestration.step import BEGAN, SECONDS
-
-    spans: list[Span] = []
-    succeeded: Counter[str] = Counter()
-    with open_instance(data) as instance:
-        for run in instance.get_runs(RunsFilter(job_name=job_name(config))):
-            if run.status == DagsterRunStatus.SUCCESS:
-                succeeded[run.tags[PARTITION_TAG]] += 1
-            for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
-                event = entry.dagster_event
-                told = event.engine_event_data.metadata if event is not None else {}
-                if SECONDS in told:
-                    start = float(str(told[BEGAN].value))
-                    spans.append((start, start + float(str(told[SECONDS].value))))
-    return spans, succeeded
-
-
-def to_next_work(kills: list[tuple[float, str]], spans: list[Span]) -> list[tuple[str, float]]:
-    """Seconds from each kill to the next work, with what was killed; a kill without any after it
-    is left out.
-    """
-    found = []
-    for at, kind in kills:
-        waits = [max(start, at) - at for start, end in spans if end > at]
-        if waits:
-            found.append((kind, min(waits)))
-    return found
-
-
-def slope(samples: list[tuple[float, int, float]]) -> float:
-    """Growth by hour of (time, process, value) by least squares, each process with a level of its
-    own; 0 where no process was seen for long enough to tell.
-    """
-    by_process = defaultdict(list)
-    for at, pid, value in samples:
-        by_process[pid].append((at, value))
-    top = bottom = 0.0
-    for pairs in by_process.values():
-        times, values = np.array(pairs[len(pairs) // 4 :]).T  # the beginning is loading
-        if len(times) >= 3:
-            times = times - times.mean()
-            top += float((times * (values - values.mean())).sum())
-            bottom += float((times**2).sum())
-    return 3600.0 * top / bottom if bottom else 0.0
-
-
-# --- claims -------------------------------------------------------------------------------------
-
-
-def claim(name: str, value: float, unit: str, **more: Any) -> Claim:
-    """One claim."""
-    told = {"claim": f"soak: {name}", "value": round(value, 4), "unit": unit}
-    return told | {"reference": None, "ratio": None, "target": None} | more
-
-
-def limited(name: str, value: float, unit: str, most: float, means: bool, **more: Any) -> Claim:
-    """One claim whose value is to be ``most`` at most."""
-    ratio = most / value if value > 0 else None
-    told = {"reference": most, "ratio": ratio and round(ratio, 3)}
-    return claim(name, value, unit, **told, target=1.0 if means else None, **more)
-
-
-def none(name: str, value: int, unit: str) -> Claim:
-    """One claim whose value has to be 0."""
-    return claim(name, value, unit, reference=0, ratio=0.0 if value else 1.0, target=1.0)
-
-
-def claims(soak: Soak, means: bool) -> Iterator[Claim]:
-    """All claims of a soak that is over."""
-    spans, succeeded = useful_work(soak.data, soak.config)
-    wall = soak.ended - soak.began
-    load = [round(one, 2) for one in os.getloadavg()]
-    yield claim(
-        "generations completed",
-        len(soak.checked),
-        "generations",
-        seconds=round(wall),
-        load_average=load,
-        cores=len(os.sched_getaffinity(0)),
-    )
-    kills = Counter(kind for _, kind in soak.kills)
-    yield claim("kills", len(soak.kills), "kills", by_kind=dict(kills))
-    yield claim(
-        "times the command was begun again",
-        len(soak.restarts),
-        "times",
-        after_its_own_kill=kills["loop"],
-    )
-    yield claim("share of time in work that was not lost", union(spans) / wall, "of the wall time")
-    waits = to_next_work(soak.kills, spans)
-    if waits:
-        for share, name in ((50, "median"), (99, "99th percentile")):
-            value = float(np.percentile([seconds for _, seconds in waits], share))
-            what = f"from a kill to the next useful step, {name} of {len(waits)}"
-            yield limited(what, value, "s", TARGET, means)
-    for kind in KINDS:
-        seconds = [wait for one, wait in waits if one == kind]
-        if seconds:
-            yield claim(
-                f"from a kill of a {kind} to the next useful step, median of {len(seconds)}",
-                float(np.median(seconds)),
-                "s",
-                most=round(max(seconds), 2),
-                all=[round(one, 2) for one in seconds],
-            )
-    twice = sum(count - 1 for count in soak.games.values())
-    expected = list(range(len(soak.checked)))
-    yield claim("games counted", len(soak.games), "games")
-    yield none("games lost", soak.lost, "games")
-    yield none("games played twice", twice, "games")
-    again = sum(count - 1 for count in succeeded.values())
-    yield none("generations made twice", again, "generations")
-    gaps = len(set(expected) ^ soak.checked)
-    yield none("generations missing", gaps, "generations")
-    yield none("champion not loadable", soak.unloadable, "looks")
-    for kind in SERVICES:
-        for what, unit in UNITS.items():
-            values = [(at, pid, told[what]) for at, one, pid, told in soak.samples if one == kind]
-            if values:
-                yield limited(
-                    f"growth of the {kind}'s {what}",
-                    slope(values),
-                    f"{unit} an hour",
-                    GROWTH[what],
-                    means,
-                    last=round(values[-1][2], 1),
-                    most=round(max(value for _, _, value in values), 1),
-                )
-    if len(soak.disk) > 1:
-        (_, first, *before), (_, last, *after) = soak.disk[0], soak.disk[-1]
-        for name, one, two in zip(("artefacts", "history"), before, after, strict=True):
-            if last > first:
-                each = (two - one) / (last - first)
-                what = f"disk that stays of a generation after retention, {name}"
-                yield claim(what, each, "kB", last=round(two), generations=last)
+        soak.look_at_store()
+        if soak.checked:
+            soak.make_room()
 
 
 def draw(soak: Soak, path: Path) -> None:
@@ -390,7 +243,7 @@ def draw(soak: Soak, path: Path) -> None:
     memory.set(ylabel="MB", title="memory of the services; a line for every kill")
     memory.legend(fontsize=8)
     if soak.disk:
-        at, _, artefacts, history = np.array(soak.disk).T
+        at, _, artefacts, _, _, history = np.array(soak.disk).T
         disk.plot((at - soak.began) / 60.0, artefacts / 1e3, marker=".", label="artefacts")
         disk.plot((at - soak.began) / 60.0, history / 1e3, marker=".", label="history")
         disk.legend(fontsize=8)
@@ -434,13 +287,13 @@ def main() -> None:
         command += ["--data", str(data), "--ui"]
         for setting in settings:
             command += ["--set", setting]
-        soak = Soak(arguments.config, data, command)
+        soak = Soak(config=arguments.config, data=data, command=command, began=time.time())
         run(soak, arguments.minutes, arguments.every, arguments.retention, arguments.seed)
         missed = False
-        for each in claims(soak, means=not arguments.quick):
-            print(json.dumps(each), flush=True)
-            known = each["target"] is not None and each["ratio"] is not None
-            missed |= known and each["ratio"] < each["target"]
+        work = useful_work(soak.data, soak.config)
+        for each in claims(soak, *work, means=not arguments.quick):
+            print(json.dumps(each, allow_nan=False), flush=True)
+            missed |= not kept(each)
         if arguments.plot is not None:
             draw(soak, arguments.plot)
     raise SystemExit(1 if missed else 0)

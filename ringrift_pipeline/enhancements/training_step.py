@@ -205,7 +205,8 @@ class TrainingStep(TrainingParts):
         else:
             self.progress.add_skip()
             judged = guard.verdict is not None or not math.isfinite(loss)
-            if anomaly is None and not self._scale_overflowed():
+            # no loss scale makes a loss that is not finite, which without a monitor nobody judged
+            if anomaly is None and not (math.isfinite(loss) and self._scale_overflowed()):
                 anomaly = "non_finite"
                 if self.monitor is not None:
                     anomaly = self.monitor.note_bad("non_finite")

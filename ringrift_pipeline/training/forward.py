@@ -125,29 +125,40 @@ def held_out_losses(
     reporter: Reporter | None = None,
     threads: int = 1,
 ) -> HeldOut:
-    """Losses of ``model`` on ``rows`` (K,) of the window; its training mode is left alone."""
+    """Losses of ``model`` on ``rows`` (K,) of the window; its training mode is left alone.
+
+    NaN where a logit of a legal move or of the value is not finite: one of ``-inf`` would cost
+    nothing where nobody moved there, or won.
+    """
     sums = np.zeros(6)
     policy_rows = 0
     by_row = np.zeros(len(rows))
 
     def losses(batch: dict[str, Any]) -> tuple[list[float], int, NDArray[np.float64]]:
-        logits, value = model(batch["features"])
+        logits, value = (
+            output.masked_fill(output.isneginf(), torch.nan) for output in model(batch["features"])
+        )
         target, outcome = batch["policy_targets"], batch["value_targets"]
-        parts = compute_loss_parts(logits, target, value, outcome, legal_mask=batch["legal_mask"])
+        legal = batch["legal_mask"]
+        parts = compute_loss_parts(logits, target, value, outcome, legal_mask=legal)
+        odd = ~((logits.isfinite() | ~legal).all(dim=1) & value.isfinite().all(dim=1))
+        policy_loss, value_loss = (
+            part.masked_fill(odd, torch.nan) for part in (parts.policy, parts.value)
+        )
         has_policy = target.sum(dim=1) > 0
         entropy = -torch.xlogy(target, target).sum(dim=1)
-        masked = logits.float().masked_fill(~batch["legal_mask"], -torch.inf)
+        masked = logits.float().masked_fill(~legal, -torch.inf)
         agrees = (masked.argmax(dim=1) == target.argmax(dim=1)) & has_policy
         brier = (torch.softmax(value.float(), dim=1) - outcome).square().sum(dim=1)
         found: tuple[Tensor, ...] = (
-            parts.policy,
-            (parts.policy - entropy)[has_policy],
+            policy_loss,
+            (policy_loss - entropy)[has_policy],
             agrees,
-            parts.value,
+            value_loss,
             brier,
             outcome.new_ones(len(outcome)),
         )
-        each = policy_weight * parts.policy + value_weight * parts.value
+        each = policy_weight * policy_loss + value_weight * value_loss
         totals = [float(part.double().sum()) for part in found]
         return totals, int(has_policy.sum()), each.double().cpu().numpy()
 

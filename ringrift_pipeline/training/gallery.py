@@ -129,18 +129,24 @@ def _stacked(rows: list[tuple[str, float, int]]) -> str:
 def judged_by(
     model: Artefact, window: Window, rows: list[int], device: str
 ) -> dict[int, tuple[NDArray[np.float64], float]]:
-    """By window row, a network's policy over the legal moves (L,) and the mover's share of the win."""
+    """By window row, a network's policy over the legal moves (L,) and the mover's share of the win.
+
+    NonFiniteOutputError for what is not finite, naming model, rows and games.
+    """
     import torch
 
     from ringrift_pipeline.network import load_model, resolve_device
     from ringrift_pipeline.training.dataset import WindowDataset
-    from ringrift_pipeline.training.judging import by_network
+    from ringrift_pipeline.training.judging import by_network, check_prediction
 
     on = resolve_device(device)
-    batch = WindowDataset(window, on).batch(np.array(rows, np.int64))
+    numbers = np.array(rows, np.int64)
+    batch = WindowDataset(window, on).batch(numbers)
+    legal = batch["legal_mask"]
     with torch.inference_mode():
         predict = by_network(load_model(model.path, on))
-        log_policy, shares = predict(batch["features"], batch["legal_mask"])
+        log_policy, shares = predict(batch["features"], legal)
+    check_prediction(f"the network ({model.path})", window, numbers, legal, log_policy, shares)
     policies, chances = log_policy.double().exp().cpu().numpy(), shares[:, 0].cpu().numpy()
     counts = window.counts
     return {

@@ -55,6 +55,8 @@ def mine_hard_examples(
         if a shard, the parent model or the ensemble is not there as the plan names it.
     NonFiniteOutputError
         if the parent gives what is not finite, naming it and the rows.
+    BadRowsError
+        if a surprise or policy of the rows is no data, naming the rows and their games.
     Interrupted
         if ``should_stop`` says so.
     """
@@ -187,8 +189,14 @@ def hardest_places(hardness: NDArray[np.float64], most: int) -> NDArray[np.int64
 def _surprise(
     window: Window, rows: NDArray[np.int64], heuristic: bool
 ) -> tuple[NDArray[np.float64], bool]:
-    """Surprise of the rows (K,), nats, and whether it is measured against a uniform prior."""
+    """Surprise of the rows (K,), nats, and whether it is measured against a uniform prior.
+
+    BadRowsError for a surprise, or else a policy, that is no data.
+    """
+    from ringrift_pipeline.training.row_checks import check_policies, check_surprise
+
     if not heuristic:
+        check_surprise(window, rows)
         return np.maximum(window.surprise[rows].astype(np.float64), 0.0), False
     surprise = np.empty(len(rows))
     for start in range(0, len(rows), AT_ONCE):
@@ -196,8 +204,10 @@ def _surprise(
         starts = window.offsets[some]
         counts = window.offsets[some + 1] - starts
         policy = window.policy[flat_positions(starts, counts)].astype(np.float64)
+        ends = offsets_of(counts)
+        check_policies(window, some, policy, ends[:-1])
         terms = policy * np.log(np.maximum(policy, 1e-300))
-        negative_entropy = np.add.reduceat(terms, offsets_of(counts)[:-1])
+        negative_entropy = np.add.reduceat(terms, ends[:-1])
         surprise[start : start + len(some)] = negative_entropy + np.log(counts)
     return np.maximum(surprise, 0.0, out=surprise), True
 

@@ -15,10 +15,12 @@ from ringrift_pipeline.enhancements.model_ensemble import ModelEnsemble
 from ringrift_pipeline.training.dataset import WindowDataset
 from ringrift_pipeline.training.forward import BATCH, by_width
 from ringrift_pipeline.training.row_checks import check_outputs_of_rows
+from ringrift_pipeline.training.window import Window
 
 Predict = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """``predict(features, legal_mask)``: the logarithm of the policy (B, L), ``-inf`` where illegal,
-and the chances of winning (B, 4), mover first."""
+and the chances of winning (B, 4), mover first. NaN stands where the network's own output is not
+finite: a logit of ``-inf`` would pass for a chance of 0."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ def by_network(model: nn.Module) -> Predict:
     def predict(features: Any, legal: Tensor) -> tuple[Tensor, Tensor]:
         logits, value = model(features)
         masked = logits.float().masked_fill(~legal, -torch.inf)
-        return torch.log_softmax(masked, dim=1), torch.softmax(value.float(), dim=1)
+        shares = torch.softmax(value.float(), dim=1).masked_fill(~value.isfinite(), torch.nan)
+        return torch.log_softmax(masked, dim=1), shares
 
     return predict
 
@@ -56,6 +59,22 @@ def by_ensemble(ensemble: ModelEnsemble) -> Predict:
         return pooled.policy_log_probs, pooled.value
 
     return predict
+
+
+def check_prediction(
+    name: str,
+    window: Window,
+    rows: NDArray[np.int64],
+    legal: Tensor,
+    log_policy: Tensor,
+    shares: Tensor,
+) -> None:
+    """Refuse a prediction (see :data:`Predict`) of ``rows`` (B,) unless it is finite.
+
+    NonFiniteOutputError names ``name``, the rows and their games.
+    """
+    of_legal = log_policy.masked_fill(~legal, 0.0).double().sum(dim=1)
+    check_outputs_of_rows(name, window, rows, of_legal.cpu().numpy(), shares.cpu().numpy())
 
 
 def row_losses(
@@ -96,7 +115,9 @@ def row_losses(
             for number in range(symmetries):
                 turned = np.full(len(some), number) if number else None
                 batch = dataset.batch(rows[some], turned)
-                log_policy, share = predict(batch["features"], batch["legal_mask"])
+                legal = batch["legal_mask"]
+                log_policy, share = predict(batch["features"], legal)
+                check_prediction(name, dataset.window, rows[some], legal, log_policy, share)
                 logs.append(log_policy.double())
                 shares.append(share.double())
             log_policy = torch.logsumexp(torch.stack(logs), dim=0) - np.log(symmetries)
@@ -106,9 +127,6 @@ def row_losses(
             policy[some] = lost.masked_fill(target.sum(dim=1) == 0.0, torch.nan).cpu().numpy()
             value[some] = -(outcome * share.clamp_min(1e-30).log()).sum(dim=1).cpu().numpy()
             chances[some] = share[:, : chances.shape[1]].cpu().numpy()
-            check_outputs_of_rows(
-                name, dataset.window, rows[some], lost.cpu().numpy(), chances[some]
-            )
     return RowLosses(policy, value, chances)
 
 

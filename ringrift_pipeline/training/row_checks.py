@@ -81,17 +81,34 @@ def check_rows(
         "a surprise that is not finite": odd_surprise(window.surprise[rows]),
     }
     for what, bad in wrong.items():
-        if bad.any():
-            found = np.unique(rows[bad])
-            raise BadRowsError(f"{what}: {name_rows(window, found)}", found.tolist(), what)
+        _refuse(what, window, np.flatnonzero(bad), rows)
 
 
-def check_surprise(window: Window) -> None:
-    """BadRowsError for a surprise that would spoil the mean of its generation's."""
-    bad = np.flatnonzero(odd_surprise(window.surprise))
+def check_surprise(window: Window, rows: NDArray[np.int64] | None = None) -> None:
+    """BadRowsError for a surprise of ``rows`` (K,), or of any row, that is not finite."""
+    bad = odd_surprise(window.surprise if rows is None else window.surprise[rows])
+    _refuse("a surprise that is not finite", window, np.flatnonzero(bad), rows)
+
+
+def check_policies(
+    window: Window,
+    rows: NDArray[np.int64],
+    policy: NDArray[np.floating],
+    starts: NDArray[np.int64],
+) -> None:
+    """BadRowsError for a policy of ``rows`` (K,) that is no distribution; each begins at
+    ``starts`` (K,) in ``policy`` (M,).
+    """
+    _refuse(BAD_POLICY, window, np.flatnonzero(no_policy(policy, starts)), rows)
+
+
+def _refuse(
+    what: str, window: Window, bad: NDArray[np.int64], rows: NDArray[np.int64] | None
+) -> None:
+    """BadRowsError if there are any places ``bad`` in ``rows`` (of the window where None)."""
     if bad.size:
-        text = f"a surprise that is not finite: {name_rows(window, bad)}"
-        raise BadRowsError(text, bad.tolist())
+        found = bad if rows is None else np.unique(rows[bad])
+        raise BadRowsError(f"{what}: {name_rows(window, found)}", found.tolist(), what)
 
 
 def check_outputs_of_rows(
@@ -128,6 +145,7 @@ def check_outputs_of_rows(
 __all__ = [
     "BadRowsError",
     "check_outputs_of_rows",
+    "check_policies",
     "check_rows",
     "check_surprise",
     "name_rows",

@@ -140,7 +140,7 @@ def test_it_stops_in_the_middle_of_a_search(tmp_path: Path) -> None:
 
 
 def test_beyond_this_machine_it_asks_for_a_token(tmp_path: Path) -> None:
-    with playing(tmp_path, "--host", "0.0.0.0") as (_, address):
+    with playing(tmp_path, "--host", "0.0.0.0") as (process, address):
         found = re.fullmatch(r"http://[^/]+:(\d+)/\?token=(\S{40,})", address)
         assert found is not None
         here = f"http://127.0.0.1:{found[1]}/"
@@ -151,6 +151,9 @@ def test_beyond_this_machine_it_asks_for_a_token(tmp_path: Path) -> None:
         opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
         with opener.open(f"{here}?token={found[2]}", timeout=60) as page:
             assert b"<title>RingRift</title>" in page.read() and page.url == here
+        code, said = stop(process)
+        assert code == 0 and said and found[2] not in said  # it is told once
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_port_that_is_taken_is_one_line(

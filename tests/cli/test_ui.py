@@ -183,9 +183,13 @@ def test_beyond_this_machine_it_asks_for_a_token_and_gives_its_name(
     assert asked(port, "/", **cookie) == 200
     assert asked(port, "/graphql", QUERY, **cookie, **json_type) == 200
     # nobody else on this machine can read it from the lists of processes
-    assert token not in "".join(processes_of(tmp_path / "data"))
+    data = tmp_path / "data"
+    assert token not in "".join(processes_of(data))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 0
+    files = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    assert data / "dagster" / "services" / "webserver.log" in files
+    assert [path for path, content in files.items() if token.encode() in content] == []
 
 
 @pytest.mark.whole

@@ -74,6 +74,27 @@ def test_the_rows_of_a_loss_that_is_not_finite_are_named(precision: str) -> None
     assert facade.train_step(make_batch(3)).stepped
 
 
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("choice", ["skip", "halt"])
+def test_without_a_monitor_a_loss_that_is_not_finite_is_no_overflow_of_its_scale(
+    precision: str, choice: str
+) -> None:
+    facade = new(precision=precision, on_non_finite=choice, enable_anomaly_detection=False)
+    facade.train_step(make_batch(0))
+    if facade.scaler is not None:
+        assert facade.scaler.get_scale() > 1.0  # so high that a gradient might overflow it
+    before = weights_of(facade.model)
+    if choice == "halt":
+        with pytest.raises(NonFiniteStepError, match=r"the loss is nan.*row 102, 105") as caught:
+            facade.train_step(poisoned())
+        assert caught.value.rows == (102, 105)
+    else:
+        stats = facade.train_step(poisoned())
+        assert stats.anomaly == "non_finite" and stats.rows == (102, 105)
+        assert "the loss is nan" in stats.message and "overflowed" not in stats.message
+    assert unchanged(facade, before)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_overflow_in_the_forward_pass_names_every_row_that_overflowed(precision: str) -> None:
     facade = new(precision=precision)

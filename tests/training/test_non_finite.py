@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from ringrift_pipeline.enhancements.model_ensemble import ModelEnsemble
 from ringrift_pipeline.enhancements.non_finite import NonFiniteStepError
 from ringrift_pipeline.network import (
     NetworkConfig,
@@ -45,6 +46,8 @@ from ringrift_pipeline.training import (
 )
 from ringrift_pipeline.training.auxiliary import load_heads, save_heads
 from ringrift_pipeline.training.dataset import surprise_weights
+from ringrift_pipeline.training.forward import held_out_losses
+from ringrift_pipeline.training.judging import by_ensemble, by_network, row_losses
 from ringrift_pipeline.training.run import TrainingRun
 from ringrift_pipeline.training.state import load_state, save_state
 
@@ -452,6 +455,83 @@ def test_a_parent_without_finite_values_mines_nothing(
     monkeypatch.setattr(network, "load_model", overflowing, raising=False)
     with pytest.raises(NonFiniteOutputError, match=r"the parent \(.*rows: row \d+ \(game squ"):
         mine_hard_examples(store, second)
+
+
+class Shifted(torch.nn.Module):
+    """A network whose logits of one output (0: policy, 1: value) are ``-inf`` at a place."""
+
+    def __init__(self, model: torch.nn.Module, output: int, place: int) -> None:
+        super().__init__()
+        self.model, self.output, self.place = model, output, place
+
+    def forward(self, features: Any) -> tuple[torch.Tensor, ...]:
+        outputs = [tensor.clone() for tensor in self.model(features)]
+        outputs[self.output][0, self.place] = -INF
+        return tuple(outputs)
+
+
+@pytest.mark.parametrize("searched", [True, False])
+@pytest.mark.parametrize("output", [0, 1])
+def test_a_logit_of_minus_infinity_is_no_chance_of_zero(
+    window: Window, output: int, searched: bool
+) -> None:
+    """Even where it costs nothing, as nobody moved there, or won."""
+    model = RingRiftNetwork(NetworkConfig(1, 8, 8), seed=1).eval()
+    dataset = WindowDataset(window)
+    row = window.holdout_rows[window.full_search[window.holdout_rows] == searched][:1]
+    batch = dataset.batch(row)
+    target = batch["policy_targets" if output == 0 else "value_targets"][0]
+    place = int(target[:2].argmin()) if output else int(target.argmin())
+    odd = Shifted(model, output, place)
+    text = rf"the champion gives.*rows: row {row[0]} \(game squ"
+    with pytest.raises(NonFiniteOutputError, match=text):
+        row_losses(by_network(odd), dataset, row, name="the champion")
+    assert not np.isfinite(held_out_losses(odd, dataset, row, 1.0, 1.0).by_row[0])
+    row_losses(by_network(model), dataset, row)
+    if output == 0:  # an ensemble takes it for a move that is not legal
+        pooled = ModelEnsemble(value_kind="logits")
+        pooled.add_model(odd)
+        with pytest.raises(NonFiniteOutputError, match=text):
+            row_losses(by_ensemble(pooled), dataset, row, name="the champion")
+
+
+def test_no_gallery_is_drawn_by_a_network_that_is_not_finite(
+    store: Store, window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ringrift_pipeline import network
+    from ringrift_pipeline.training.gallery import judged_by
+
+    real = network.load_model
+    monkeypatch.setattr(
+        network, "load_model", lambda *a: Shifted(real(*a), 1, 0).eval(), raising=False
+    )
+    model = store.require(CONFIG, 0, "ema_model")
+    with pytest.raises(NonFiniteOutputError, match=r"ema_model.*rows: row 7 \(game squ"):
+        judged_by(model, window, [7, 8], "cpu")
+
+
+@pytest.mark.parametrize("column", ["surprise", "policy"])
+def test_a_poisoned_window_is_not_mined(
+    store: Store, first: Plan, second: Plan, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no parent is asked, the surprise stands alone; the heuristic's is by its policies."""
+    from ringrift_pipeline.training import hard_examples
+
+    plan = first if column == "policy" else Plan.from_dict({**second.raw, "parent": None})
+    rows: list[int] = []
+
+    def opened(folder: Path) -> Window:
+        window = open_window(folder)
+        own = ~window.holdout & ~window.opponent & (window.generation == plan.generation)
+        rows[:] = np.flatnonzero(own)[[3]].tolist()
+        return poisoned(window, column, NAN, rows)
+
+    monkeypatch.setattr(hard_examples, "open_window", opened)
+    what = "surprise that is not finite" if column == "surprise" else "policy that is no distrib"
+    with pytest.raises(BadRowsError, match=rf"{what}.*: row \d+ \(game squ") as caught:
+        mine_hard_examples(store, plan)
+    assert caught.value.rows == tuple(rows)
+    assert not store.artefacts(CONFIG, plan.generation, "hard_examples")
 
 
 def test_a_checkpoint_whose_last_weights_say_nothing_is_averaged(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 from http.cookies import SimpleCookie
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ringrift_pipeline.web import Access, listen
+from ringrift_pipeline.web import Access, guard, listen
 from ringrift_pipeline.web.server import LARGEST_BODY
 
 from .conftest import CONFIG, Answer, Client
@@ -247,6 +248,19 @@ def test_the_token_becomes_a_cookie(guarded: Client) -> None:
     foreign = guarded.post("/api/position", GAME, Cookie=sent, Origin="http://evil.example")
     refused(foreign, 403, "Origin")
     refused(guarded.get("/", Cookie=sent, Host="evil.example"), 421, "Host")
+
+
+def test_tokens_are_compared_in_constant_time(
+    guarded: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what does not end at the first character that differs, in the address and in the cookie."""
+    compared: list[bytes] = []
+    monkeypatch.setattr(
+        guard, "secrets", SimpleNamespace(compare_digest=lambda a, b: compared.append(a) or False)
+    )
+    refused(guarded.get("/?token=secret"), 401, "token")  # for that says no
+    refused(guarded.get("/", Cookie=f"{guarded.access.cookie}=secret"), 401, "token")
+    assert compared == [b"secret", b"secret"]
 
 
 def test_the_redirect_stays_here(guarded: Client) -> None:

@@ -1,0 +1,298 @@
+"""What a soak (`soak.py`) has seen, and what is claimed of it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from orchestration import Claim, Span, union
+from process_tree import FILES, PSS, THREADS
+
+KINDS = ("step", "run", "daemon", "webserver", "code-server", "loop")
+SERVICES = ("loop", "code-server", "daemon", "webserver")
+TARGET = 20.0  # seconds from a kill to the next useful step
+GENERATION = 600.0  # seconds in which one generation has to be decided
+GROWTH = {PSS: 30.0, FILES: 5.0, THREADS: 2.0}  # an hour, that counts as flat
+UNITS = {PSS: "MB", FILES: "files", THREADS: "threads"}
+NEWEST = 3  # retention keeps two, and one is being made
+# kB of a generation that may stay. Artefacts: 160 games of 18.6 kB, and a megabyte of model, reports,
+# tables and pictures, with room for half as much again. History: 870 kB where eight shards are played
+# and nothing is killed (docs/scale.md), for a run and the three retries that it may have.
+STAYS = {"artefacts": 6_000.0, "history": 3_500.0}
+
+
+class Disk(NamedTuple):
+    """What there was after retention, in kB.
+
+    Attributes:
+        at: seconds since the epoch.
+        decided: generations.
+        artefacts: of all generations.
+        behind: how many generations lie behind: neither one of the `NEWEST`, of which everything stays,
+            nor the reigning champion's.
+        stayed: artefacts of those.
+        history: Dagster's.
+    """
+
+    at: float
+    decided: int
+    artefacts: float
+    behind: int
+    stayed: float
+    history: float
+
+
+@dataclass
+class Seen:
+    """What was seen meanwhile; times are seconds since the epoch.
+
+    Attributes:
+        kills: when, and what kind.
+        restarts: when the command was begun again.
+        samples: of a service's process: when, kind, process id, what it takes.
+        disk: after each retention.
+        games: how many shards of decided generations hold a game, by its id.
+        landings: names of the folders that landed, by generation and kind of shard. One that is gone
+            again was seen all the same.
+        lost: games of plans that no shard holds.
+        checked: generations that are decided.
+        unloadable: how often the champion could not be opened, or was there and is no more.
+    """
+
+    began: float = 0.0
+    ended: float = 0.0
+    kills: list[tuple[float, str]] = field(default_factory=list)
+    restarts: list[float] = field(default_factory=list)
+    samples: list[tuple[float, str, int, dict[str, float]]] = field(default_factory=list)
+    disk: list[Disk] = field(default_factory=list)
+    games: Counter[str] = field(default_factory=Counter)
+    landings: defaultdict[tuple[int, str], set[str]] = field(
+        default_factory=lambda: defaultdict(set)
+    )
+    lost: int = 0
+    checked: set[int] = field(default_factory=set)
+    unloadable: int = 0
+    had_champion: bool = False
+
+    def see_champion(self, store: Any, config: str) -> None:
+        """Open the champion; one that was there and is no more cannot be loaded either."""
+        from ringrift_pipeline.store import StoreError
+
+        try:
+            champion = store.champion(config)
+            if champion is not None:
+                self.had_champion = True
+                store.open(champion.path)
+            elif self.had_champion:
+                self.unloadable += 1
+        except StoreError:
+            self.unloadable += 1
+
+    def see_landings(self, store: Any, config: str) -> None:
+        """Note every shard's folders, of all generations: one played anew has another folder."""
+        from ringrift_pipeline.store.kinds import SHARD_PREFIX
+
+        for generation in store.generations(config):
+            for kind in store.kinds(config, generation):
+                if kind.startswith(SHARD_PREFIX):
+                    found = store.artefacts(config, generation, kind)
+                    self.landings[generation, kind].update(one.path.name for one in found)
+
+
+# --- what the history says ----------------------------------------------------------------------
+
+
+def useful_work(data: Path, config: str) -> tuple[list[Span], Counter[str]]:
+    """Spans of the work of steps that came to their end; runs that succeeded, by generation."""
+    from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
+
+    from ringrift_pipeline.orchestration.instance import open_instance
+    from ringrift_pipeline.orchestration.names import PARTITION_TAG, job_name
+    from ringrift_pipeline.orchestration.step import BEGAN, SECONDS
+
+    spans: list[Span] = []
+    succeeded: Counter[str] = Counter()
+    with open_instance(data) as instance:
+        for run in instance.get_runs(RunsFilter(job_name=job_name(config))):
+            if run.status == DagsterRunStatus.SUCCESS:
+                succeeded[run.tags[PARTITION_TAG]] += 1
+            for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
+                event = entry.dagster_event
+                told = event.engine_event_data.metadata if event is not None else {}
+                if SECONDS in told:
+                    start = float(str(told[BEGAN].value))
+                    spans.append((start, start + float(str(told[SECONDS].value))))
+    return spans, succeeded
+
+
+def to_next_work(kills: list[tuple[float, str]], spans: list[Span]) -> list[tuple[str, float]]:
+    """Seconds from each kill to the next work, with what was killed: 0 where work went on that came to
+    its end, infinity where none was done any more.
+    """
+    return [
+        (kind, min((max(start, at) - at for start, end in spans if end > at), default=math.inf))
+        for at, kind in kills
+    ]
+
+
+def slope(samples: list[tuple[float, int, float]]) -> float:
+    """Growth by hour of (time, process, value) by least squares, each process with a level of its
+    own; 0 where no process was seen for long enough to tell.
+    """
+    by_process = defaultdict(list)
+    for at, pid, value in samples:
+        by_process[pid].append((at, value))
+    top = bottom = 0.0
+    for pairs in by_process.values():
+        times, values = np.array(pairs[len(pairs) // 4 :]).T  # the beginning is loading
+        if len(times) >= 3:
+            times = times - times.mean()
+            top += float((times * (values - values.mean())).sum())
+            bottom += float((times**2).sum())
+    return 3600.0 * top / bottom if bottom else 0.0
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+
+def claim(name: str, value: float, unit: str, **more: Any) -> Claim:
+    """One claim; a value that is infinite is told as None, which JSON knows."""
+    told = {"claim": f"soak: {name}", "value": finite(value), "unit": unit}
+    return told | {"reference": None, "ratio": None, "target": None} | more
+
+
+def finite(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def kept(each: Claim) -> bool:
+    """Was a claim's limit kept, if it has one? A ratio of None is that of a value of 0 or less."""
+    return each["target"] is None or each["ratio"] is None or each["ratio"] >= each["target"]
+
+
+def limited(name: str, value: float, unit: str, bound: float, means: bool, **more: Any) -> Claim:
+    """One claim whose value is to be ``bound`` at most."""
+    ratio = bound / value if value > 0 else None
+    told = {"reference": bound, "ratio": ratio and round(ratio, 3)}
+    return claim(name, value, unit, **told, target=1.0 if means else None, **more)
+
+
+def least(name: str, value: int, unit: str, at_least: int, means: bool, **more: Any) -> Claim:
+    """One claim whose value is to be ``at_least``."""
+    told = {"reference": at_least, "ratio": round(value / at_least, 3)}
+    return claim(name, value, unit, **told, target=1.0 if means else None, **more)
+
+
+def none(name: str, value: int, unit: str, means: bool = True) -> Claim:
+    """One claim whose value has to be 0."""
+    told = {"reference": 0, "ratio": 0.0 if value else 1.0}
+    return claim(name, value, unit, **told, target=1.0 if means else None)
+
+
+def waiting(waits: list[tuple[str, float]], means: bool) -> Iterator[Claim]:
+    """Claims of `to_next_work`: over all kills, over those that left no useful work, and by kind.
+
+    Percentiles are values that were measured, the higher of two: infinity has no mean with another.
+    """
+    everything = [seconds for _, seconds in waits]
+    stopped = [seconds for seconds in everything if seconds > 0.0]
+    for seconds, which in ((everything, "kills"), (stopped, "kills that left no useful work")):
+        for share, name in ((50, "median"), (99, "99th percentile")):
+            if seconds:
+                value = float(np.percentile(seconds, share, method="higher"))
+                what = f"from a kill to the next useful step, {name} of {len(seconds)} {which}"
+                yield limited(what, value, "s", TARGET, means)
+    endless = everything.count(math.inf)
+    yield none("kills after which no work was done any more", endless, "kills", means)
+    for kind in KINDS:
+        seconds = [wait for one, wait in waits if one == kind]
+        if seconds:
+            yield claim(
+                f"from a kill of a {kind} to the next useful step, median of {len(seconds)}",
+                float(np.percentile(seconds, 50, method="higher")),
+                "s",
+                most=finite(max(seconds)),
+                all=[finite(one) for one in seconds],
+            )
+
+
+def staying(disk: list[Disk], means: bool) -> Iterator[Claim]:
+    """Claims of what stays on the disk of a generation."""
+    looks = len({look.decided for look in disk})
+    yield least("looks at the disk with a generation between them", looks, "looks", 2, means)
+    behind = disk[-1].behind if disk else 0
+    yield least("generations that lie behind, for their disk", behind, "generations", 1, means)
+    what = "disk that stays of a generation after retention"
+    if behind:
+        stayed = disk[-1].stayed
+        yield limited(
+            f"{what}, artefacts", stayed / behind, "kB", STAYS["artefacts"], means, of=behind
+        )
+    if looks > 1:
+        first, last = disk[0], disk[-1]
+        each = (last.history - first.history) / (last.decided - first.decided)
+        total = round(last.history)
+        yield limited(f"{what}, history", each, "kB", STAYS["history"], means, last=total)
+
+
+def claims(soak: Seen, spans: list[Span], succeeded: Counter[str], means: bool) -> Iterator[Claim]:
+    """All claims of a soak that is over.
+
+    Args:
+        spans, succeeded: see `useful_work`.
+        means: whether what takes an hour to tell has limits.
+    """
+    wall = soak.ended - soak.began
+    load = [round(one, 2) for one in os.getloadavg()]
+    yield least(
+        "generations completed",
+        len(soak.checked),
+        "generations",
+        max(1, int(wall // GENERATION)),
+        means,
+        seconds=round(wall),
+        load_average=load,
+        cores=len(os.sched_getaffinity(0)),
+    )
+    kills = Counter(kind for _, kind in soak.kills)
+    yield least("kills", len(soak.kills), "kills", 1, means, by_kind=dict(kills))
+    yield claim(
+        "times the command was begun again",
+        len(soak.restarts),
+        "times",
+        after_its_own_kill=kills["loop"],
+    )
+    yield claim("share of time in work that was not lost", union(spans) / wall, "of the wall time")
+    yield from waiting(to_next_work(soak.kills, spans), means)
+    twice = sum(count - 1 for count in soak.games.values())
+    replayed = sum(len(names) - 1 for names in soak.landings.values() if names)
+    expected = list(range(len(soak.checked)))
+    yield claim("games counted", len(soak.games), "games")
+    yield none("games lost", soak.lost, "games")
+    yield none("games in two shards", twice, "games")
+    yield none("shards played twice", replayed, "shards")
+    again = sum(count - 1 for count in succeeded.values())
+    yield none("generations made twice", again, "generations")
+    gaps = len(set(expected) ^ soak.checked)
+    yield none("generations missing", gaps, "generations")
+    yield none("champion not loadable", soak.unloadable, "looks")
+    for kind in SERVICES:
+        for what, unit in UNITS.items():
+            values = [(at, pid, told[what]) for at, one, pid, told in soak.samples if one == kind]
+            if values:
+                yield limited(
+                    f"growth of the {kind}'s {what}",
+                    slope(values),
+                    f"{unit} an hour",
+                    GROWTH[what],
+                    means,
+                    last=round(values[-1][2], 1),
+                    most=round(max(value for _, _, value in values), 1),
+                )
+    yield from staying(soak.disk, means)

@@ -1,0 +1,157 @@
+"""``benchmarks/soak.py``: each of its promises fails where it is not kept, by made-up observations."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ringrift_pipeline.store import Store
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+CONFIG = "square8_2p"
+HOUR = 3600.0
+SPANS = [(at + 5.0, at + 55.0) for at in range(0, 3600, 60)]  # work for 50 s of every minute
+
+
+@pytest.fixture
+def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("soak_claims")
+
+
+def seen(soak: ModuleType, **changed: Any) -> Any:
+    """An hour in which every promise was kept, and what is otherwise."""
+    told: dict[str, Any] = {
+        "ended": HOUR,
+        "kills": [(float(at), "step") for at in range(90, 3500, 45)],
+        "samples": [
+            (float(at), kind, 7, {"memory": 100.0, "open files": 9.0, "threads": 4.0})
+            for kind in soak.SERVICES
+            for at in range(0, 3600, 60)
+        ],
+        "disk": looks(soak, stayed=40_000.0, history=10_000.0),
+        "games": Counter({f"game-{number}": 1 for number in range(48)}),
+        "checked": set(range(12)),
+    }
+    made = soak.Seen(**told | changed)
+    for generation in range(12):
+        made.landings[generation, "selfplay-shard-0000"].add("one")
+    return made
+
+
+def looks(soak: ModuleType, stayed: float, history: float) -> list[Any]:
+    """The disk after 2 and after 12 generations, of which 9 lie behind."""
+    return [
+        soak.Disk(300.0, 2, 60_000.0, 0, 0.0, 2000.0),
+        soak.Disk(3600.0, 12, 150_000.0, 9, stayed, history),
+    ]
+
+
+def missed(soak: ModuleType, what: Any, spans: Any = SPANS, twice: str = "") -> list[str]:
+    succeeded = Counter({f"{number:04d}": 1 for number in range(12)})
+    succeeded.update([twice] if twice else [])
+    found = [*soak.claims(what, spans, succeeded, means=True)]
+    for each in found:
+        json.dumps(each, allow_nan=False)
+    return [each["claim"].removeprefix("soak: ") for each in found if not soak.kept(each)]
+
+
+def test_an_hour_without_a_fault_is_kept(soak: ModuleType) -> None:
+    assert missed(soak, seen(soak)) == []
+
+
+def failures(soak: ModuleType) -> Iterator[tuple[Any, str]]:
+    """What was seen, and the claim that is not kept."""
+    yield seen(soak, checked=set()), "generations completed"
+    yield seen(soak, checked={0, 1, 2, 3, 4}), "generations completed"
+    yield seen(soak, ended=120.0, checked=set()), "generations completed"
+    yield seen(soak, kills=[]), "kills"
+    yield seen(soak, lost=1), "games lost"
+    yield seen(soak, games=Counter({"game-1": 2})), "games in two shards"
+    replayed = seen(soak)
+    replayed.landings[3, "selfplay-shard-0000"].add("another")
+    yield replayed, "shards played twice"
+    yield seen(soak, checked={*range(11), 12}), "generations missing"
+    yield seen(soak, unloadable=1), "champion not loadable"
+    lately = "after retention, artefacts"
+    yield seen(soak, disk=looks(soak, stayed=80_000.0, history=10_000.0)), lately
+    yield seen(soak, disk=looks(soak, stayed=40_000.0, history=40_000.0)), "retention, history"
+    one = looks(soak, stayed=40_000.0, history=10_000.0)[1:]
+    yield seen(soak, disk=one * 3), "looks at the disk with a generation between them"
+    none = [look._replace(behind=0) for look in looks(soak, stayed=0.0, history=10_000.0)]
+    yield seen(soak, disk=none), "generations that lie behind, for their disk"
+    grown = [
+        (float(at), "daemon", 7, {"memory": 100.0 + at / 60, "open files": 9.0, "threads": 4.0})
+        for at in range(0, 3600, 60)
+    ]
+    yield seen(soak, samples=grown), "growth of the daemon's memory"
+
+
+def test_what_is_not_kept_is_told(soak: ModuleType) -> None:
+    for what, name in failures(soak):
+        found = missed(soak, what)
+        assert len(found) == 1 and found[0].endswith(name), (found, name)
+    assert missed(soak, seen(soak), twice="0003") == ["generations made twice"]
+
+
+def test_a_kill_after_which_nothing_works_counts_as_endless(soak: ModuleType) -> None:
+    kills = [(100.0, "run"), (300.0, "daemon"), (359.0, "loop")]
+    waits = soak.to_next_work(kills, [(90.0, 120.0), (310.0, 340.0)])
+    assert waits == [("run", 0.0), ("daemon", 10.0), ("loop", math.inf)]
+    found = missed(soak, seen(soak, kills=kills), [(90.0, 120.0), (310.0, 340.0)])
+    assert "kills after which no work was done any more" in found
+    assert any("99th percentile of 3 kills" in each for each in found)
+    assert any("99th percentile of 2 kills that left no useful work" in each for each in found)
+    assert missed(soak, seen(soak), [])  # nothing ever came to its end
+
+
+def test_percentiles_are_given_over_kills_that_stopped_work(soak: ModuleType) -> None:
+    """Where most kills stop nothing, the time to come back is not hidden among their zeros."""
+    waits = [("webserver", 0.0)] * 200 + [("loop", 40.0)]
+    found = {each["claim"]: each for each in soak.waiting(waits, means=True)}
+    over = "soak: from a kill to the next useful step, {} of {}"
+    assert found[over.format("99th percentile", "201 kills")]["value"] == 0.0
+    alone = found[over.format("median", "1 kills that left no useful work")]
+    assert alone["value"] == 40.0 and not soak.kept(alone)
+
+
+def test_shards_that_landed_again_are_seen_though_one_was_deleted(
+    soak: ModuleType, tmp_path: Path
+) -> None:
+    store, what = Store(tmp_path / "data"), soak.Seen(ended=1.0)
+    store.write_plan(CONFIG, 0, {"seed": 1})
+    for kind in ("selfplay-shard-0000", "selfplay-shard-0001", "window"):
+        with store.create(CONFIG, 0, kind) as draft:
+            (draft.path / "x").write_text(kind)
+    what.see_landings(store, CONFIG)
+    what.see_landings(store, CONFIG)
+    assert {key: len(names) for key, names in what.landings.items()} == {
+        (0, "selfplay-shard-0000"): 1,
+        (0, "selfplay-shard-0001"): 1,
+    }
+    with store.create(CONFIG, 0, "selfplay-shard-0001") as draft:
+        (draft.path / "x").write_text("the same games again")
+    store.remove(CONFIG, 0, "selfplay-shard-0001", draft.artefact.path)
+    what.see_landings(store, CONFIG)
+    assert "shards played twice" in missed(soak, what)
+
+
+def test_a_champion_that_was_there_has_to_stay(soak: ModuleType, tmp_path: Path) -> None:
+    store, what = Store(tmp_path / "data"), soak.Seen()
+    what.see_champion(store, CONFIG)
+    assert what.unloadable == 0
+    with store.create(CONFIG, 0, "ema_model") as draft:
+        (draft.path / "x").write_text("a model")
+    store.promote(CONFIG, 0, draft.artefact, {})
+    what.see_champion(store, CONFIG)
+    assert what.unloadable == 0
+    what.see_champion(Store(tmp_path / "empty"), CONFIG)
+    assert what.unloadable == 1
