@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,9 @@ from ringrift_pipeline.orchestration.instance import (
     sweep_lost_runs,
 )
 from ringrift_pipeline.orchestration.instance_file import (
+    LOGGING,
+    STREAMS,
+    TRUSTED,
     InstanceFileError,
     brought_up_to_date,
     instance_file,
@@ -169,6 +173,20 @@ FOREIGN = {
     "a package called like one of Dagster's": "run_launcher: {module: dagster_evil, class: X}",
     "through a module of logging's": "python_logs: {h: {(): logging.os.system, command: 'touch x'}}",
     "any function of logging's": "python_logs: {h: {(): logging.FileHandler, filename: x}}",
+    "a log to any file": "python_logs: {h: {class: logging.FileHandler, filename: evil.pth}}",
+    "a log to any host": "python_logs: {h: {class: logging.handlers.HTTPHandler, host: evil}}",
+    "a stream that is none": "python_logs: {h: {stream: 'ext://logging.StreamHandler'}}",
+    "a class that is none": "python_logs: {h: {class: 'ext://sys.stdout'}}",
+    "one of Dagster's that reads .env": "secrets: {custom: {module: dagster._core.secrets.env_file, "
+    "class: EnvFileLoader, config: {base_dir: .}}}",
+    "one of Dagster's that imports others": "storage: {custom: {module: dagster._core.storage."
+    "legacy_storage, class: CompositeStorage, config: {run_storage: {module_name: evil}}}}",
+    "one of Dagster's that runs commands": "run_launcher: {module: dagster_k8s, class: "
+    "K8sRunLauncher, config: {kubeconfig_file: evil}}",
+    "one that starts containers": "run_launcher: {module: dagster_docker, class: DockerRunLauncher}",
+    "another class of a module that is known": "run_launcher: {module: dagster, class: OpDefinition}",
+    "no class": "run_launcher: {module: dagster}",
+    "any of ours": "run_launcher: {module: ringrift_pipeline.__main__, class: main}",
     "by an anchor": "a: &a {h: {class: evil.H}}\npython_logs: *a",
     "no date": "a: 2026-13-45",
     "no time": "a: !!timestamp x",
@@ -193,10 +211,21 @@ def test_a_file_that_names_foreign_code_is_refused(
 
 def test_code_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "run_launcher: {module: company.launching, class: X}"
-    with pytest.raises(InstanceFileError, match="run_launcher.module names 'company.launching'"):
+    with pytest.raises(InstanceFileError, match="run_launcher names 'company.launching.X'"):
         refuse_foreign_code(text)
     monkeypatch.setenv("RINGRIFT_INSTANCE_MODULES", "other, company")
     refuse_foreign_code(text)
+
+
+def test_what_could_write_or_start_anything_is_named_there_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RINGRIFT_INSTANCE_MODULES", "dagster_k8s,logging.FileHandler")
+    refuse_foreign_code("run_launcher: {module: dagster_k8s, class: K8sRunLauncher}")
+    handlers = "python_logs: {{dagster_handler_config: {{handlers: {{h: {{class: {} }}}}}}}}"
+    refuse_foreign_code(handlers.format("logging.FileHandler"))
+    with pytest.raises(InstanceFileError, match="RINGRIFT_INSTANCE_MODULES=logging.handlers.Sys"):
+        refuse_foreign_code(handlers.format("logging.handlers.SysLogHandler"))
 
 
 @pytest.mark.parametrize(
@@ -205,14 +234,22 @@ def test_code_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.Monkey
         instance_file(),
         (Path(__file__).parents[2] / "deploy" / "celery" / "dagster.yaml").read_text(),
         "storage: {postgres: {postgres_url: {env: URL}}}",
-        "run_launcher: {module: dagster_k8s, class: K8sRunLauncher}",
-        "python_logs: {dagster_handler_config: {handlers: {h: {class: logging.FileHandler}}}}",
+        "run_coordinator: {module: dagster.core.run_coordinator, class: QueuedRunCoordinator}",
+        "compute_logs: {module: dagster_aws.s3, class: S3ComputeLogManager, config: {bucket: b}}",
+        "python_logs: {dagster_handler_config: {handlers: {h: {class: logging.StreamHandler}}}}",
         "python_logs: {dagster_handler_config: {handlers: {h: {stream: 'ext://sys.stdout'}}}}",
         "a: &a [*a]",
     ],
 )
 def test_what_is_dagsters_or_ours_is_not_refused(text: str) -> None:
     refuse_foreign_code(text)
+
+
+@pytest.mark.parametrize("name", sorted(TRUSTED | LOGGING | STREAMS))
+def test_what_any_file_may_name_is_there(name: str) -> None:
+    package = name.partition(".")[0]
+    pytest.importorskip("dagster_postgres" if "postgres" in name else package)
+    assert pkgutil.resolve_name(name)
 
 
 def test_the_owner_limits_the_pool(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
