@@ -17,10 +17,11 @@ from ringrift_pipeline.orchestration.champion import reconcile
 from ringrift_pipeline.orchestration.clock import forget_the_future
 from ringrift_pipeline.orchestration.instance_file import (
     BEFORE,
+    LARGEST,
     NAME,
     brought_up_to_date,
+    check_instance_file,
     instance_file,
-    refuse_foreign_code,
 )
 from ringrift_pipeline.orchestration.one_daemon import only_daemon
 from ringrift_pipeline.orchestration.places import (
@@ -33,7 +34,6 @@ from ringrift_pipeline.store import Store, read_bounded, write_bytes_atomic
 from ringrift_pipeline.store.atomic import TEMPORARY, ensure_folder, remove_abandoned
 
 LOCK = "dagster-instance"
-LARGEST = 1 << 20  # bytes of a ``dagster.yaml``
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
 
 ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
@@ -41,12 +41,16 @@ IN_PROGRESS = [DagsterRunStatus.NOT_STARTED, *ACTIVE]
 
 
 def prepare_home(data: Path) -> Path:
-    """Make ``<data>/dagster`` with its ``dagster.yaml`` (an existing file is left as it is)."""
+    """Make ``<data>/dagster`` with its ``dagster.yaml``. An existing file is left as it is, and checked.
+
+    Raises InstanceFileError.
+    """
     home = home_folder(data)
     ensure_folder(home)
     path = home / NAME
     if not path.exists():
         write_bytes_atomic(path, instance_file().encode("utf-8"))
+    check_instance_file(home)
     return home
 
 
@@ -74,7 +78,6 @@ def open_instance(data: Path) -> Iterator[DagsterInstance]:
     InstanceFileError.
     """
     home = prepare_home(data)
-    refuse_foreign_code(read_bounded(home / NAME, LARGEST).decode("utf-8", "replace"))
     with DagsterInstance.from_config(str(home)) as instance:
         yield instance
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ringrift_pipeline.orchestration.names import ORDER_TAG
 from ringrift_pipeline.selfplay.workers import cores
+from ringrift_pipeline.store import read_bounded
 
 NAME = "dagster.yaml"
 BEFORE = "dagster.yaml.before"  # where one that was brought up to date stays as it was
@@ -26,6 +29,8 @@ _NOTE = f"""\
 """
 
 
+LARGEST = 1 << 20  # bytes of such a file
+_AGAIN = "move the file away: a new one is written"
 MODULES_VARIABLE = "RINGRIFT_INSTANCE_MODULES"
 _STORAGE = "dagster._core.storage"
 TRUSTED = frozenset(
@@ -79,11 +84,10 @@ def refuse_foreign_code(text: str) -> None:
     Raises InstanceFileError, for a file that cannot be read as well: what Dagster would make of it is
     not known.
     """
-    again = "move the file away: a new one is written"
     try:
         found = yaml.safe_load(text)
     except UNREADABLE as error:
-        raise InstanceFileError(f"{NAME} is no YAML: {error}. Mend it, or {again}") from None
+        raise InstanceFileError(f"{NAME} is no YAML: {error}. Mend it, or {_AGAIN}") from None
     own = [name.strip() for name in os.environ.get(MODULES_VARIABLE, "").split(",") if name.strip()]
     for where, name, known in _imported(found):
         if name in known or any(name == one or name.startswith(f"{one}.") for one in own):
@@ -91,8 +95,30 @@ def refuse_foreign_code(text: str) -> None:
         raise InstanceFileError(
             f"{NAME}: {where} names {name!r}, which is not among what any such file may name, as it "
             f"could run, read, write or send anything. If the file is yours, set {MODULES_VARIABLE}="
-            f"{name}; if not, {again}"
+            f"{name}; if not, {_AGAIN}"
         )
+
+
+def check_instance_file(home: Path) -> None:
+    """`refuse_foreign_code` of the file that an instance in the folder ``home`` would be made by; to be
+    called by whoever is about to make one.
+
+    Raises InstanceFileError; TooLargeError, OSError: the file cannot be read.
+    """
+    path = home / NAME
+    if glob.escape(str(path)) != str(path):  # as a pattern, which may find another file
+        raise InstanceFileError(
+            f"{NAME}: Dagster finds none in {home}, for *, ? and [ are no part of a name to it: rename "
+            "the folder"
+        )
+    try:
+        found = read_bounded(path, LARGEST)
+    except FileNotFoundError:
+        return
+    try:
+        refuse_foreign_code(found.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InstanceFileError(f"{NAME} is no UTF-8 text: {error}. Mend it, or {_AGAIN}") from None
 
 
 UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.places import data_folder, home_folder
 from ringrift_pipeline.orchestration.presence import announce
 
 LOOK = 1.0  # seconds between two looks at the parent
@@ -47,13 +47,21 @@ def _play(host: str, port: int, descriptor: int) -> None:
 
 
 def main() -> None:
-    """Run ``daemon``, ``code-server``, ``webserver`` or ``play`` with the rest of the line."""
+    """Run ``daemon``, ``code-server``, ``webserver`` or ``play`` with the rest of the line.
+
+    Raises InstanceFileError: the file of the instance names what it may not; it may have changed since
+    the last start.
+    """
     kind = sys.argv[1]
     watcher = threading.Thread(target=_watch, args=(os.getppid(),), daemon=True)
     watcher.start()
     announce(kind, sys.argv[2:])
     if kind == "play":  # play --host HOST --port PORT --socket DESCRIPTOR
         return _play(sys.argv[3], int(sys.argv[5]), int(sys.argv[7]))
+    # Only now, as it brings Dagster, which a page without visitors does not need.
+    from ringrift_pipeline.orchestration.instance_file import check_instance_file
+
+    check_instance_file(home_folder(data_folder()))
     sys.argv = [f"dagster-{kind}", *sys.argv[2:]]
     if kind == "daemon":
         from dagster._daemon.cli import main as run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from dagster import DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
+from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.instance import (
     open_instance,
@@ -36,6 +38,7 @@ from ringrift_pipeline.orchestration.run_order import GenerationsInOrder
 from ringrift_pipeline.orchestration.services import MOST_ENDS, Service, ServiceError
 from ringrift_pipeline.store import LockedError, Store
 from ringrift_pipeline.store.atomic import TEMPORARY
+from tests.waiting import until
 
 
 def test_the_file_is_written_once_and_then_left_alone(data: Path) -> None:
@@ -192,6 +195,7 @@ FOREIGN = {
     "no time": "a: !!timestamp x",
     "half": "{",
     "too deep": "[" * 100_000,
+    "no UTF-8": "# \xe9",
 }
 
 
@@ -203,10 +207,43 @@ def test_a_file_that_names_foreign_code_is_refused(
     (data / "evil").mkdir(parents=True)
     (data / "evil" / "__init__.py").write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(str(data))
-    (prepare_home(data) / "dagster.yaml").write_text(FOREIGN[what] + "\n")
+    (prepare_home(data) / "dagster.yaml").write_text(FOREIGN[what] + "\n", encoding="latin-1")
     with pytest.raises(InstanceFileError, match=r"^dagster.yaml"), open_instance(data):
         pass
     assert "evil" not in sys.modules
+
+
+SERVICES = {
+    "daemon": ("run", "-m", names.MODULE),
+    "code-server": ("api", "grpc", "--socket", "{socket}", "-m", names.MODULE),
+    "webserver": ("-m", names.MODULE, "--host", "127.0.0.1", "--port", "3999"),
+}
+
+
+@pytest.mark.parametrize("kind", SERVICES)
+def test_no_service_starts_on_such_a_file(
+    data: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads it again, and whenever one is started again: it may have been fine before."""
+    write_file(data, "storage: {custom: {module: evil, class: X}}")
+    ran = data / "ran"
+    (data / "evil.py").write_text(f"open({str(ran)!r}, 'w')")
+    monkeypatch.setenv("PYTHONPATH", str(data), prepend=os.pathsep)
+    arguments = [part.format(socket=tmp_path / "socket") for part in SERVICES[kind]]
+    service = Service(data, kind, *arguments)
+    try:
+        until(lambda: service.has_ended or ran.exists(), "it has ended")
+        assert not ran.exists()
+        assert "InstanceFileError: dagster.yaml: storage.custom names" in service.last_lines()[-1]
+    finally:
+        service.stop()
+
+
+def test_a_file_that_dagster_would_not_find_is_refused(tmp_path: Path) -> None:
+    """It looks by a pattern: for ``sent[1]`` it would take what is in ``sent1``."""
+    home = home_folder(tmp_path / "sent[1]")
+    with pytest.raises(InstanceFileError, match=r"sent\[1\](.|\n)*rename the folder"):
+        prepare_home(home.parent)
 
 
 def test_code_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
