@@ -27,6 +27,7 @@ from ringrift_pipeline.orchestration.one_daemon import only_daemon
 from ringrift_pipeline.orchestration.places import (
     DATA_VARIABLE,
     HOME_VARIABLE,
+    SAFE_PATH,
     home_folder,
     progress_folder,
 )
@@ -69,7 +70,8 @@ def _bring_up_to_date(data: Path) -> None:
 
 def environment(data: Path) -> dict[str, str]:
     """The environment of every process that works on this data root."""
-    return {**os.environ, HOME_VARIABLE: str(home_folder(data)), DATA_VARIABLE: str(data)}
+    places = {HOME_VARIABLE: str(home_folder(data)), DATA_VARIABLE: str(data)}
+    return {**os.environ, **SAFE_PATH, **places}
 
 
 @contextlib.contextmanager

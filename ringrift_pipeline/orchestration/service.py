@@ -46,6 +46,15 @@ def _play(host: str, port: int, descriptor: int) -> None:
         serve(create_app(data_folder(), Access(host, port)), listening)
 
 
+def _ignore_env_files() -> None:
+    """Keep Dagster from setting variables as a file ``.env`` in the current folder says, which may be a
+    data root that somebody has sent.
+    """
+    from dagster._cli import utils
+
+    utils.get_env_var_dict = lambda base_dir: {}
+
+
 def main() -> None:
     """Run ``daemon``, ``code-server``, ``webserver`` or ``play`` with the rest of the line.
 
@@ -62,7 +71,10 @@ def main() -> None:
     from ringrift_pipeline.orchestration.instance_file import check_instance_file
 
     check_instance_file(home_folder(data_folder()))
+    _ignore_env_files()
     sys.argv = [f"dagster-{kind}", *sys.argv[2:]]
+    if kind != "code-server":  # whose runs may name files from here
+        os.chdir("/")  # the web server starts a code server of Dagster's own
     if kind == "daemon":
         from dagster._daemon.cli import main as run
     elif kind == "code-server":

@@ -30,6 +30,7 @@ from ringrift_pipeline.orchestration.instance import (
 )
 from ringrift_pipeline.orchestration.names import MODULE
 from ringrift_pipeline.orchestration.places import (
+    CODE,
     HERE,
     TOKEN_VARIABLE,
     progress_folder,
@@ -85,7 +86,7 @@ class Service:
         self.again = False
         self.log = services_folder(data) / f"{kind}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._command = [sys.executable, "-m", _SERVICE, kind, *arguments]
+        self._command = [sys.executable, "-P", "-m", _SERVICE, kind, *arguments]
         self._environment = {**environment(data), **(more or {})}
         self._inherits = inherits
         self._ends: list[float] = []
@@ -218,7 +219,7 @@ class Backend:
         self.workspace = ("-w", str(workspace))
         self.services: list[Service] = []
         try:
-            arguments = ("api", "grpc", "--socket", str(self.socket), "-m", module)
+            arguments = ("api", "grpc", "--socket", str(self.socket), "-m", module, "-d", str(CODE))
             code_server = Service(data, "code-server", *arguments, more=more)
             self.services.append(code_server)
             code_server.wait_for(self._ping, stopping)
