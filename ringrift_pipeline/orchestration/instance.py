@@ -33,6 +33,7 @@ from ringrift_pipeline.orchestration.places import (
 )
 from ringrift_pipeline.store import Store, read_bounded, write_bytes_atomic
 from ringrift_pipeline.store.atomic import TEMPORARY, ensure_folder, remove_abandoned
+from ringrift_pipeline.store.layout import Layout
 
 LOCK = "dagster-instance"
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
@@ -41,11 +42,25 @@ ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.
 IN_PROGRESS = [DagsterRunStatus.NOT_STARTED, *ACTIVE]
 
 
+def refuse_links(data: Path) -> None:
+    """Raises OutsideError if links lead out of the data root from ``<data>/dagster`` or from what is in
+    it and in its folder of alerts: files would be written and removed there. ``dagster.yaml`` is read
+    alone, and may lie elsewhere.
+    """
+    layout, home = Layout(data), home_folder(data)
+    layout.inside(home)
+    for folder in (home, home / "alerts"):
+        for path in sorted(folder.glob("*")):
+            if path.name != NAME:
+                layout.inside(path)
+
+
 def prepare_home(data: Path) -> Path:
     """Make ``<data>/dagster`` with its ``dagster.yaml``. An existing file is left as it is, and checked.
 
-    Raises InstanceFileError.
+    Raises InstanceFileError; OutsideError, before anything is written.
     """
+    refuse_links(data)
     home = home_folder(data)
     ensure_folder(home)
     path = home / NAME
@@ -77,7 +92,7 @@ def environment(data: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def open_instance(data: Path) -> Iterator[DagsterInstance]:
     """The instance of a data root, made if it is not there; nothing is started. Raises
-    InstanceFileError.
+    InstanceFileError, OutsideError.
     """
     home = prepare_home(data)
     with DagsterInstance.from_config(str(home)) as instance:
@@ -94,10 +109,12 @@ def own_instance(data: Path) -> Iterator[DagsterInstance]:
 
     Raises:
         LockedError: another process runs this folder's, or this history's, daemon; it says which.
+        InstanceFileError, OutsideError: as `prepare_home`.
     """
     store = Store(data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(store.lock(None, LOCK))
+        refuse_links(data)
         _bring_up_to_date(data)
         instance = stack.enter_context(open_instance(data))
         stack.enter_context(only_daemon(instance))

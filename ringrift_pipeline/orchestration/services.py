@@ -5,6 +5,7 @@ they are in.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from dagster import DagsterInstance
 
@@ -63,12 +65,27 @@ def _never() -> bool:
     return False
 
 
+def _appended(log: Path) -> BinaryIO:
+    """A log to append to, made if it is not there. Raises OSError, and ServiceError for what is no plain
+    file: a link could lead to any file of this user's.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return open(os.open(log, flags, 0o666), "ab")
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise ServiceError(f"{log} is a link, a pipe or a folder, and no log: remove it") from None
+
+
 class Service:
     """One process (and all it starts) in a session of its own, its output in a log file.
 
     Args:
         more: variables added to its environment.
         inherits: file descriptors that it takes over.
+
+    Raises ServiceError: its log is no plain file; OSError: it cannot be written.
 
     Attributes:
         again: whether `check` starts it anew where it has ended.
@@ -93,7 +110,7 @@ class Service:
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with open(self.log, "ab") as output:
+        with _appended(self.log) as output:
             return subprocess.Popen(
                 self._command,
                 env=self._environment,
@@ -129,7 +146,7 @@ class Service:
                 + "\n".join(self.last_lines())
             )
         self._end_group()
-        with open(self.log, "ab") as output:
+        with _appended(self.log) as output:
             output.write(f"The {self.kind} ended with code {code} and is started again.\n".encode())
         self._process = self._start()
 
@@ -279,8 +296,8 @@ class Backend:
 
     def _note(self, text: str) -> None:
         """A line in the daemon's log, where people look for what became of their runs."""
-        with contextlib.suppress(OSError), open(self.services[1].log, "a") as log:
-            log.write(f"ringrift: {text}\n")
+        with contextlib.suppress(OSError, ServiceError), _appended(self.services[1].log) as log:
+            log.write(f"ringrift: {text}\n".encode())
 
     def kill(self) -> None:
         """End both at once; what they were doing is found lost when the next daemon starts."""
