@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it failed on the way, 2 bad input (one line says what), 13
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ringrift_pipeline.commands.options import with_common
+from ringrift_pipeline.orchestration.places import SAFE_PATH
 
 app = typer.Typer(
     name="ringrift",
@@ -182,7 +184,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the ``ringrift`` script."""
+    """Entry point of the ``ringrift`` script. What it starts, the workers of a selfplay among it,
+    imports nothing from the current folder.
+    """
+    os.environ.update(SAFE_PATH)
     sys.exit(run())
 
 

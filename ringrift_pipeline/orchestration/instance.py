@@ -19,15 +19,17 @@ from ringrift_pipeline.orchestration.champion import reconcile
 from ringrift_pipeline.orchestration.clock import forget_the_future
 from ringrift_pipeline.orchestration.instance_file import (
     BEFORE,
+    LARGEST,
     NAME,
     brought_up_to_date,
+    check_instance_file,
     instance_file,
-    refuse_foreign_code,
 )
 from ringrift_pipeline.orchestration.one_daemon import only_daemon
 from ringrift_pipeline.orchestration.places import (
     DATA_VARIABLE,
     HOME_VARIABLE,
+    SAFE_PATH,
     home_folder,
     progress_folder,
     services_folder,
@@ -35,9 +37,9 @@ from ringrift_pipeline.orchestration.places import (
 from ringrift_pipeline.orchestration.presence import present
 from ringrift_pipeline.store import LockedError, Store, read_bounded, write_bytes_atomic
 from ringrift_pipeline.store.atomic import TEMPORARY, ensure_folder, remove_abandoned
+from ringrift_pipeline.store.layout import Layout
 
 LOCK = "dagster-instance"
-LARGEST = 1 << 20  # bytes of a ``dagster.yaml``
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
 ORPHANS = 20.0  # seconds within which the services of a killed command end by themselves
 
@@ -45,13 +47,31 @@ ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.
 IN_PROGRESS = [DagsterRunStatus.NOT_STARTED, *ACTIVE]
 
 
+def refuse_links(data: Path) -> None:
+    """Raises OutsideError if links lead out of the data root from ``<data>/dagster`` or from what is in
+    it and in its folder of alerts: files would be written and removed there. ``dagster.yaml`` is read
+    alone, and may lie elsewhere.
+    """
+    layout, home = Layout(data), home_folder(data)
+    layout.inside(home)
+    for folder in (home, home / "alerts"):
+        for path in sorted(folder.glob("*")):
+            if path.name != NAME:
+                layout.inside(path)
+
+
 def prepare_home(data: Path) -> Path:
-    """Make ``<data>/dagster`` with its ``dagster.yaml`` (an existing file is left as it is)."""
+    """Make ``<data>/dagster`` with its ``dagster.yaml``. An existing file is left as it is, and checked.
+
+    Raises InstanceFileError; OutsideError, before anything is written.
+    """
+    refuse_links(data)
     home = home_folder(data)
     ensure_folder(home)
     path = home / NAME
     if not path.exists():
         write_bytes_atomic(path, instance_file().encode("utf-8"))
+    check_instance_file(home)
     return home
 
 
@@ -70,16 +90,16 @@ def _bring_up_to_date(data: Path) -> None:
 
 def environment(data: Path) -> dict[str, str]:
     """The environment of every process that works on this data root."""
-    return {**os.environ, HOME_VARIABLE: str(home_folder(data)), DATA_VARIABLE: str(data)}
+    places = {HOME_VARIABLE: str(home_folder(data)), DATA_VARIABLE: str(data)}
+    return {**os.environ, **SAFE_PATH, **places}
 
 
 @contextlib.contextmanager
 def open_instance(data: Path) -> Iterator[DagsterInstance]:
     """The instance of a data root, made if it is not there; nothing is started. Raises
-    InstanceFileError.
+    InstanceFileError, OutsideError.
     """
     home = prepare_home(data)
-    refuse_foreign_code(read_bounded(home / NAME, LARGEST).decode("utf-8", "replace"))
     with DagsterInstance.from_config(str(home)) as instance:
         yield instance
 
@@ -95,10 +115,12 @@ def own_instance(data: Path) -> Iterator[DagsterInstance]:
     Raises:
         LockedError: another process runs this folder's, or this history's, daemon; it says which.
             Of one that was killed the services may live on for some seconds: they are waited for.
+        InstanceFileError, OutsideError: as `prepare_home`.
     """
     store = Store(data)
     with contextlib.ExitStack() as stack:
         stack.enter_context(store.lock(None, LOCK))
+        refuse_links(data)
         _outlive_the_last(data)
         _bring_up_to_date(data)
         instance = stack.enter_context(open_instance(data))

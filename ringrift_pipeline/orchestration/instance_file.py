@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ringrift_pipeline.orchestration.names import ORDER_TAG
 from ringrift_pipeline.selfplay.workers import cores
+from ringrift_pipeline.store import read_bounded
 
 NAME = "dagster.yaml"
 BEFORE = "dagster.yaml.before"  # where one that was brought up to date stays as it was
@@ -26,54 +29,104 @@ _NOTE = f"""\
 """
 
 
+LARGEST = 1 << 20  # bytes of such a file
+_AGAIN = "move the file away: a new one is written"
 MODULES_VARIABLE = "RINGRIFT_INSTANCE_MODULES"
-TRUSTED = (  # with what is below
-    "ringrift_pipeline",
-    "dagster",
-    *(f"dagster_{name}" for name in ("aws", "azure", "celery", "celery_k8s", "celery_docker")),
-    *(f"dagster_{name}" for name in ("docker", "gcp", "graphql", "k8s", "mysql", "postgres")),
-    *(f"dagster_{name}" for name in ("shared", "webserver")),
+_STORAGE = "dagster._core.storage"
+TRUSTED = frozenset(
+    f"{module}.{name}"
+    for module, names in {
+        _COORDINATOR["module"]: (_COORDINATOR["class"],),
+        "ringrift_pipeline.orchestration.postgres": ("PatientPostgresStorage",),
+        "dagster": ("DefaultRunLauncher",),
+        "dagster._core.launcher": ("DefaultRunLauncher",),
+        "dagster._core.run_coordinator": ("DefaultRunCoordinator", "QueuedRunCoordinator"),
+        "dagster._core.scheduler": ("DagsterDaemonScheduler",),
+        f"{_STORAGE}.root": ("LocalArtifactStorage",),
+        f"{_STORAGE}.local_compute_log_manager": ("LocalComputeLogManager",),
+        f"{_STORAGE}.noop_compute_log_manager": ("NoOpComputeLogManager",),
+        f"{_STORAGE}.sqlite_storage": ("DagsterSqliteStorage",),
+        f"{_STORAGE}.runs": ("SqliteRunStorage",),
+        f"{_STORAGE}.event_log": (
+            "ConsolidatedSqliteEventLogStorage",
+            "SqliteEventLogStorage",
+        ),
+        f"{_STORAGE}.schedules": ("SqliteScheduleStorage",),
+        "dagster_postgres": (
+            "DagsterPostgresStorage",
+            "PostgresEventLogStorage",
+            "PostgresRunStorage",
+            "PostgresScheduleStorage",
+        ),
+        "dagster_aws.s3": ("S3ComputeLogManager",),
+        "dagster_aws.s3.compute_log_manager": ("S3ComputeLogManager",),
+    }.items()
+    for name in names
 )
-_LOGGING = re.compile(
-    r"logging(\.handlers)?\.[A-Z]\w*|sys\.std(out|err)"
-)  # classes, and two streams
+"""Classes that any file may name. Others of Dagster's start what their settings say (a container, the
+commands of a kubeconfig), read files or import further classes.
+"""
+LOGGING = frozenset({"logging.Formatter", "logging.NullHandler", "logging.StreamHandler"})
+"""What the logs may be made with: other handlers write to any file or send to any host."""
+STREAMS = frozenset({"sys.stderr", "sys.stdout"})
 
 
 class InstanceFileError(ValueError):
-    """``dagster.yaml`` names code that is neither Dagster's nor ours."""
+    """``dagster.yaml`` names code that is not known to do no harm."""
 
 
 def refuse_foreign_code(text: str) -> None:
     """Dagster imports what its file names, and the file lies under the data root: a folder that
-    somebody has sent must not bring code along. Packages of one's own (a run launcher, a log handler)
-    are named in ``RINGRIFT_INSTANCE_MODULES``, with commas between.
+    somebody has sent must neither bring code along nor use Dagster's or Python's to run or write it.
+    Whatever is not in `TRUSTED`, `LOGGING` or `STREAMS` (a run launcher, a log handler) is named in
+    ``RINGRIFT_INSTANCE_MODULES``: packages, modules or classes, with commas between.
 
     Raises InstanceFileError, for a file that cannot be read as well: what Dagster would make of it is
     not known.
     """
-    again = "move the file away: a new one is written"
     try:
         found = yaml.safe_load(text)
     except UNREADABLE as error:
-        raise InstanceFileError(f"{NAME} is no YAML: {error}. Mend it, or {again}") from None
+        raise InstanceFileError(f"{NAME} is no YAML: {error}. Mend it, or {_AGAIN}") from None
     own = [name.strip() for name in os.environ.get(MODULES_VARIABLE, "").split(",") if name.strip()]
-    for where, name, logs in _imported(found):
-        trusted = own if logs else (*TRUSTED, *own)
-        if logs and not where.endswith("()") and _LOGGING.fullmatch(name):
+    for where, name, known in _imported(found):
+        if name in known or any(name == one or name.startswith(f"{one}.") for one in own):
             continue
-        if not any(name == one or name.startswith(f"{one}.") for one in trusted):
-            raise InstanceFileError(
-                f"{NAME}: {where} names {name!r}, which is neither Dagster's nor this project's. If "
-                f"it is yours, set {MODULES_VARIABLE}={name.partition('.')[0]}; if not, {again}"
-            )
+        raise InstanceFileError(
+            f"{NAME}: {where} names {name!r}, which is not among what any such file may name, as it "
+            f"could run, read, write or send anything. If the file is yours, set {MODULES_VARIABLE}="
+            f"{name}; if not, {_AGAIN}"
+        )
+
+
+def check_instance_file(home: Path) -> None:
+    """`refuse_foreign_code` of the file that an instance in the folder ``home`` would be made by; to be
+    called by whoever is about to make one.
+
+    Raises InstanceFileError; TooLargeError, OSError: the file cannot be read.
+    """
+    path = home / NAME
+    if glob.escape(str(path)) != str(path):  # as a pattern, which may find another file
+        raise InstanceFileError(
+            f"{NAME}: Dagster finds none in {home}, for *, ? and [ are no part of a name to it: rename "
+            "the folder"
+        )
+    try:
+        found = read_bounded(path, LARGEST)
+    except FileNotFoundError:
+        return
+    try:
+        refuse_foreign_code(found.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InstanceFileError(f"{NAME} is no UTF-8 text: {error}. Mend it, or {_AGAIN}") from None
 
 
 UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError)
 """What PyYAML raises for what is no YAML, or no date, number or key that there is."""
 
 
-def _imported(content: Any) -> Iterator[tuple[str, str, bool]]:
-    """(path in the file, dotted name, whether for `logging.config`) of everything that is imported."""
+def _imported(content: Any) -> Iterator[tuple[str, str, frozenset[str]]]:
+    """(path in the file, dotted name, which names are known) of everything that is imported."""
     left, seen = [("", content)], set()
     while left:
         where, value = left.pop()
@@ -82,14 +135,19 @@ def _imported(content: Any) -> Iterator[tuple[str, str, bool]]:
             if (id(value), logs) in seen:  # an anchor, which may name itself
                 continue
             seen.add((id(value), logs))
+            if isinstance(value, dict) and isinstance(value.get("module"), str):
+                module = re.sub(r"^dagster\.core\b", "dagster._core", value["module"])
+                yield where or "module", f"{module}.{value.get('class')}", TRUSTED
             items = value.items() if isinstance(value, dict) else enumerate(value)
             left += [(f"{where}.{key}".lstrip("."), one) for key, one in items]
-        elif isinstance(value, str):
+        elif logs and isinstance(value, str):
             key = where.rpartition(".")[2]
-            if key == "module" or (logs and key in ("class", "()")):
-                yield where, value, logs and key != "module"
-            elif logs and "://" in value:
-                yield where, value.removeprefix("ext://"), True
+            if key == "class":
+                yield where, value, LOGGING
+            elif key == "()":  # which is called, whatever it is
+                yield where, value, frozenset()
+            elif "://" in value:
+                yield where, value.removeprefix("ext://"), STREAMS
 
 
 def instance_file() -> str:

@@ -24,8 +24,8 @@ def sweep_apart(data: Path) -> None:
     uploaded now is when it is next asked for.
     """
     if data.is_dir() and any(data.iterdir()):
-        environment = {**os.environ, PATIENCE_VARIABLE: "0"}
-        subprocess.run([sys.executable, "-m", __name__, str(data)], check=False, env=environment)
+        line = [sys.executable, "-P", "-m", __name__, str(data)]
+        subprocess.run(line, check=False, env={**os.environ, PATIENCE_VARIABLE: "0"})
 
 
 if __name__ == "__main__":

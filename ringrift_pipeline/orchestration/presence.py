@@ -2,7 +2,7 @@
 file as long as it lives.
 
 The kernel drops the lock with the process, so that a file left by a crash is not believed.
-Standard library only.
+Standard library and store only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ringrift_pipeline.orchestration.places import data_folder, services_folder
+from ringrift_pipeline.store import OutsideError
+from ringrift_pipeline.store.layout import Layout
 
 LARGEST = 1 << 16  # bytes of such a file
 
@@ -49,9 +51,11 @@ def announced(kind: str, data: Path, host: str = "", port: int = 0) -> Iterator[
     """Say that this process is the service ``kind`` of a data root, as long as the body takes."""
     path = services_folder(data) / (f"{kind}-{port}.json" if port else f"{kind}.json")
     descriptor = None
-    with contextlib.suppress(OSError):  # no lock, no file: a service works without
+    # no lock, no file, or a link to elsewhere: a service works without
+    with contextlib.suppress(OSError, OutsideError):
+        Layout(data).inside(path.parent)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         _lock(descriptor)
         os.ftruncate(descriptor, 0)
         state = Presence(kind, os.getpid(), time.time(), host, port)
@@ -79,7 +83,8 @@ def present(data: Path) -> list[Presence]:
     found = []
     for path in sorted(services_folder(data).glob("*.json")):
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is not waited for
+            # no link is followed, and a pipe is not waited for
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 if _is_locked(descriptor):
                     found.append(Presence(**json.loads(os.read(descriptor, LARGEST))))

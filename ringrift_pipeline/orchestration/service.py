@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from ringrift_pipeline.orchestration.places import data_folder
+from ringrift_pipeline.orchestration.places import data_folder, home_folder
 from ringrift_pipeline.orchestration.presence import announce
 
 LOOK = 1.0  # seconds between two looks at the parent
@@ -46,15 +46,35 @@ def _play(host: str, port: int, descriptor: int) -> None:
         serve(create_app(data_folder(), Access(host, port)), listening)
 
 
+def _ignore_env_files() -> None:
+    """Keep Dagster from setting variables as a file ``.env`` in the current folder says, which may be a
+    data root that somebody has sent.
+    """
+    from dagster._cli import utils
+
+    utils.get_env_var_dict = lambda base_dir: {}
+
+
 def main() -> None:
-    """Run ``daemon``, ``code-server``, ``webserver`` or ``play`` with the rest of the line."""
+    """Run ``daemon``, ``code-server``, ``webserver`` or ``play`` with the rest of the line.
+
+    Raises InstanceFileError: the file of the instance names what it may not; it may have changed since
+    the last start.
+    """
     kind = sys.argv[1]
     watcher = threading.Thread(target=_watch, args=(os.getppid(),), daemon=True)
     watcher.start()
     announce(kind, sys.argv[2:])
     if kind == "play":  # play --host HOST --port PORT --socket DESCRIPTOR
         return _play(sys.argv[3], int(sys.argv[5]), int(sys.argv[7]))
+    # Only now, as it brings Dagster, which a page without visitors does not need.
+    from ringrift_pipeline.orchestration.instance_file import check_instance_file
+
+    check_instance_file(home_folder(data_folder()))
+    _ignore_env_files()
     sys.argv = [f"dagster-{kind}", *sys.argv[2:]]
+    if kind != "code-server":  # whose runs may name files from here
+        os.chdir("/")  # the web server starts a code server of Dagster's own
     if kind == "daemon":
         from dagster._daemon.cli import main as run
     elif kind == "code-server":

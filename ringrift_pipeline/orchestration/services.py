@@ -5,6 +5,7 @@ they are in.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from dagster import DagsterInstance
 
@@ -30,6 +32,7 @@ from ringrift_pipeline.orchestration.instance import (
 )
 from ringrift_pipeline.orchestration.names import MODULE
 from ringrift_pipeline.orchestration.places import (
+    CODE,
     HERE,
     TOKEN_VARIABLE,
     progress_folder,
@@ -62,12 +65,27 @@ def _never() -> bool:
     return False
 
 
+def _appended(log: Path) -> BinaryIO:
+    """A log to append to, made if it is not there. Raises OSError, and ServiceError for what is no plain
+    file: a link could lead to any file of this user's.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return open(os.open(log, flags, 0o666), "ab")
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise ServiceError(f"{log} is a link, a pipe or a folder, and no log: remove it") from None
+
+
 class Service:
     """One process (and all it starts) in a session of its own, its output in a log file.
 
     Args:
         more: variables added to its environment.
         inherits: file descriptors that it takes over.
+
+    Raises ServiceError: its log is no plain file; OSError: it cannot be written.
 
     Attributes:
         again: whether `check` starts it anew where it has ended.
@@ -85,14 +103,14 @@ class Service:
         self.again = False
         self.log = services_folder(data) / f"{kind}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._command = [sys.executable, "-m", _SERVICE, kind, *arguments]
+        self._command = [sys.executable, "-P", "-m", _SERVICE, kind, *arguments]
         self._environment = {**environment(data), **(more or {})}
         self._inherits = inherits
         self._ends: list[float] = []
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        with open(self.log, "ab") as output:
+        with _appended(self.log) as output:
             return subprocess.Popen(
                 self._command,
                 env=self._environment,
@@ -128,7 +146,7 @@ class Service:
                 + "\n".join(self.last_lines())
             )
         self._end_group()
-        with open(self.log, "ab") as output:
+        with _appended(self.log) as output:
             output.write(f"The {self.kind} ended with code {code} and is started again.\n".encode())
         self._process = self._start()
 
@@ -218,7 +236,7 @@ class Backend:
         self.workspace = ("-w", str(workspace))
         self.services: list[Service] = []
         try:
-            arguments = ("api", "grpc", "--socket", str(self.socket), "-m", module)
+            arguments = ("api", "grpc", "--socket", str(self.socket), "-m", module, "-d", str(CODE))
             code_server = Service(data, "code-server", *arguments, more=more)
             self.services.append(code_server)
             code_server.wait_for(self._ping, stopping)
@@ -278,8 +296,8 @@ class Backend:
 
     def _note(self, text: str) -> None:
         """A line in the daemon's log, where people look for what became of their runs."""
-        with contextlib.suppress(OSError), open(self.services[1].log, "a") as log:
-            log.write(f"ringrift: {text}\n")
+        with contextlib.suppress(OSError, ServiceError), _appended(self.services[1].log) as log:
+            log.write(f"ringrift: {text}\n".encode())
 
     def kill(self) -> None:
         """End both at once; what they were doing is found lost when the next daemon starts."""

@@ -16,7 +16,7 @@ from dagster_shared.cli import WorkspaceOpts
 from dagster_webserver import __version__
 from dagster_webserver.app import create_app_from_workspace_process_context
 
-from ringrift_pipeline.orchestration.places import TOKEN_VARIABLE
+from ringrift_pipeline.orchestration.places import CODE, TOKEN_VARIABLE
 from ringrift_pipeline.web import Access, UIGuard, bind, serve
 from ringrift_pipeline.web.guard import is_local
 
@@ -49,7 +49,10 @@ def serve_ui(arguments: Sequence[str]) -> None:
         raise SystemExit(f"a server on {given.host} needs a token: ringrift ui makes one")
     configure_loggers(log_level="INFO")
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # the code server ends as well
-    wanted = WorkspaceOpts(workspace=given.workspace, module_name=given.module_name)
+    folder = str(CODE) if given.module_name else None
+    wanted = WorkspaceOpts(
+        workspace=given.workspace, module_name=given.module_name, working_directory=folder
+    )
     with contextlib.suppress(KeyboardInterrupt), DagsterInstance.get() as instance:
         instance.optimize_for_webserver(_STATEMENT_TIMEOUT, _POOL_RECYCLE, _POOL_OVERFLOW)
         with WorkspaceProcessContext(

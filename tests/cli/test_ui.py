@@ -228,6 +228,20 @@ def test_a_pool_that_means_nothing_is_one_line(verb: str, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("how", ["--daemon", "--no-daemon"])
+def test_a_file_that_brings_code_along_is_one_line(
+    how: str, tmp_path: Path, ui: Callable[..., subprocess.Popen[str]]
+) -> None:
+    home = tmp_path / "data" / "dagster"
+    home.mkdir(parents=True)
+    (home / "dagster.yaml").write_text("run_launcher: {module: evil, class: X}")
+    process = ui(free_port(), how, "--no-play")
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 2, told  # before anything was started
+    assert "dagster.yaml: run_launcher names 'evil.X'" in told.splitlines()[-1]
+    assert not processes_of(tmp_path / "data")
+
+
 def services(data: Path, count: int) -> dict[str, Any]:
     """The services that are up, by kind, once there are so many."""
     up = {one.kind: one for one in status_of(data).services}

@@ -58,8 +58,9 @@ WHAT = ("checkpoint", "ema_model")  # enough to see that a generation is one run
 
 
 @pytest.fixture
-def instance(data: Path) -> Iterator[DagsterInstance]:
+def instance(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
     """The pipeline's own instance on a machine of many cores; what it launches does nothing."""
+    monkeypatch.setenv("RINGRIFT_INSTANCE_MODULES", "dagster._core.test_utils")
     settings = yaml.safe_load(instance_file())
     settings["concurrency"]["runs"]["max_concurrent_runs"] = 8
     settings["run_launcher"] = {"module": "dagster._core.test_utils", "class": "MockedRunLauncher"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from dagster import DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.orchestration import instance as instance_module
+from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.instance import (
     open_instance,
@@ -23,6 +25,9 @@ from ringrift_pipeline.orchestration.instance import (
     sweep_lost_runs,
 )
 from ringrift_pipeline.orchestration.instance_file import (
+    LOGGING,
+    STREAMS,
+    TRUSTED,
     InstanceFileError,
     brought_up_to_date,
     instance_file,
@@ -36,6 +41,7 @@ from ringrift_pipeline.orchestration.run_order import GenerationsInOrder
 from ringrift_pipeline.orchestration.services import MOST_ENDS, Service, ServiceError
 from ringrift_pipeline.store import LockedError, Store
 from ringrift_pipeline.store.atomic import TEMPORARY
+from tests.waiting import until
 
 
 def test_the_file_is_written_once_and_then_left_alone(data: Path) -> None:
@@ -173,11 +179,26 @@ FOREIGN = {
     "a package called like one of Dagster's": "run_launcher: {module: dagster_evil, class: X}",
     "through a module of logging's": "python_logs: {h: {(): logging.os.system, command: 'touch x'}}",
     "any function of logging's": "python_logs: {h: {(): logging.FileHandler, filename: x}}",
+    "a log to any file": "python_logs: {h: {class: logging.FileHandler, filename: evil.pth}}",
+    "a log to any host": "python_logs: {h: {class: logging.handlers.HTTPHandler, host: evil}}",
+    "a stream that is none": "python_logs: {h: {stream: 'ext://logging.StreamHandler'}}",
+    "a class that is none": "python_logs: {h: {class: 'ext://sys.stdout'}}",
+    "one of Dagster's that reads .env": "secrets: {custom: {module: dagster._core.secrets.env_file, "
+    "class: EnvFileLoader, config: {base_dir: .}}}",
+    "one of Dagster's that imports others": "storage: {custom: {module: dagster._core.storage."
+    "legacy_storage, class: CompositeStorage, config: {run_storage: {module_name: evil}}}}",
+    "one of Dagster's that runs commands": "run_launcher: {module: dagster_k8s, class: "
+    "K8sRunLauncher, config: {kubeconfig_file: evil}}",
+    "one that starts containers": "run_launcher: {module: dagster_docker, class: DockerRunLauncher}",
+    "another class of a module that is known": "run_launcher: {module: dagster, class: OpDefinition}",
+    "no class": "run_launcher: {module: dagster}",
+    "any of ours": "run_launcher: {module: ringrift_pipeline.__main__, class: main}",
     "by an anchor": "a: &a {h: {class: evil.H}}\npython_logs: *a",
     "no date": "a: 2026-13-45",
     "no time": "a: !!timestamp x",
     "half": "{",
     "too deep": "[" * 100_000,
+    "no UTF-8": "# \xe9",
 }
 
 
@@ -189,18 +210,62 @@ def test_a_file_that_names_foreign_code_is_refused(
     (data / "evil").mkdir(parents=True)
     (data / "evil" / "__init__.py").write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(str(data))
-    (prepare_home(data) / "dagster.yaml").write_text(FOREIGN[what] + "\n")
+    (prepare_home(data) / "dagster.yaml").write_text(FOREIGN[what] + "\n", encoding="latin-1")
     with pytest.raises(InstanceFileError, match=r"^dagster.yaml"), open_instance(data):
         pass
     assert "evil" not in sys.modules
 
 
+SERVICES = {
+    "daemon": ("run", "-m", names.MODULE),
+    "code-server": ("api", "grpc", "--socket", "{socket}", "-m", names.MODULE),
+    "webserver": ("-m", names.MODULE, "--host", "127.0.0.1", "--port", "3999"),
+}
+
+
+@pytest.mark.parametrize("kind", SERVICES)
+def test_no_service_starts_on_such_a_file(
+    data: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads it again, and whenever one is started again: it may have been fine before."""
+    write_file(data, "storage: {custom: {module: evil, class: X}}")
+    ran = data / "ran"
+    (data / "evil.py").write_text(f"open({str(ran)!r}, 'w')")
+    monkeypatch.setenv("PYTHONPATH", str(data), prepend=os.pathsep)
+    arguments = [part.format(socket=tmp_path / "socket") for part in SERVICES[kind]]
+    service = Service(data, kind, *arguments)
+    try:
+        until(lambda: service.has_ended or ran.exists(), "it has ended")
+        assert not ran.exists()
+        assert "InstanceFileError: dagster.yaml: storage.custom names" in service.last_lines()[-1]
+    finally:
+        service.stop()
+
+
+def test_a_file_that_dagster_would_not_find_is_refused(tmp_path: Path) -> None:
+    """It looks by a pattern: for ``sent[1]`` it would take what is in ``sent1``."""
+    home = home_folder(tmp_path / "sent[1]")
+    with pytest.raises(InstanceFileError, match=r"sent\[1\](.|\n)*rename the folder"):
+        prepare_home(home.parent)
+
+
 def test_code_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "run_launcher: {module: company.launching, class: X}"
-    with pytest.raises(InstanceFileError, match="run_launcher.module names 'company.launching'"):
+    with pytest.raises(InstanceFileError, match="run_launcher names 'company.launching.X'"):
         refuse_foreign_code(text)
     monkeypatch.setenv("RINGRIFT_INSTANCE_MODULES", "other, company")
     refuse_foreign_code(text)
+
+
+def test_what_could_write_or_start_anything_is_named_there_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RINGRIFT_INSTANCE_MODULES", "dagster_k8s,logging.FileHandler")
+    refuse_foreign_code("run_launcher: {module: dagster_k8s, class: K8sRunLauncher}")
+    handlers = "python_logs: {{dagster_handler_config: {{handlers: {{h: {{class: {} }}}}}}}}"
+    refuse_foreign_code(handlers.format("logging.FileHandler"))
+    with pytest.raises(InstanceFileError, match="RINGRIFT_INSTANCE_MODULES=logging.handlers.Sys"):
+        refuse_foreign_code(handlers.format("logging.handlers.SysLogHandler"))
 
 
 @pytest.mark.parametrize(
@@ -209,14 +274,22 @@ def test_code_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.Monkey
         instance_file(),
         (Path(__file__).parents[2] / "deploy" / "celery" / "dagster.yaml").read_text(),
         "storage: {postgres: {postgres_url: {env: URL}}}",
-        "run_launcher: {module: dagster_k8s, class: K8sRunLauncher}",
-        "python_logs: {dagster_handler_config: {handlers: {h: {class: logging.FileHandler}}}}",
+        "run_coordinator: {module: dagster.core.run_coordinator, class: QueuedRunCoordinator}",
+        "compute_logs: {module: dagster_aws.s3, class: S3ComputeLogManager, config: {bucket: b}}",
+        "python_logs: {dagster_handler_config: {handlers: {h: {class: logging.StreamHandler}}}}",
         "python_logs: {dagster_handler_config: {handlers: {h: {stream: 'ext://sys.stdout'}}}}",
         "a: &a [*a]",
     ],
 )
 def test_what_is_dagsters_or_ours_is_not_refused(text: str) -> None:
     refuse_foreign_code(text)
+
+
+@pytest.mark.parametrize("name", sorted(TRUSTED | LOGGING | STREAMS))
+def test_what_any_file_may_name_is_there(name: str) -> None:
+    package = name.partition(".")[0]
+    pytest.importorskip("dagster_postgres" if "postgres" in name else package)
+    assert pkgutil.resolve_name(name)
 
 
 def test_the_owner_limits_the_pool(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

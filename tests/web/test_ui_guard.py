@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket as socketlib
 import threading
 import time
 from collections.abc import Iterator
@@ -134,6 +135,7 @@ def test_no_path_leads_up(ui: Client, path: str) -> None:
         ({"Content-Length": str(LARGEST_BODY + 1)}, 413, "Content-Length"),
         ({"Content-Length": "9" * 15}, 413, "Content-Length"),
         ({"Transfer-Encoding": "chunked"}, 411, "Content-Length"),
+        ({"Content-Length": "2", "Transfer-Encoding": "chunked"}, 411, "Content-Length"),
     ],
 )
 def test_what_another_page_sends_does_not_run(
@@ -142,6 +144,18 @@ def test_what_another_page_sends_does_not_run(
     given = {"Content-Type": "application/json", **headers}
     body = b"" if field == "Content-Length" else json.dumps(MUTATION).encode()
     refused(ui.ask("POST", "/graphql?query=mutation", body, given), status, field)
+
+
+def test_a_body_in_chunks_is_not_waited_for(ui: Client) -> None:
+    """Its length, should it say one as well, is not what the server goes by."""
+    head = (
+        f"POST /graphql HTTP/1.1\r\nHost: 127.0.0.1:{ui.access.port}\r\nContent-Length: 2\r\n"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socketlib.create_connection(("127.0.0.1", ui.access.port), timeout=20) as sending:
+        sending.sendall(head.encode() + b"10\r\n" + b"x" * 16 + b"\r\n")  # and no end
+        assert sending.recv(64).startswith(b"HTTP/1.1 411 ")
+    assert not RAN
 
 
 def opened(client: Client, **headers: str) -> str:
