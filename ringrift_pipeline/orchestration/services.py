@@ -38,6 +38,7 @@ from ringrift_pipeline.orchestration.places import (
     progress_folder,
     services_folder,
 )
+from ringrift_pipeline.orchestration.silent_services import Answers, Silence, heartbeats
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 
 _SERVICE = "ringrift_pipeline.orchestration.service"
@@ -201,6 +202,11 @@ class Service:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
 
+    def wait(self) -> None:
+        """Until the process that was killed has ended, for some seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=PATIENCE[-1][1])
+
 
 class Backend:
     """The daemon and the code server it works with, started and stopped together.
@@ -242,7 +248,7 @@ class Backend:
             code_server.wait_for(self._ping, stopping)
             code_server.again = True
             self.services.append(self._start_daemon())
-            self._steps = SilentSteps(data, code_server.pid)
+            self._listen()
         except BaseException:
             self.stop()
             raise
@@ -252,6 +258,11 @@ class Backend:
 
         DagsterGrpcClient(socket=str(self.socket)).ping("")
 
+    def _listen(self) -> None:
+        """From now on, to what runs."""
+        self._steps = SilentSteps(self._data, self.services[0].pid)
+        self._silences = (Silence(Answers(self._ping)), Silence(heartbeats(self._instance)))
+
     def _start_daemon(self) -> Service:
         more = {**_DAEMON, **self._more}
         daemon = Service(self._data, "daemon", "run", *self.workspace, more=more)
@@ -260,16 +271,23 @@ class Backend:
 
     def check(self) -> None:
         """Put right what the two cannot: kill steps that hang, start the daemon again if it has
-        ended or if the clock was turned back, and both if the code server has ended. To be called
-        every few seconds.
+        ended or hangs, or if the clock was turned back, and both if the code server has ended or
+        hangs. To be called every few seconds.
 
         Raises:
             ServiceError: one of them ends again and again, or does not answer.
             KeyboardInterrupt: ``stopping`` says so while the code server starts.
         """
+        for service, silence in zip(self.services, self._silences, strict=True):
+            if silence.too_long:
+                self._note(f"killed the {service.kind}, pid {service.pid}: it hung")
+                service.kill()
+                service.wait()
         if self.services[0].has_ended:
             self._start_over()
-        self.services[1].check()
+        if self.services[1].has_ended:
+            self.services[1].check()
+            self._listen()
         for step in self._steps.look():
             self._note(f"killed step {step.step} of run {step.run_id}, pid {step.pid}: it hung")
         if self._turned_back():
@@ -277,6 +295,7 @@ class Backend:
             self.services[1].stop()
             forget_the_future(self._instance)
             self.services[1] = self._start_daemon()
+            self._listen()
 
     def _start_over(self) -> None:
         """A new code server and a daemon on it. The old one's runs are lost, and retried: what is
@@ -290,8 +309,8 @@ class Backend:
         sweep_lost_runs(self._instance)
         shutil.rmtree(progress_folder(self._data), ignore_errors=True)
         code_server.wait_for(self._ping, self._stopping)
-        self._steps = SilentSteps(self._data, code_server.pid)
         self.services[1] = self._start_daemon()
+        self._listen()
         self._note("the code server had ended: both are started again, lost runs are retried")
 
     def _note(self, text: str) -> None:
