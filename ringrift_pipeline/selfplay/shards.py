@@ -280,7 +280,8 @@ def _array(values: NDArray, kind: pa.DataType) -> pa.Array:
 def open_shard(
     path: Path, columns: Sequence[str] | None = None
 ) -> Iterator[pa.ipc.RecordBatchFileReader]:
-    """Open a shard file for reading batch by batch, all columns or only the named ones.
+    """Open a shard file for reading, all columns or only the named ones. What comes out of it is not
+    checked value by value: :func:`read_shard` and :func:`shard_batches` do that.
 
     Raises
     ------
@@ -317,7 +318,7 @@ def open_shard(
         _check_versions(path, metadata)
         try:
             expected = SHARD_SCHEMA(json.loads(metadata.get(b"config", b"null")), found)
-            {name.decode(): json.loads(value) for name, value in metadata.items()}
+            _check_origin({name.decode(): json.loads(value) for name, value in metadata.items()})
         except (ValueError, TypeError, RecursionError) as error:
             raise ShardError(f"{path}: what it says of itself is damaged ({error})") from error
         if not full.equals(expected, check_metadata=False):
@@ -343,6 +344,21 @@ def _check_versions(path: Path, metadata: dict[bytes, bytes]) -> None:
                 f"{path}: has {name} {found.decode(errors='replace')}, this version reads "
                 f"{json.dumps(ours)}: play the generation again"
             )
+
+
+def _check_origin(about: dict[str, Any]) -> None:
+    """What `shard_metadata` and `write_shard` say has the types they give it. Raises ValueError."""
+    numbers = [about.get(name) for name in ("generation", "shard", "games")]
+    counts = about.get("counts")
+    numbers += [
+        counts.get(name) if isinstance(counts, dict) else None for name in ("rows", "moves")
+    ]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(
+            "it does not say of what generation and shard it is, and of how many games"
+        )
+    if about.get("player") not in ("network", "heuristic"):
+        raise ValueError("it does not say who played")
 
 
 def _check_sizes(path: Path, source: pa.MemoryMappedFile, config: str) -> None:
@@ -384,15 +400,41 @@ def _width(kind: pa.DataType) -> tuple[int, int]:
     return (128 if pa.types.is_string(kind) else max(1, kind.bit_width // 8) + 1), 0
 
 
-def read_shard(path: Path) -> pa.Table:
-    """A whole shard as a table; :class:`ShardError` as in :func:`open_shard`."""
-    with open_shard(path) as reader:
+def _check_values(path: Path, rows: pa.RecordBatch) -> None:
+    """Refuse lists that lead out of their values, and values that are missing."""
+    rows.validate(full=True)
+    for name in rows.schema.names:
+        values = rows.column(name)
+        while not values.null_count and pa.types.is_nested(values.type):
+            values = values.flatten()
+        if values.null_count:
+            raise ShardError(f"{path}: is damaged (column {name!r} lacks values)")
+
+
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A shard as a table, all columns or only the named ones, checked value by value: no list leads
+    out of its values. :class:`ShardError` as in :func:`open_shard`, and for a row that does.
+    """
+    with open_shard(path, columns) as reader:
         try:
             table = reader.read_all()
         except OSError as error:  # what a decompressor says of bad bytes
             raise ShardError(f"{path}: is damaged ({error})") from error
-        table.validate(full=True)
+        for batch in table.to_batches():
+            _check_values(path, batch)
         return table
+
+
+def shard_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The record batches of a shard, one in memory at a time, checked as :func:`read_shard` does."""
+    with open_shard(path, columns) as reader:
+        for index in range(reader.num_record_batches):
+            try:
+                batch = reader.get_batch(index)
+            except OSError as error:
+                raise ShardError(f"{path}: is damaged ({error})") from error
+            _check_values(path, batch)
+            yield batch
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -235,28 +235,21 @@ def _check_columns(window: Window) -> None:
 
 def _shape_of(path: Path) -> tuple[int, int]:
     """Rows and legal moves of a shard file."""
-    from ringrift_pipeline.selfplay.shards import open_shard
+    from ringrift_pipeline.selfplay.shards import shard_batches
 
-    with open_shard(path, columns=("game", "move_kind")) as reader:
-        rows = moves = 0
-        for index in range(reader.num_record_batches):
-            batch = reader.get_batch(index)
-            batch.validate(full=True)
-            rows += len(batch)
-            moves += len(batch.column("move_kind").flatten())
+    rows = moves = 0
+    for batch in shard_batches(path, ("game", "move_kind")):
+        rows += len(batch)
+        moves += len(batch.column("move_kind").flatten())
     return rows, moves
 
 
 def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, bool]]:
     """Record batches of a shard, each with whether the heuristic played it."""
-    from ringrift_pipeline.selfplay.shards import open_shard
+    from ringrift_pipeline.selfplay.shards import shard_batches
 
-    with open_shard(path) as reader:
-        heuristic = json.loads(reader.schema.metadata[b"player"]) == "heuristic"
-        for index in range(reader.num_record_batches):
-            batch = reader.get_batch(index)
-            batch.validate(full=True)
-            yield batch, heuristic
+    for batch in shard_batches(path):
+        yield batch, json.loads(batch.schema.metadata[b"player"]) == "heuristic"
 
 
 def relative_to_mover(values: NDArray, player: NDArray) -> NDArray:

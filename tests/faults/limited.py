@@ -81,7 +81,7 @@ def readers() -> dict[str, Callable[[Path], Any]]:
     from ringrift_pipeline.orchestration.progress import read_progress
     from ringrift_pipeline.search import load_player
     from ringrift_pipeline.selfplay import load_plan
-    from ringrift_pipeline.selfplay.shards import open_shard, read_metadata, read_shard
+    from ringrift_pipeline.selfplay.shards import read_metadata, read_shard, shard_batches
     from ringrift_pipeline.store import Store, read_jsonl
     from ringrift_pipeline.training import HARD_EXAMPLES, QUALITY_SCORES, open_window, read_table
     from ringrift_pipeline.training.state import load_state
@@ -97,9 +97,8 @@ def readers() -> dict[str, Callable[[Path], Any]]:
         return int(parts[1]), parts[2]
 
     def all_of(path: Path) -> None:
-        with open_shard(path) as reader:
-            for index in range(reader.num_record_batches):
-                reader.get_batch(index)
+        for _ in shard_batches(path):
+            pass
 
     def progress(path: Path) -> None:
         if not read_progress(path.parents[3], path.parent.name):
