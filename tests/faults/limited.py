@@ -75,6 +75,7 @@ def readers() -> dict[str, Callable[[Path], Any]]:
 
     from ringrift_pipeline.analysis.protocol import read_line, read_query
     from ringrift_pipeline.enhancements import TrainingConfig
+    from ringrift_pipeline.evaluation.ablation_runs import TrialResult
     from ringrift_pipeline.game.replay import replay_file
     from ringrift_pipeline.network import load_model, read_model_metadata
     from ringrift_pipeline.orchestration.outbox import read_alert
@@ -122,6 +123,7 @@ def readers() -> dict[str, Callable[[Path], Any]]:
         "state": lambda path: load_state(path.parent),
         "window": lambda path: open_window(path.parent),
         "table": lambda path: read_table(path, tables[path.stem]),
+        "figures": lambda path: TrialResult.load(path, {}),
         "settings": lambda path: TrainingConfig.load(file=path, environ={}),
         "trace": replay_file,
         "query": lambda path: read_query(read_line(path.read_bytes())),

@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -270,9 +271,7 @@ def test_arrays_of_a_window_that_claim_to_be_large(refused: Refused, tmp_path: P
         ["(1099511627776,)", "(4294967296, 4294967296)", "(9223372036854775807,)", "(-1,)"]
         + ["(1" + "0" * 5000 + ",)", "(" * 5000]
     ):
-        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
-        header = header.ljust(8192)[:8191] + b"\n"
-        data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+        data = npy(shape, bytes(64))
         folder = tmp_path / str(number)
         written(
             folder / "window.json",
@@ -281,6 +280,34 @@ def test_arrays_of_a_window_that_claim_to_be_large(refused: Refused, tmp_path: P
         written(folder / "games.txt", "")
         cases.append(("window", written(folder / "planes.npy", data)))
     refused(cases)
+
+
+def npy(shape: str, data: bytes = b"") -> bytes:
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header = header.ljust(8192)[:8191] + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+@pytest.mark.bounded
+def test_figures_of_a_run_that_unpack_to_much(refused: Refused, tmp_path: Path) -> None:
+    entry = "averaged.policy_loss.npy"
+    cases = []
+    for number, (packing, content) in enumerate(
+        [
+            (zipfile.ZIP_DEFLATED, npy("(125000000,)", bytes(1_000_000_000))),
+            (zipfile.ZIP_STORED, npy("(1099511627776,)")),
+            (zipfile.ZIP_STORED, npy("(4294967296, 4294967296)")),
+            (zipfile.ZIP_STORED, npy("(-1,)")),
+        ]
+    ):
+        place = written(tmp_path / str(number) / "figures.npz", b"")
+        with zipfile.ZipFile(place, "w", packing) as archive:
+            archive.writestr(entry, content)
+        assert place.stat().st_size < 1_000_000
+        cases.append(("figures", place))
+    large = written(tmp_path / "large" / "figures.npz", b"")
+    os.truncate(large, TERABYTE)
+    refused([*cases, ("figures", large)])
 
 
 @pytest.mark.bounded
