@@ -24,14 +24,28 @@ def read_bounded(path: str | os.PathLike[str], most: int = MOST) -> bytes:
     Raises TooLargeError, before anything is read, and OSError. A pipe is not waited for.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise TooLargeError(f"{Path(path)} is no plain file")
-        if about.st_size > most:
-            raise TooLargeError(f"{Path(path)} has {about.st_size} bytes, at most {most} can be")
-        data = file.read(about.st_size)  # room for as much as is asked for is made at once
+        size = _size(os.fstat(file.fileno()), path, most)
+        data = file.read(size)  # room for as much as is asked for is made at once
         while len(data) <= most and (more := file.read(1 << 16)):  # it grows while it is read
             data += more
     if len(data) > most:
         raise TooLargeError(f"{Path(path)} has more than {most} bytes")
     return data
+
+
+def bounded_size(path: str | os.PathLike[str], most: int) -> int:
+    """The size of a plain file of at most ``most`` bytes. Raises TooLargeError and OSError."""
+    return _size(os.stat(path), path, most)
+
+
+def _size(about: os.stat_result, path: str | os.PathLike[str], most: int) -> int:
+    if not stat.S_ISREG(about.st_mode):
+        raise TooLargeError(f"{Path(path)} is no plain file")
+    if about.st_size > most:
+        raise TooLargeError(f"{Path(path)} has {about.st_size} bytes, at most {most} can be")
+    return about.st_size
+
+
+def memory_here() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

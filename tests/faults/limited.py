@@ -120,7 +120,7 @@ def readers() -> dict[str, Callable[[Path], Any]]:
         "model": lambda path: load_model(path.parent),
         "model's metadata": lambda path: read_model_metadata(path.parent),
         "player": lambda path: load_player(str(path.parent), CONFIG),
-        "state": lambda path: load_state(path.parent),
+        "state": lambda path: load_state(path.parent, 1 << 20),
         "window": lambda path: open_window(path.parent),
         "table": lambda path: read_table(path, tables[path.stem]),
         "figures": lambda path: TrialResult.load(path, {}),

@@ -248,7 +248,9 @@ def test_tensors_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path:
     good = (Store(whole).require(CONFIG, 0, "ema_model").path / "model.safetensors").read_bytes()
     large = {"blocks": 64, "channels": 1024, "value_channels": 1024}
     cases.append(("model", hashed(whole, tmp_path / "large", good, **large)))
-    refused(cases)
+    sparse = hashed(whole, tmp_path / "sparse", good, **large)
+    os.truncate(sparse, 600 << 20)  # which such a network could well have
+    refused([*cases, ("model", sparse)])
 
 
 @pytest.mark.bounded
@@ -262,6 +264,20 @@ def test_a_state_that_names_one_array_often(refused: Refused, tmp_path: Path) ->
     content["state"]["items"] = [[f"{key}{number}", array] for number in range(1250)]
     (folder / "state.json").write_text(json.dumps(content))
     refused([("state", folder / "state.json")])
+
+
+@pytest.mark.bounded
+def test_a_state_with_an_array_of_much_nothing(refused: Refused, tmp_path: Path) -> None:
+    size = 400 << 20
+    folder = tmp_path / "state"
+    folder.mkdir()
+    save_state(folder, {"array": np.zeros(6, np.uint8)})
+    header = {"00000": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    place = written(folder / "state.safetensors", tensors(header)[:-64])
+    os.truncate(place, place.stat().st_size + size)
+    text = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(text.replace('"shape": [6]', f'"shape": [{size}]'))
+    refused([("state", place)])
 
 
 @pytest.mark.bounded
