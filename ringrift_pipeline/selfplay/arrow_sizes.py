@@ -19,10 +19,17 @@ _MOST_BUFFERS = 1_000  # of a batch
 
 
 class BatchSize(NamedTuple):
-    """Of one record batch: its rows, and bytes in memory once it is unpacked."""
+    """Of one record batch: its rows, and bytes of each of its buffers once it is unpacked, in the
+    order of the columns.
+    """
 
     rows: int
-    bytes: int
+    buffers: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """All of it."""
+        return sum(self.buffers)
 
 
 class _Table:
@@ -81,7 +88,7 @@ def batch_sizes(data: memoryview) -> Iterator[BatchSize]:
 def _batch(batch: _Table, body: int) -> BatchSize:
     rows = batch.place(0)
     packed = batch.place(3) is not None
-    total = 0
+    buffers = []
     for index, entry in enumerate(batch.vector(2, 16)):
         if index >= _MOST_BUFFERS:
             raise ValueError(f"a batch has more than {_MOST_BUFFERS} buffers")
@@ -91,8 +98,8 @@ def _batch(batch: _Table, body: int) -> BatchSize:
             length = length - 8 if claimed == -1 else claimed  # -1: this one is not packed
         if length < 0:
             raise ValueError("a buffer has a negative length")
-        total += length
-    return BatchSize(0 if rows is None else _number("<q", batch.data, rows), total)
+        buffers.append(length)
+    return BatchSize(0 if rows is None else _number("<q", batch.data, rows), tuple(buffers))
 
 
 def _number(form: str, data: memoryview, at: int) -> int:

@@ -11,6 +11,7 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,11 @@ columns, and 2, which was written for games against an opponent, the last two.""
 _READ = (1, 2, SHARD_FORMAT)
 SHARD_FILE = "shard.arrow"
 ROWS_PER_BATCH = 1024
-LARGEST_SHARD = 8 << 30  # bytes of a shard that are read; of a hundred games they take 50 MB
+LARGEST_SHARD = 8 << 30
+"""Bytes that a shard may unpack to, batch by batch; of a hundred games on eight by eight they are 50 MB."""
+LARGEST_TABLE = 1 << 30
+"""Bytes of those columns of a shard that are read at once. Without the planes a row takes some 1 to 3
+kB, so that they are those of thousands of games."""
 
 
 class ShardError(ValueError):
@@ -278,10 +283,11 @@ def _array(values: NDArray, kind: pa.DataType) -> pa.Array:
 
 @contextmanager
 def open_shard(
-    path: Path, columns: Sequence[str] | None = None
+    path: Path, columns: Sequence[str] | None = None, most: int = LARGEST_SHARD
 ) -> Iterator[pa.ipc.RecordBatchFileReader]:
-    """Open a shard file for reading, all columns or only the named ones. What comes out of it is not
-    checked value by value: :func:`read_shard` and :func:`shard_batches` do that.
+    """Open a shard file for reading, all columns or only the named ones, which may take ``most`` bytes
+    together. What comes out of it is not checked value by value: :func:`read_shard` and
+    :func:`shard_batches` do that.
 
     Raises
     ------
@@ -325,7 +331,8 @@ def open_shard(
             raise ShardError(
                 f"{path}: was written with another encoding of positions: play it again"
             )
-        _check_sizes(path, source, json.loads(metadata[b"config"]))
+        wanted = full.names if columns is None else columns
+        _check_sizes(path, source, json.loads(metadata[b"config"]), _buffers(full, wanted), most)
         try:
             yield reader
         except pa.ArrowException as error:
@@ -361,8 +368,25 @@ def _check_origin(about: dict[str, Any]) -> None:
         raise ValueError("it does not say who played")
 
 
-def _check_sizes(path: Path, source: pa.MemoryMappedFile, config: str) -> None:
-    """Refuse a file that would take more memory than its rows can, before any of it is unpacked."""
+def _buffers(schema: pa.Schema, wanted: Sequence[str]) -> list[bool]:
+    """Of every buffer of a batch, in their order, whether it is of a column that is wanted."""
+
+    def count(kind: pa.DataType) -> int:
+        if pa.types.is_fixed_size_list(kind):
+            return 1 + count(kind.value_type)
+        if pa.types.is_list(kind):
+            return 2 + count(kind.value_type)
+        return 3 if pa.types.is_string(kind) else 2
+
+    return [field.name in wanted for field in schema for _ in range(count(field.type))]
+
+
+def _check_sizes(
+    path: Path, source: pa.MemoryMappedFile, config: str, wanted: list[bool], largest: int
+) -> None:
+    """Refuse a file that would take more memory than its rows can, or in the buffers that are wanted
+    more than ``largest`` bytes, before any of it is unpacked.
+    """
     source.seek(0)
     total = 0
     try:
@@ -373,9 +397,11 @@ def _check_sizes(path: Path, source: pa.MemoryMappedFile, config: str) -> None:
                     f"a batch of {size.rows} rows takes {size.bytes} bytes; there are at most "
                     f"{ROWS_PER_BATCH} rows of {most} bytes"
                 )
-            total += size.bytes
-        if total > LARGEST_SHARD:
-            raise ValueError(f"its batches take {total} bytes, more than {LARGEST_SHARD}")
+            if len(size.buffers) != len(wanted):
+                raise ValueError(f"a batch has {len(size.buffers)} buffers, not {len(wanted)}")
+            total += sum(compress(size.buffers, wanted))
+        if total > largest:
+            raise ValueError(f"what is read of it takes {total} bytes, more than {largest}")
     except ValueError as error:
         raise ShardError(f"{path}: is damaged ({error})") from None
 
@@ -413,9 +439,10 @@ def _check_values(path: Path, rows: pa.RecordBatch) -> None:
 
 def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A shard as a table, all columns or only the named ones, checked value by value: no list leads
-    out of its values. :class:`ShardError` as in :func:`open_shard`, and for a row that does.
+    out of its values. What takes more than `LARGEST_TABLE` is to be read by :func:`shard_batches`.
+    :class:`ShardError` as in :func:`open_shard`, and for a row that does.
     """
-    with open_shard(path, columns) as reader:
+    with open_shard(path, columns, LARGEST_TABLE) as reader:
         try:
             table = reader.read_all()
         except OSError as error:  # what a decompressor says of bad bytes

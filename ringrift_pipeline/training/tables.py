@@ -165,7 +165,7 @@ def write_table(path: Path, frame: pl.DataFrame, columns: tuple[Column, ...]) ->
 
 
 MOST_ROWS = 20_000_000
-MOST_BYTES = 8 << 30
+MOST_BYTES = 1 << 30  # the scores of a million games take a fifth of it
 _TEXT = "BYTE_ARRAY"
 
 

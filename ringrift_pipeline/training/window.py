@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 KIND = "window"
 WINDOW_FORMAT = 2
-LARGEST_NAMES = 1 << 30  # bytes of the games' names
+LARGEST_NAME = 64  # bytes of a game's name and the line's end
+LARGEST_NAMES = 128 << 20  # bytes of all of them: those of a million games take 30 MB
 ROWS_AT_ONCE = 1 << 20  # where all rows of a window would not fit into memory
 UNKNOWN = -2
 """In ``owners`` and ``eliminated`` of games whose shards did not record their end."""
@@ -202,7 +203,8 @@ def open_window(folder: Path) -> Window:
             name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in header["columns"]
         }
-        games = tuple(read_bounded(folder / "games.txt", LARGEST_NAMES).decode("utf-8").split())
+        most = min(LARGEST_NAMES, LARGEST_NAME * len(columns["owners"]))
+        games = tuple(read_bounded(folder / "games.txt", most).decode("utf-8").split())
         window = Window(**columns, games=games, config=header["config"])
         _check_columns(window)
         return window
@@ -224,7 +226,9 @@ def _check_columns(window: Window) -> None:
     for name in ("policy", "move_kind", "move_cells", "move_rank"):
         if len(getattr(window, name)) != offsets[-1]:
             raise ValueError(f"column {name!r} does not end where 'offsets' says")
-    if rows < 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+    starts = range(0, rows, ROWS_AT_ONCE)
+    falls = ((np.diff(offsets[start : start + ROWS_AT_ONCE + 1]) < 0).any() for start in starts)
+    if rows < 1 or offsets[0] != 0 or any(falls):
         raise ValueError("column 'offsets' does not ascend from 0")
     games = len(window.games)
     if window.game.min() < 0 or window.game.max() >= games:

@@ -200,6 +200,26 @@ def test_buffers_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path:
     refused(cases)
 
 
+@pytest.mark.bounded
+def test_a_shard_of_many_sound_batches(refused: Refused, whole: Path, tmp_path: Path) -> None:
+    """Each is no larger than it may be, and packs well; all of them come to 1.2 GB."""
+    table = read_shard(shard_of(whole))
+    row = table.slice(0, 1).to_pylist()[0] | {"moves": [0] * 8000}
+    batch = pa.RecordBatch.from_pylist([row] * 1024, table.schema)
+    path = tmp_path / "shard.arrow"
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema, options=options) as out,
+    ):
+        for _ in range(18):
+            out.write_batch(batch)
+    assert path.stat().st_size < 20_000_000
+    [said] = refused([("shard", path)])
+    assert "more than" in said.message
+    assert read_shard(path, ("game", "ply")).num_rows == 18 * 1024  # which take little
+
+
 def written(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -305,6 +325,18 @@ def npy(shape: str, data: bytes = b"") -> bytes:
 
 
 @pytest.mark.bounded
+def test_names_of_games_that_there_are_not(refused: Refused, tmp_path: Path) -> None:
+    folder = tmp_path / "window"
+    header = {"format": 2, "columns": ["owners"], "config": CONFIG}
+    written(folder / "window.json", json.dumps(header))
+    written(folder / "owners.npy", npy("(8,)", bytes(64)))
+    place = written(folder / "games.txt", "a b c d e f g h")
+    os.truncate(place, 120 << 20)
+    [said] = refused([("window", place)])
+    assert "at most 512" in said.message
+
+
+@pytest.mark.bounded
 def test_figures_of_a_run_that_unpack_to_much(refused: Refused, tmp_path: Path) -> None:
     entry = "averaged.policy_loss.npy"
     cases = []
@@ -339,8 +371,12 @@ def test_tables_that_unpack_to_much(refused: Refused, tmp_path: Path) -> None:
         pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * 100_000])
     )
     parquet.write_table(pa.table({"game_id": once}), texts, compression="zstd")
+    values = tmp_path / "values" / "hard_examples.parquet"
+    values.parent.mkdir()
+    nothing = pa.nulls(12_000_000, pa.int8())
+    parquet.write_table(pa.table({name: nothing for name in "abcdef"}), values, compression="zstd")
     assert rows.stat().st_size < 100_000 and texts.stat().st_size < 200_000
-    cases = [("table", rows), ("table", texts)]
+    cases = [("table", rows), ("table", texts), ("table", values)]
     for said in refused(cases):
         assert "values" in said.message or "rows" in said.message or "texts" in said.message
 
