@@ -28,7 +28,7 @@ from ringrift_pipeline.store import (
     write_bytes_atomic,
     write_json_atomic,
 )
-from ringrift_pipeline.store.bounded import bounded_size, memory_here
+from ringrift_pipeline.store.bounded import bounded_size, memory_here, parse_json
 from ringrift_pipeline.store.manifest import hash_file
 
 WEIGHTS_FILE = "model.safetensors"
@@ -134,7 +134,7 @@ def _read_sidecar(folder: Path) -> dict[str, Any]:
     try:
         data = read_bounded(path)
         check_file(path)
-        sidecar = json.loads(data.decode("utf-8"))
+        sidecar = parse_json(data)
     except CorruptArtefactError as error:
         raise CorruptModelError(str(error)) from error
     except (FileNotFoundError, NotADirectoryError) as error:

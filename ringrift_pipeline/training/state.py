@@ -21,7 +21,7 @@ from torch import nn
 
 from ringrift_pipeline.network.checkpoint import check_finite
 from ringrift_pipeline.store import CorruptArtefactError, check_file, read_bounded
-from ringrift_pipeline.store.bounded import bounded_size
+from ringrift_pipeline.store.bounded import bounded_size, parse_json
 
 TENSORS = "state.safetensors"
 TREE = "state.json"
@@ -82,7 +82,7 @@ def load_state(folder: Path, most: int = 1 << 30) -> dict[str, Any]:
         bounded_size(folder / TENSORS, most)
         for name in (TREE, TENSORS):
             check_file(folder / name)
-        content = json.loads(read_bounded(folder / TREE))
+        content = parse_json(read_bounded(folder / TREE))
         tensors = load_file(folder / TENSORS)
     except MemoryError as error:
         raise StateError(f"{folder} holds more than can be mapped: {error}") from error

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ringrift_pipeline.selfplay.ragged import offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
 from ringrift_pipeline.store import CorruptArtefactError, check_folder, read_bounded
+from ringrift_pipeline.store.bounded import parse_json
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.split import split_of
 
@@ -186,7 +187,7 @@ def open_window(folder: Path) -> Window:
     """
     try:
         check_folder(folder)
-        header = json.loads(read_bounded(folder / "window.json"))
+        header = parse_json(read_bounded(folder / "window.json"))
     except (OSError, ValueError, RecursionError, CorruptArtefactError) as error:
         raise WindowError(f"{folder} holds no training window: {error}") from error
     found = header.get("format") if isinstance(header, dict) else None

@@ -31,6 +31,7 @@ from ringrift_pipeline.selfplay import plan_generation, play_shards
 from ringrift_pipeline.selfplay.arrow_sizes import batch_sizes
 from ringrift_pipeline.selfplay.shards import largest_batch, read_shard
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.manifest import sealed
 from ringrift_pipeline.training.state import save_state
 
 from .limited import CONFIG, ROOM, TESTS, Limited, Said
@@ -393,6 +394,7 @@ def texts(size: int) -> dict[str, bytes]:
     return {
         "nesting": b"[" * size,
         "objects": b'{"a":' * (size // 5),
+        "many values": b'{"seal": "", "a": [' + b"[],0," * (size // 5) + b"0]}",
         "a number": b"1" * size,
         "a float": b"1e" + b"9" * size,
         "a name": b'{"' + b"x" * size + b'": 1}',
@@ -422,14 +424,22 @@ def test_text_that_would_unfold(refused: Refused, whole: Path, tmp_path: Path) -
                 ("model", "model/model.json"),
             ):
                 cases.append((reader, written(here / name, data + b"\n")))
-    data = texts(5_000_000)["nesting"]
-    for path in sorted(whole.rglob("*.json*")):
-        for reader in readers_of(path) if path.name in SEALED else []:
-            place = copies(whole, tmp_path, path, len(cases))
-            if path.name == "champion.json":  # the history would restore it
-                place.with_name("champions.jsonl").unlink()
-            cases.append((reader, written(place, data)))
+    for data in (texts(5_000_000)["nesting"], texts(15_000_000)["many values"], indented()):
+        for path in sorted(whole.rglob("*.json*")):
+            for reader in readers_of(path) if path.name in SEALED else []:
+                place = copies(whole, tmp_path, path, len(cases))
+                if path.name == "champion.json":  # the history would restore it
+                    place.with_name("champions.jsonl").unlink()
+                cases.append((reader, written(place, data)))
     refused(cases)
+
+
+def indented() -> bytes:
+    """A sealed text that is not indented: if it were, it would have 300 times as many bytes."""
+    value: Any = [0] * 600_000
+    for _ in range(200):
+        value = [value]
+    return json.dumps(sealed({"a": value}, "a test")).encode()
 
 
 @pytest.mark.bounded
