@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ringrift_pipeline.selfplay.arrow_sizes import batch_sizes
+from ringrift_pipeline.selfplay.arrow_sizes import batch_sizes, check_schema
 from ringrift_pipeline.selfplay.ragged import pad, unpad
 from ringrift_pipeline.selfplay.records import Decisions, Games
 from ringrift_pipeline.store import CorruptArtefactError, check_file
@@ -302,6 +302,7 @@ def open_shard(
         raise ShardError(f"{path}: cannot be read ({error})") from error
     with source:
         try:
+            check_schema(memoryview(source.read_buffer()))
             reader = pa.ipc.open_file(source)
             if columns is not None:
                 fields = [reader.schema.get_field_index(name) for name in columns]
@@ -309,7 +310,7 @@ def open_shard(
                 full, reader = reader.schema, pa.ipc.open_file(source, options=options)
             else:
                 full = reader.schema
-        except pa.ArrowException as error:
+        except (pa.ArrowException, ValueError) as error:
             raise ShardError(f"{path}: is no shard, or a truncated one ({error})") from error
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error})") from error

@@ -34,6 +34,7 @@ from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.manifest import sealed
 from ringrift_pipeline.training.state import save_state
 
+from .aliased import aliased
 from .limited import CONFIG, ROOM, TESTS, Limited, Said
 
 TERABYTE = 1 << 40
@@ -219,6 +220,20 @@ def test_a_shard_of_many_sound_batches(refused: Refused, whole: Path, tmp_path: 
     [said] = refused([("shard", path)])
     assert "more than" in said.message
     assert read_shard(path, ("game", "ply")).num_rows == 18 * 1024  # which take little
+
+
+@pytest.mark.bounded
+def test_metadata_that_is_named_often(refused: Refused, whole: Path, tmp_path: Path) -> None:
+    data = shard_of(whole).read_bytes()
+    cases = []
+    for count, size in ((1000, 400_000), (50_000, 8000), (1, 2_000_000)):
+        path = written(
+            tmp_path / str(count) / "shard.arrow", aliased(data, b"k", b" " * size, count)
+        )
+        assert path.stat().st_size < len(data) + 2_500_000
+        cases += [("shard", path), ("shard's metadata", path)]
+    for said in refused(cases):
+        assert "more names and metadata" in said.message
 
 
 def written(path: Path, content: bytes | str) -> Path:
