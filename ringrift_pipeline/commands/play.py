@@ -120,6 +120,7 @@ def _on_page(
 ) -> None:
     """Serve the page until it is told to stop. Raises InputError."""
     from ringrift_pipeline.web import Players, RequestError, create_app, listen, serve
+    from ringrift_pipeline.web.players import is_offered
 
     try:
         listening, access = listen(host, port)
@@ -129,11 +130,11 @@ def _on_page(
             "0 for any"
         ) from None
     with listening:
-        named = tuple(spec for spec in first.players if spec != HUMAN)
+        named = list(dict.fromkeys(spec for spec in first.players if spec != HUMAN))
         loaded = Players(
             common.root,
             device=settings.device,
-            folders=None if access.local else named,
+            folders=tuple(spec for spec in named if not is_offered(spec)),
             settings=settings.search,
         )
         for spec in named:

@@ -8,6 +8,9 @@ its last weights and its average.
 
 from __future__ import annotations
 
+import io
+import math
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ringrift_pipeline.store import read_bounded
 from ringrift_pipeline.training.split import hash_fraction
 from ringrift_pipeline.training.window import Window, open_window
 
@@ -60,6 +64,8 @@ VALIDATION_ROWS = 4096
 """Rows, at most, by which a run chooses the best of its averages."""
 BOOTSTRAP = 1000
 """Draws of the games for the spread of calibration errors."""
+LARGEST_FIGURES = 4 << 20
+"""Bytes of a run's figures that are read; those of three models over `JUDGES` games are 60 kB."""
 
 
 class AblationError(ValueError):
@@ -229,15 +235,45 @@ class TrialResult:
 
     @classmethod
     def load(cls, path: Path, facts: dict[str, Any]) -> TrialResult:
-        """What `save` wrote and returned."""
+        """What `save` wrote and returned. Raises AblationError for what it cannot have written."""
         models: dict[str, dict[str, Any]] = {}
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
+        try:
+            for name, values in _read_arrays(path).items():
                 model, _, field = name.partition(".")
-                models.setdefault(model, {})[field] = arrays[name]
-        for found in models.values():
-            found["calibration_error"] = float(found["calibration_error"])
-        return cls({model: Figures(**found) for model, found in models.items()}, **facts)
+                models.setdefault(model, {})[field] = values
+            for found in models.values():
+                found["calibration_error"] = float(found["calibration_error"])
+            return cls({model: Figures(**found) for model, found in models.items()}, **facts)
+        except (OSError, EOFError, LookupError, TypeError, ValueError, *_NO_ARCHIVE) as error:
+            raise AblationError(
+                f"the figures of a run in {path} cannot be read ({error}): remove the artefact that "
+                "they are of, and the run is made again"
+            ) from error
+
+
+_NO_ARCHIVE = (zipfile.BadZipFile, RuntimeError)  # the latter of an encrypted one
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[np.float64]]:
+    """The arrays of an archive as `TrialResult.save` writes it, whose sizes are known before any is
+    made: neither the archive nor a header in it is trusted.
+    """
+    found = {}
+    with zipfile.ZipFile(io.BytesIO(read_bounded(path, LARGEST_FIGURES))) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > LARGEST_FIGURES:
+            raise ValueError(f"it would unpack to more than {LARGEST_FIGURES} bytes")
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{entry.filename} is packed")
+            data = io.BytesIO(archive.read(entry))
+            np.lib.format.read_magic(data)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(data)
+            values = data.read()
+            if dtype != np.float64 or len(values) != 8 * math.prod(shape):
+                raise ValueError(f"{entry.filename} does not hold the numbers that it says")
+            found[entry.filename.removesuffix(".npy")] = np.frombuffer(values).reshape(shape)
+    return found
 
 
 def run_trial(

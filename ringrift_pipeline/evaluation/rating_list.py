@@ -311,6 +311,9 @@ def _games(sources: list[_Source], models: dict[str, str]) -> pl.DataFrame:
     """Games in which everybody is the model that its name stands for."""
     import polars as pl
 
+    from ringrift_pipeline.evaluation.tables import GAMES
+    from ringrift_pipeline.training.tables import read_frame
+
     schema: dict[str, Any] = {
         "players": pl.List(pl.String),
         "ranks": pl.List(pl.Int64),
@@ -319,7 +322,7 @@ def _games(sources: list[_Source], models: dict[str, str]) -> pl.DataFrame:
     tables = [pl.DataFrame(schema=schema)]
     for number, source in enumerate(sources):
         others = [name for name, digest in source.models.items() if models.get(name) != digest]
-        games = pl.read_parquet(source.artefact.file("games.parquet")).filter(
+        games = read_frame(source.artefact.file("games.parquet"), len(GAMES)).filter(
             ~pl.col("players").list.eval(pl.element().is_in(others)).list.any()
         )
         sets = pl.format("{}/{}/{}", pl.lit(number), "match", "set").alias("set")

@@ -28,9 +28,13 @@ from ringrift_pipeline.store import (
     write_bytes_atomic,
     write_json_atomic,
 )
+from ringrift_pipeline.store.bounded import bounded_size, memory_here, parse_json
+from ringrift_pipeline.store.manifest import hash_file
 
 WEIGHTS_FILE = "model.safetensors"
 SIDECAR_FILE = "model.json"
+LARGEST_NUMBER = 8  # bytes of a weight
+LARGEST_HEADER = 1 << 20  # bytes of the names and shapes of all of them
 _FORMAT = "ringrift-network/1"
 
 
@@ -130,7 +134,7 @@ def _read_sidecar(folder: Path) -> dict[str, Any]:
     try:
         data = read_bounded(path)
         check_file(path)
-        sidecar = json.loads(data.decode("utf-8"))
+        sidecar = parse_json(data)
     except CorruptArtefactError as error:
         raise CorruptModelError(str(error)) from error
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -152,15 +156,36 @@ def _read_sidecar(folder: Path) -> dict[str, Any]:
     return sidecar
 
 
-def _file_sizes(config: NetworkConfig) -> tuple[int, int]:
-    """Least and most bytes that the weights of a network can have: a file from elsewhere may claim
-    any shape, and be of any size.
+def _shapes(config: NetworkConfig) -> dict[str, torch.Size]:
+    """The shape of every tensor of a network, none of which is made."""
+    with torch.device("meta"):
+        network = RingRiftNetwork(config)
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def _read_weights(path: Path, config: NetworkConfig, numbers: int, digest: Any) -> bytes:
+    """The file of the weights of a network of so many numbers: a folder from elsewhere may claim any
+    network, and its file be of any size, so that neither is read before it can be what it claims.
     """
-    kernels = 2 * config.blocks * 9 * config.channels**2  # numbers in those of the blocks
-    pools = config.blocks * 3 * config.channels**2
-    heads = 16 * (config.channels**2 + config.value_channels**2)
-    heads += 4096 * (config.channels + config.value_channels + config.blocks)
-    return 2 * kernels, 8 * (kernels + pools + heads) + (1 << 20)
+    try:
+        size = bounded_size(path, LARGEST_NUMBER * numbers + LARGEST_HEADER)
+        if 3 * size > memory_here():  # the file, its tensors and the network
+            raise ModelMismatchError(
+                f"{path} has {size} bytes, of {config}: to load it takes three times as much, and "
+                f"this machine has {memory_here()}"
+            )
+        found = hash_file(path, remembered=True)["sha256"]
+        data = read_bounded(path, size) if found == digest else b""
+    except TooLargeError as error:
+        raise ModelMismatchError(f"{error}, of {config}") from error
+    except FileNotFoundError as error:
+        raise MissingModelError(f"{path} does not exist, though its sidecar does") from error
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise CorruptModelError(
+            f"{path} ({size} bytes) does not have the hash recorded in {SIDECAR_FILE}; "
+            "restore it from a copy or train anew"
+        )
+    return data
 
 
 def read_model_metadata(folder: str | Path) -> dict[str, Any]:
@@ -195,41 +220,26 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> RingRi
     except (TypeError, ValueError) as error:
         raise ModelMismatchError(f"{folder / SIDECAR_FILE}: {error}") from error
     path = folder / WEIGHTS_FILE
-    least, most = _file_sizes(config)
-    try:
-        data = read_bounded(path, most)
-    except TooLargeError as error:
-        raise ModelMismatchError(f"{error}, of {config}") from error
-    except FileNotFoundError as error:
-        raise MissingModelError(f"{path} does not exist, though its sidecar does") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != sidecar["weights"].get("sha256"):
-        raise CorruptModelError(
-            f"{path} ({len(data)} bytes) does not have the hash recorded in {SIDECAR_FILE}; "
-            "restore it from a copy or train anew"
-        )
+    shapes = _shapes(config)
+    numbers = sum(shape.numel() for shape in shapes.values())
+    data = _read_weights(path, config, numbers, sidecar["weights"].get("sha256"))
     try:
         weights = safetensors.torch.load(data)
     except SafetensorError as error:
         raise CorruptModelError(f"{path} is not a safetensors file ({error})") from error
-    if len(data) < least:
-        raise ModelMismatchError(
-            f"{path} has {len(data)} bytes, a network of {config} at least {least}"
-        )
-    model = RingRiftNetwork(config)
-    expected = model.state_dict()
-    if set(weights) != set(expected):
-        odd = sorted(set(weights) ^ set(expected))
+    if set(weights) != set(shapes):
+        odd = sorted(set(weights) ^ set(shapes))
         raise ModelMismatchError(f"{path} does not hold the tensors of {config}; odd: {odd[:5]}")
-    for name, tensor in expected.items():
-        if weights[name].shape != tensor.shape:
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
             raise ModelMismatchError(
                 f"{path}: tensor {name} has shape {tuple(weights[name].shape)}, "
-                f"{config} needs {tuple(tensor.shape)}"
+                f"{config} needs {tuple(shape)}"
             )
         if not weights[name].is_floating_point():
             raise ModelMismatchError(f"{path}: tensor {name} holds {weights[name].dtype}")
     check_finite(weights, str(path))
+    model = RingRiftNetwork(config)
     # assign keeps the saved dtype; requires_grad follows the module's parameters.
     model.load_state_dict(weights, assign=True)
     return model.to(target).eval()

@@ -330,7 +330,8 @@ class RingRiftNetwork(nn.Module):
         self.policy = PolicyHead(channels)
         self.value = ValueHead(channels, config.value_channels)
         self.auxiliary = None
-        self._initialise(seed)
+        if not self.stem.weight.is_meta:  # made for its shapes alone
+            self._initialise(seed)
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:

@@ -35,6 +35,7 @@ JUDGED = (
     "search_value",
     "surprise",
     "game_plies",
+    "reason",
 )
 
 
@@ -225,7 +226,7 @@ def shards_sound(step: Step) -> Judgement:
     of the win and values are distributions over the seats; surprise is finite; plies ascend within
     a game and end before it does.
     """
-    from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, open_shard
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, ShardError, read_shard
     from ringrift_pipeline.selfplay.soundness import first_fault
 
     rows = 0
@@ -233,8 +234,7 @@ def shards_sound(step: Step) -> Judgement:
         kind = f"selfplay-shard-{shard['index']:04d}"
         artefact = step.store.require(step.config, step.generation, kind)
         try:
-            with open_shard(artefact.file(SHARD_FILE), JUDGED) as reader:
-                table = reader.read_all()
+            table = read_shard(artefact.file(SHARD_FILE), JUDGED)
         except ShardError as error:
             return Judgement(False, str(error))
         fault = first_fault(table)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 VALUES_KEY = ".ringrift/values"  # of a bucket
 LARGEST = 1_000_000  # bytes; what is bigger belongs into an artefact
+COLUMNS = 32  # that a table is expected to have; it may have some more
 
 
 class JsonIOManager(ConfigurableIOManager):
@@ -109,15 +110,19 @@ class ParquetIOManager(ConfigurableIOManager):
         )
 
     def load_input(self, context: InputContext) -> pl.LazyFrame:
-        """Raises GenerationKeyError, and MissingArtefactError or CorruptArtefactError as the store."""
+        """Raises GenerationKeyError, MissingArtefactError or CorruptArtefactError as the store, and
+        TableError.
+        """
         config, name = context.asset_key.path
         generation = generation_of(context.partition_key, config)
         return table_of(Store(data_folder(self.root)), config, generation, name)
 
 
 def table_of(store: Store, config: str, generation: int, name: str) -> pl.LazyFrame:
-    """The only Parquet table of an asset, verified. Raises MissingArtefactError, CorruptArtefactError."""
-    import polars as pl
+    """The only Parquet table of an asset, verified. Raises MissingArtefactError, CorruptArtefactError,
+    TableError.
+    """
+    from ringrift_pipeline.training.tables import read_frame
 
     artefact = store.require(config, generation, name)
     tables = [file for file in artefact.files if file.endswith(".parquet")]
@@ -126,4 +131,4 @@ def table_of(store: Store, config: str, generation: int, name: str) -> pl.LazyFr
             f"the one Parquet table of {artefact.path}",
             f"it holds: {', '.join(artefact.files)}",
         )
-    return pl.scan_parquet(artefact.file(tables[0]))
+    return read_frame(artefact.file(tables[0]), COLUMNS).lazy()

@@ -291,8 +291,10 @@ def precision_holds(step: Step) -> Judgement:
 
 def members_verify(step: Step) -> Judgement:
     """Every member of the ensemble is a model of this store that verifies."""
+    from ringrift_pipeline.selfplay.opponents import listed_members
+
     artefact = step.store.require(step.config, step.generation, "ensemble")
-    members = artefact.read_json("members.json")
+    members = listed_members(artefact)
     most = step.plan().settings.ensemble.members
     if not 1 <= len(members) <= most:
         return Judgement(False, f"{len(members)} members, between 1 and {most} were asked for")

@@ -14,7 +14,6 @@ order: the tried edges are always a prefix, and only as many are stored as can s
 from __future__ import annotations
 
 import math
-import os
 
 import numba
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from ringrift_pipeline.game import kernels, layout
 from ringrift_pipeline.game.compile import kernel
 from ringrift_pipeline.search.errors import SearchError
+from ringrift_pipeline.store.bounded import memory_here
 
 _PLAYER = layout.PLAYER
 _SWAP_SIDES = layout.SWAP_SIDES
@@ -51,11 +51,6 @@ FEW = 24
 
 EDGE_ROOM = 512  # edges a slot has room for at first
 EDGE_BYTES = 32  # a row of Tree.edges and one of Tree.priors
-
-
-def memory_here() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Tree:

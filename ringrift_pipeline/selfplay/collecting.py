@@ -108,12 +108,12 @@ def moves_of_games(shards: Iterable[Artefact]) -> pl.DataFrame:
     """
     import polars as pl
 
-    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, read_shard
 
     frames = []
     for shard in shards:
-        with open_shard(shard.file(SHARD_FILE), columns=("game_id", "selected")) as reader:
-            frames.append(pl.DataFrame(pl.from_arrow(reader.read_all())))
+        table = read_shard(shard.file(SHARD_FILE), ("game_id", "selected"))
+        frames.append(pl.DataFrame(pl.from_arrow(table)))
     return pl.concat(frames).group_by("game_id", maintain_order=True).agg("selected")
 
 
@@ -123,15 +123,14 @@ def _summary(
     """The summary; ply, entropy and number of legal moves (K,) of the full searches."""
     from ringrift_pipeline.game import layout
     from ringrift_pipeline.selfplay.measures import measure_play
-    from ringrift_pipeline.selfplay.shards import SHARD_FILE, open_shard
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, read_shard
 
     games: list[dict[str, Any]] = []
     legal = own = full = surprise = 0.0
     against: list[np.ndarray] = []
     searches: list[np.ndarray] = []
     for shard, planned in zip(shards, plan.shards, strict=True):
-        with open_shard(shard.file(SHARD_FILE), columns=_COLUMNS) as reader:
-            table = reader.read_all()
+        table = read_shard(shard.file(SHARD_FILE), _COLUMNS)
         games.append(_games(table, planned.get("opponent")))
         legal += games[-1].pop("legal").sum()
         own += games[-1].pop("own")

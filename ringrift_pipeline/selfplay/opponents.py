@@ -18,6 +18,7 @@ from ringrift_pipeline.store.kinds import (
     EVALUATION,
     EVALUATION_FILE,
 )
+from ringrift_pipeline.store.manifest import ManifestMismatch, relative_path, require_fields
 
 if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact, Store
@@ -46,10 +47,34 @@ def newest_ensemble(store: Store, config: str, generation: int) -> Artefact | No
     return None
 
 
+def listed_members(ensemble: Artefact) -> list[dict[str, Any]]:
+    """What an ensemble says of its members: ``name``, ``path`` below the data root, ``digest`` and
+    ``weight``. Raises CorruptArtefactError where it says something else.
+    """
+    found = ensemble.read_json(ENSEMBLE_MEMBERS)
+    try:
+        if not isinstance(found, list):
+            raise ManifestMismatch(f"it cannot be a {type(found).__name__}")
+        for entry in found:
+            if not isinstance(entry, dict):
+                raise ManifestMismatch(f"a member cannot be a {type(entry).__name__}")
+            require_fields(entry, name=str, path=str, digest=str, weight=(int, float))
+            relative_path(entry["path"])
+            if not math.isfinite(entry["weight"]):
+                raise ManifestMismatch(f"a member cannot have the weight {entry['weight']}")
+    except (ManifestMismatch, OverflowError) as error:
+        raise CorruptArtefactError(
+            ensemble.path / ENSEMBLE_MEMBERS, str(error), "remove the ensemble and make it again"
+        ) from None
+    return found
+
+
 def ensemble_members(store: Store, ensemble: Artefact) -> list[Member]:
-    """Members of positive weight whose models are still there and verify, in the listed order."""
+    """Members of positive weight whose models are still there and verify, in the listed order.
+    Raises CorruptArtefactError as `listed_members`.
+    """
     members = []
-    for entry in ensemble.read_json(ENSEMBLE_MEMBERS):
+    for entry in listed_members(ensemble):
         try:
             artefact = store.open(Path(store.root) / entry["path"])
         except (CorruptArtefactError, MissingArtefactError):

@@ -11,6 +11,7 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ringrift_pipeline.selfplay.arrow_sizes import batch_sizes
+from ringrift_pipeline.selfplay.arrow_sizes import batch_sizes, check_schema
 from ringrift_pipeline.selfplay.ragged import pad, unpad
 from ringrift_pipeline.selfplay.records import Decisions, Games
 from ringrift_pipeline.store import CorruptArtefactError, check_file
@@ -33,7 +34,11 @@ columns, and 2, which was written for games against an opponent, the last two.""
 _READ = (1, 2, SHARD_FORMAT)
 SHARD_FILE = "shard.arrow"
 ROWS_PER_BATCH = 1024
-LARGEST_SHARD = 8 << 30  # bytes of a shard that are read; of a hundred games they take 50 MB
+LARGEST_SHARD = 8 << 30
+"""Bytes that a shard may unpack to, batch by batch; of a hundred games on eight by eight they are 50 MB."""
+LARGEST_TABLE = 1 << 30
+"""Bytes of those columns of a shard that are read at once. Without the planes a row takes some 1 to 3
+kB, so that they are those of thousands of games."""
 
 
 class ShardError(ValueError):
@@ -278,9 +283,11 @@ def _array(values: NDArray, kind: pa.DataType) -> pa.Array:
 
 @contextmanager
 def open_shard(
-    path: Path, columns: Sequence[str] | None = None
+    path: Path, columns: Sequence[str] | None = None, most: int = LARGEST_SHARD
 ) -> Iterator[pa.ipc.RecordBatchFileReader]:
-    """Open a shard file for reading batch by batch, all columns or only the named ones.
+    """Open a shard file for reading, all columns or only the named ones, which may take ``most`` bytes
+    together. What comes out of it is not checked value by value: :func:`read_shard` and
+    :func:`shard_batches` do that.
 
     Raises
     ------
@@ -295,6 +302,7 @@ def open_shard(
         raise ShardError(f"{path}: cannot be read ({error})") from error
     with source:
         try:
+            check_schema(memoryview(source.read_buffer()))
             reader = pa.ipc.open_file(source)
             if columns is not None:
                 fields = [reader.schema.get_field_index(name) for name in columns]
@@ -302,7 +310,7 @@ def open_shard(
                 full, reader = reader.schema, pa.ipc.open_file(source, options=options)
             else:
                 full = reader.schema
-        except pa.ArrowException as error:
+        except (pa.ArrowException, ValueError) as error:
             raise ShardError(f"{path}: is no shard, or a truncated one ({error})") from error
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error})") from error
@@ -317,14 +325,15 @@ def open_shard(
         _check_versions(path, metadata)
         try:
             expected = SHARD_SCHEMA(json.loads(metadata.get(b"config", b"null")), found)
-            {name.decode(): json.loads(value) for name, value in metadata.items()}
+            _check_origin({name.decode(): json.loads(value) for name, value in metadata.items()})
         except (ValueError, TypeError, RecursionError) as error:
             raise ShardError(f"{path}: what it says of itself is damaged ({error})") from error
         if not full.equals(expected, check_metadata=False):
             raise ShardError(
                 f"{path}: was written with another encoding of positions: play it again"
             )
-        _check_sizes(path, source, json.loads(metadata[b"config"]))
+        wanted = full.names if columns is None else columns
+        _check_sizes(path, source, json.loads(metadata[b"config"]), _buffers(full, wanted), most)
         try:
             yield reader
         except pa.ArrowException as error:
@@ -345,8 +354,40 @@ def _check_versions(path: Path, metadata: dict[bytes, bytes]) -> None:
             )
 
 
-def _check_sizes(path: Path, source: pa.MemoryMappedFile, config: str) -> None:
-    """Refuse a file that would take more memory than its rows can, before any of it is unpacked."""
+def _check_origin(about: dict[str, Any]) -> None:
+    """What `shard_metadata` and `write_shard` say has the types they give it. Raises ValueError."""
+    numbers = [about.get(name) for name in ("generation", "shard", "games")]
+    counts = about.get("counts")
+    numbers += [
+        counts.get(name) if isinstance(counts, dict) else None for name in ("rows", "moves")
+    ]
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(
+            "it does not say of what generation and shard it is, and of how many games"
+        )
+    if about.get("player") not in ("network", "heuristic"):
+        raise ValueError("it does not say who played")
+
+
+def _buffers(schema: pa.Schema, wanted: Sequence[str]) -> list[bool]:
+    """Of every buffer of a batch, in their order, whether it is of a column that is wanted."""
+
+    def count(kind: pa.DataType) -> int:
+        if pa.types.is_fixed_size_list(kind):
+            return 1 + count(kind.value_type)
+        if pa.types.is_list(kind):
+            return 2 + count(kind.value_type)
+        return 3 if pa.types.is_string(kind) else 2
+
+    return [field.name in wanted for field in schema for _ in range(count(field.type))]
+
+
+def _check_sizes(
+    path: Path, source: pa.MemoryMappedFile, config: str, wanted: list[bool], largest: int
+) -> None:
+    """Refuse a file that would take more memory than its rows can, or in the buffers that are wanted
+    more than ``largest`` bytes, before any of it is unpacked.
+    """
     source.seek(0)
     total = 0
     try:
@@ -357,9 +398,11 @@ def _check_sizes(path: Path, source: pa.MemoryMappedFile, config: str) -> None:
                     f"a batch of {size.rows} rows takes {size.bytes} bytes; there are at most "
                     f"{ROWS_PER_BATCH} rows of {most} bytes"
                 )
-            total += size.bytes
-        if total > LARGEST_SHARD:
-            raise ValueError(f"its batches take {total} bytes, more than {LARGEST_SHARD}")
+            if len(size.buffers) != len(wanted):
+                raise ValueError(f"a batch has {len(size.buffers)} buffers, not {len(wanted)}")
+            total += sum(compress(size.buffers, wanted))
+        if total > largest:
+            raise ValueError(f"what is read of it takes {total} bytes, more than {largest}")
     except ValueError as error:
         raise ShardError(f"{path}: is damaged ({error})") from None
 
@@ -384,15 +427,42 @@ def _width(kind: pa.DataType) -> tuple[int, int]:
     return (128 if pa.types.is_string(kind) else max(1, kind.bit_width // 8) + 1), 0
 
 
-def read_shard(path: Path) -> pa.Table:
-    """A whole shard as a table; :class:`ShardError` as in :func:`open_shard`."""
-    with open_shard(path) as reader:
+def _check_values(path: Path, rows: pa.RecordBatch) -> None:
+    """Refuse lists that lead out of their values, and values that are missing."""
+    rows.validate(full=True)
+    for name in rows.schema.names:
+        values = rows.column(name)
+        while not values.null_count and pa.types.is_nested(values.type):
+            values = values.flatten()
+        if values.null_count:
+            raise ShardError(f"{path}: is damaged (column {name!r} lacks values)")
+
+
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A shard as a table, all columns or only the named ones, checked value by value: no list leads
+    out of its values. What takes more than `LARGEST_TABLE` is to be read by :func:`shard_batches`.
+    :class:`ShardError` as in :func:`open_shard`, and for a row that does.
+    """
+    with open_shard(path, columns, LARGEST_TABLE) as reader:
         try:
             table = reader.read_all()
         except OSError as error:  # what a decompressor says of bad bytes
             raise ShardError(f"{path}: is damaged ({error})") from error
-        table.validate(full=True)
+        for batch in table.to_batches():
+            _check_values(path, batch)
         return table
+
+
+def shard_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The record batches of a shard, one in memory at a time, checked as :func:`read_shard` does."""
+    with open_shard(path, columns) as reader:
+        for index in range(reader.num_record_batches):
+            try:
+                batch = reader.get_batch(index)
+            except OSError as error:
+                raise ShardError(f"{path}: is damaged ({error})") from error
+            _check_values(path, batch)
+            yield batch
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def odd_rows(table: pa.RecordBatch | pa.Table) -> dict[str, NDArray[np.bool_]]:
 
     Judged is what can be by the columns that the table has.
     """
+    from ringrift_pipeline.game import layout
     from ringrift_pipeline.selfplay.shards import column
 
     names = set(table.schema.names)
@@ -75,6 +76,9 @@ def odd_rows(table: pa.RecordBatch | pa.Table) -> dict[str, NDArray[np.bool_]]:
         back[1:] = (game[1:] == game[:-1]) & (ply[1:] <= ply[:-1])
         found["a ply that is not after the one before"] = back
         found["a ply beyond the game's end"] = ply >= column(table, "game_plies")
+    if "reason" in names:
+        reason = column(table, "reason")
+        found["an end that no game has"] = (reason < -1) | (reason >= len(layout.REASON_NAMES))
     if "globals" in names:
         found["globals that are not finite"] = ~np.isfinite(column(table, "globals")).all(axis=1)
     if "planes" in names:

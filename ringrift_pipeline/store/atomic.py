@@ -20,7 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
+from ringrift_pipeline.store.bounded import (
+    MOST_LISTED,
+    MOST_VALUES,
+    TooLargeError,
+    parse_json,
+    read_bounded,
+)
 from ringrift_pipeline.store.errors import CorruptArtefactError, SerializationError
 
 TEMPORARY = ".ringrift-tmp-"
@@ -300,6 +306,16 @@ def dump_json(value: Any, *, what: str = "the value", canonical: bool = False) -
     return text.encode("ascii") + b"\n"
 
 
+def canonical_pieces(value: Any) -> Iterator[bytes]:
+    """The canonical text of `dump_json`, piece by piece, of a value that was parsed from JSON.
+    Raises ValueError, RecursionError.
+    """
+    encoder = json.JSONEncoder(indent=1, allow_nan=False, sort_keys=True)
+    for piece in encoder.iterencode(value):
+        yield piece.encode("ascii")
+    yield b"\n"
+
+
 def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
     """`write_bytes_atomic` of `obj` as strict, indented JSON. Raises SerializationError, OSError."""
     write_bytes_atomic(path, dump_json(obj, what=Path(path).name))
@@ -359,7 +375,9 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
     """
     path = Path(path)
     try:
-        data = read_bounded(path)
+        data = read_bounded(path, MOST_LISTED)
+        if data.count(b"\n") > MOST_VALUES:
+            raise TooLargeError(f"it has more than {MOST_VALUES} lines")
     except FileNotFoundError:
         return []
     except TooLargeError as error:
@@ -367,7 +385,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
     values = []
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
-            values.append(json.loads(line))
+            values.append(parse_json(line))
         except (ValueError, RecursionError):
             raise CorruptArtefactError(
                 path, f"line {number} is not JSON", f"repair or delete line {number} by hand"

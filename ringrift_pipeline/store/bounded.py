@@ -4,14 +4,21 @@ to make, and reading it would take all memory there is.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from ringrift_pipeline.store.errors import StoreError
 
-MOST = 64 << 20
-"""Bytes of a JSON or text file of ours that are read; a million games' names have half of that."""
+MOST = 16 << 20
+"""Bytes of a JSON file of ours that are read: a plan of 10,000 generations' window has 600 kB, one of
+as many shards as the settings allow 8 MB."""
+MOST_LISTED = 64 << 20
+"""Of one with an entry for every shard, or a line for every promotion."""
+MOST_VALUES = 750_000
+"""Values in it: each takes some hundred bytes once it is parsed, though two in its text."""
 
 
 class TooLargeError(StoreError, ValueError):
@@ -24,14 +31,45 @@ def read_bounded(path: str | os.PathLike[str], most: int = MOST) -> bytes:
     Raises TooLargeError, before anything is read, and OSError. A pipe is not waited for.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise TooLargeError(f"{Path(path)} is no plain file")
-        if about.st_size > most:
-            raise TooLargeError(f"{Path(path)} has {about.st_size} bytes, at most {most} can be")
-        data = file.read(about.st_size)  # room for as much as is asked for is made at once
+        size = _size(os.fstat(file.fileno()), path, most)
+        data = file.read(size)  # room for as much as is asked for is made at once
         while len(data) <= most and (more := file.read(1 << 16)):  # it grows while it is read
             data += more
     if len(data) > most:
         raise TooLargeError(f"{Path(path)} has more than {most} bytes")
     return data
+
+
+def check_values(data: bytes) -> None:
+    """Refuse JSON of more than `MOST_VALUES` values, by the signs that begin or part them. Raises
+    TooLargeError.
+    """
+    values = sum(map(data.count, (b",", b"[", b"{", b"\n")))
+    if values > 2 * MOST_VALUES:  # in indented text each value has a line
+        raise TooLargeError(f"it holds more than {MOST_VALUES} values")
+
+
+def parse_json(data: bytes) -> Any:
+    """What JSON of a file holds. Raises ValueError, of which TooLargeError is one, and
+    RecursionError.
+    """
+    check_values(data)
+    return json.loads(data)
+
+
+def bounded_size(path: str | os.PathLike[str], most: int) -> int:
+    """The size of a plain file of at most ``most`` bytes. Raises TooLargeError and OSError."""
+    return _size(os.stat(path), path, most)
+
+
+def _size(about: os.stat_result, path: str | os.PathLike[str], most: int) -> int:
+    if not stat.S_ISREG(about.st_mode):
+        raise TooLargeError(f"{Path(path)} is no plain file")
+    if about.st_size > most:
+        raise TooLargeError(f"{Path(path)} has {about.st_size} bytes, at most {most} can be")
+    return about.st_size
+
+
+def memory_here() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import socket
 import sys
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ringrift_pipeline.store.atomic import ensure_folder, write_json_atomic
-from ringrift_pipeline.store.bounded import read_bounded
+from ringrift_pipeline.store.bounded import parse_json, read_bounded
 from ringrift_pipeline.store.errors import LockedError
 
 _UNSUPPORTED = {errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -94,7 +93,7 @@ def _describe_self() -> dict[str, Any]:
 
 def _read_holder(path: Path) -> dict[str, Any] | None:
     try:
-        holder = json.loads(read_bounded(path))
+        holder = parse_json(read_bounded(path))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(holder, dict) or not {"pid", "host", "since", "command"} <= holder.keys():

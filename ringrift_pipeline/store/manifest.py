@@ -15,8 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ringrift_pipeline.store.atomic import dump_json
-from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
+from ringrift_pipeline.store.atomic import canonical_pieces, dump_json
+from ringrift_pipeline.store.bounded import (
+    MOST,
+    MOST_LISTED,
+    TooLargeError,
+    check_values,
+    parse_json,
+    read_bounded,
+)
 from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from ringrift_pipeline.store.layout import MANIFEST, landed_when
 
@@ -87,7 +94,7 @@ class Artefact:
         """The parsed content of one of its JSON files. Raises CorruptArtefactError."""
         path = self.file(name)
         try:
-            return json.loads(read_bounded(path))
+            return parse_json(read_bounded(path, MOST_LISTED))
         except (ValueError, RecursionError) as error:
             raise CorruptArtefactError(
                 path, f"it cannot be read as JSON ({error})", _AGAIN
@@ -112,8 +119,17 @@ def sealed(value: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def sealed_bytes(value: dict[str, Any], what: str) -> bytes:
-    """JSON text of `value` plus its own hash under ``"seal"``. Raises SerializationError."""
-    return dump_json(sealed(value, what), canonical=True)
+    """JSON text of `value` plus its own hash under ``"seal"``. Raises SerializationError, and StoreError
+    for more than would be read again.
+    """
+    data = dump_json(sealed(value, what), canonical=True)
+    try:
+        check_values(data)
+    except TooLargeError as error:
+        raise StoreError(f"{what} cannot be kept: {error}") from None
+    if len(data) > MOST:
+        raise StoreError(f"{what} cannot be kept: it has {len(data)} bytes, at most {MOST} can be")
+    return data
 
 
 def unsealed(value: Any) -> dict[str, Any]:
@@ -133,12 +149,14 @@ def unsealed(value: Any) -> dict[str, Any]:
 def open_seal(data: bytes) -> dict[str, Any]:
     """The dictionary inside `sealed_bytes`. Raises ManifestMismatch if a byte of it changed."""
     try:
-        value = json.loads(data)
+        value = parse_json(data)
+    except TooLargeError as error:
+        raise ManifestMismatch(str(error)) from None
     except (ValueError, RecursionError) as error:
         raise ManifestMismatch(f"it is not JSON ({error})") from None
     if not isinstance(value, dict) or "seal" not in value:
         raise ManifestMismatch("it has no seal")
-    if dump_json_or_none(value) != data:
+    if not _is_canonical(value, data):
         raise ManifestMismatch("its text was changed")
     return unsealed(value)
 
@@ -152,12 +170,19 @@ def read_sealed(path: Path) -> tuple[bytes, dict[str, Any]]:
     return data, open_seal(data)
 
 
-def dump_json_or_none(value: Any) -> bytes | None:
-    """Canonical text of a parsed value, or None where strict JSON has none (a parsed NaN)."""
+def _is_canonical(value: Any, data: bytes) -> bool:
+    """Is `data` the text that `dump_json` makes of a parsed value? Where it is not, no more of that is
+    made than up to there: of nested lists it may be many times as long.
+    """
+    end = 0
     try:
-        return dump_json(value, canonical=True)
-    except StoreError:
-        return None
+        for piece in canonical_pieces(value):
+            if not data.startswith(piece, end):
+                return False
+            end += len(piece)
+    except (ValueError, RecursionError):  # a parsed NaN has no text
+        return False
+    return end == len(data)
 
 
 def normalize(value: dict[str, Any], what: str) -> dict[str, Any]:

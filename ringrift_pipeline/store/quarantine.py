@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
+from ringrift_pipeline.store.bounded import TooLargeError, parse_json, read_bounded
 from ringrift_pipeline.store.layout import NOTE, Layout, parse_generation
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def reason_of(store: Store, config: str, name: str) -> dict[str, str]:
             data = None if seen is None else seen.data
         else:
             data = read_bounded(Layout(store.root).quarantine(config) / f"{name}{NOTE}")
-        note: Any = json.loads(data or b"")
+        note: Any = parse_json(data or b"")
     except (OSError, ValueError, RecursionError, TooLargeError):
         note = None
     found = note if isinstance(note, dict) else {}

@@ -174,8 +174,8 @@ def find_examples(
     from ringrift_pipeline.selfplay.shards import (
         SHARD_FILE,
         column,
-        open_shard,
         ragged_column,
+        read_shard,
         shard_kind,
     )
 
@@ -186,8 +186,7 @@ def find_examples(
         by_shard.setdefault(int(row["game_id"].split("-")[-2]), []).append(row)
     for shard, wanted in by_shard.items():
         artefact = store.require(plan.config, plan.generation, shard_kind(shard))
-        with open_shard(artefact.file(SHARD_FILE), columns=columns) as reader:
-            table = reader.read_all()
+        table = read_shard(artefact.file(SHARD_FILE), columns)
         ids = column(table, "game_id")
         for row in wanted:
             rows = np.flatnonzero(ids == row["game_id"])

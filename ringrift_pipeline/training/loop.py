@@ -270,7 +270,7 @@ def _restore(
         return 0, 0.0
     artefact = store.open(found, verify=False)  # the first process has
     try:
-        run.load_state_dict(load_state(artefact.path))
+        run.load_state_dict(load_state(artefact.path, run.largest_state))
     except (ValueError, ModelError) as error:
         raise ResumeError(
             f"the training state {artefact.path} cannot be gone on from: {error}; use --resume never"

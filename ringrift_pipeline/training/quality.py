@@ -139,15 +139,14 @@ def _games_of(shard: Artefact, played_at: float) -> pl.DataFrame:
         SHARD_FILE,
         ShardError,
         column,
-        open_shard,
         ragged_column,
+        read_shard,
     )
     from ringrift_pipeline.selfplay.soundness import first_fault
 
-    with open_shard(shard.file(SHARD_FILE), columns=_COLUMNS) as reader:
-        heuristic = json.loads(reader.schema.metadata[b"player"]) == "heuristic"
-        number = json.loads(reader.schema.metadata[b"shard"])
-        table = reader.read_all()
+    table = read_shard(shard.file(SHARD_FILE), _COLUMNS)
+    heuristic = json.loads(table.schema.metadata[b"player"]) == "heuristic"
+    number = json.loads(table.schema.metadata[b"shard"])
     fault = first_fault(table)
     if fault is not None:
         raise ShardError(f"{shard.kind} of generation {shard.generation:04d}: {fault}")

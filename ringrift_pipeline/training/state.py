@@ -21,6 +21,7 @@ from torch import nn
 
 from ringrift_pipeline.network.checkpoint import check_finite
 from ringrift_pipeline.store import CorruptArtefactError, check_file, read_bounded
+from ringrift_pipeline.store.bounded import bounded_size, parse_json
 
 TENSORS = "state.safetensors"
 TREE = "state.json"
@@ -64,18 +65,24 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
     write_state(folder, pack_state(state))
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Path, most: int = 1 << 30) -> dict[str, Any]:
     """What :func:`save_state` wrote into ``folder``, tensors on the CPU.
+
+    Parameters
+    ----------
+    most:
+        Bytes that the tensors and arrays of such a state can have.
 
     Raises
     ------
     StateError
-        if a file is missing, damaged or of another format.
+        if a file is missing, damaged, too large or of another format.
     """
     try:
+        bounded_size(folder / TENSORS, most)
         for name in (TREE, TENSORS):
             check_file(folder / name)
-        content = json.loads(read_bounded(folder / TREE))
+        content = parse_json(read_bounded(folder / TREE))
         tensors = load_file(folder / TENSORS)
     except MemoryError as error:
         raise StateError(f"{folder} holds more than can be mapped: {error}") from error

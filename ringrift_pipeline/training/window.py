@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ringrift_pipeline.selfplay.ragged import offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
 from ringrift_pipeline.store import CorruptArtefactError, check_folder, read_bounded
+from ringrift_pipeline.store.bounded import parse_json
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.split import split_of
 
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 KIND = "window"
 WINDOW_FORMAT = 2
-LARGEST_NAMES = 1 << 30  # bytes of the games' names
+LARGEST_NAME = 64  # bytes of a game's name and the line's end
+LARGEST_NAMES = 128 << 20  # bytes of all of them: those of a million games take 30 MB
 ROWS_AT_ONCE = 1 << 20  # where all rows of a window would not fit into memory
 UNKNOWN = -2
 """In ``owners`` and ``eliminated`` of games whose shards did not record their end."""
@@ -185,7 +187,7 @@ def open_window(folder: Path) -> Window:
     """
     try:
         check_folder(folder)
-        header = json.loads(read_bounded(folder / "window.json"))
+        header = parse_json(read_bounded(folder / "window.json"))
     except (OSError, ValueError, RecursionError, CorruptArtefactError) as error:
         raise WindowError(f"{folder} holds no training window: {error}") from error
     found = header.get("format") if isinstance(header, dict) else None
@@ -202,7 +204,8 @@ def open_window(folder: Path) -> Window:
             name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
             for name in header["columns"]
         }
-        games = tuple(read_bounded(folder / "games.txt", LARGEST_NAMES).decode("utf-8").split())
+        most = min(LARGEST_NAMES, LARGEST_NAME * len(columns["owners"]))
+        games = tuple(read_bounded(folder / "games.txt", most).decode("utf-8").split())
         window = Window(**columns, games=games, config=header["config"])
         _check_columns(window)
         return window
@@ -224,7 +227,9 @@ def _check_columns(window: Window) -> None:
     for name in ("policy", "move_kind", "move_cells", "move_rank"):
         if len(getattr(window, name)) != offsets[-1]:
             raise ValueError(f"column {name!r} does not end where 'offsets' says")
-    if rows < 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+    starts = range(0, rows, ROWS_AT_ONCE)
+    falls = ((np.diff(offsets[start : start + ROWS_AT_ONCE + 1]) < 0).any() for start in starts)
+    if rows < 1 or offsets[0] != 0 or any(falls):
         raise ValueError("column 'offsets' does not ascend from 0")
     games = len(window.games)
     if window.game.min() < 0 or window.game.max() >= games:
@@ -235,28 +240,21 @@ def _check_columns(window: Window) -> None:
 
 def _shape_of(path: Path) -> tuple[int, int]:
     """Rows and legal moves of a shard file."""
-    from ringrift_pipeline.selfplay.shards import open_shard
+    from ringrift_pipeline.selfplay.shards import shard_batches
 
-    with open_shard(path, columns=("game", "move_kind")) as reader:
-        rows = moves = 0
-        for index in range(reader.num_record_batches):
-            batch = reader.get_batch(index)
-            batch.validate(full=True)
-            rows += len(batch)
-            moves += len(batch.column("move_kind").flatten())
+    rows = moves = 0
+    for batch in shard_batches(path, ("game", "move_kind")):
+        rows += len(batch)
+        moves += len(batch.column("move_kind").flatten())
     return rows, moves
 
 
 def _batches(path: Path) -> Iterator[tuple[pa.RecordBatch, bool]]:
     """Record batches of a shard, each with whether the heuristic played it."""
-    from ringrift_pipeline.selfplay.shards import open_shard
+    from ringrift_pipeline.selfplay.shards import shard_batches
 
-    with open_shard(path) as reader:
-        heuristic = json.loads(reader.schema.metadata[b"player"]) == "heuristic"
-        for index in range(reader.num_record_batches):
-            batch = reader.get_batch(index)
-            batch.validate(full=True)
-            yield batch, heuristic
+    for batch in shard_batches(path):
+        yield batch, json.loads(batch.schema.metadata[b"player"]) == "heuristic"
 
 
 def relative_to_mover(values: NDArray, player: NDArray) -> NDArray:

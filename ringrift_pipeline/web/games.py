@@ -19,11 +19,12 @@ from ringrift_pipeline.selfplay.shards import (
     ShardError,
     column,
     game_id,
-    open_shard,
     ragged_column,
     read_metadata,
+    read_shard,
     shard_kind,
 )
+from ringrift_pipeline.selfplay.soundness import first_fault
 from ringrift_pipeline.store import Artefact, Store, StoreError
 from ringrift_pipeline.web.errors import RequestError
 from ringrift_pipeline.web.players import DRAWN, LISTED
@@ -34,7 +35,7 @@ _DAMAGED = (ShardError, StoreError, pa.ArrowException, OSError)  # what reading 
 _NUMBER = re.compile(r"[0-9]{4,9}")
 _SHARD = re.compile(re.escape(shard_kind(0)[:-4]) + "([0-9]{4,9})")
 _COLUMNS = (
-    "game", "ply", "moves", "policy", "full_search", "selected", "outcome",
+    "game_id", "game", "ply", "moves", "policy", "full_search", "selected", "outcome",
     "root_value", "search_value", "surprise", "game_plies", "reason",
 )  # fmt: skip
 
@@ -244,8 +245,9 @@ class RecordedGames:
         try:
             about = read_metadata(path)
             names = _COLUMNS + (("opponent",) if about["format"] >= 2 else ())
-            with open_shard(path, names) as reader:
-                table = reader.read_all()
+            table = read_shard(path, names)
+            if fault := first_fault(table):
+                raise ShardError(f"{path}: {fault}")
         except _DAMAGED as error:
             raise RequestError(str(error), "shard", 409) from error
         games = column(table, "game")
@@ -270,7 +272,7 @@ class RecordedGames:
             "reason": layout.REASON_NAMES[reason] if reason >= 0 else "cut short",
             "surprise": float(np.mean(surprise)) if surprise[0] is not None else None,
             "player": about["player"],
-            "model_generation": about["model_generation"],
+            "model_generation": about.get("model_generation"),
         }
 
     def _replay(self, path: Path, number: int) -> _Recorded:
@@ -294,7 +296,7 @@ class RecordedGames:
         except (IllegalMoveError, ValueError) as error:
             raise RequestError(
                 f"{path}: game {number} is not one that these rules play ({error}); it was "
-                f"recorded by engine version {shard.about['engine_version']}",
+                f"recorded by engine version {shard.about.get('engine_version')}",
                 "game",
                 409,
             ) from None

@@ -33,6 +33,11 @@ LISTED = 24  # moves of an analysis
 DRAWN = 5  # of them on the board
 
 
+def is_offered(spec: str) -> bool:
+    """Whether any page offers a player, which no folder has to be named for."""
+    return spec in (*BASELINES, "champion") or spec.startswith("generation:")
+
+
 class _Seat:
     """A player that is loaded by the first who needs it, and thinks for one at a time."""
 
@@ -45,7 +50,8 @@ class Players:
     """The players of a data root, at most ``kept`` of them in memory.
 
     Safe to use from several threads; a player answers one of them at a time. ``folders`` are the
-    models' folders that may be named besides champions and generations, None for any. ``settings``
+    models' folders that may be named besides champions and generations: those that whoever starts
+    the server names, for what is said of any other would tell which folders there are. ``settings``
     are those of networks' search, as ``load_player`` takes them.
     """
 
@@ -54,13 +60,13 @@ class Players:
         data: Path,
         *,
         device: str = "auto",
-        folders: tuple[str, ...] | None = None,
+        folders: tuple[str, ...] = (),
         kept: int = KEPT,
         settings: Any = None,
     ) -> None:
         self.store = Store(data)
         self._device = device
-        self._folders = folders
+        self.folders = folders
         self._kept = kept
         self._settings = settings
         self._lock = threading.Lock()
@@ -128,8 +134,7 @@ class Players:
 
         Raises SearchStopped where it was given up while another thread had the player.
         """
-        known = spec in (*BASELINES, "champion") or spec.startswith("generation:")
-        if not known and self._folders is not None and spec not in self._folders:
+        if not is_offered(spec) and spec not in self.folders:
             raise RequestError(
                 f"{spec!r} is no player that this server offers: name a model's folder with "
                 "--player when starting it",

@@ -170,6 +170,7 @@ class _Routes:
             {
                 "configs": configs,
                 "baselines": BASELINES,
+                "folders": self.players.folders,
                 "defaults": {
                     "config": first.config,
                     "players": first.players,

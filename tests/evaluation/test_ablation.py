@@ -321,6 +321,19 @@ def planted(
     return results
 
 
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
+    result = planted(np.random.default_rng(1), {}, seeds=1)[next(iter(VARIANTS)), 0]
+    facts = result.save(tmp_path / "figures.npz")
+    found = TrialResult.load(tmp_path / "figures.npz", facts)
+    assert found.models.keys() == result.models.keys()
+    for name, figures in result.models.items():
+        for item in dataclasses.fields(Figures):
+            ours, read = getattr(figures, item.name), getattr(found.models[name], item.name)
+            np.testing.assert_array_equal(read, ours)
+    with pytest.raises(AblationError, match="cannot be read"):
+        TrialResult.load(tmp_path / "figures.npz", {"seconds": 1.0})
+
+
 def test_a_planted_effect_is_found_and_nothing_else() -> None:
     rng = np.random.default_rng(1)
     good = {"without_mining": 0.2, "only_clipping": 0.2}

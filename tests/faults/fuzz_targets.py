@@ -29,6 +29,7 @@ SHARES = {
     "weights": 3,
     "training state": 3,
     "shard": 4,
+    "recorded game": 4,
     "table": 4,
     "window": 2,
     "web routes": 6,
@@ -384,6 +385,19 @@ def _training_state(folder: Path) -> Target:
     return Target((whole, whole + b"\n\n" + weights), run, (StateError,), text=True)
 
 
+def _few_rows(path: Path) -> bytes:
+    """The first rows of a shard, its buffers not packed: a changed byte is a changed value."""
+    import pyarrow as pa
+
+    from ringrift_pipeline.selfplay.shards import read_shard
+
+    table = read_shard(path).slice(0, 3)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as out:
+        out.write_table(table.combine_chunks())
+    return bytes(sink.getvalue())
+
+
 def _shard(folder: Path) -> Target:
     from ringrift_pipeline.selfplay.shards import (
         SHARD_SCHEMA,
@@ -392,6 +406,7 @@ def _shard(folder: Path) -> Target:
         ragged_column,
         read_metadata,
         read_shard,
+        shard_batches,
     )
 
     place = _copy(folder, "selfplay-shard-0000", "shard") / "shard.arrow"
@@ -406,8 +421,31 @@ def _shard(folder: Path) -> Target:
                 ragged_column(table, name)
             else:
                 column(table, name)
+        for _ in shard_batches(place, ("game", "moves")):
+            pass
 
-    return Target((place.read_bytes(),), run, (ShardError,))
+    return Target((place.read_bytes(), _few_rows(place)), run, (ShardError,))
+
+
+def _recorded_game(folder: Path) -> Target:
+    """What the page shows of a shard: its games, and the first of them played again."""
+    from ringrift_pipeline.web.errors import RequestError
+    from ringrift_pipeline.web.games import RecordedGames
+
+    place = _copy(folder, "selfplay-shard-0000", "recorded") / "shard.arrow"
+    seeds = (place.read_bytes(), _few_rows(place))
+    games = RecordedGames(folder / "data")
+
+    def run(data: bytes) -> None:
+        place.write_bytes(data)
+        games._shard.cache_clear()
+        games._game.cache_clear()
+        shard = games._shard(place)
+        for number in list(shard.starts)[:2]:
+            games._summary(shard, number)
+            games._game(place, number)
+
+    return Target(seeds, run, (RequestError,))
 
 
 def _table(folder: Path) -> Target:
@@ -475,6 +513,7 @@ _TARGETS: dict[str, Callable[[Path], Target]] = {
     "weights": _weights,
     "training state": _training_state,
     "shard": _shard,
+    "recorded game": _recorded_game,
     "table": _table,
     "window": _window,
     "web routes": fuzz_rooms.web_routes,

@@ -75,13 +75,14 @@ def readers() -> dict[str, Callable[[Path], Any]]:
 
     from ringrift_pipeline.analysis.protocol import read_line, read_query
     from ringrift_pipeline.enhancements import TrainingConfig
+    from ringrift_pipeline.evaluation.ablation_runs import TrialResult
     from ringrift_pipeline.game.replay import replay_file
     from ringrift_pipeline.network import load_model, read_model_metadata
     from ringrift_pipeline.orchestration.outbox import read_alert
     from ringrift_pipeline.orchestration.progress import read_progress
     from ringrift_pipeline.search import load_player
     from ringrift_pipeline.selfplay import load_plan
-    from ringrift_pipeline.selfplay.shards import open_shard, read_metadata, read_shard
+    from ringrift_pipeline.selfplay.shards import read_metadata, read_shard, shard_batches
     from ringrift_pipeline.store import Store, read_jsonl
     from ringrift_pipeline.training import HARD_EXAMPLES, QUALITY_SCORES, open_window, read_table
     from ringrift_pipeline.training.state import load_state
@@ -97,9 +98,8 @@ def readers() -> dict[str, Callable[[Path], Any]]:
         return int(parts[1]), parts[2]
 
     def all_of(path: Path) -> None:
-        with open_shard(path) as reader:
-            for index in range(reader.num_record_batches):
-                reader.get_batch(index)
+        for _ in shard_batches(path):
+            pass
 
     def progress(path: Path) -> None:
         if not read_progress(path.parents[3], path.parent.name):
@@ -120,9 +120,10 @@ def readers() -> dict[str, Callable[[Path], Any]]:
         "model": lambda path: load_model(path.parent),
         "model's metadata": lambda path: read_model_metadata(path.parent),
         "player": lambda path: load_player(str(path.parent), CONFIG),
-        "state": lambda path: load_state(path.parent),
+        "state": lambda path: load_state(path.parent, 1 << 20),
         "window": lambda path: open_window(path.parent),
         "table": lambda path: read_table(path, tables[path.stem]),
+        "figures": lambda path: TrialResult.load(path, {}),
         "settings": lambda path: TrainingConfig.load(file=path, environ={}),
         "trace": replay_file,
         "query": lambda path: read_query(read_line(path.read_bytes())),

@@ -12,6 +12,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +31,10 @@ from ringrift_pipeline.selfplay import plan_generation, play_shards
 from ringrift_pipeline.selfplay.arrow_sizes import batch_sizes
 from ringrift_pipeline.selfplay.shards import largest_batch, read_shard
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.manifest import sealed
 from ringrift_pipeline.training.state import save_state
 
+from .aliased import aliased
 from .limited import CONFIG, ROOM, TESTS, Limited, Said
 
 TERABYTE = 1 << 40
@@ -199,6 +202,40 @@ def test_buffers_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path:
     refused(cases)
 
 
+@pytest.mark.bounded
+def test_a_shard_of_many_sound_batches(refused: Refused, whole: Path, tmp_path: Path) -> None:
+    """Each is no larger than it may be, and packs well; all of them come to 1.2 GB."""
+    table = read_shard(shard_of(whole))
+    row = table.slice(0, 1).to_pylist()[0] | {"moves": [0] * 8000}
+    batch = pa.RecordBatch.from_pylist([row] * 1024, table.schema)
+    path = tmp_path / "shard.arrow"
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema, options=options) as out,
+    ):
+        for _ in range(18):
+            out.write_batch(batch)
+    assert path.stat().st_size < 20_000_000
+    [said] = refused([("shard", path)])
+    assert "more than" in said.message
+    assert read_shard(path, ("game", "ply")).num_rows == 18 * 1024  # which take little
+
+
+@pytest.mark.bounded
+def test_metadata_that_is_named_often(refused: Refused, whole: Path, tmp_path: Path) -> None:
+    data = shard_of(whole).read_bytes()
+    cases = []
+    for count, size in ((1000, 400_000), (50_000, 8000), (1, 2_000_000)):
+        path = written(
+            tmp_path / str(count) / "shard.arrow", aliased(data, b"k", b" " * size, count)
+        )
+        assert path.stat().st_size < len(data) + 2_500_000
+        cases += [("shard", path), ("shard's metadata", path)]
+    for said in refused(cases):
+        assert "more names and metadata" in said.message
+
+
 def written(path: Path, content: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -247,7 +284,9 @@ def test_tensors_that_claim_to_be_large(refused: Refused, whole: Path, tmp_path:
     good = (Store(whole).require(CONFIG, 0, "ema_model").path / "model.safetensors").read_bytes()
     large = {"blocks": 64, "channels": 1024, "value_channels": 1024}
     cases.append(("model", hashed(whole, tmp_path / "large", good, **large)))
-    refused(cases)
+    sparse = hashed(whole, tmp_path / "sparse", good, **large)
+    os.truncate(sparse, 600 << 20)  # which such a network could well have
+    refused([*cases, ("model", sparse)])
 
 
 @pytest.mark.bounded
@@ -264,15 +303,27 @@ def test_a_state_that_names_one_array_often(refused: Refused, tmp_path: Path) ->
 
 
 @pytest.mark.bounded
+def test_a_state_with_an_array_of_much_nothing(refused: Refused, tmp_path: Path) -> None:
+    size = 400 << 20
+    folder = tmp_path / "state"
+    folder.mkdir()
+    save_state(folder, {"array": np.zeros(6, np.uint8)})
+    header = {"00000": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    place = written(folder / "state.safetensors", tensors(header)[:-64])
+    os.truncate(place, place.stat().st_size + size)
+    text = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(text.replace('"shape": [6]', f'"shape": [{size}]'))
+    refused([("state", place)])
+
+
+@pytest.mark.bounded
 def test_arrays_of_a_window_that_claim_to_be_large(refused: Refused, tmp_path: Path) -> None:
     cases = []
     for number, shape in enumerate(
         ["(1099511627776,)", "(4294967296, 4294967296)", "(9223372036854775807,)", "(-1,)"]
         + ["(1" + "0" * 5000 + ",)", "(" * 5000]
     ):
-        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
-        header = header.ljust(8192)[:8191] + b"\n"
-        data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+        data = npy(shape, bytes(64))
         folder = tmp_path / str(number)
         written(
             folder / "window.json",
@@ -281,6 +332,46 @@ def test_arrays_of_a_window_that_claim_to_be_large(refused: Refused, tmp_path: P
         written(folder / "games.txt", "")
         cases.append(("window", written(folder / "planes.npy", data)))
     refused(cases)
+
+
+def npy(shape: str, data: bytes = b"") -> bytes:
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header = header.ljust(8192)[:8191] + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
+
+
+@pytest.mark.bounded
+def test_names_of_games_that_there_are_not(refused: Refused, tmp_path: Path) -> None:
+    folder = tmp_path / "window"
+    header = {"format": 2, "columns": ["owners"], "config": CONFIG}
+    written(folder / "window.json", json.dumps(header))
+    written(folder / "owners.npy", npy("(8,)", bytes(64)))
+    place = written(folder / "games.txt", "a b c d e f g h")
+    os.truncate(place, 120 << 20)
+    [said] = refused([("window", place)])
+    assert "at most 512" in said.message
+
+
+@pytest.mark.bounded
+def test_figures_of_a_run_that_unpack_to_much(refused: Refused, tmp_path: Path) -> None:
+    entry = "averaged.policy_loss.npy"
+    cases = []
+    for number, (packing, content) in enumerate(
+        [
+            (zipfile.ZIP_DEFLATED, npy("(125000000,)", bytes(1_000_000_000))),
+            (zipfile.ZIP_STORED, npy("(1099511627776,)")),
+            (zipfile.ZIP_STORED, npy("(4294967296, 4294967296)")),
+            (zipfile.ZIP_STORED, npy("(-1,)")),
+        ]
+    ):
+        place = written(tmp_path / str(number) / "figures.npz", b"")
+        with zipfile.ZipFile(place, "w", packing) as archive:
+            archive.writestr(entry, content)
+        assert place.stat().st_size < 1_000_000
+        cases.append(("figures", place))
+    large = written(tmp_path / "large" / "figures.npz", b"")
+    os.truncate(large, TERABYTE)
+    refused([*cases, ("figures", large)])
 
 
 @pytest.mark.bounded
@@ -296,8 +387,12 @@ def test_tables_that_unpack_to_much(refused: Refused, tmp_path: Path) -> None:
         pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * 100_000])
     )
     parquet.write_table(pa.table({"game_id": once}), texts, compression="zstd")
+    values = tmp_path / "values" / "hard_examples.parquet"
+    values.parent.mkdir()
+    nothing = pa.nulls(12_000_000, pa.int8())
+    parquet.write_table(pa.table({name: nothing for name in "abcdef"}), values, compression="zstd")
     assert rows.stat().st_size < 100_000 and texts.stat().st_size < 200_000
-    cases = [("table", rows), ("table", texts)]
+    cases = [("table", rows), ("table", texts), ("table", values)]
     for said in refused(cases):
         assert "values" in said.message or "rows" in said.message or "texts" in said.message
 
@@ -314,6 +409,7 @@ def texts(size: int) -> dict[str, bytes]:
     return {
         "nesting": b"[" * size,
         "objects": b'{"a":' * (size // 5),
+        "many values": b'{"seal": "", "a": [' + b"[],0," * (size // 5) + b"0]}",
         "a number": b"1" * size,
         "a float": b"1e" + b"9" * size,
         "a name": b'{"' + b"x" * size + b'": 1}',
@@ -343,14 +439,22 @@ def test_text_that_would_unfold(refused: Refused, whole: Path, tmp_path: Path) -
                 ("model", "model/model.json"),
             ):
                 cases.append((reader, written(here / name, data + b"\n")))
-    data = texts(5_000_000)["nesting"]
-    for path in sorted(whole.rglob("*.json*")):
-        for reader in readers_of(path) if path.name in SEALED else []:
-            place = copies(whole, tmp_path, path, len(cases))
-            if path.name == "champion.json":  # the history would restore it
-                place.with_name("champions.jsonl").unlink()
-            cases.append((reader, written(place, data)))
+    for data in (texts(5_000_000)["nesting"], texts(15_000_000)["many values"], indented()):
+        for path in sorted(whole.rglob("*.json*")):
+            for reader in readers_of(path) if path.name in SEALED else []:
+                place = copies(whole, tmp_path, path, len(cases))
+                if path.name == "champion.json":  # the history would restore it
+                    place.with_name("champions.jsonl").unlink()
+                cases.append((reader, written(place, data)))
     refused(cases)
+
+
+def indented() -> bytes:
+    """A sealed text that is not indented: if it were, it would have 300 times as many bytes."""
+    value: Any = [0] * 600_000
+    for _ in range(200):
+        value = [value]
+    return json.dumps(sealed({"a": value}, "a test")).encode()
 
 
 @pytest.mark.bounded

@@ -134,3 +134,11 @@ def test_files_are_plain_safetensors_and_json(tmp_path):
     weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
     assert set(weights) == set(dict(model.named_parameters()))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_what_this_machine_cannot_hold_is_not_read(tmp_path, monkeypatch):
+    save_model(tmp_path, network("square"))
+    size = (tmp_path / "model.safetensors").stat().st_size
+    monkeypatch.setattr("ringrift_pipeline.network.checkpoint.memory_here", lambda: 2 * size)
+    with pytest.raises(ModelMismatchError, match=f"{size} bytes.*this machine has {2 * size}"):
+        load_model(tmp_path)

@@ -599,6 +599,13 @@ BREAKS: list[tuple[str, Break, str]] = [
     ),
     (
         "members_verify",
+        lambda s: replace(
+            s, "ensemble", edit_json("members.json", lambda m: m[0].update(path="../../data"))
+        ),
+        "leads elsewhere",
+    ),
+    (
+        "members_verify",
         lambda s: replace(s, "ensemble", edit_json("members.json", lambda m: m.clear())),
         "0 members",
     ),

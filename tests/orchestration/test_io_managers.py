@@ -18,9 +18,10 @@ from dagster import (
 from polars.testing import assert_frame_equal
 
 from ringrift_pipeline.orchestration import names
-from ringrift_pipeline.orchestration.io_managers import JsonIOManager, ParquetIOManager
+from ringrift_pipeline.orchestration.io_managers import JsonIOManager, ParquetIOManager, table_of
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.training import TableError
 
 
 def run_graph(values: list[Any], data: Any) -> Any:
@@ -95,6 +96,15 @@ def read_of(made: Any, seen: list[pl.DataFrame], partitions: Any) -> Any:
         seen.append(table.collect())
 
     return read
+
+
+def test_a_table_that_unpacks_to_much_is_not_handed_on(store: Store) -> None:
+    with store.create("hex8_2p", 3, "made") as draft:
+        once = pl.DataFrame({"score": pl.repeat(0.5, 25_000_000, eager=True)})
+        once.write_parquet(draft.path / "made.parquet")
+    assert draft.artefact.files["made.parquet"]["size"] < 100_000
+    with pytest.raises(TableError, match="25000000 rows"):
+        table_of(store, "hex8_2p", 3, "made")
 
 
 @pytest.mark.services

@@ -30,7 +30,7 @@ from ringrift_pipeline.selfplay.opponents import ensemble_members, results_of
 from ringrift_pipeline.selfplay.play import Opponent, play_search_games
 from ringrift_pipeline.selfplay.shards import column
 from ringrift_pipeline.selfplay.stopping import Reporter
-from ringrift_pipeline.store import Artefact, Store
+from ringrift_pipeline.store import Artefact, CorruptArtefactError, Store
 
 from .conftest import (
     CONFIG,
@@ -145,6 +145,31 @@ def test_an_ensemble_that_does_not_verify_is_passed_over(store: Store) -> None:
     plan = plan_generation(store, CONFIG, 3, settings(selfplay__opponent_fraction=1.0), NOW)
     assert plan.ensemble is not None and plan.ensemble["digest"] == good.digest
     assert {entry["name"] for entry in opponents(plan)} == {"ema-0001"}
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"path": None}, "'path' cannot be a NoneType"),
+        ({"path": "/etc"}, "leads elsewhere"),
+        ({"path": "../elsewhere"}, "leads elsewhere"),
+        ({"weight": "1"}, "'weight' cannot be a str"),
+        ({"weight": float("nan")}, "weight nan"),
+        ({"weight": 10**400}, "too large"),
+        (None, "'name' is missing"),
+    ],
+)
+def test_members_that_are_none_are_refused(
+    store: Store, change: dict[str, object] | None, why: str
+) -> None:
+    champion, first, _ = three_models(store)
+    good = save_ensemble(store, 1, (first, 1.0), (champion, 1.0))
+    entries = good.read_json("members.json")
+    entries[1] = {} if change is None else entries[1] | change
+    with store.create(CONFIG, 1, "ensemble") as draft:
+        (draft.path / "members.json").write_text(json.dumps(entries))
+    with pytest.raises(CorruptArtefactError, match=f"members.json is corrupt.*{why}"):
+        ensemble_members(store, draft.artefact)
 
 
 def drawn(store: Store, generation: int) -> dict[str, float]:

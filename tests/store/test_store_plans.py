@@ -458,3 +458,18 @@ def test_concurrent_promotions_make_one_line_each(store: Store) -> None:
     history = store.champions(CONFIG)
     assert sorted(c.generation for c in history) == [0, 1, 2]
     assert history[-1] == store.champion(CONFIG)
+
+
+def test_more_values_than_would_be_read_again_are_not_written(store: Store) -> None:
+    with pytest.raises(StoreError, match="cannot be kept: it holds more than"):
+        store.write_plan("hex8_2p", 0, {"made": [[]] * 1_000_000})
+    with pytest.raises(StoreError, match="cannot be kept: it has"):
+        store.write_plan("hex8_2p", 0, {"made": "x" * (17 << 20)})
+
+
+def test_a_small_text_of_many_values_is_not_parsed(store: Store) -> None:
+    store.write_plan("hex8_2p", 0, {"made": 1})
+    text = b'{"seal": "", "made": [' + b"[]," * 1_000_000 + b"0]}"
+    (store.root / "hex8_2p/generations/0000/plan.json").write_bytes(text)
+    with pytest.raises(CorruptArtefactError, match="more than 750000 values"):
+        store.read_plan("hex8_2p", 0)

@@ -97,6 +97,7 @@ SHARDS: list[tuple[str, Edit, str]] = [
     ("search_value", lambda _: [INF, 0.0], "values after search"),
     ("root_value", lambda _: [1.5, -0.5], "values before search"),
     ("surprise", lambda _: -INF, "a surprise that is not finite"),
+    ("reason", lambda _: 99, "an end that no game has"),
 ]
 
 

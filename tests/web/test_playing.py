@@ -168,14 +168,31 @@ def test_the_best_moves_are_drawn_on_the_board(client: Client) -> None:
     assert best["visits"] == 0 and best["temperature"] == 1.0
 
 
-def test_a_models_folder_plays(client: Client, data: Path) -> None:
+def test_a_models_folder_plays(data: Path) -> None:
     champion = Store(data).champion(CONFIG)
     assert champion is not None
-    asked = {"simulations": 2, "seed": 0}
-    by_name = choose(client, config=CONFIG, player="champion", **asked)
-    assert choose(client, config=CONFIG, player=str(champion.path), **asked) == by_name
-    larger = choose(client, config="square19_2p", player=str(champion.path), simulations=1)
-    assert len(larger["moves"]) >= 1
+    folder, asked = str(champion.path), {"simulations": 2, "seed": 0}
+    for client in running(data, players=Players(data, device="cpu", folders=(folder,))):
+        assert client.get("/api/setup").json["folders"] == [folder]
+        by_name = choose(client, config=CONFIG, player="champion", **asked)
+        assert choose(client, config=CONFIG, player=folder, **asked) == by_name
+        larger = choose(client, config="square19_2p", player=folder, simulations=1)
+        assert len(larger["moves"]) >= 1
+
+
+def test_the_page_tells_of_no_folder_that_was_not_named(
+    client: Client, data: Path, tmp_path: Path
+) -> None:
+    """Any user of this machine may ask."""
+    champion = Store(data).champion(CONFIG)
+    assert champion is not None
+    said = set()
+    for folder in (champion.path, tmp_path, tmp_path / "absent"):
+        asked = {"config": CONFIG, "moves": [], "player": str(folder), "simulations": 1}
+        answer = client.post("/api/choose", asked)
+        assert answer.status == 422
+        said.add(answer.json["error"].replace(str(folder), ""))
+    assert len(said) == 1
 
 
 def test_other_requests_are_answered_while_a_player_thinks(client: Client) -> None:
@@ -228,7 +245,7 @@ def test_four_seats_and_an_analyst_stay_loaded(data: Path) -> None:
     assert len(before) == len(specs) and dict(players._seats) == before
 
 
-def test_beyond_this_machine_only_named_folders_are_opened(tmp_path: Path) -> None:
+def test_only_named_folders_are_opened(tmp_path: Path) -> None:
     model = save_model(Store(tmp_path / "data"), seed=1)
     players = Players(tmp_path / "data", device="cpu", folders=(str(model.path),))
     for spec in (str(model.path), "champion", "random"):

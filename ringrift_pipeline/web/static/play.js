@@ -6,7 +6,6 @@ import { Moves } from "./moves.js";
 
 const SAVED = "ringrift-game";
 const PAUSE = 350; // ms between moves of players, so that they can be followed
-const FOLDER = "a model's folder…";
 const NO_SEARCH = ["human", "random", "heuristic"]; // simulations are nothing to them
 const HINTS = {
   ring_placement: "places rings: choose a cell, then how many",
@@ -275,22 +274,20 @@ function openSetup(keep = false) {
 function seatFields(config, players, own = []) {
   const { seats, networks } = setup.configs[config];
   const nobody = usual(config);
-  const specs = ["human", ...setup.baselines, ...networks];
+  const specs = ["human", ...setup.baselines, ...networks, ...setup.folders];
   const fields = [];
   for (let seat = 1; seat <= seats; seat += 1) {
     const wanted = players[seat - 1] ?? nobody[seat - 1];
-    const folder = specs.includes(wanted) ? "" : wanted;
-    const path = el("input", { type: "text", value: folder, placeholder: "folder with model.json", "aria-label": `Folder of seat ${seat}'s model` });
+    const offered = specs.includes(wanted) ? specs : [...specs, wanted];
     const number = el("input", { type: "number", min: 1, max: setup.most_simulations, step: 1, value: own[seat - 1], placeholder: "simulations", title: "Simulations a decision of this seat's player; empty: as many as all", "aria-label": `Simulations of seat ${seat}, empty: as many as all` });
     const select = el("select", {});
-    fill(select, ...[...specs, FOLDER].map((spec) => el("option", { selected: spec === (folder ? FOLDER : wanted) }, spec)));
+    fill(select, ...offered.map((spec) => el("option", { selected: spec === wanted }, spec)));
     const chosen = () => {
-      path.hidden = !(path.required = select.value === FOLDER);
       number.hidden = number.disabled = NO_SEARCH.includes(select.value);
     };
     select.onchange = chosen;
     chosen();
-    fields.push(el("div", { class: "seat" }, el("label", {}, el("span", {}, token(seat), ` Seat ${seat} `), select), number, path));
+    fields.push(el("div", { class: "seat" }, el("label", {}, el("span", {}, token(seat), ` Seat ${seat} `), select), number));
   }
   fill($("set-seats"), ...fields);
   const more = config === game.config && game.moves.length > 0 && position.player !== null && !position.swapped;
@@ -308,9 +305,9 @@ function keepField() {
 
 function begin(event) {
   event.preventDefault();
-  const seats = [...$("set-seats").children].map((seat) => ["select", "[type=text]", "[type=number]"].map((part) => seat.querySelector(part)));
-  const players = seats.map(([select, path]) => (select.value === FOLDER ? path.value.trim() : select.value));
-  const own = seats.map(([, , number]) => (number.disabled || !number.value ? null : Number(number.value)));
+  const seats = [...$("set-seats").children].map((seat) => ["select", "[type=number]"].map((part) => seat.querySelector(part)));
+  const players = seats.map(([select]) => select.value);
+  const own = seats.map(([, number]) => (number.disabled || !number.value ? null : Number(number.value)));
   const keep = $("set-keep").checked;
   $("setup").close();
   open({
