@@ -393,9 +393,9 @@ class Store:
         is given, and return what was removed.
 
         Those of living writers are locked by them and stay, whatever their age. With a bucket what has
-        landed here and is not there yet is uploaded then.
+        landed here and is not there yet is uploaded then, unless it is for a generation alone.
         """
-        remote = self.remote
+        remote = self.remote if generation is None else None
         depths = {"": 0, "quarantine": 0, ".locks": 0, "generations": 2, "pending": 0}
         if config is None:
             places = [self.root, *self.root.glob("*")]
@@ -412,7 +412,7 @@ class Store:
         }
         removed = [path for path in sorted(leftovers) if remove_abandoned(path)]
         if remote is not None:
-            remote.send_pending(*(one for one in (config, generation) if one is not None))
+            remote.send_pending(*([] if config is None else [config]))
         return removed
 
     @property

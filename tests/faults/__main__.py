@@ -41,7 +41,12 @@ PARTS = {
     "ticks": ["test_sensor_kills.py"],
     "fuzz": ["test_fuzz.py"],
     "hostile": ["test_sizes.py", "test_nothing_runs_code.py"],
-    "processes": ["test_processes.py", "test_hung_steps.py", "test_clock.py"],
+    "processes": [
+        "test_processes.py",
+        "test_hung_steps.py",
+        "test_hung_services.py",
+        "test_clock.py",
+    ],
     "concurrency": ["test_concurrency.py"],
 }
 

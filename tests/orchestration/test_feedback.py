@@ -175,7 +175,9 @@ def test_the_command_line_plays_with_the_factors(
         begun.append(resolve(run_values(values)))
         raise Begun
 
-    def plan(store: Store, config: str, generation: int, settings: TrainingConfig) -> None:
+    def plan(
+        store: Store, config: str, generation: int, settings: TrainingConfig, **hooks: Any
+    ) -> None:
         assert (config, generation) == (CONFIG, 3)
         begun.append(settings)
         raise Begun
