@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from ringrift_pipeline.orchestration.places import (
     DATA_VARIABLE,
     HOME_VARIABLE,
     SAFE_PATH,
+    SERVICE,
     home_folder,
     progress_folder,
     services_folder,
@@ -42,6 +44,7 @@ from ringrift_pipeline.store.layout import Layout
 LOCK = "dagster-instance"
 STOP_RUNS = 20.0  # seconds that cancelled runs are given
 ORPHANS = 20.0  # seconds within which the services of a killed command end by themselves
+KILLED = 5.0  # seconds that those that do not are given when they have been killed
 
 ACTIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 IN_PROGRESS = [DagsterRunStatus.NOT_STARTED, *ACTIVE]
@@ -139,7 +142,11 @@ def _outlive_the_last(data: Path) -> None:
     """Wait until the services of an owner that was killed have ended: they might start what we start."""
     deadline = time.monotonic() + ORPHANS
     while left := [one for one in present(data) if one.kind in ("daemon", "code-server")]:
-        if time.monotonic() > deadline:
+        late = time.monotonic() - deadline
+        if late > 0:
+            for one in left:
+                _kill_orphan(one.pid)
+        if late > KILLED:
             one = left[0]
             since = datetime.fromtimestamp(one.started, UTC).isoformat(timespec="seconds")
             holder = {
@@ -148,8 +155,17 @@ def _outlive_the_last(data: Path) -> None:
                 "since": since,
                 "command": f"the {one.kind} of a command that is gone",
             }
-            raise LockedError(one.kind, services_folder(data), holder)
+            raise LockedError(one.kind, services_folder(data) / f"{one.kind}.json", holder)
         time.sleep(0.1)
+
+
+def _kill_orphan(pid: int) -> None:
+    """End a service that hangs and whose owner is gone, and what it has started; on Linux, and unless
+    its number is another's here, as of a process in another container.
+    """
+    with contextlib.suppress(OSError):
+        if SERVICE.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+            os.killpg(pid, signal.SIGKILL)
 
 
 def sweep_home(data: Path) -> None:

@@ -17,6 +17,8 @@ DEFAULT_DATA = "data"
 CODE = Path(__file__).resolve().parents[2]
 """The folder of the package. Dagster puts one before all others when it imports: not the current one,
 which may be a data root that somebody has sent."""
+SERVICE = "ringrift_pipeline.orchestration.service"
+"""The module that every service is started as."""
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """Keeps Python from looking for modules in the current folder, in whatever a process starts too."""
 TICK = 40.0  # seconds within which a tick asks a bucket: Dagster gives up on one after 60

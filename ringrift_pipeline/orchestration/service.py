@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from ringrift_pipeline.orchestration.places import data_folder, home_folder
+from ringrift_pipeline.orchestration.places import CODE, data_folder, home_folder
 from ringrift_pipeline.orchestration.presence import announce
 
 LOOK = 1.0  # seconds between two looks at the parent
@@ -73,8 +73,10 @@ def main() -> None:
     check_instance_file(home_folder(data_folder()))
     _ignore_env_files()
     sys.argv = [f"dagster-{kind}", *sys.argv[2:]]
-    if kind != "code-server":  # whose runs may name files from here
-        os.chdir("/")  # the web server starts a code server of Dagster's own
+    if kind == "webserver" and "-m" in sys.argv:
+        os.chdir("/")  # it starts a code server of Dagster's own, which would import from here
+    if kind == "code-server":
+        sys.path.insert(0, str(CODE))  # Dagster leaves out what is first, a script's folder
     if kind == "daemon":
         from dagster._daemon.cli import main as run
     elif kind == "code-server":

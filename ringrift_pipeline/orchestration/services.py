@@ -34,14 +34,13 @@ from ringrift_pipeline.orchestration.names import MODULE
 from ringrift_pipeline.orchestration.places import (
     CODE,
     HERE,
+    SERVICE,
     TOKEN_VARIABLE,
     progress_folder,
     services_folder,
 )
-from ringrift_pipeline.orchestration.silent_services import Answers, Silence, heartbeats
+from ringrift_pipeline.orchestration.silent_services import Answers, Heartbeats, Silence
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
-
-_SERVICE = "ringrift_pipeline.orchestration.service"
 
 # How long each way of asking is given, seconds; the last one cannot be refused.
 PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
@@ -104,7 +103,7 @@ class Service:
         self.again = False
         self.log = services_folder(data) / f"{kind}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        self._command = [sys.executable, "-P", "-m", _SERVICE, kind, *arguments]
+        self._command = [sys.executable, "-P", "-m", SERVICE, kind, *arguments]
         self._environment = {**environment(data), **(more or {})}
         self._inherits = inherits
         self._ends: list[float] = []
@@ -248,6 +247,7 @@ class Backend:
             code_server.wait_for(self._ping, stopping)
             code_server.again = True
             self.services.append(self._start_daemon())
+            self._steps = SilentSteps(data, code_server.pid)
             self._listen()
         except BaseException:
             self.stop()
@@ -259,9 +259,8 @@ class Backend:
         DagsterGrpcClient(socket=str(self.socket)).ping("")
 
     def _listen(self) -> None:
-        """From now on, to what runs."""
-        self._steps = SilentSteps(self._data, self.services[0].pid)
-        self._silences = (Silence(Answers(self._ping)), Silence(heartbeats(self._instance)))
+        """From now on, to the two that run now."""
+        self._silences = (Silence(Answers(self._ping)), Silence(Heartbeats(self._instance)))
 
     def _start_daemon(self) -> Service:
         more = {**_DAEMON, **self._more}
@@ -309,6 +308,7 @@ class Backend:
         sweep_lost_runs(self._instance)
         shutil.rmtree(progress_folder(self._data), ignore_errors=True)
         code_server.wait_for(self._ping, self._stopping)
+        self._steps = SilentSteps(self._data, code_server.pid)
         self.services[1] = self._start_daemon()
         self._listen()
         self._note("the code server had ended: both are started again, lost runs are retried")

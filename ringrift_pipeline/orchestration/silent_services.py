@@ -46,17 +46,6 @@ class Silence:
         return self._seconds > SILENCE
 
 
-def heartbeats(instance: DagsterInstance) -> Sign:
-    """The newest heartbeat that any part of the daemon has left in the instance."""
-
-    def newest() -> object:
-        return max(
-            (one.timestamp for one in instance.get_daemon_heartbeats().values()), default=None
-        )
-
-    return newest
-
-
 class Answers:
     """How often something has answered, asked in a thread, as it may never do so.
 
@@ -80,3 +69,28 @@ class Answers:
         with contextlib.suppress(Exception):
             self._ask()
             self._count += 1
+
+
+class Heartbeats(Answers):
+    """The newest heartbeat that any part of the daemon has left in the instance.
+
+    While the instance's database does not answer nothing is known of the daemon, which is no silence.
+    """
+
+    def __init__(self, instance: DagsterInstance) -> None:
+        super().__init__(self._look)
+        self._instance = instance
+        self._newest: object = None
+
+    def __call__(self) -> object:
+        waiting = self._asking is not None and self._asking.is_alive()
+        super().__call__()
+        return object() if waiting else self._newest
+
+    def _look(self) -> None:
+        newest: object = object()  # if it does not answer
+        try:
+            beats = self._instance.get_daemon_heartbeats().values()
+            newest = max((one.timestamp for one in beats), default=None)
+        finally:
+            self._newest = newest

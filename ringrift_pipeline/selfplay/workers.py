@@ -255,8 +255,10 @@ class _Crew:
             kind, index, *rest = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join(_TOLD)
-            worker.process.kill()  # one that has closed its pipe may hang before it has ended
-            worker.process.join()
+            if worker.process.exitcode is None:
+                worker.end = worker.end or "hung after it had closed its pipe"
+                worker.process.kill()
+                worker.process.join()
             worker.end = worker.end or _end_of(worker.process.exitcode)
             worker.connection.close()
             self._workers.remove(worker)

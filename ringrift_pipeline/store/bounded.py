@@ -13,8 +13,8 @@ from typing import Any
 from ringrift_pipeline.store.errors import StoreError
 
 MOST = 16 << 20
-"""Bytes of a JSON file of ours that are read: a plan of 10,000 generations' window has 600 kB, one of
-as many shards as the settings allow 8 MB."""
+"""Bytes of a JSON file of ours that are read: a plan of 10,000 generations' window has 600 kB, and a
+window may have some 130,000 shards (more games a shard make larger windows)."""
 MOST_LISTED = 64 << 20
 """Of one with an entry for every shard, or a line for every promotion."""
 MOST_VALUES = 750_000

@@ -74,10 +74,10 @@ _told: set[Path] = set()  # generations whose plan is gone, of which the log has
 
 def _tell_of_a_lost_plan(folder: Path) -> None:
     """A generation begins with its plan: one that holds artefacts and no plan has lost it."""
-    with contextlib.suppress(OSError):
-        if folder not in _told and any(
-            entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)
-        ):
+    if folder in _told:
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        if any(entry.is_dir() and not entry.name.startswith(".") for entry in entries):
             _told.add(folder)
             _log.warning(
                 "%s is gone: restore it; its generation is left out until then", folder / PLAN

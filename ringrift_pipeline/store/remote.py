@@ -43,6 +43,7 @@ from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
+    UnreadableError,
     as_artefact,
     load_folder,
 )
@@ -143,6 +144,8 @@ class Remote:
             if there:
                 try:
                     artefact = load_folder(path, verify=not fresh)
+                except UnreadableError:
+                    return  # it stays marked: the disk may be well the next time
                 except ManifestMismatch as error:
                     self.cache.put_aside(place, str(error))
                 else:

@@ -467,10 +467,13 @@ class TrainingRun:
     def largest_state(self) -> int:
         """Bytes that the tensors and arrays of a state of this run can have: weights, average, best
         model, the optimizer's moments and the last good ones are nine times the weights, what is
-        known of samples is less than a position of theirs takes in the window.
+        known of samples, but for their history, is less than a position of theirs takes in the window.
         """
+        tracking = self.settings.tracking
+        samples = min(tracking.max_samples, len(self.dataset.window.ply))
         weights = sum(w.numel() * w.element_size() for w in self.model.state_dict().values())
-        return 32 * weights + self.dataset.window.planes.nbytes + (64 << 20)
+        history = 16 * tracking.history_epochs * samples
+        return 32 * weights + history + self.dataset.window.planes.nbytes + (64 << 20)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was taken.

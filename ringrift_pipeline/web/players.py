@@ -136,8 +136,8 @@ class Players:
         """
         if not is_offered(spec) and spec not in self.folders:
             raise RequestError(
-                f"{spec!r} is no player that this server offers: name a model's folder with "
-                "--player when starting it",
+                f"{spec!r} is no player that this server offers: a model's folder is, of a server "
+                "started by `ringrift play --player FOLDER`",
                 "player",
             )
         key = (config, spec, simulations, self._digest(config, spec))

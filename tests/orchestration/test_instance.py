@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 import threading
@@ -35,7 +36,12 @@ from ringrift_pipeline.orchestration.instance_file import (
 )
 from ringrift_pipeline.orchestration.jobs import cores
 from ringrift_pipeline.orchestration.outbox import WAITING, Outbox, read_alert
-from ringrift_pipeline.orchestration.places import data_folder, home_folder, progress_folder
+from ringrift_pipeline.orchestration.places import (
+    SERVICE,
+    data_folder,
+    home_folder,
+    progress_folder,
+)
 from ringrift_pipeline.orchestration.presence import present
 from ringrift_pipeline.orchestration.run_order import GenerationsInOrder
 from ringrift_pipeline.orchestration.services import MOST_ENDS, Service, ServiceError
@@ -352,6 +358,7 @@ def test_the_services_of_a_killed_owner_are_outlived(
         assert orphan.stdout.readline() == b"up\n"
         with monkeypatch.context() as patch:
             patch.setattr(instance_module, "ORPHANS", 0.3)
+            patch.setattr(instance_module, "KILLED", 0.3)
             with pytest.raises(LockedError, match=f"process {orphan.pid} "), own_instance(data):
                 pass
         threading.Timer(0.5, orphan.stdin.close).start()
@@ -359,6 +366,31 @@ def test_the_services_of_a_killed_owner_are_outlived(
             assert present(data) == []
     finally:
         orphan.kill()
+        orphan.stdout.close()
+        orphan.wait(timeout=60)
+
+
+def test_a_service_of_a_killed_owner_that_hangs_is_killed(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, SERVICE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "RINGRIFT_DATA": str(data)},
+        start_new_session=True,
+    )
+    assert orphan.stdout and orphan.stdin
+    try:
+        assert orphan.stdout.readline() == b"up\n"
+        os.kill(orphan.pid, signal.SIGSTOP)
+        monkeypatch.setattr(instance_module, "ORPHANS", 0.3)
+        with own_instance(data):
+            assert present(data) == []
+        assert orphan.wait(timeout=60) == -signal.SIGKILL
+    finally:
+        orphan.kill()
+        orphan.stdin.close()
         orphan.stdout.close()
         orphan.wait(timeout=60)
 

@@ -10,7 +10,7 @@ from dagster import DagsterInstance
 from dagster._daemon.types import DaemonHeartbeat
 
 from ringrift_pipeline.orchestration import silent_services
-from ringrift_pipeline.orchestration.silent_services import Answers, Silence, heartbeats
+from ringrift_pipeline.orchestration.silent_services import Answers, Heartbeats, Silence
 from tests.waiting import until
 
 
@@ -53,11 +53,35 @@ def test_a_computer_at_rest_is_no_reason(passing: Any) -> None:
 
 def test_the_newest_heartbeat_of_any_part_is_a_sign() -> None:
     with DagsterInstance.ephemeral() as instance:
-        newest = heartbeats(instance)
+        newest = Heartbeats(instance)
         assert newest() is None
         for kind, when in (("SENSOR", 50.0), ("SCHEDULER", 40.0)):
             instance.add_daemon_heartbeat(DaemonHeartbeat(when, kind, None))
-        assert newest() == 50.0
+        until(lambda: newest() == 50.0, "the newest heartbeat")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("late", [False, True])
+def test_a_database_that_does_not_answer_is_no_silence_of_the_daemon(
+    late: bool, passing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may = threading.Event()
+
+    def away() -> Any:
+        if late:
+            may.wait(60)
+        raise ConnectionError("the database is away")
+
+    with DagsterInstance.ephemeral() as instance:
+        monkeypatch.setattr(instance, "get_daemon_heartbeats", away)
+        beats = Heartbeats(instance)
+        silence = Silence(beats)
+        for _ in range(200):
+            passing(10.0)
+            assert not silence.too_long
+            while not late and beats._asking is not None and beats._asking.is_alive():
+                pass
+        may.set()
 
 
 def test_an_answer_that_does_not_come_is_not_waited_for() -> None:

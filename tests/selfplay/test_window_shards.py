@@ -167,3 +167,7 @@ def test_playing_again_can_be_stopped(store: Store) -> None:
     DAMAGES["games"](shard)
     with pytest.raises(Interrupted):
         list(iter_shards(store, plan, should_stop=lambda: True))
+    with pytest.raises(Interrupted):  # the plan of the next generation plays it again as well
+        plan_generation(
+            store, plan.config, plan.generation + 1, plan.settings, should_stop=lambda: True
+        )
