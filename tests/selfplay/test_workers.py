@@ -36,6 +36,29 @@ def shard_bytes(store: Store, plan: Plan) -> list[bytes]:
     ]
 
 
+class Deaf:
+    """A process that does not end by itself."""
+
+    exitcode: int | None = None
+
+    def join(self, timeout: float | None = None) -> None:
+        assert timeout is not None or self.exitcode is not None, "it would be waited for for ever"
+
+    def kill(self) -> None:
+        self.exitcode = -signal.SIGKILL
+
+
+def test_a_worker_that_closes_its_pipe_and_hangs_is_killed(met: tuple[Store, Plan]) -> None:
+    store, plan = met
+    crew = workers._Crew(store, plan, 1, workers._Tally(plan, [], Reporter()), 60.0)
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    worker = workers._Worker(Deaf(), ours)
+    crew._workers.append(worker)
+    assert crew._hear(worker) == "died"
+    assert worker.end == "hung after it had closed its pipe" and not crew._workers
+
+
 def test_workers_do_not_change_the_bytes_and_a_killed_one_is_replaced(
     met: tuple[Store, Plan], store: Store
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import pickle
@@ -16,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from s3_server import Request, S3Server
@@ -308,6 +311,7 @@ def test_switches_of_two_are_both_kept(here: Store, there: Store) -> None:
 LANDING = """
 import sys
 from pathlib import Path
+from typing import Any
 from ringrift_pipeline.store import Store
 store = Store(sys.argv[1], sys.argv[2])
 with store.create("square8_2p", 3, "checkpoint") as draft:
@@ -867,6 +871,28 @@ def test_leftovers_go_though_the_bucket_refuses(
             impatient(here).sweep()
         assert not dead.draft.exists()
     assert here.remote.pending.places()
+
+
+def test_what_the_disk_cannot_read_is_uploaded_later(
+    s3: S3Server, here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(s3, "PUT")
+    with pytest.raises(BucketError):
+        make(impatient(here))
+    s3.before = lambda request: None
+    whole = hashlib.file_digest
+
+    def of_a_bad_sector(file: Any, name: str) -> Any:
+        if str(here.root) in str(file.name):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(file, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", of_a_bad_sector)
+        here.sweep()
+    assert here.remote.pending.places() and current(there) is None
+    here.sweep()
+    assert not here.remote.pending.places() and current(there) is not None
 
 
 def test_a_stopped_thread_leaves_no_lock(here: Store, there: Store) -> None:
