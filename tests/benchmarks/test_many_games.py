@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests import loading
+
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -22,8 +21,7 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 def test_each_size_is_compared_with_the_one_before(
     seconds: Callable[[int], float], linear: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    bench = importlib.import_module("many_games")
+    bench = loading.benchmark(monkeypatch, "many_games")
     before: dict[str, float] = {}
     found = []
     for games in SIZES:

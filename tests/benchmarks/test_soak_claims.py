@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,8 @@ from typing import Any
 import pytest
 
 from ringrift_pipeline.store import Store
+from tests import loading
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONFIG = "square8_2p"
 HOUR = 3600.0
 SPANS = [(at + 5.0, at + 55.0) for at in range(0, 3600, 60)]  # work for 50 s of every minute
@@ -24,14 +22,8 @@ SPANS = [(at + 5.0, at + 55.0) for at in range(0, 3600, 60)]  # work for 50 s of
 
 @pytest.fixture
 def soak(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    # a room of the tests has this name as well
-    found = importlib.util.spec_from_file_location("orchestration", BENCHMARKS / "orchestration.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    monkeypatch.setitem(sys.modules, "orchestration", module)
-    found.loader.exec_module(module)
-    return importlib.import_module("soak_claims")
+    loading.benchmark(monkeypatch, "orchestration")  # which it imports from
+    return loading.benchmark(monkeypatch, "soak_claims")
 
 
 def seen(soak: ModuleType, **changed: Any) -> Any:

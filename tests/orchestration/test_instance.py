@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -336,7 +338,7 @@ def test_a_second_daemon_is_refused(data: Path) -> None:
 
 
 ORPHAN = """
-import sys, time
+import sys
 from ringrift_pipeline.orchestration.presence import announce
 announce("code-server", [])
 print("up", flush=True)
@@ -344,55 +346,51 @@ sys.stdin.read()
 """
 
 
-def test_the_services_of_a_killed_owner_are_outlived(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    orphan = subprocess.Popen(
-        [sys.executable, "-c", ORPHAN],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "RINGRIFT_DATA": str(data)},
-    )
-    assert orphan.stdout and orphan.stdin
-    try:
-        assert orphan.stdout.readline() == b"up\n"
-        with monkeypatch.context() as patch:
-            patch.setattr(instance_module, "ORPHANS", 0.3)
-            patch.setattr(instance_module, "KILLED", 0.3)
-            with pytest.raises(LockedError, match=f"process {orphan.pid} "), own_instance(data):
-                pass
-        threading.Timer(0.5, orphan.stdin.close).start()
-        with own_instance(data):
-            assert present(data) == []
-    finally:
-        orphan.kill()
-        orphan.stdout.close()
-        orphan.wait(timeout=60)
-
-
-def test_a_service_of_a_killed_owner_that_hangs_is_killed(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    orphan = subprocess.Popen(
-        [sys.executable, "-c", ORPHAN, SERVICE],
+@contextlib.contextmanager
+def orphan(data: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A code server, by what it says of itself, whose owner is gone; it ends when its input does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, *more],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "RINGRIFT_DATA": str(data)},
         start_new_session=True,
     )
-    assert orphan.stdout and orphan.stdin
+    assert process.stdout and process.stdin
     try:
-        assert orphan.stdout.readline() == b"up\n"
-        os.kill(orphan.pid, signal.SIGSTOP)
+        assert process.stdout.readline() == b"up\n"
+        yield process
+    finally:
+        process.kill()
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(timeout=60)
+
+
+def test_the_services_of_a_killed_owner_are_outlived(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with orphan(data) as process:
+        with monkeypatch.context() as patch:
+            patch.setattr(instance_module, "ORPHANS", 0.3)
+            patch.setattr(instance_module, "KILLED", 0.3)
+            with pytest.raises(LockedError, match=f"process {process.pid} "), own_instance(data):
+                pass
+        assert process.stdin is not None
+        threading.Timer(0.5, process.stdin.close).start()
+        with own_instance(data):
+            assert present(data) == []
+
+
+def test_a_service_of_a_killed_owner_that_hangs_is_killed(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with orphan(data, SERVICE) as process:
+        os.kill(process.pid, signal.SIGSTOP)
         monkeypatch.setattr(instance_module, "ORPHANS", 0.3)
         with own_instance(data):
             assert present(data) == []
-        assert orphan.wait(timeout=60) == -signal.SIGKILL
-    finally:
-        orphan.kill()
-        orphan.stdin.close()
-        orphan.stdout.close()
-        orphan.wait(timeout=60)
+        assert process.wait(timeout=60) == -signal.SIGKILL
 
 
 def test_lost_runs_are_reported_at_the_start(data: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import pickle
@@ -18,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from s3_server import Request, S3Server
@@ -35,6 +32,7 @@ from ringrift_pipeline.store import (
 )
 from ringrift_pipeline.store.bucket import Bucket, Seen
 from ringrift_pipeline.store.transfer import transferred
+from tests.bad_disk import unreadable
 from tests.drafts import Writer
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
@@ -311,7 +309,6 @@ def test_switches_of_two_are_both_kept(here: Store, there: Store) -> None:
 LANDING = """
 import sys
 from pathlib import Path
-from typing import Any
 from ringrift_pipeline.store import Store
 store = Store(sys.argv[1], sys.argv[2])
 with store.create("square8_2p", 3, "checkpoint") as draft:
@@ -874,21 +871,13 @@ def test_leftovers_go_though_the_bucket_refuses(
 
 
 def test_what_the_disk_cannot_read_is_uploaded_later(
-    s3: S3Server, here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, here: Store, there: Store
 ) -> None:
     refuse(s3, "PUT")
     with pytest.raises(BucketError):
         make(impatient(here))
     s3.before = lambda request: None
-    whole = hashlib.file_digest
-
-    def of_a_bad_sector(file: Any, name: str) -> Any:
-        if str(here.root) in str(file.name):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return whole(file, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(hashlib, "file_digest", of_a_bad_sector)
+    with unreadable(here.root):
         here.sweep()
     assert here.remote.pending.places() and current(there) is None
     here.sweep()

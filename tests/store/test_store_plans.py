@@ -1,13 +1,11 @@
 """Plans and champions."""
 
 import errno
-import hashlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +24,7 @@ from ringrift_pipeline.store import (
 )
 from ringrift_pipeline.store import champion as champion_module
 from ringrift_pipeline.store.manifest import sealed_bytes
+from tests.bad_disk import unreadable
 
 CONFIG = "square19_4p"
 
@@ -324,12 +323,18 @@ def test_a_pointer_that_nothing_can_restore_says_what_to_do(store: Store) -> Non
 # --- damaged champions --------------------------------------------------------------------------
 
 
+def promoted(store: Store, count: int) -> list[Artefact]:
+    """Models of so many generations, each of which was made champion."""
+    models = [put(store, generation) for generation in range(count)]
+    for generation, model in enumerate(models):
+        store.promote(CONFIG, generation, model, {})
+    return models
+
+
 def test_a_champion_whose_files_are_damaged_is_followed_by_the_one_before(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    models = [put(store, generation) for generation in range(3)]
-    for generation, model in enumerate(models):
-        store.promote(CONFIG, generation, model, {})
+    models = promoted(store, 3)
     assert serving_champion(store, CONFIG) == store.champion(CONFIG)
     assert len(store.champions(CONFIG)) == 3  # nothing is promoted where nothing is damaged
     for lost, serves in ((2, 1), (1, 0)):
@@ -361,26 +366,14 @@ def test_a_copy_of_a_damaged_champion_serves_before_any_other(store: Store) -> N
     assert [one.generation for one in store.champions(CONFIG)] == [0, 1, 1]
 
 
-def test_a_champion_that_the_disk_cannot_read_is_followed_and_not_moved(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models = [put(store, generation) for generation in range(2)]
-    for generation, model in enumerate(models):
-        store.promote(CONFIG, generation, model, {})
-    whole = hashlib.file_digest
-
-    def of_a_bad_sector(file: Any, name: str) -> Any:
-        if Path(file.name).is_relative_to(models[1].path):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return whole(file, name)
-
-    monkeypatch.setattr(hashlib, "file_digest", of_a_bad_sector)
-    with pytest.raises(CorruptArtefactError, match="'model.json' cannot be read: Input/output"):
-        store.require(CONFIG, 1, models[1].kind)
-    assert store.last_good(CONFIG, 1, models[1].kind) is None
-    champion = serving_champion(store, CONFIG)
-    assert champion is not None and champion.generation == 0
-    monkeypatch.undo()  # the disk is well again
+def test_a_champion_that_the_disk_cannot_read_is_followed_and_not_moved(store: Store) -> None:
+    models = promoted(store, 2)
+    with unreadable(models[1].path):
+        with pytest.raises(CorruptArtefactError, match="'model.json' cannot be read: Input/output"):
+            store.require(CONFIG, 1, models[1].kind)
+        assert store.last_good(CONFIG, 1, models[1].kind) is None
+        champion = serving_champion(store, CONFIG)
+        assert champion is not None and champion.generation == 0
     assert store.require(CONFIG, 1, models[1].kind).digest == models[1].digest
 
 
