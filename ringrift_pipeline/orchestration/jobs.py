@@ -11,6 +11,8 @@ from dagster import (
     define_asset_job,
     multiprocess_executor,
 )
+from dagster._core.execution.plan.resume_retry import ReexecutionStrategy
+from dagster._core.storage.tags import RETRY_STRATEGY_TAG
 
 from ringrift_pipeline.orchestration.names import (
     ASSETS,
@@ -25,6 +27,10 @@ from ringrift_pipeline.orchestration.names import (
 )
 from ringrift_pipeline.orchestration.pools import distributed, limits_in_a_run
 from ringrift_pipeline.selfplay.workers import cores
+
+# A lost run is retried from its first step until its shards are collected, and then from its failure: from
+# there Dagster would leave out the shards that were not begun. What is there is not made again.
+RETRIED_WHOLE = {RETRY_STRATEGY_TAG: ReexecutionStrategy.ALL_STEPS.value}
 
 
 def executor() -> ExecutorDefinition:
@@ -61,7 +67,7 @@ def generation_job(config: str) -> Any:
         description=f"One generation of {config}: selfplay, scores, hard examples, training, "
         "average, ensemble, calibration, evaluation. The launchpad takes every setting of "
         "TrainingConfig under resources > settings; a value out of bounds is refused at launch.",
-        tags={CONFIG_TAG: config},
+        tags={CONFIG_TAG: config, **RETRIED_WHOLE},
     )
 
 

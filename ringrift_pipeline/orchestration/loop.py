@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth o
 DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
 PAUSE_PATIENCE = 10.0  # seconds after which an undecided run of a paused config waits in vain
 RETRY_PATIENCE = 90.0  # seconds the daemon may take to retry a run it said it would
+MOST_LOST = 3  # times that a generation is begun again whose run was lost and will not be retried
 
 
 class LoopError(RuntimeError):
@@ -150,6 +152,7 @@ class Loop:
         self._newest_before = 0  # number of the newest run that was there already
         self._before: dict[int, str | None] = {}
         self._finished_at: dict[int, float] = {}
+        self._lost: Counter[int] = Counter()
 
     @property
     def planned(self) -> TrainingConfig | None:
@@ -353,7 +356,10 @@ class Loop:
             if state.status == "canceled":
                 raise LoopError(f"{name}: its run was cancelled; ringrift loop goes on from there")
             if state.status == "failure":
-                if since > RETRY_PATIENCE or not self._may_be_retried(state.run_id):
+                retried = self._may_be_retried(state.run_id)
+                if not retried and self._begin_again(state):
+                    continue
+                if since > RETRY_PATIENCE or not retried:
                     raise LoopError(f"{name}: {self.failure(state.run_id)}")
             elif since > PAUSE_PATIENCE and (note := paused_note(self.store, self.request.config)):
                 raise LoopError(f"{name}: {note}")
@@ -385,6 +391,18 @@ class Loop:
         run = record.dagster_run
         noted = retry_noted(self.instance, run, record.end_time or time.time())
         return not noted or is_retried(self.instance, run)
+
+    def _begin_again(self, state: GenerationState) -> bool:
+        """Ask once more for a generation whose run was lost: no step of it failed, and Dagster does not
+        retry it, as where the code server was gone at that moment. Not for ever.
+        """
+        assert state.run_id is not None
+        lost = first_failure(self.instance, state.run_id)[0] is None
+        if not lost or self._lost[state.generation] >= MOST_LOST:
+            return False
+        self._lost[state.generation] += 1
+        self._submit(state.generation)
+        return True
 
     def failure(self, run_id: str) -> str:
         """The first failed step of a run and its error, in one line."""

@@ -5,7 +5,7 @@ by the plan, and what was played the store knows. So they need no place in commo
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster import (
     AssetIn,
@@ -29,14 +29,19 @@ from dagster import (
     graph_asset,
     op,
 )
+from dagster._core.execution.plan.resume_retry import ReexecutionStrategy
+from dagster._core.storage.tags import RETRY_STRATEGY_TAG
 
 from ringrift_pipeline.orchestration.metadata import of_artefact
 from ringrift_pipeline.orchestration.names import CHAMPION, OWNERS, asset_key, partitions
 from ringrift_pipeline.orchestration.pools import pool_of, tags_of
 from ringrift_pipeline.orchestration.settings import settings_of
-from ringrift_pipeline.orchestration.step import LOST, once, running_step
+from ringrift_pipeline.orchestration.step import LOST, Step, once, running_step
 from ringrift_pipeline.selfplay.workers import SILENCE
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.selfplay import Plan
 
 # A shard may meet a full disk, or a process that is killed or hangs; what has landed is kept.
 SHARD_RETRIES = RetryPolicy(
@@ -61,6 +66,27 @@ def columns_of_a_shard(config: str) -> TableSchemaMetadataValue:
             ]
         )
     )
+
+
+def _play_forgotten(context: OpExecutionContext, step: Step, plan: "Plan") -> None:
+    """Play the shards that are not there. A run that re-executes another from its failure, as the UI
+    offers, begins the mapped steps again that the other had begun, and none of those it had not
+    (Dagster 1.13, `_derive_state_of_past_run`).
+    """
+    from ringrift_pipeline.selfplay import play_shards
+    from ringrift_pipeline.selfplay.shards import shard_kind
+
+    def is_there(index: int) -> bool:
+        kind = shard_kind(index)
+        return step.store.current(plan.config, plan.generation, kind, verify=False) is not None
+
+    forgotten = [shard["index"] for shard in plan.shards if not is_there(shard["index"])]
+    if forgotten:
+        context.log.warning(
+            f"{step.key}: no step of this run was given {len(forgotten)} of {len(plan.shards)} "
+            "shards, as it re-executes one that was lost before it came to them; they are played here"
+        )
+        play_shards(step.store, plan, **step.hooks())
 
 
 def selfplay_shards(config: str) -> AssetsDefinition:
@@ -114,14 +140,18 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         required_resource_keys={"store"},
         retry_policy=LOST,
         tags=tags_of("collect"),
-        description="The index of the generation's shards, with what was played.",
+        description="The index of the generation's shards, with what was played; plays shards that "
+        "no step has played.",
     )
     def collect(context: OpExecutionContext) -> Output[None]:
         from ringrift_pipeline.selfplay import collect as collect_shards
 
         with once(), running_step(context, config) as step:
             made = step.plan()
+            _play_forgotten(context, step, made)
             artefact = collect_shards(step.store, made)
+            again = {RETRY_STRATEGY_TAG: ReexecutionStrategy.FROM_FAILURE.value}
+            context.instance.add_run_tags(context.run_id, again)
             context.log.info(f"{step.key}: {len(made.shards)} shards collected")
             return Output(
                 None,

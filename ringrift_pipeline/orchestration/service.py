@@ -19,7 +19,9 @@ from ringrift_pipeline.orchestration.places import CODE, data_folder, home_folde
 from ringrift_pipeline.orchestration.presence import announce
 
 LOOK = 1.0  # seconds between two looks at the parent
-GRACE = 10.0  # seconds between asking to end and killing the process group
+# Seconds between asking to end and killing the process group. Nobody waits for what the work under way
+# could still do in them but whoever is started in the owner's place.
+GRACE = 3.0
 
 
 def _watch(parent: int) -> None:

@@ -50,9 +50,10 @@ LOOK_BACK = 1 << 16  # bytes of a log that are looked at
 _DAEMON = {"DAGSTER_EVENT_LOG_CONSUMER_DAEMON_INTERVAL_SECONDS": "1"}
 
 START_PATIENCE = 120.0  # seconds a server may take to answer
-# A service that has ended is started again, but for one that does so four times in two minutes.
+# A service that has ended is started again, but for one that does so four times in a row before it has
+# been there for a quarter of a minute: it cannot work here, where one that is killed now and then can.
 MOST_ENDS = 4
-RECENTLY = 120.0  # seconds
+LIVED = 15.0  # seconds
 
 Stopping = Callable[[], bool]
 
@@ -106,10 +107,11 @@ class Service:
         self._command = [sys.executable, "-P", "-m", SERVICE, kind, *arguments]
         self._environment = {**environment(data), **(more or {})}
         self._inherits = inherits
-        self._ends: list[float] = []
+        self._ends = 0
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self._started = time.monotonic()
         with _appended(self.log) as output:
             return subprocess.Popen(
                 self._command,
@@ -133,14 +135,13 @@ class Service:
 
     def check(self) -> None:
         """Raises ServiceError if the process has ended, unless it is one to start ``again`` and has
-        not ended `MOST_ENDS` times within `RECENTLY`; its log says that it was.
+        not ended `MOST_ENDS` times in a row within `LIVED`; its log says that it was.
         """
         code = self._process.poll()
         if code is None:
             return
-        now = time.monotonic()
-        self._ends = [*(end for end in self._ends if now - end < RECENTLY), now]
-        if not self.again or len(self._ends) >= MOST_ENDS:
+        self._ends = self._ends + 1 if time.monotonic() - self._started < LIVED else 1
+        if not self.again or self._ends >= MOST_ENDS:
             raise ServiceError(
                 f"the service {self.kind} ended with code {code}; the end of {self.log}:\n"
                 + "\n".join(self.last_lines())

@@ -21,6 +21,7 @@ from dagster._core.remote_origin import (
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from ringrift_pipeline.orchestration.build import build_definitions
+from ringrift_pipeline.orchestration.jobs import RETRIED_WHOLE
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     MODULE,
@@ -53,7 +54,7 @@ def submit_generation(
     run = instance.create_run_for_job(
         job_def=repository.get_job(name),
         run_config=run_config,
-        tags={CONFIG_TAG: config, PARTITION_TAG: key},
+        tags={CONFIG_TAG: config, PARTITION_TAG: key, **RETRIED_WHOLE},
         remote_job_origin=RemoteJobOrigin(RemoteRepositoryOrigin(location, repository.name), name),
         job_code_origin=JobPythonOrigin(
             job_name=name,

@@ -16,13 +16,17 @@ from pathlib import Path
 import pytest
 from dagster import (
     AssetSelection,
+    DagsterEvent,
+    DagsterEventType,
     DagsterInstance,
     DagsterRunStatus,
     Definitions,
     RunsFilter,
     define_asset_job,
 )
+from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.test_utils import create_run_for_test
+from dagster._utils.error import SerializableErrorInfo
 from faults.supervising import TINY
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
@@ -31,6 +35,7 @@ from ringrift_pipeline.orchestration.champion import last_reported
 from ringrift_pipeline.orchestration.decisions import CHECKS, LIMIT, PLAN, STARTED
 from ringrift_pipeline.orchestration.instance import no_retry, open_instance
 from ringrift_pipeline.orchestration.loop import (
+    MOST_LOST,
     Loop,
     LoopError,
     LoopRequest,
@@ -47,6 +52,8 @@ from ringrift_pipeline.store import Store
 
 from .landing import fake_evaluation, landing
 from .test_sensor import keys, tick
+
+QUEUED = RunsFilter(statuses=[DagsterRunStatus.QUEUED])
 
 
 @pytest.mark.parametrize(
@@ -111,20 +118,64 @@ def test_a_summary_of_nothing_is_empty(store: Store) -> None:
     assert summary.games is None and summary.promoted is None and not summary.decided
 
 
-def test_a_failed_run_is_given_up_once_dagster_has_noted_that_it_retries_it_no_more(
+def failed(work: Loop, step: str | None = None) -> str:
+    """The newest run of generation 0 has failed, by a step of it or lost; its id."""
+    status = DagsterRunStatus.STARTED if step else DagsterRunStatus.FAILURE
+    tags = {names.CONFIG_TAG: "square8_2p", names.PARTITION_TAG: "0000"}
+    run = create_run_for_test(
+        work.instance, job_name=names.job_name("square8_2p"), status=status, tags=tags
+    )
+    if step:
+        error = SerializableErrorInfo("the disk is full", [], "OSError")
+        event = DagsterEvent(
+            DagsterEventType.STEP_FAILURE.value,
+            run.job_name,
+            step_key=step,
+            event_specific_data=StepFailureData(error, None),
+        )
+        work.instance.report_dagster_event(event, run.run_id)
+        work.instance.report_run_failed(run)
+    work.states[0].run_id, work.states[0].status = run.run_id, "failure"
+    return run.run_id
+
+
+def test_a_run_whose_step_failed_is_given_up_once_dagster_has_noted_that_it_retries_it_no_more(
     data: Path,
 ) -> None:
     work = Loop(LoopRequest("square8_2p", data, TrainingConfig.preset("smoke"), generations=1))
     with open_instance(data) as instance:
         work._instance = instance
-        run_id = create_run_for_test(instance, status=DagsterRunStatus.FAILURE).run_id
-        work.states[0].run_id, work.states[0].status = run_id, "failure"
+        run_id = failed(work, step="square8_2p__checkpoint")
         work._judge()  # nothing is noted yet: that is done a moment after the failure
         instance.add_run_tags(run_id, {RETRY_TAG: "true"})
         work._judge()
         no_retry(instance, run_id)
+        with pytest.raises(LoopError, match="0000: step square8_2p__checkpoint failed: the disk"):
+            work._judge()
+        assert len(instance.get_runs()) == 1
+
+
+def test_a_lost_run_that_dagster_does_not_retry_is_asked_for_again_but_not_for_ever(
+    data: Path,
+) -> None:
+    work = Loop(LoopRequest("square8_2p", data, TrainingConfig.preset("smoke"), generations=1))
+    with open_instance(data) as instance:
+        work._instance = instance
+        for number in range(MOST_LOST):
+            run_id = failed(work)
+            work._judge()
+            instance.add_run_tags(run_id, {RETRY_TAG: "true"})
+            work._judge()
+            assert not instance.get_runs(QUEUED)  # it is Dagster's to retry
+            no_retry(instance, run_id)
+            work._judge()
+            (again,) = instance.get_runs(QUEUED)
+            assert again.tags[names.PARTITION_TAG] == "0000", number
+            instance.report_run_failed(again)
+        no_retry(instance, failed(work))
         with pytest.raises(LoopError, match="0000: the run failed"):
             work._judge()
+        assert not instance.get_runs(QUEUED)
 
 
 def test_a_new_loop_replaces_runs_that_wait_however_many_came_after_them(data: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,23 @@ from dagster import (
     Failure,
     JobDefinition,
     ReexecutionOptions,
+    RunsFilter,
     define_asset_job,
     execute_job,
     in_process_executor,
     reconstructable,
 )
+from dagster._core.storage.tags import RETRY_STRATEGY_TAG
 
 import ringrift_pipeline.selfplay
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.assets import family
 from ringrift_pipeline.orchestration.build import build_definitions
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.settings import run_config
+from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.store import Store
 
 CONFIG = "hex8_2p"
@@ -33,6 +40,11 @@ SETTINGS = {
     "preset": "smoke",
     "device": "cpu",
     "selfplay": {"games": 3, "games_per_shard": 1, "parallel_games": 1, "workers": 1},
+}
+
+ASKED: dict[str, Any] = {
+    "run_config": {"resources": {"settings": {"config": SETTINGS}}},
+    "tags": {names.PARTITION_TAG: "0000"},
 }
 
 
@@ -70,14 +82,10 @@ def test_one_failing_shard_is_played_again_alone(
     data: Path, breaking: Callable[[set[int]], list[int]]
 ) -> None:
     job = reconstructable(selfplay)
-    asked: dict[str, Any] = {
-        "run_config": {"resources": {"settings": {"config": SETTINGS}}},
-        "tags": {names.PARTITION_TAG: "0000"},
-    }
     with open_instance(data) as instance:
         instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0000"])
         begun = breaking({1})
-        first = execute_job(job, instance, **asked)
+        first = execute_job(job, instance, **ASKED)
         assert not first.success and sorted(begun) == [0, 1, 2]
 
         begun = breaking(set())
@@ -85,7 +93,7 @@ def test_one_failing_shard_is_played_again_alone(
             job,
             instance,
             reexecution_options=ReexecutionOptions.from_failure(first.run_id, instance),
-            **asked,
+            **ASKED,
         )
         assert again.success and begun == [1]
         done = [
@@ -99,3 +107,52 @@ def test_one_failing_shard_is_played_again_alone(
     assert not (home_folder(data) / "values").exists()
     collected = Store(data).require(CONFIG, 0, "selfplay_shards")
     assert collected.metadata["selfplay/games"] == 3
+
+
+def lose_a_run(data: Path, index: int) -> None:
+    """Selfplay in this process, which ends without a word when it comes to a shard."""
+    real = ringrift_pipeline.selfplay.play_shard
+
+    def play(store: Store, plan: Any, number: int, **hooks: Any) -> Any:
+        if number == index:
+            os._exit(9)
+        return real(store, plan, number, **hooks)
+
+    ringrift_pipeline.selfplay.play_shard = play
+    with open_instance(data) as instance:
+        execute_job(reconstructable(selfplay), instance, **ASKED)
+
+
+def test_a_run_lost_before_it_came_to_a_shard_is_gone_on_with(
+    data: Path, breaking: Callable[[set[int]], list[int]]
+) -> None:
+    with open_instance(data) as instance:
+        instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0000"])
+        process = get_context("spawn").Process(target=lose_a_run, args=(data, 1))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+        (lost,) = instance.get_runs()
+        instance.report_run_failed(lost)
+        begun = breaking(set())
+        again = execute_job(
+            reconstructable(selfplay),
+            instance,
+            reexecution_options=ReexecutionOptions.from_failure(lost.run_id, instance),
+            **ASKED,
+        )
+        assert again.success and begun == [1]  # Dagster forgets the third: `collect` plays it
+        (run,) = instance.get_runs(RunsFilter(run_ids=[again.run_id]))
+        assert run.tags[RETRY_STRATEGY_TAG] == "FROM_FAILURE"  # which now leaves nothing out
+    collected = Store(data).require(CONFIG, 0, "selfplay_shards")
+    assert collected.metadata["selfplay/games"] == 3
+
+
+def test_a_lost_run_is_retried_whole(data: Path) -> None:
+    """Until its shards are collected: whoever asks for it, a loop or a sensor."""
+    settings = run_config(TrainingConfig.preset("smoke"))
+    with open_instance(data) as instance:
+        asked = instance.get_run_by_id(submit_generation(instance, CONFIG, 0, settings))
+    assert asked is not None and asked.tags[RETRY_STRATEGY_TAG] == "ALL_STEPS"
+    job = build_definitions().resolve_job_def(names.job_name(CONFIG))
+    assert job.tags[RETRY_STRATEGY_TAG] == "ALL_STEPS"
