@@ -13,12 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from orchestration import Claim, Span, union
 from process_tree import FILES, PSS, THREADS
+from scipy.stats import CensoredData, ecdf
 
 KINDS = ("step", "run", "daemon", "webserver", "code-server", "loop")
 SERVICES = ("loop", "code-server", "daemon", "webserver")
 TARGET = 20.0  # seconds from a kill to the next useful step
+ENDLESS = 1e9  # seconds, for SciPy, which knows no infinity
 GENERATION = 600.0  # seconds in which one generation has to be decided
 GROWTH = {PSS: 30.0, FILES: 5.0, THREADS: 2.0}  # an hour, that counts as flat
+LONG = 900.0  # seconds that a process has to be there for its growth to be told
+LOADING = 300.0  # of these that do not count
 UNITS = {PSS: "MB", FILES: "files", THREADS: "threads"}
 NEWEST = 3  # retention keeps two, and one is being made
 # kB of a generation that may stay. Artefacts: 160 games of 18.6 kB, and a megabyte of model, reports,
@@ -109,14 +113,17 @@ class Seen:
 
 
 def useful_work(data: Path, config: str) -> tuple[list[Span], Counter[str]]:
-    """Spans of the work of steps that came to their end; runs that succeeded, by generation."""
+    """Spans of the work of steps that came to their end, of each step of a generation the first that did:
+    after it there is nothing left to do for that step, whoever runs it again; runs that succeeded, by
+    generation.
+    """
     from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
 
     from ringrift_pipeline.orchestration.instance import open_instance
     from ringrift_pipeline.orchestration.names import PARTITION_TAG, job_name
     from ringrift_pipeline.orchestration.step import BEGAN, SECONDS
 
-    spans: list[Span] = []
+    spans: dict[tuple[str, str], Span] = {}
     succeeded: Counter[str] = Counter()
     with open_instance(data) as instance:
         for run in instance.get_runs(RunsFilter(job_name=job_name(config))):
@@ -125,10 +132,12 @@ def useful_work(data: Path, config: str) -> tuple[list[Span], Counter[str]]:
             for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
                 event = entry.dagster_event
                 told = event.engine_event_data.metadata if event is not None else {}
-                if SECONDS in told:
+                if event is not None and SECONDS in told:
                     start = float(str(told[BEGAN].value))
-                    spans.append((start, start + float(str(told[SECONDS].value))))
-    return spans, succeeded
+                    span = (start, start + float(str(told[SECONDS].value)))
+                    step = (run.tags[PARTITION_TAG], str(event.step_key))
+                    spans[step] = min(spans.get(step, span), span, key=lambda one: one[1])
+    return [*spans.values()], succeeded
 
 
 def to_next_work(kills: list[tuple[float, str]], spans: list[Span]) -> list[tuple[str, float]]:
@@ -141,21 +150,43 @@ def to_next_work(kills: list[tuple[float, str]], spans: list[Span]) -> list[tupl
     ]
 
 
-def slope(samples: list[tuple[float, int, float]]) -> float:
+def alone(kills: list[tuple[float, str]], waits: list[float]) -> list[tuple[float, bool]]:
+    """Each wait up to the next kill that falls into it, and whether work came before that."""
+    found = []
+    for (at, _), seconds in zip(kills, waits, strict=True):
+        until = min((other - at for other, _ in kills if other > at), default=math.inf)
+        found.append((min(seconds, until), seconds <= until))
+    return found
+
+
+def quantile(waits: list[tuple[float, bool]], share: float) -> float:
+    """What ``share`` of waits do not exceed, of those that were cut off too (`alone`): Kaplan and
+    Meier (1958). Infinity where too many were cut off to tell.
+    """
+    cut_off = CensoredData.right_censored(
+        [min(seconds, ENDLESS) for seconds, _ in waits], [not ended for _, ended in waits]
+    )
+    told = ecdf(cut_off).cdf
+    reached = np.flatnonzero(told.probabilities >= share - 1e-12)
+    value = float(told.quantiles[reached[0]]) if reached.size else ENDLESS
+    return value if value < ENDLESS else math.inf
+
+
+def slope(samples: list[tuple[float, int, float]]) -> float | None:
     """Growth by hour of (time, process, value) by least squares, each process with a level of its
-    own; 0 where no process was seen for long enough to tell.
+    own; None where no process was there for `LONG`: what one grows while it loads says nothing.
     """
     by_process = defaultdict(list)
     for at, pid, value in samples:
         by_process[pid].append((at, value))
     top = bottom = 0.0
     for pairs in by_process.values():
-        times, values = np.array(pairs[len(pairs) // 4 :]).T  # the beginning is loading
-        if len(times) >= 3:
+        if pairs[-1][0] - pairs[0][0] >= LONG:
+            times, values = np.array([one for one in pairs if one[0] - pairs[0][0] >= LOADING]).T
             times = times - times.mean()
             top += float((times * (values - values.mean())).sum())
             bottom += float((times**2).sum())
-    return 3600.0 * top / bottom if bottom else 0.0
+    return 3600.0 * top / bottom if bottom else None
 
 
 # --- claims -------------------------------------------------------------------------------------
@@ -195,19 +226,36 @@ def none(name: str, value: int, unit: str, means: bool = True) -> Claim:
     return claim(name, value, unit, **told, target=1.0 if means else None)
 
 
-def waiting(waits: list[tuple[str, float]], means: bool) -> Iterator[Claim]:
+def waiting(kills: list[tuple[float, str]], spans: list[Span], means: bool) -> Iterator[Claim]:
     """Claims of `to_next_work`: over all kills, over those that left no useful work, and by kind.
 
-    Percentiles are values that were measured, the higher of two: infinity has no mean with another.
+    The limit is on what one kill costs: a wait into which another kill falls counts up to that one
+    (`alone`). Whole waits are told as well. Their percentiles are values that were measured, the higher
+    of two: infinity has no mean with another.
     """
+    waits = to_next_work(kills, spans)
     everything = [seconds for _, seconds in waits]
-    stopped = [seconds for seconds in everything if seconds > 0.0]
-    for seconds, which in ((everything, "kills"), (stopped, "kills that left no useful work")):
+    cut = alone(kills, everything)
+    stopped = [number for number, seconds in enumerate(everything) if seconds > 0.0]
+    for chosen, which in (
+        (range(len(waits)), "kills"),
+        (stopped, "kills that left no useful work"),
+    ):
+        mine, whole = [cut[number] for number in chosen], [everything[number] for number in chosen]
         for share, name in ((50, "median"), (99, "99th percentile")):
-            if seconds:
-                value = float(np.percentile(seconds, share, method="higher"))
-                what = f"from a kill to the next useful step, {name} of {len(seconds)} {which}"
-                yield limited(what, value, "s", TARGET, means)
+            if mine:
+                what = f"next useful step, {name} of {len(mine)} {which}"
+                others = sum(not ended for _, ended in mine)
+                yield limited(
+                    f"from a kill to the {what}",
+                    quantile(mine, share / 100.0),
+                    "s",
+                    TARGET,
+                    means,
+                    cut_off_by_another_kill=others,
+                )
+                value = float(np.percentile(whole, share, method="higher"))
+                yield claim(f"with all kills that fall between, to the {what}", value, "s")
     endless = everything.count(math.inf)
     yield none("kills after which no work was done any more", endless, "kills", means)
     for kind in KINDS:
@@ -261,7 +309,8 @@ def claims(soak: Seen, spans: list[Span], succeeded: Counter[str], means: bool) 
         cores=len(os.sched_getaffinity(0)),
     )
     kills = Counter(kind for _, kind in soak.kills)
-    yield least("kills", len(soak.kills), "kills", 1, means, by_kind=dict(kills))
+    moments = [(round(at - soak.began, 1), kind) for at, kind in soak.kills]
+    yield least("kills", len(soak.kills), "kills", 1, means, by_kind=dict(kills), at=moments)
     yield claim(
         "times the command was begun again",
         len(soak.restarts),
@@ -269,7 +318,7 @@ def claims(soak: Seen, spans: list[Span], succeeded: Counter[str], means: bool) 
         after_its_own_kill=kills["loop"],
     )
     yield claim("share of time in work that was not lost", union(spans) / wall, "of the wall time")
-    yield from waiting(to_next_work(soak.kills, spans), means)
+    yield from waiting(soak.kills, spans, means)
     twice = sum(count - 1 for count in soak.games.values())
     replayed = sum(len(names) - 1 for names in soak.landings.values() if names)
     expected = list(range(len(soak.checked)))
@@ -285,14 +334,12 @@ def claims(soak: Seen, spans: list[Span], succeeded: Counter[str], means: bool) 
     for kind in SERVICES:
         for what, unit in UNITS.items():
             values = [(at, pid, told[what]) for at, one, pid, told in soak.samples if one == kind]
-            if values:
-                yield limited(
-                    f"growth of the {kind}'s {what}",
-                    slope(values),
-                    f"{unit} an hour",
-                    GROWTH[what],
-                    means,
-                    last=round(values[-1][2], 1),
-                    most=round(max(value for _, _, value in values), 1),
-                )
+            growth = slope(values)
+            name = f"growth of the {kind}'s {what}"
+            if growth is None:
+                yield claim(f"{name}: killed too often to tell", 0.0, f"{unit} an hour")
+                continue
+            last, most = values[-1][2], max(value for _, _, value in values)
+            more = {"last": round(last, 1), "most": round(most, 1)}
+            yield limited(name, growth, f"{unit} an hour", GROWTH[what], means, **more)
     yield from staying(soak.disk, means)

@@ -101,6 +101,26 @@ def test_what_is_not_kept_is_told(soak: ModuleType) -> None:
     assert missed(soak, seen(soak), twice="0003") == ["generations made twice"]
 
 
+def test_growth_is_told_of_processes_that_were_there_for_long(soak: ModuleType) -> None:
+    def samples(seconds: int, grows: float) -> list[tuple[float, int, float]]:
+        """Some processes one after the other, each of which loads for five minutes."""
+        return [
+            (float(at), at // seconds, 100.0 * min(at % seconds, 300) + grows * (at % seconds))
+            for at in range(0, 3600, 60)
+        ]
+
+    assert soak.slope(samples(600, 0.0)) is None
+    assert soak.slope(samples(1800, 0.0)) == pytest.approx(0.0)
+    assert soak.slope(samples(1800, 0.01)) == pytest.approx(36.0)
+    told = [(at, "daemon", pid, {"memory": value, "open files": 1.0, "threads": 1.0})
+            for at, pid, value in samples(600, 1.0)]  # fmt: skip
+    assert missed(soak, seen(soak, samples=told)) == []
+    found = soak.claims(seen(soak, samples=told), SPANS, Counter(), means=True)
+    assert "soak: growth of the daemon's memory: killed too often to tell" in [
+        each["claim"] for each in found
+    ]
+
+
 def test_a_kill_after_which_nothing_works_counts_as_endless(soak: ModuleType) -> None:
     kills = [(100.0, "run"), (300.0, "daemon"), (359.0, "loop")]
     waits = soak.to_next_work(kills, [(90.0, 120.0), (310.0, 340.0)])
@@ -114,12 +134,32 @@ def test_a_kill_after_which_nothing_works_counts_as_endless(soak: ModuleType) ->
 
 def test_percentiles_are_given_over_kills_that_stopped_work(soak: ModuleType) -> None:
     """Where most kills stop nothing, the time to come back is not hidden among their zeros."""
-    waits = [("webserver", 0.0)] * 200 + [("loop", 40.0)]
-    found = {each["claim"]: each for each in soak.waiting(waits, means=True)}
+    kills = [(float(at), "webserver") for at in range(200)] + [(300.0, "loop")]
+    spans = [(0.0, 250.0), (340.0, 350.0)]
+    found = {each["claim"]: each for each in soak.waiting(kills, spans, means=True)}
     over = "soak: from a kill to the next useful step, {} of {}"
     assert found[over.format("99th percentile", "201 kills")]["value"] == 0.0
     alone = found[over.format("median", "1 kills that left no useful work")]
     assert alone["value"] == 40.0 and not soak.kept(alone)
+
+
+def test_a_wait_into_which_another_kill_falls_counts_up_to_that(soak: ModuleType) -> None:
+    kills = [(100.0, "run"), (110.0, "run"), (200.0, "step"), (300.0, "loop"), (312.0, "step")]
+    spans = [(0.0, 90.0), (125.0, 130.0), (208.0, 230.0), (330.0, 340.0)]
+    waits = soak.to_next_work(kills, spans)
+    assert [seconds for _, seconds in waits] == [25.0, 15.0, 8.0, 30.0, 18.0]
+    cut = soak.alone(kills, [seconds for _, seconds in waits])
+    assert cut == [(10.0, False), (15.0, True), (8.0, True), (12.0, False), (18.0, True)]
+    # by hand: of 5 one ends at 8, of the 2 left after 10 and 12 one at 15, the last at 18
+    assert soak.quantile(cut, 0.2) == 8.0
+    assert soak.quantile(cut, 0.21) == soak.quantile(cut, 0.6) == 15.0  # 1 - 4/5 * 1/2
+    assert soak.quantile(cut, 0.61) == soak.quantile(cut, 0.99) == 18.0
+    assert soak.quantile(cut[:1], 0.5) == math.inf
+    found = {each["claim"]: each["value"] for each in soak.waiting(kills, spans, means=True)}
+    assert found["soak: from a kill to the next useful step, 99th percentile of 5 kills"] == 18.0
+    whole = "soak: with all kills that fall between, to the next useful step, {} of 5 kills"
+    assert found[whole.format("99th percentile")] == 30.0
+    assert found[whole.format("median")] == 18.0
 
 
 def test_shards_that_landed_again_are_seen_though_one_was_deleted(
