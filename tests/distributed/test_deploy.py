@@ -231,6 +231,19 @@ def test_a_worker_is_started_with_the_same_line_everywhere() -> None:
             assert said == ["celery", "-A", celery_settings.APP, "worker", *options], where
 
 
+def test_workers_are_given_the_same_time_to_end_everywhere() -> None:
+    services = compose()["services"]
+    for document, name in zip(workers(), ("selfplay", "gpu"), strict=True):
+        seconds = document["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert document["metadata"]["labels"]["queue"] == name
+        assert services[name]["stop_grace_period"] == f"{seconds}s" == "600s"
+    assert "give it ten minutes" in GUIDE
+    told = (ROOT / "docs" / "reliability.md").read_text()
+    (longest,) = re.findall(r"^\| `loop`, `ui` \|.* (\d+) s if every part", told, re.MULTILINE)
+    assert services["daemon"]["stop_grace_period"] == f"{longest}s"
+    assert f"compose gives it {longest} s" in GUIDE
+
+
 def test_the_chart_asks_the_web_server_where_it_listens() -> None:
     """Its own probe asks at port 80, whatever the service's is: the UI would never be ready."""
     values = yaml.safe_load((DEPLOY / "k8s" / "values.yaml").read_text())["dagsterWebserver"]
