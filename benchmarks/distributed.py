@@ -6,13 +6,16 @@ Needs ``redis-server``, ``postgresql`` and the extra ``celery``; the servers are
 machine, and so are the workers, each with one core's worth of work at a time. Where the store knows
 buckets and moto is installed, every process has a folder of its own in front of moto's server.
 
-Whole generations are played by ``ringrift loop``: on two workers three times (two of them the first
-time), on one worker, and by the executor of a single machine with two steps at a time. In turn with the
-two workers two processes that know nothing of each other play the shards of the same plan, half of them
-each.
+Whole generations are played by ``ringrift loop``: on two workers twice (two of them the first
+time), half of one on one worker, and one by the executor of a single machine with two steps at a time. In turn
+with the two workers two processes that know nothing of each other play the shards of the same plan, half of
+them each. A shard takes a core some 40 s, as a step costs some three beside it (docs/scale.md): a network of
+the preset `hour` plays it, which was trained for a moment and made champion by hand, for the heuristic plays
+hundreds of games a second. By these seconds all of it takes some 25 minutes on two cores.
 
 - **Rate**: shards an hour from the first shard's beginning to the last one's end, by what the shards say
-  of themselves. Two workers should reach 90% of the two processes.
+  of themselves; of a worker's k shards that has k - 1 times what comes between two. Two workers should reach
+  90% of the two processes.
 - **Overhead**: seconds of a worker that a shard takes beside the playing of its games; the reference is
   the executor of a single machine.
 - **Transfer**: of all steps' own seconds, a training's among them, those of requests to the bucket, as the
@@ -50,6 +53,11 @@ from tests.distributed.cluster import Cluster, cluster, missing  # noqa: E402
 
 CONFIG = "square8_2p"
 TARGET = 0.9
+MEASURED = 1  # the generation; the one before it makes the champion
+GAMES, EACH = 2700, 450  # a generation's, a shard's: a core plays some eleven a second
+QUICK = (48, 8)
+NETWORK = ("network.blocks=4", "network.channels=32")
+SEARCH = ("search.simulations=48", "search.cheap_simulations=12")
 
 Claim = dict[str, Any]
 
@@ -135,6 +143,27 @@ class Memory(threading.Thread):
         self.join()
 
 
+def given(settings: list[str]) -> list[str]:
+    """Settings as words of a command."""
+    return ["--preset", "smoke", *(word for one in settings for word in ("--set", one))]
+
+
+def make_champion(data: Path, settings: list[str], environment: dict[str, str]) -> None:
+    """A generation of a few games and steps, whose model is champion whatever it is worth."""
+    from ringrift_pipeline.store import Store
+
+    few = ["selfplay.games=8", "selfplay.games_per_shard=8", "training.holdout_fraction=0.3"]
+    for verb in ("selfplay", "train"):
+        command = [sys.executable, "-m", "ringrift_pipeline", verb, "--config", CONFIG, "--json"]
+        command += ["--data", str(data), *given([*settings, *few])]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
+    store = Store(data)
+    store.promote(
+        CONFIG, 0, store.require(CONFIG, 0, "ema_model"), {"gate": {"reasons": ["by hand"]}}
+    )
+
+
 def loop(
     data: Path,
     settings: list[str],
@@ -144,8 +173,8 @@ def loop(
 ) -> dict[str, float]:
     """``ringrift loop``; the most memory that it and the workers took."""
     command = [sys.executable, "-m", "ringrift_pipeline", "loop", "--config", CONFIG, "--json"]
-    command += ["--generations", str(generations), "--preset", "smoke", "--data", str(data)]
-    command += [word for setting in settings for word in ("--set", setting)]
+    command += ["--generations", str(generations), "--data", str(data)]
+    command += ["--resume", "never", *given(settings)]  # not with the champion's own generation
     with open(os.devnull, "wb") as nowhere:
         process = subprocess.Popen(
             command, stdout=nowhere, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
@@ -170,7 +199,7 @@ from ringrift_pipeline.store import Store
 root, config, first = sys.argv[1], sys.argv[2], int(sys.argv[3])
 warm_up(config)
 store = Store(root)
-plan = load_plan(store, config, 0)
+plan = load_plan(store, config, int(sys.argv[4]))
 print("ready", flush=True)
 sys.stdin.readline()
 for index in range(first, len(plan.shards), 2):
@@ -178,7 +207,7 @@ for index in range(first, len(plan.shards), 2):
 """
 
 
-def independent(plan: dict[str, Any]) -> Played:
+def independent(worked: Worked) -> Played:
     """Two processes that play half of a plan's shards each, in one folder, beginning together."""
     from ringrift_pipeline.store import Store
 
@@ -186,10 +215,13 @@ def independent(plan: dict[str, Any]) -> Played:
         name: value for name, value in os.environ.items() if name != "RINGRIFT_BUCKET"
     } | {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder, _without_bucket():
-        Store(folder).write_plan(CONFIG, 0, plan)
+        for name, content in worked.champion.items():
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(folder) / name).write_bytes(content)
+        Store(folder).write_plan(CONFIG, MEASURED, worked.plan)
         both = [
             subprocess.Popen(
-                [sys.executable, "-c", APART, folder, CONFIG, str(first)],
+                [sys.executable, "-c", APART, folder, CONFIG, str(first), str(MEASURED)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=environment,
@@ -204,7 +236,7 @@ def independent(plan: dict[str, Any]) -> Played:
             process.stdin.flush()
         if any([process.wait() for process in both]):
             sys.exit("a process that played by itself has failed")
-        return shards(Path(folder), 0)
+        return shards(Path(folder), MEASURED)
 
 
 @contextlib.contextmanager
@@ -261,15 +293,21 @@ def known(servers: Cluster) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Worked:
-    """What generations on workers come to: shards and plan of the first, all steps, the most memory by
-    process, and what an evaluation's landing takes, where a second generation followed.
+    """What generations on workers come to: shards and plan of the first, the files of the champion that
+    played it, all steps, the most memory by process, and what an evaluation's landing takes, where a second
+    generation followed.
     """
 
     shards: Played
     plan: dict[str, Any]
+    champion: dict[str, bytes]
     steps: Steps
     memory: dict[str, float]
     landing: Claim | None
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def on_workers(count: int, generations: int, settings: list[str]) -> Worked:
@@ -281,46 +319,58 @@ def on_workers(count: int, generations: int, settings: list[str]) -> Worked:
         for number in range(count):
             queues = "selfplay,gpu" if number == 0 else "selfplay"
             servers.worker(f"worker{number}", queues, servers.root(f"worker{number}"))
+        with known(servers):
+            make_champion(data, settings, servers.environment())
         servers.ready()
         pids = {worker.name: worker.process.pid for worker in servers.workers}
         memory = loop(data, settings, servers.environment(), generations, pids)
         with known(servers):
+            plan = Store(data).read_plan(CONFIG, MEASURED)
+            model = data / plan["champion"]["path"]
             return Worked(
-                shards(data, 0),
-                Store(data).read_plan(CONFIG, 0),
+                shards(data, MEASURED),
+                plan,
+                {str(file.relative_to(data)): file.read_bytes() for file in files(model)},
                 steps(data),
                 memory,
                 latency(read_runs(data)),
             )
 
 
-def figures(quick: bool) -> Iterator[Claim]:
-    """All of it."""
-    games, each = (48, 8) if quick else (1600, 100)
-    # Without a champion the heuristic plays; what follows the games is as short as it can be.
-    settings = [
+def wanted(games: int, each: int, quick: bool) -> list[str]:
+    """The settings of a generation of so many games. What follows the games is as short as it can be."""
+    players = () if quick else (*NETWORK, *SEARCH, "training.holdout_fraction=0.02")
+    return [
         *(word for word in TINY if not word.startswith("selfplay.")),
+        *players,
         f"selfplay.games={games}",
         f"selfplay.games_per_shard={each}",
-        "selfplay.parallel_games=8",
+        f"selfplay.parallel_games={min(each, 100)}",
         "selfplay.workers=1",
         "device=cpu",
     ]
+
+
+def figures(quick: bool) -> Iterator[Claim]:
+    """All of it."""
+    games, each = QUICK if quick else (GAMES, EACH)
+    settings = wanted(games, each, quick)
     first = on_workers(2, 2, settings)
-    two, apart = [first.shards], [independent(first.plan)]
-    for _ in range(0 if quick else 2):  # in turn: a machine is not the same all the time
+    two, apart = [first.shards], [independent(first)]
+    if not quick:  # in turn: a machine is not the same all the time
         again = on_workers(2, 1, settings)
         two.append(again.shards)
-        apart.append(independent(again.plan))
-    one = on_workers(1, 1, settings).shards
+        apart.append(independent(again))
+    one = on_workers(1, 1, wanted(games // 2, each, quick)).shards  # as many as either of two plays
     with tempfile.TemporaryDirectory() as folder, _without_bucket():
+        make_champion(Path(folder), settings, {"RINGRIFT_EXECUTOR": "local"})
         loop(Path(folder), settings, {"RINGRIFT_EXECUTOR": "local"})
-        local = shards(Path(folder), 0)
-    reference = statistics.median(played.hourly for played in apart)
+        local = shards(Path(folder), MEASURED)
+    reference = statistics.fmean(played.hourly for played in apart)
     yield claim(
         f"two workers, {len(two[0].began)} shards of {each} games, against two processes apart, "
-        f"medians of {len(two)}",
-        statistics.median(played.hourly for played in two),
+        f"means of {len(two)}",
+        statistics.fmean(played.hourly for played in two),
         "shards/h",
         reference,
         None if quick else TARGET,
@@ -337,11 +387,11 @@ def figures(quick: bool) -> Iterator[Claim]:
     )
     yield claim(
         "a shard's seconds beside its games, two workers, against one machine's executor",
-        statistics.median(played.beside(2) for played in two),
+        statistics.fmean(played.beside(2) for played in two),
         "s",
         local.beside(2),
         median_shard=round(statistics.median(two[0].seconds), 3),
-        processes_apart=round(statistics.median(played.beside(2) for played in apart), 3),
+        processes_apart=round(statistics.fmean(played.beside(2) for played in apart), 3),
     )
     spent = first.steps
     if spent.transfer:

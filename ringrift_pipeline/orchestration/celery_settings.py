@@ -155,5 +155,6 @@ def _told(these: Mapping[str, Any] | None, others: Mapping[str, Any] | None) -> 
 
 def start_line(queue: str) -> str:
     """What to type on a machine that shall work on a queue."""
-    slots = "--concurrency 1" if queue == GPU_QUEUE else "--concurrency $(nproc)"
-    return f"celery -A {APP} worker -Q {queue} {slots} -n {queue}@%h"
+    device = queue == GPU_QUEUE
+    threads, slots = ("", "1") if device else ("OMP_NUM_THREADS=1 ", "$(nproc)")  # a core a step
+    return f"{threads}celery -A {APP} worker -Q {queue} --concurrency {slots} -n {queue}@%h"

@@ -4,7 +4,7 @@ For each config the storage id of the last evaluation handled. Under ``held`` th
 which waits for its config to be resumed; it has been promoted already, if the gate said so. Under
 ``failed`` an evaluation that was decided because a blocking check had failed: it is looked at again
 once something was run for its generation since. Earlier versions had no ``failed``: what they stopped
-at is found by its decision.
+at is found by its decision. ``offered`` are the configs whose generations were once made launchable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from ringrift_pipeline.orchestration.configs import CONFIGS
 
-HELD, FAILED = "held", "failed"
+HELD, FAILED, OFFERED = "held", "failed", "offered"
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class Stopped:
 
 @dataclass
 class Cursor:
-    """All by config; see the module. ``earlier``: it was written by a version without ``failed``."""
+    """By config; see the module. ``earlier``: it was written by a version without ``failed``."""
 
     handled: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     failed: dict[str, Stopped] = field(default_factory=dict)
+    offered: set[str] = field(default_factory=set)
     earlier: bool = False
 
     @property
@@ -43,7 +44,8 @@ class Cursor:
         """As the next tick gets it."""
         held = {HELD: self.held} if self.held else {}
         failed = {config: asdict(stopped) for config, stopped in self.failed.items()}
-        return json.dumps({**self.handled, **held, FAILED: failed}, sort_keys=True)
+        offered = {OFFERED: sorted(self.offered)} if self.offered else {}
+        return json.dumps({**self.handled, **held, FAILED: failed, **offered}, sort_keys=True)
 
     def stop(self, config: str, stopped: Stopped) -> None:
         """Remember an evaluation that failed; of a config's, that of the newest generation."""
@@ -73,6 +75,7 @@ def read_cursor(text: str | None) -> Cursor:
         handled=_storage_ids(loaded),
         held=_storage_ids(loaded.get(HELD)),
         failed={config: stopped for config, stopped in failed.items() if stopped is not None},
+        offered=_configs(loaded.get(OFFERED)),
         earlier=bool(loaded) and FAILED not in loaded,
     )
 
@@ -81,6 +84,10 @@ def _by_config(loaded: Any) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         return {}
     return {config: loaded[config] for config in CONFIGS if config in loaded}
+
+
+def _configs(loaded: Any) -> set[str]:
+    return {config for config in CONFIGS if isinstance(loaded, list) and config in loaded}
 
 
 def _storage_ids(loaded: Any) -> dict[str, int]:

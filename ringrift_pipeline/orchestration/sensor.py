@@ -9,6 +9,8 @@ generation since: a retry, a re-execution, or the checks alone.
 
 Two daemons by mistake evaluate one after the other; what both ask for, `run_order` starts once.
 
+A config that it has not seen before gets its first partition, so that its first generation can be launched.
+
 What goes wrong with one config stays with it: the error is logged and reported, its cursor stays
 where it was, and the others go on.
 """
@@ -115,6 +117,7 @@ def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
                 except Exception as error:  # whatever it is, the other configs go on
                     context.log.error(f"{config}: {traceback.format_exc()}")
                     _report(opened, config, outcome, error)
+            _offer(context.instance, opened, outcome)
         for note in outcome.notes:
             context.log.info(note)
         if not (outcome.requests or outcome.events):
@@ -127,6 +130,25 @@ def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
         )
 
     return evaluation_landed
+
+
+def _offer(instance: DagsterInstance, store: Store, outcome: Outcome) -> None:
+    """Once for each config, make launchable what there is of it, and what comes next: the first
+    generation, in a history whose daemon is Dagster's own and tidies nothing up. What cannot be read
+    now is asked for again in the next tick.
+    """
+    for config in CONFIGS:
+        if config in outcome.cursor.offered:
+            continue
+        try:
+            add_partitions(instance, store, config)
+        except Exception as error:  # it must not undo what was decided
+            what = f"{type(error).__name__}: {error}"
+            outcome.notes.append(f"{config}: no generation of it can be offered, {what}")
+            if isinstance(error, BucketError):
+                return  # nor of the others, and each would be waited for
+        else:
+            outcome.cursor.offered.add(config)
 
 
 def _report(store: Store, config: str, outcome: Outcome, error: Exception) -> None:

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from tests.waiting import until
 from .cluster import ROOT, free_port
 
 DEPLOY = ROOT / "deploy"
+GUIDE = (DEPLOY / "celery" / "README.md").read_text()
 QUEUES = {pools.SELFPLAY_QUEUE, pools.GPU_QUEUE}
 
 
@@ -39,6 +41,11 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(inner, name)
     else:
         yield name, value
+
+
+def compose() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
+    return found
 
 
 def files() -> list[Path]:
@@ -63,21 +70,19 @@ def test_dagster_takes_the_instance_file(tmp_path: Path, monkeypatch: pytest.Mon
     config, _ = dagster_instance_config(str(tmp_path))  # raises for what it does not know
     database = config["storage"]["custom"]["config"]["postgres_db"]
     asked = {value["env"] for value in database.values() if isinstance(value, dict)}
-    compose = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
-    assert asked <= set(compose["x-environment"])
-    guide = (DEPLOY / "celery" / "README.md").read_text()
+    file = compose()
+    assert asked <= set(file["x-environment"])
     for name in ("BROKER", "BACKEND", "NO_WORKER_AFTER", "LOST_AFTER", "OUTAGE"):
-        assert f"`RINGRIFT_CELERY_{name}`" in guide
+        assert f"`RINGRIFT_CELERY_{name}`" in GUIDE
     for name in asked:
-        assert f"_{name.rpartition('_')[2]}`" in guide, name
+        assert f"_{name.rpartition('_')[2]}`" in GUIDE, name
 
 
 def test_compose_hands_on_what_the_guide_names_and_no_other_queue() -> None:
-    compose = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
-    guide = (DEPLOY / "celery" / "README.md").read_text()
-    named = set(re.findall(r"^\| `(RINGRIFT_(?:CELERY|BUCKET|CACHE)\w*)`", guide, re.MULTILINE))
-    assert len(named) >= 6 and named <= set(compose["x-environment"])
-    asked = compose["services"]["daemon"]["environment"]["RINGRIFT_GPU_QUEUE"]
+    file = compose()
+    named = set(re.findall(r"^\| `(RINGRIFT_(?:CELERY|BUCKET|CACHE)\w*)`", GUIDE, re.MULTILINE))
+    assert len(named) >= 6 and named <= set(file["x-environment"])
+    asked = file["services"]["daemon"]["environment"]["RINGRIFT_GPU_QUEUE"]
     default = asked.removeprefix("${RINGRIFT_GPU_QUEUE-").removesuffix("}")
     assert set(default.split(",")) == pools.ON_THE_GPU_QUEUE
 
@@ -95,10 +100,10 @@ NOT_FOR_CONTAINERS = {
 
 def test_what_the_package_reads_arrives_in_the_containers() -> None:
     text = (DEPLOY / "celery" / "compose.yaml").read_text()
-    compose = yaml.safe_load(text)
+    file = yaml.safe_load(text)
     ours = {
         name: service
-        for name, service in compose["services"].items()
+        for name, service in file["services"].items()
         if "ringrift" in service["image"].lower()
     }
     assert set(ours) == {"daemon", "selfplay", "gpu"}
@@ -109,9 +114,8 @@ def test_what_the_package_reads_arrives_in_the_containers() -> None:
     assert read - NOT_FOR_CONTAINERS - settings <= set(ours["daemon"]["environment"])
     asked = set(re.findall(r"\$\{(\w+)", text))
     TrainingConfig.load(environ=dict.fromkeys(asked, "1"))  # none is taken for a setting
-    guide = (DEPLOY / "celery" / "README.md").read_text()
-    for name in asked | set(compose["x-environment"]):
-        assert name in guide or name.startswith("RINGRIFT_POSTGRES_"), name
+    for name in asked | set(file["x-environment"]):
+        assert name in GUIDE or name.startswith("RINGRIFT_POSTGRES_"), name
     for service in ours.values():
         assert service["env_file"] == [{"path": ".env", "required": False}]  # settings, any of them
         # An empty bundle would be no check of certificates, or an error: not there where it is not set.
@@ -121,8 +125,7 @@ def test_what_the_package_reads_arrives_in_the_containers() -> None:
 
 def line_of(service: str, places: dict[str, Path] | None = None) -> list[str]:
     """What compose starts a service with, its folders put elsewhere."""
-    compose = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
-    shell, option, script = compose["services"][service]["command"]
+    shell, option, script = compose()["services"][service]["command"]
     script = script.replace("$$", "$")
     for folder, place in (places or {}).items():
         script = script.replace(folder, f"{place}/")
@@ -179,31 +182,66 @@ def test_redis_is_told_its_password_where_nobody_else_reads_it(tmp_path: Path) -
     assert (tmp_path / "arguments").read_text() == "-\n"
 
 
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every line that starts a worker, with where it is from."""
-    compose = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
-    for name, service in compose["services"].items():
+Line = tuple[dict[str, str], list[str]]  # what starts a worker: more of its environment, the words
+
+
+def shell_line(text: str) -> Line:
+    words = shlex.split(text)
+    begin = words.index("celery")
+    return dict(word.split("=", 1) for word in words[:begin]), words[begin:]
+
+
+def start_lines() -> dict[str, dict[str, Line]]:
+    """Every line that starts a worker: by queue, then by where it is from."""
+    found: dict[str, dict[str, Line]] = {queue: {} for queue in QUEUES}
+
+    def note(where: str, line: Line) -> None:
+        queue = line[1][line[1].index("-Q") + 1]
+        assert where not in found[queue]
+        found[queue][where] = line
+
+    for service in compose()["services"].values():
         if "celery" in service.get("command", []):
-            yield f"compose {name}", service["command"]
-    for document in yaml.safe_load_all((DEPLOY / "k8s" / "workers.yaml").read_text()):
+            note("compose", (service["environment"], service["command"]))
+    for document in workers():
         (container,) = document["spec"]["template"]["spec"]["containers"]
-        yield f"k8s {document['metadata']['name']}", [*container["command"], *container["args"]]
-    for line in (DEPLOY / "celery" / "README.md").read_text().splitlines():
-        if line.strip().startswith("celery -A"):
-            yield "README", line.split()
+        told = {one["name"]: one.get("value", "") for one in container["env"]}
+        note("k8s", (told, [*container["command"], *container["args"]]))
+    for line in GUIDE.splitlines():
+        if "celery -A" in line:
+            note("guide", shell_line(line))
     for queue in sorted(QUEUES):
-        yield f"error {queue}", celery_settings.start_line(queue).split()
+        note("error", shell_line(celery_settings.start_line(queue)))
+    return found
 
 
-def test_every_start_line_is_for_our_queues_and_a_device_has_one_slot() -> None:
-    seen: dict[str, set[str]] = {}
-    for where, words in commands():
-        assert words[:4] == ["celery", "-A", celery_settings.APP, "worker"], where
-        queue = words[words.index("-Q") + 1]
-        seen.setdefault(where.partition(" ")[0], set()).add(queue)
-        if queue == pools.GPU_QUEUE:
-            assert words[words.index("--concurrency") + 1] == "1", where
-    assert seen == dict.fromkeys(("compose", "k8s", "README", "error"), QUEUES)
+def test_a_worker_is_started_with_the_same_line_everywhere() -> None:
+    """But for the number of slots, where a queue is worked on by more than one."""
+    for queue, lines in start_lines().items():
+        assert set(lines) == {"compose", "k8s", "guide", "error"}
+        assert lines["guide"] == lines["error"]
+        threads = {where: told.get("OMP_NUM_THREADS") for where, (told, _) in lines.items()}
+        assert set(threads.values()) == {None if queue == pools.GPU_QUEUE else "1"}, threads
+        for where, (_, words) in lines.items():
+            slots = words.index("--concurrency") + 1
+            if queue == pools.GPU_QUEUE:
+                assert words[slots] == "1", where  # a device has one
+            said = [*words[:slots], *words[slots + 1 :]]
+            options = ["-Q", queue, "--concurrency", "-n", f"{queue}@%h"]
+            assert said == ["celery", "-A", celery_settings.APP, "worker", *options], where
+
+
+def test_workers_are_given_the_same_time_to_end_everywhere() -> None:
+    services = compose()["services"]
+    for document, name in zip(workers(), ("selfplay", "gpu"), strict=True):
+        seconds = document["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert document["metadata"]["labels"]["queue"] == name
+        assert services[name]["stop_grace_period"] == f"{seconds}s" == "600s"
+    assert "give it ten minutes" in GUIDE
+    told = (ROOT / "docs" / "reliability.md").read_text()
+    (longest,) = re.findall(r"^\| `loop`, `ui` \|.* (\d+) s if every part", told, re.MULTILINE)
+    assert services["daemon"]["stop_grace_period"] == f"{longest}s"
+    assert f"compose gives it {longest} s" in GUIDE
 
 
 def test_the_chart_asks_the_web_server_where_it_listens() -> None:
@@ -211,6 +249,31 @@ def test_the_chart_asks_the_web_server_where_it_listens() -> None:
     values = yaml.safe_load((DEPLOY / "k8s" / "values.yaml").read_text())["dagsterWebserver"]
     probe = values["readinessProbe"]["httpGet"]
     assert probe == {"path": "/server_info", "port": values["service"]["port"]}
+
+
+def test_the_guide_of_kubernetes_names_what_the_files_make() -> None:
+    guide = (DEPLOY / "k8s" / "README.md").read_text()
+    values = yaml.safe_load((DEPLOY / "k8s" / "values.yaml").read_text())
+    (release,) = re.findall(r"helm install (\S+) dagster/dagster", guide)
+    (port,) = re.findall(rf"port-forward service/{release}-dagster-webserver 3000:(\d+)", guide)
+    assert int(port) == values["dagsterWebserver"]["service"]["port"]
+    made = {document["metadata"]["name"] for document in workers()}
+    assert set(re.findall(r"deployment/(\S+)", guide)) <= made
+
+
+def test_the_variables_of_the_charts_services_are_no_settings() -> None:
+    """Kubernetes puts them into every container, and the services' names begin as ours do."""
+    services = {"RINGRIFT": "3030", "RINGRIFT_DAGSTER_WEBSERVER": "3000"}
+    told = {}
+    for name, port in services.items():
+        base = f"{name}_PORT_{port}_TCP"
+        told |= {
+            f"{name}_SERVICE_{end}": "10.0.0.1"
+            for end in ("HOST", "PORT", "PORT_HTTP", "PORT_GRPC")
+        }
+        told |= {f"{name}_PORT": "tcp://10.0.0.1", base: "tcp://10.0.0.1"}
+        told |= {f"{base}_{end}": "tcp" for end in ("PROTO", "PORT", "ADDR")}
+    assert TrainingConfig.load(environ=told) == TrainingConfig()
 
 
 def test_the_chart_gets_a_run_queue_that_is_there() -> None:

@@ -93,6 +93,40 @@ def test_a_killed_process_of_a_step_is_replaced(servers: Cluster, toys: Served) 
     assert toys.steps(run, AGAIN) == ["one"] and "SIGKILL" in said(toys, run, AGAIN)
 
 
+def test_a_worker_that_is_told_to_stop_ends_when_its_step_has(
+    servers: Cluster, toys: Served
+) -> None:
+    first = worker(servers, "first")
+    servers.ready()
+    run = toys.launch("two", {})  # one of them waits in the queue
+    until(lambda: toy.begun(run, "one") or toy.begun(run, "another"), "a step begins")
+    first.process.send_signal(signal.SIGTERM)
+    worker(servers, "second")
+    until(lambda: toy.begun(run, "one") and toy.begun(run, "another"), "another takes the other")
+    assert first.process.poll() is None
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == [] and in_worker(toys, run) == ["first", "second"]
+    assert first.process.wait(60.0) == 0
+
+
+def test_a_step_that_is_interrupted_with_its_worker_is_done_again_at_once(
+    servers: Cluster, toys: Served
+) -> None:
+    """As a terminal does it with Ctrl-C, and systemd with SIGTERM: all processes are told."""
+    first = worker(servers, "first")
+    servers.ready()
+    run = toys.launch("one", {})
+    until(lambda: toy.begun(run, "one"), "the step begins")
+    worker(servers, "second")
+    os.killpg(first.process.pid, signal.SIGINT)
+    until(lambda: len(toy.begun(run, "one")) == 2, "the step begins again")
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == ["one"] and in_worker(toys, run) == ["first", "second"]
+    assert "no sign of life" not in said(toys, run, AGAIN)
+
+
 @pytest.mark.parametrize(
     ("job", "step", "why"),
     [("stopping", "stops", "no sign of life"), ("silent", "says_nothing", "told nothing")],

@@ -9,12 +9,12 @@ from dagster import AssetCheckKey, DagsterEventType, DagsterInstance
 from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NAME
 
 from ringrift_pipeline.definitions import defs
-from ringrift_pipeline.orchestration import judgements, names
+from ringrift_pipeline.orchestration import judgements, names, sensor
 from ringrift_pipeline.orchestration.champion import reconcile
 from ringrift_pipeline.orchestration.judgements import Judgement
 from ringrift_pipeline.orchestration.launchable import add_partitions, next_generation
 from ringrift_pipeline.orchestration.names import GenerationKeyError, generation_of
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import BucketError, Store, StoreError
 
 from .landing import PLAN, Land
 from .test_sensor import tick
@@ -42,6 +42,57 @@ def test_a_start_offers_the_next_whatever_became_of_the_newest(
     store.write_plan(CONFIG, 0, PLAN)  # it failed before its evaluation
     reconcile(instance, store)
     assert offered(instance) == ["0000", "0001"]
+
+
+def test_a_daemon_of_dagsters_own_offers_the_first_of_every_config_once(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tick(instance)
+    for config in names.CONFIGS:
+        assert instance.get_dynamic_partitions(names.partitions_name(config)) == ["0000"]
+    asked: list[str] = []
+    monkeypatch.setattr(sensor, "add_partitions", lambda *given: asked.append(given[-1]))
+    again = tick(instance, first.cursor)
+    assert asked == [] and again.cursor == first.cursor
+    tick(instance, None)  # its cursor was lost
+    assert asked == list(names.CONFIGS)
+
+
+def test_a_new_history_offers_what_the_store_has(instance: DagsterInstance, store: Store) -> None:
+    for generation in (0, 1):
+        store.write_plan(CONFIG, generation, PLAN)
+    tick(instance, '{"failed": {}}')  # as of a version that offered nothing
+    assert offered(instance) == ["0000", "0001", "0002"]
+
+
+@pytest.mark.parametrize(
+    ("error", "others"),
+    [(StoreError("damaged"), True), (BucketError("s3://b", "a listing", "away", "wait"), False)],
+)
+def test_what_cannot_be_offered_now_is_in_the_next_tick(
+    error: Exception,
+    others: bool,
+    instance: DagsterInstance,
+    land: Land,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A bucket that is away is not waited for once a config."""
+    land("hex8_2p", 0)
+
+    def refusing(instance: DagsterInstance, store: Store, config: str) -> list[str]:
+        if config == CONFIG:
+            raise error
+        return add_partitions(instance, store, config)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sensor, "add_partitions", refusing)
+        first = tick(instance)
+    assert [request.run_key for request in first.run_requests] == ["hex8_2p/0001"]
+    last = names.partitions_name(names.CONFIGS[-1])
+    assert offered(instance) == [] and bool(instance.get_dynamic_partitions(last)) == others
+    tick(instance, first.cursor)
+    assert offered(instance) == ["0000"]
+    assert instance.get_dynamic_partitions(last) == ["0000"]
 
 
 @pytest.mark.parametrize(

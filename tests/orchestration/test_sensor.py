@@ -109,20 +109,24 @@ def test_a_lost_cursor_gives_the_same_run_keys_and_no_second_champion_event(
         '{"failed": 4}',
         '{"failed": {"hex8_3p": 7, "hex8_2p": {"storage_id": 1}, "other": {}}}',
         '{"failed": {"hex8_3p": {"storage_id": 7, "generation": true, "run": null}}}',
+        '{"offered": {"hex8_3p": 7}}',
+        '{"offered": ["other", 7, {}, null]}',
     ],
 )
 def test_an_odd_cursor_starts_over(
     cursor: str, instance: DagsterInstance, store: Store, land: Land
 ) -> None:
     read = read_cursor(cursor)
-    assert set(read.handled) <= {"square8_2p"} and not read.held and not read.failed
+    assert set(read.handled) <= {"square8_2p"}
+    assert not read.held and not read.failed and not read.offered
     land("hex8_3p", 0)
     assert keys(tick(instance, cursor)) == ["hex8_3p/0001"]
 
 
 def test_the_cursor_reads_back_and_those_of_earlier_versions_too() -> None:
-    cursor = read_cursor('{"hex8_3p": 7, "held": {"hex8_3p": 9}}')
+    cursor = read_cursor('{"hex8_3p": 7, "held": {"hex8_3p": 9}, "offered": ["hex8_3p"]}')
     assert cursor.handled == {"hex8_3p": 7} and cursor.held == {"hex8_3p": 9}
+    assert cursor.offered == {"hex8_3p"}
     for run in ("some", None):
         cursor.stop("square8_2p", Stopped(12, 3, run))
         assert read_cursor(cursor.text) == replace(cursor, earlier=False)
@@ -345,7 +349,7 @@ def test_start_up_brings_partitions_and_champions_up_to_the_store(
 
 def test_the_cursor_is_json_by_config(instance: DagsterInstance, land: Land) -> None:
     land("square8_2p", 0)
-    assert json.loads(tick(instance).cursor).keys() == {"square8_2p", "failed"}
+    assert json.loads(tick(instance).cursor).keys() == {"square8_2p", "failed", "offered"}
 
 
 # --- every blocking check of the generation -----------------------------------------------------
