@@ -20,7 +20,8 @@ from ringrift_pipeline.store.atomic import (
     write_bytes_once,
 )
 from ringrift_pipeline.store.attach import refuse_attached
-from ringrift_pipeline.store.bucket import Bucket, bucket_url
+from ringrift_pipeline.store.bucket import Bucket
+from ringrift_pipeline.store.bucket_settings import bucket_url
 from ringrift_pipeline.store.champion import Champion
 from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
