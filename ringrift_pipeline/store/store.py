@@ -140,7 +140,10 @@ class Store:
         if remote := self._remote_of(kind):
             self._layout.inside(self._layout.kind(config, generation, kind), config)
             return remote.current(config, generation, kind, verify)
-        return _artefacts.read_current(self._layout, config, generation, kind, verify=verify)
+        found = _artefacts.read_current(self._layout, config, generation, kind, verify=verify)
+        if found is None or self._behind is None or self._behind.cache.use(found.path):
+            return found
+        return self.current(config, generation, kind, verify)  # a cache has just dropped it
 
     def require(self, config: str, generation: int, kind: str, verify: bool = True) -> Artefact:
         """`current`, raising MissingArtefactError, which names the command, instead of None."""
@@ -175,7 +178,10 @@ class Store:
             raise MissingArtefactError(
                 f"artefact folder {path}", f"name a folder that holds a {MANIFEST}"
             )
-        return _artefacts.open_folder(self._layout, path, verify=verify)
+        found = _artefacts.open_folder(self._layout, path, verify=verify)
+        if self._behind is not None and _artefacts.place_of(self._layout, path) is not None:
+            self._behind.cache.use(path)
+        return found
 
     def artefacts(self, config: str, generation: int, kind: str) -> list[Artefact]:
         """All landed artefacts of a kind, oldest first, with manifests checked but files unhashed.
