@@ -23,7 +23,6 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +57,6 @@ STATE = "a training's full state; its averaged model stays"
 UNREAD = "games that no training will read again"
 ORDER = (SUPERSEDED, LEFT_OVER, REBUILT, QUARANTINED, STATE, UNREAD)
 FAILED = "its generation failed not long ago, and may be executed again"
-
-GIVEN_UP = 24 * 3600.0
-"""Seconds after its last object was written that an upload without a manifest counts as killed."""
 
 _HEAVY = (WINDOW, CHECKPOINT, TRAINING_STATE, EMA_MODEL)  # of which old versions go
 
@@ -251,7 +247,7 @@ def _stored_behind(remote: Remote, layout: Layout, configs: list[str]) -> Iterat
                 if whole and _reason(place.kind, False) is None:
                     continue  # stays, current or not
                 why = _reason(place.kind, remote.is_current(place)) if whole else LEFT_OVER
-                if why is None or not (whole or _given_up(remote, place)):
+                if why is None or not (whole or remote.is_given_up(place)):
                     continue
                 digest = remote.cache.look(place).digest if whole else ""
             except (ManifestMismatch, FileNotFoundError):
@@ -260,13 +256,6 @@ def _stored_behind(remote: Remote, layout: Layout, configs: list[str]) -> Iterat
         for name, size in remote.quarantined(config).items():
             path = layout.quarantine(config) / name
             yield Stored(config, None, "quarantine", path, size, "", QUARANTINED)
-
-
-def _given_up(remote: Remote, place: Place) -> bool:
-    """Was nothing of an upload written for so long that it is none any more?"""
-    times = (remote.bucket.changed(f"{place.key}/{n}") for n in remote.bucket.listing(place.key))
-    newest = max((found[0] for found in times if found is not None), default=None)
-    return newest is not None and (datetime.now(UTC) - newest).total_seconds() > GIVEN_UP
 
 
 def _landed(folder: Path) -> Iterator[tuple[Path, bool]]:

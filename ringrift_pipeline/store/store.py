@@ -198,8 +198,9 @@ class Store:
         return found
 
     def remove(self, config: str, generation: int, kind: str, keep: Path | None = None) -> None:
-        """Delete what has landed of a kind, but for the folder `keep`: for what its maker alone
-        needs, and needs no longer. An interruption leaves whole artefacts and what a sweep removes.
+        """Delete what has landed of a kind before the folder `keep`, without one all of it: for what its
+        maker alone needs, and needs no longer. An interruption leaves whole artefacts and what a sweep
+        removes.
         """
         folder = self._layout.inside(self._layout.kind(config, generation, kind), config)
         if remote := self._remote_of(kind):
@@ -208,7 +209,7 @@ class Store:
             _artefacts.remove_kind(folder)
             return
         for path in _artefacts.folders(folder):
-            if path != keep:
+            if path.name < keep.name:
                 _artefacts.remove_landed(path)
 
     def kinds(self, config: str, generation: int) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 from s3_server import Request, S3Server
 from test_store_retention import CONFIG, kinds, named, play, put, three
 
-from ringrift_pipeline.store import CorruptArtefactError, Store, retention
+from ringrift_pipeline.store import CorruptArtefactError, Store
+from ringrift_pipeline.store import remote as remote_of_a_store
 from ringrift_pipeline.store.retention import (
     LEFT_OVER,
     QUARANTINED,
@@ -104,7 +105,7 @@ def test_an_upload_that_was_given_up_goes_and_one_under_way_stays(
     s3.before = lambda request: None
     before = survey(there, keep_generations=1)
     assert (0, "checkpoint", LEFT_OVER) not in kinds(before.candidates)
-    monkeypatch.setattr(retention, "GIVEN_UP", -1.0)
+    monkeypatch.setattr(remote_of_a_store, "GIVEN_UP", -1.0)
     found = survey(there, keep_generations=1)
     (left,) = (item for item in found.candidates if item.kind == "checkpoint" and not item.digest)
     assert left.why == LEFT_OVER
