@@ -49,7 +49,12 @@ _TRANSIENT = frozenset(  # beside every answer of 500 and above
         "XAmzContentSHA256Mismatch",
     }
 )
-_UNKNOWN = ("NotImplemented", "InvalidArgument", "InvalidRequest", "501")  # of a condition
+UNKNOWN = (
+    "NotImplemented",
+    "InvalidArgument",
+    "InvalidRequest",
+    "501",
+)  # what a server does not do
 _log = logging.getLogger(__name__)
 
 
@@ -238,7 +243,7 @@ class Bucket:
                 and not self.write_if(key, b"5", seen)
             )
         except BucketError as error:
-            if error.code not in _UNKNOWN:
+            if error.code not in UNKNOWN:
                 raise
             kept = False
         self.delete(key)
@@ -248,6 +253,10 @@ class Bucket:
                 "is written to: two writers would overwrite each other's work. Use a server, or a "
                 "version of it, that knows conditional writes, as Amazon S3 does"
             )
+
+    def ask(self, what: str, method: str, **arguments: Any) -> Any:
+        """What the S3 client answers to another request of this bucket; `what` names it in errors."""
+        return self._try(what, self._fs._call_s3, method, Bucket=self.name, **arguments)
 
     def at(self, key: str) -> str:
         """The address of an object, for people."""

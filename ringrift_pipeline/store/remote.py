@@ -49,9 +49,7 @@ from ringrift_pipeline.store.manifest import (
 )
 from ringrift_pipeline.store.pending import Pending, Place, kind_key
 from ringrift_pipeline.store.records import Records
-
-GIVEN_UP = 24 * 3600.0
-"""Seconds after its last object was written that an upload without a manifest counts as killed."""
+from ringrift_pipeline.store.unfinished import GIVEN_UP
 
 
 class Remote:

@@ -392,3 +392,21 @@ def test_a_budget_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RINGRIFT_DISK_BUDGET_GB", text)
     with pytest.raises(BudgetError, match="RINGRIFT_DISK_BUDGET_GB"):
         disk_budget()
+
+
+@pytest.mark.services
+def test_parts_that_a_killed_upload_has_left_go_with_the_nightly_one(
+    data: Path, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_BUCKET", bucket_url)
+    store = Store(data)
+    assert store.remote is not None
+    bucket = store.remote.bucket
+    key = f"some/where/{CONFIG}/generations/0000/checkpoint/x/state"
+    bucket.ask("beginning", "create_multipart_upload", Key=key)
+    with open_instance(data) as instance:
+        for dry_run, there in ((True, 1), (False, 0)):
+            cleared = clear(instance, store, RetentionConfig(dry_run=dry_run))
+            assert cleared.uploads == 1 - there
+            left = bucket.ask("listing", "list_multipart_uploads").get("Uploads") or ()
+            assert len(left) == there
