@@ -41,7 +41,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from pydantic import Field
 
-from ringrift_pipeline.orchestration.at_work import failed_since, working
+from ringrift_pipeline.orchestration.at_work import beginnings, failed_since, working
 from ringrift_pipeline.orchestration.io_managers import VALUES_KEY
 from ringrift_pipeline.orchestration.names import OWNERS
 from ringrift_pipeline.orchestration.places import home_folder
@@ -156,6 +156,7 @@ def clear(
         store.sweep()
         if remote := store.remote:
             uploads = abort_uploads(remote.bucket)
+    begun = beginnings(instance, store)
     busy = working(instance, store)
     failed = failed_since(instance, store, datetime.fromtimestamp(cutoff, UTC))
     found = survey(store, config.keep_generations, busy, failed)
@@ -165,7 +166,7 @@ def clear(
     if config.dry_run:
         after = found.bytes - spared - sum(item.bytes for item in chosen)
     else:
-        chosen = delete(store, found, chosen, lambda: not working(instance, store) <= busy)
+        chosen = delete(store, found, chosen, lambda: not working(instance, store) <= busy, begun)
         after = stored_bytes(store)
         if remote := store.remote:
             remote.cache.make_room(0)
