@@ -99,7 +99,7 @@ class Remote:
                 place = self._renamed(place, now, names)
         self._send(place, fresh=True)
         self.cache.make_room(0)  # a worker that only plays lands shards, and fetches nothing
-        return as_artefact(self._path(place), content)
+        return replace(as_artefact(self._path(place), content), fetch=self.fetch)
 
     def _renamed(self, place: Place, now: datetime, names: list[str]) -> Place:
         """The place of a landing after it was given a name behind those in the bucket."""
@@ -309,9 +309,9 @@ class Remote:
         return [name for name in found if is_name(name)]
 
     def _have(self, place: Place, verify: bool, digest: str | None = None) -> Artefact:
-        """See `Cache.have`."""
+        """See `Cache.have`. Files that are not here, or no more when they are asked for, are fetched."""
         artefact = self.cache.have(place, verify, digest)
-        return artefact if artefact.path.is_dir() else replace(artefact, fetch=self.fetch)
+        return replace(artefact, fetch=self.fetch)
 
     def _path(self, place: Place) -> Path:
         return place.path(self._layout.root)

@@ -136,3 +136,15 @@ def test_a_window_stays_as_long_as_a_process_has_it_open(here: Store, window: Ar
         process.wait()
         assert cache_of(here).trim(0) == [window.path]
     assert current(here) is None
+
+
+@pytest.mark.parametrize("whose", ["read", "landed"])
+def test_files_that_were_dropped_since_are_fetched_when_they_are_asked_for(
+    whose: str, here: Store
+) -> None:
+    """A long work reads some of what it was given at its end."""
+    made = make(here, {"n": b"scores"})
+    found = here.require(CONFIG, GENERATION, made.kind) if whose == "read" else made
+    long_ago(made.path)
+    assert cache_of(here).trim(0) == [made.path]
+    assert found.file("n").read_bytes() == b"scores"
