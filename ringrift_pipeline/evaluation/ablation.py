@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from ringrift_pipeline.evaluation.processes import (
     work_through,
 )
 from ringrift_pipeline.selfplay.stopping import Interrupted, Reporter
+from ringrift_pipeline.store.locks import hold
 from ringrift_pipeline.training.inputs import Parts, reuse, sealed_inputs
 
 if TYPE_CHECKING:
@@ -99,12 +102,17 @@ def ablate(
         Interrupted: if asked to stop.
         LockedError: if another process is at it.
     """
+    from ringrift_pipeline.training import build_window
+
     for name, value, least in (("seeds", seeds, 2), ("steps", steps, 1), ("workers", workers, 0)):
         if value < least:
             raise AblationError(f"{name} must be at least {least}, got {value}")
-    with store.lock(plan.config, f"ablation-{plan.generation:04d}", PATIENCE):
-        hooks = {"progress": progress, "should_stop": should_stop}
-        material = _material(store, plan, steps, fresh, hooks)
+    with ExitStack() as stack:
+        stack.enter_context(store.lock(plan.config, f"ablation-{plan.generation:04d}", PATIENCE))
+        hooks: dict[str, Any] = {"progress": progress, "should_stop": should_stop}
+        window = build_window(store, plan, **hooks)
+        stack.callback(os.close, hold(window.path))  # between two runs nobody has it open
+        material = _material(store, plan, window, steps, fresh, hooks)
         work = _Work(store, material, seeds, Reporter(progress, should_stop))
         if resume == "never":
             work.parts.clear()
@@ -120,15 +128,17 @@ def ablate(
         return artefact
 
 
-def _material(store: Store, plan: Plan, steps: int, fresh: bool, hooks: dict[str, Any]) -> Material:
+def _material(
+    store: Store, plan: Plan, window: Artefact, steps: int, fresh: bool, hooks: dict[str, Any]
+) -> Material:
     """The artefacts that runs read, made where they are missing."""
     from ringrift_pipeline.selfplay.plan import open_model
-    from ringrift_pipeline.training import build_window, mine_hard_examples, score_games
+    from ringrift_pipeline.training import mine_hard_examples, score_games
     from ringrift_pipeline.training.ensembling import earlier_members
 
     return Material(
         plan,
-        build_window(store, plan, **hooks),
+        window,
         score_games(store, plan, **hooks),
         mine_hard_examples(store, plan, in_full=True, **hooks),
         None if fresh or plan.parent is None else open_model(store, plan.parent),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
@@ -47,6 +47,28 @@ def working(instance: DagsterInstance, store: Store) -> set[tuple[str, int]]:
         for config in named:
             busy |= {(config, number) for number in store.generations(config)}
     return busy
+
+
+def beginnings(instance: DagsterInstance, store: Store) -> Callable[[], bool]:
+    """A question, cheap enough to be asked before every deletion: has a run been made, or has a verb of
+    the command line begun on this machine, since it was last asked (at first: since now)?
+
+    Runs are numbered as they are made, and a backfill or a retry makes one before anything is done.
+    """
+
+    def seen() -> tuple[int, dict[str, set[int]]]:
+        newest = instance.get_run_records(limit=1)
+        number = newest[0].storage_id if newest else 0
+        return number, {config: store.at_work(config) for config in CONFIGS}
+
+    last = seen()
+
+    def begun() -> bool:
+        nonlocal last
+        before, last = last, seen()
+        return last != before
+
+    return begun
 
 
 def failed_since(instance: DagsterInstance, store: Store, since: datetime) -> set[tuple[str, int]]:

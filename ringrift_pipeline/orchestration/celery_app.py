@@ -2,7 +2,7 @@
 
 ``celery -A ringrift_pipeline.orchestration.celery_app worker -Q selfplay`` is a worker. Each step has a
 process of its own, forked from one that has torch and the definitions loaded, as on a single machine.
-The task is dagster-celery's; around it are the version, and signs of life that say how far it is.
+The task is dagster-celery's; around it are the terms of the run, and signs of life that say how far it is.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from ringrift_pipeline.orchestration.celery_settings import (
     PROGRESS,
     CelerySettings,
     OtherHistoryError,
-    WorkerVersionError,
-    refuse_other_versions,
+    RefusalError,
+    refuse_others,
 )
 from ringrift_pipeline.orchestration.leftovers import sweep_apart
 from ringrift_pipeline.orchestration.places import data_folder
@@ -91,8 +91,8 @@ class StepTask(Task):
     """dagster-celery's task with what a step needs around it.
 
     Raises:
-        WorkerVersionError: the run was made by another version; the worker takes no more from that
-            queue for `RESTS` seconds.
+        WorkerVersionError, OtherBucketError: the run was made by another version, or keeps what it
+            makes elsewhere; the worker takes no more from that queue for `RESTS` seconds.
         OtherHistoryError: nothing is known of the run here.
     """
 
@@ -102,8 +102,8 @@ class StepTask(Task):
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         try:
-            refuse_other_versions((self.request.headers or {}).get(HEADER))
-        except WorkerVersionError:
+            refuse_others((self.request.headers or {}).get(HEADER))
+        except RefusalError:
             self._rest()
             raise
         arguments = unpack_value(kwargs["execute_step_args_packed"], as_type=ExecuteStepArgs)

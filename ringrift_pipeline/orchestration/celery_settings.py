@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ringrift_pipeline.orchestration.pools import GPU_QUEUE, PoolError
+from ringrift_pipeline.store import BucketSettingError
+from ringrift_pipeline.store.bucket_settings import BUCKET_VARIABLE, named_bucket
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
 
 BROKER_VARIABLE = "RINGRIFT_CELERY_BROKER"
@@ -25,7 +27,8 @@ LOST_VARIABLE = "RINGRIFT_CELERY_LOST_AFTER"
 OUTAGE_VARIABLE = "RINGRIFT_CELERY_OUTAGE"
 
 APP = "ringrift_pipeline.orchestration.celery_app"
-HEADER = "ringrift"  # of a task: the versions of who asked for it
+HEADER = "ringrift"  # of a task: the terms of who asked for it
+BUCKET = "bucket"  # in these terms
 PROGRESS = "PROGRESS"  # state of a task that is worked on, with its signs of life
 
 
@@ -33,8 +36,16 @@ class CelerySettingsError(PoolError):
     """A variable of the environment is missing, or means nothing."""
 
 
-class WorkerVersionError(RuntimeError):
+class RefusalError(RuntimeError):
+    """A worker is not one for the run that asks; another may be."""
+
+
+class WorkerVersionError(RefusalError):
     """A worker of another version than the run was asked to work for it."""
+
+
+class OtherBucketError(RefusalError):
+    """A worker keeps what it makes elsewhere than the run does that it was asked to work for."""
 
 
 class OtherHistoryError(RuntimeError):
@@ -69,12 +80,16 @@ class CelerySettings:
 
     @classmethod
     def from_environment(cls) -> CelerySettings:
-        """Raises CelerySettingsError."""
+        """Raises CelerySettingsError, for what names no bucket as well: steps are told where it is."""
         broker = os.environ.get(BROKER_VARIABLE)
         if not broker:
             raise CelerySettingsError(
                 f"{BROKER_VARIABLE} is not set: name the Redis of the queues, redis://host:6379/0"
             )
+        try:
+            named_bucket()
+        except BucketSettingError as error:
+            raise CelerySettingsError(str(error)) from None
         return cls(
             checking_certificates(broker),
             checking_certificates(os.environ.get(BACKEND_VARIABLE) or broker),
@@ -130,10 +145,25 @@ def versions() -> dict[str, Any]:
     }
 
 
+def terms() -> dict[str, Any]:
+    """What is sent with a step, and two ends must have in common: versions, and the bucket. Its server
+    may have another address there. Raises BucketSettingError.
+    """
+    return {**versions(), BUCKET: named_bucket()}
+
+
+def refuse_others(asked: Mapping[str, Any] | None) -> None:
+    """Raises WorkerVersionError, OtherBucketError unless ``asked``, the terms of a run, are this
+    process's own.
+    """
+    refuse_other_versions(asked)
+    refuse_other_bucket(asked or {})
+
+
 def refuse_other_versions(asked: Mapping[str, Any] | None) -> None:
-    """Raises WorkerVersionError unless ``asked``, the versions of a run, are this process's own."""
+    """Raises WorkerVersionError unless ``asked``, the terms of a run, have this process's versions."""
     own = versions()
-    if asked == own:
+    if asked is not None and {name: asked.get(name) for name in own} == own:
         return
     raise WorkerVersionError(
         f"the worker on {socket.gethostname()} has {_told(own, asked)}, the run was made by "
@@ -151,6 +181,23 @@ def _told(these: Mapping[str, Any] | None, others: Mapping[str, Any] | None) -> 
     }
     text = f"ringrift-pipeline {these.get('package')} with Dagster {these.get('dagster')}"
     return text + (f" and {', '.join(f'{k} {v}' for k, v in code.items())}" if code else "")
+
+
+def refuse_other_bucket(asked: Mapping[str, Any]) -> None:
+    """Raises OtherBucketError unless this process keeps what it makes where the run does."""
+    own = named_bucket()
+    if BUCKET in asked and asked[BUCKET] == own:
+        return
+    theirs = _kept(asked[BUCKET]) if BUCKET in asked else "a bucket that it does not name"
+    raise OtherBucketError(
+        f"the worker on {socket.gethostname()} keeps what it makes in {_kept(own)}, the run in {theirs}: "
+        f"what one makes the other would not find. Set {BUCKET_VARIABLE} to the same on both, start the "
+        "one that was wrong again, and execute the run again from failure"
+    )
+
+
+def _kept(bucket: str | None) -> str:
+    return f"no bucket ({BUCKET_VARIABLE} is not set)" if bucket is None else bucket
 
 
 def start_line(queue: str) -> str:

@@ -31,11 +31,13 @@ from ringrift_pipeline.orchestration.celery_settings import (
     BrokerAwayError,
     CelerySettings,
     NoWorkerError,
+    OtherBucketError,
     OtherHistoryError,
+    RefusalError,
     WorkerVersionError,
     place_of,
     start_line,
-    versions,
+    terms,
 )
 from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.orchestration.pools import QUEUE_TAG, SELFPLAY_QUEUE
@@ -50,8 +52,9 @@ STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest
 ASK = 5.0  # seconds between two looks at the queues
 ANSWER = 1.5  # seconds that all workers are given to say what they take from
 SERVED = 12.0  # seconds for which that they have said so, or worked, holds
-REFUSALS = 20  # by workers of another version, that a step is handed out again
+REFUSALS = 20  # by workers of another version or bucket, that a step is handed out again
 HEARD = 30.0  # seconds within which the event log says what Dagster was told of a step
+_REFUSALS = {kind.__name__: kind for kind in (WorkerVersionError, OtherBucketError)}
 
 _HEALTHY = CheckStepHealthResult.healthy()
 
@@ -67,7 +70,7 @@ class Handed:
     # Why, as Dagster was told, which hands it out again if it is to be done again; an error: for good.
     given_up: str | Exception | None = None
     unheard: float = 0.0  # since then, that the event log does not say so
-    refused: str = ""  # by a worker of another version: what it said
+    refused: RefusalError | None = None  # what a worker said that is none for this run
     refusals: int = 0
     sign: Any = None  # the last one
     still: float = 0.0  # since then
@@ -106,6 +109,7 @@ class CelerySteps(StepHandler):
         super().__init__()
         self._settings = settings
         self._app = make_celery(settings)
+        self._terms = terms()
         # Each kind by itself: a Redis that takes no more may still be read from.
         self._reading = Requests(place_of(settings.backend))
         self._sending = Requests(settings.place)
@@ -247,7 +251,7 @@ class CelerySteps(StepHandler):
             },
             task_id=handed.task_id,
             queue=handed.queue,
-            headers={HEADER: versions()},
+            headers={HEADER: self._terms},
             ignore_result=True,
         )
         handed.sent = True
@@ -263,16 +267,14 @@ class CelerySteps(StepHandler):
 
     def _failed(self, context: StepHandlerContext, handed: Handed, error: Any) -> str | None:
         name = type(error).__name__
-        if name == WorkerVersionError.__name__ and handed.refusals < REFUSALS:
+        if name in _REFUSALS and handed.refusals < REFUSALS:
             handed.refusals += handed.sent  # not if it could not be handed out since
-            handed.refused, handed.sent = (
-                str(error),
-                False,
-            )  # that worker rests; another may take it
+            handed.refused = _REFUSALS[name](str(error))
+            handed.sent = False  # that worker rests; another may take it
             with contextlib.suppress(UnansweredError):
                 self._sending.make(lambda: self._send(context, handed))
             return None
-        for kind in (WorkerVersionError, OtherHistoryError):
+        for kind in (*_REFUSALS.values(), OtherHistoryError):
             if name == kind.__name__:
                 self._fail(context, kind(str(error)))
                 return None
@@ -308,7 +310,7 @@ class CelerySteps(StepHandler):
         gone = served and not self._depths.get(handed.queue)
         handed.missing = handed.missing + passed if gone else 0.0
         known = handed.queue in self._served and not handed.refused
-        # They will be back (a restart, an upgrade), unless the last ones were of another version.
+        # They will be back (a restart, an upgrade), unless the last ones were none for this run.
         patience = self._settings.outage if known else self._settings.no_worker_after
         if handed.unserved > patience:
             text = (
@@ -318,7 +320,7 @@ class CelerySteps(StepHandler):
             )
             self._fail(
                 context,
-                WorkerVersionError(f"{handed.refused}; {text}")
+                type(handed.refused)(f"{handed.refused}; {text}")
                 if handed.refused
                 else NoWorkerError(text),
             )

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from ringrift_pipeline.store import BucketError, Store, StoreError
-from ringrift_pipeline.store.bucket import PATIENCE_VARIABLE
+from ringrift_pipeline.store.bucket_settings import PATIENCE_VARIABLE
 
 
 def sweep_apart(data: Path) -> None:

@@ -41,7 +41,7 @@ from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
 from pydantic import Field
 
-from ringrift_pipeline.orchestration.at_work import failed_since, working
+from ringrift_pipeline.orchestration.at_work import beginnings, failed_since, working
 from ringrift_pipeline.orchestration.io_managers import VALUES_KEY
 from ringrift_pipeline.orchestration.names import OWNERS
 from ringrift_pipeline.orchestration.places import home_folder
@@ -49,6 +49,7 @@ from ringrift_pipeline.orchestration.settings import refusing
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
 from ringrift_pipeline.store.retention import Stored, delete, stored_bytes, survey, used_bytes
+from ringrift_pipeline.store.unfinished import abort_uploads
 
 JOB = "disk_retention"
 OP = "retention"
@@ -123,6 +124,7 @@ class Cleared:
     protected: Sequence[Stored]
     dry_run: bool
     litter: dict[str, int] = field(default_factory=dict)  # bytes, by what it was
+    uploads: int = 0  # in parts, that nobody has finished
 
 
 def clear(
@@ -149,8 +151,12 @@ def clear(
         litter["values of runs"] = litter.get("values of runs", 0) + size
         if not config.dry_run and (remote := store.remote):
             remote.bucket.delete(key)
+    uploads = 0
     if not config.dry_run:
         store.sweep()
+        if remote := store.remote:
+            uploads = abort_uploads(remote.bucket)
+    begun = beginnings(instance, store)
     busy = working(instance, store)
     failed = failed_since(instance, store, datetime.fromtimestamp(cutoff, UTC))
     found = survey(store, config.keep_generations, busy, failed)
@@ -160,11 +166,11 @@ def clear(
     if config.dry_run:
         after = found.bytes - spared - sum(item.bytes for item in chosen)
     else:
-        chosen = delete(store, found, chosen, lambda: not working(instance, store) <= busy)
+        chosen = delete(store, found, chosen, lambda: not working(instance, store) <= busy, begun)
         after = stored_bytes(store)
         if remote := store.remote:
             remote.cache.make_room(0)
-    return Cleared(before, after, budget, chosen, found.protected, config.dry_run, litter)
+    return Cleared(before, after, budget, chosen, found.protected, config.dry_run, litter, uploads)
 
 
 def old_values(instance: DagsterInstance, store: Store, cutoff: float) -> list[Path]:
@@ -329,6 +335,7 @@ def _retention(context: OpExecutionContext, config: RetentionConfig) -> Output[N
     context.log.info(
         f"{done} {len(cleared.deleted)} artefacts; {cleared.before / GB:.3f} GB before, "
         f"{cleared.after / GB:.3f} GB after, the budget is {cleared.budget / GB:g} GB"
+        + (f"; {cleared.uploads} unfinished uploads aborted" if cleared.uploads else "")
     )
     return Output(None, metadata=shown(cleared))
 

@@ -6,7 +6,8 @@ import secrets
 from pathlib import Path
 
 from ringrift_pipeline.store.atomic import write_bytes_atomic
-from ringrift_pipeline.store.bucket import BUCKET_VARIABLE, Bucket, endpoint
+from ringrift_pipeline.store.bucket import Bucket
+from ringrift_pipeline.store.bucket_settings import BUCKET_VARIABLE, endpoint
 from ringrift_pipeline.store.errors import BucketSettingError
 from ringrift_pipeline.store.manifest import ManifestMismatch, read_sealed, sealed_bytes
 

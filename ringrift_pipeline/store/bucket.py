@@ -11,7 +11,6 @@ import hashlib
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ringrift_pipeline.store.bounded import MOST, TooLargeError
+from ringrift_pipeline.store.bucket_settings import (
+    BUCKET_VARIABLE,
+    endpoint,
+    parts_of,
+    said_patience,
+)
 from ringrift_pipeline.store.errors import BucketError, BucketSettingError, InvalidNameError
 from ringrift_pipeline.store.transfer import count
-
-BUCKET_VARIABLE = "RINGRIFT_BUCKET"
-PATIENCE_VARIABLE = "RINGRIFT_BUCKET_PATIENCE"
-PATIENCE = 300.0
-"""Seconds that are waited in all, between one try and the next, for a bucket that refuses."""
 
 ANSWER = 30.0
 """Seconds within which a request is answered, or counts as refused. The client's own bound on silence
@@ -49,30 +49,13 @@ _TRANSIENT = frozenset(  # beside every answer of 500 and above
         "XAmzContentSHA256Mismatch",
     }
 )
-_UNKNOWN = ("NotImplemented", "InvalidArgument", "InvalidRequest", "501")  # of a condition
-_URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9][A-Za-z0-9._-]*)*)/?")
+UNKNOWN = (
+    "NotImplemented",
+    "InvalidArgument",
+    "InvalidRequest",
+    "501",
+)  # what a server does not do
 _log = logging.getLogger(__name__)
-
-
-def bucket_url() -> str | None:
-    """What ``RINGRIFT_BUCKET`` says, None where it says nothing."""
-    return os.environ.get(BUCKET_VARIABLE, "").strip() or None
-
-
-def endpoint() -> str:
-    """The server that the environment names, empty for that of Amazon."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-
-
-def _patience() -> float:
-    text = os.environ.get(PATIENCE_VARIABLE, "").strip()
-    try:
-        seconds = float(text) if text else PATIENCE
-    except ValueError:
-        seconds = -1.0
-    if not 0.0 <= seconds <= 86_400.0:
-        raise BucketSettingError(f"{PATIENCE_VARIABLE} is {text!r}: write seconds, from 0 to 86400")
-    return seconds
 
 
 class Seen(NamedTuple):
@@ -97,15 +80,9 @@ class Bucket:
         self, url: str, patience: float | None = None, within: float | None = None
     ) -> None:
         """Raises BucketSettingError for what is no ``s3://name/prefix``, or if a package is missing."""
-        found = _URL.fullmatch(url)
-        if found is None or ".." in url:
-            raise BucketSettingError(
-                f"{url!r} names no bucket: write s3://name or s3://name/prefix in {BUCKET_VARIABLE}"
-            )
+        self.name, self.prefix = parts_of(url)
         self.url = url.rstrip("/")
-        self.name = found[1]
-        self.prefix = found[2].strip("/")
-        self.patience = _patience() if patience is None else patience
+        self.patience = said_patience() if patience is None else patience
         self._ends = math.inf if within is None else time.monotonic() + within
         try:
             import s3fs  # noqa: F401
@@ -266,7 +243,7 @@ class Bucket:
                 and not self.write_if(key, b"5", seen)
             )
         except BucketError as error:
-            if error.code not in _UNKNOWN:
+            if error.code not in UNKNOWN:
                 raise
             kept = False
         self.delete(key)
@@ -276,6 +253,10 @@ class Bucket:
                 "is written to: two writers would overwrite each other's work. Use a server, or a "
                 "version of it, that knows conditional writes, as Amazon S3 does"
             )
+
+    def ask(self, what: str, method: str, **arguments: Any) -> Any:
+        """What the S3 client answers to another request of this bucket; `what` names it in errors."""
+        return self._try(what, self._fs._call_s3, method, Bucket=self.name, **arguments)
 
     def at(self, key: str) -> str:
         """The address of an object, for people."""

@@ -31,6 +31,7 @@ from ringrift_pipeline.store.bucket import Bucket
 from ringrift_pipeline.store.errors import BucketSettingError, UnreliableHostError
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import MANIFEST, Layout, generation_key, is_name
+from ringrift_pipeline.store.locks import hold, unheld
 from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
@@ -85,12 +86,27 @@ class Cache:
         if path.is_dir() and not path.is_symlink():
             try:
                 artefact = _identified(load_folder(path, verify=verify), place, digest)
-                with contextlib.suppress(FileNotFoundError):
-                    os.utime(path)  # used now
-                return artefact
+                if self.use(path):
+                    return artefact
             except ManifestMismatch as error:
                 self.put_aside(place, str(error))
         return self._download(place, digest) if verify else self.look(place, digest)
+
+    def use(self, path: Path) -> bool:
+        """Note that a folder here is used now: it stays for `IN_USE` seconds. Returns whether it was there
+        still.
+        """
+        try:
+            descriptor = hold(path)
+        except FileNotFoundError:
+            return False
+        try:
+            os.utime(descriptor)
+            return os.path.samestat(os.stat(path), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+        finally:
+            os.close(descriptor)
 
     def put_aside(self, place: Place, reason: str) -> None:
         """Move a folder that is damaged here into the quarantine here."""
@@ -214,7 +230,8 @@ class Cache:
 
     def make_room(self, size: int) -> list[Path]:
         """Drop what was not used for longest until `size` more bytes keep to the budget, and return
-        what went. Never what is not in the bucket yet, nor what was used within the last hour.
+        what went. Never what is not in the bucket yet, nor what was used within the last hour, nor what
+        somebody has open (`locks.hold`).
 
         Does nothing if any process here has looked within five minutes: every step is one, and a walk
         through all that is here takes a while. The data root may be above the budget for so long.
@@ -239,12 +256,20 @@ class Cache:
         left = sum(size for _, size, _ in found) - budget
         gone = []
         for used, size, path in found:
-            if left <= 0 or time.time() - used < IN_USE:
+            if left <= 0 or _is_recent(used):
                 break
-            if self.drop(path):
+            if self._drop_unused(path):
                 gone.append(path)
                 left -= size
         return gone
+
+    def _drop_unused(self, path: Path) -> bool:
+        """`drop`, unless somebody has used it since it was looked at, or holds it: has it open."""
+        try:
+            with unheld(path) as free:
+                return free and not _is_recent(path.stat().st_mtime) and self.drop(path)
+        except FileNotFoundError:
+            return False
 
     def drop(self, path: Path) -> bool:
         """Remove a folder here, in one step for whoever looks. Returns whether it was there."""
@@ -277,6 +302,10 @@ class Cache:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     yield path.stat().st_mtime, _bytes(path), path
+
+
+def _is_recent(used: float) -> bool:
+    return time.time() - used < IN_USE
 
 
 def _bytes(path: Path) -> int:

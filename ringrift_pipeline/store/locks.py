@@ -125,6 +125,42 @@ def _born(pid: int) -> str | None:
         return None
 
 
+def hold(folder: Path) -> int:
+    """Hold a folder, beside whoever else does, so that no cache drops it. Returns a descriptor: to close
+    it is to let go, and the kernel does with the process. Raises OSError if it is gone.
+
+    On file systems without ``flock`` nothing is held.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+@contextlib.contextmanager
+def unheld(folder: Path) -> Iterator[bool]:
+    """Whether nobody has a `hold` of a folder; nobody gets one before the block ends. Raises OSError if
+    it is gone.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    free = True
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+        yield free
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` exclusively for a few file operations, waiting for whoever has it.

@@ -211,6 +211,15 @@ class Records:
                 kept.append(record)
         return kept
 
+    def promotions(self, config: str) -> int:
+        """How many there were. Each is an object of its own, that never changes."""
+        return max(self._promotions(config), default=0)
+
+    def has(self, config: str, generation: int, promotion: int) -> bool:
+        """Whether there is a plan of a generation, or a promotion of a number. Reads neither."""
+        keys = self._plan_key(config, generation), self._champion_key(config, promotion)
+        return any(self._bucket.changed(key) is not None for key in keys)
+
     def _promotions(self, config: str) -> list[int]:
         names = self._bucket.listing(f"{check_name(config, 'config')}/champions")
         return sorted(int(found[1]) for found in map(_PROMOTION.fullmatch, names) if found)

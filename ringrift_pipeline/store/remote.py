@@ -17,7 +17,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from ringrift_pipeline.store.manifest import (
 )
 from ringrift_pipeline.store.pending import Pending, Place, kind_key
 from ringrift_pipeline.store.records import Records
+from ringrift_pipeline.store.unfinished import GIVEN_UP
 
 
 class Remote:
@@ -98,7 +99,7 @@ class Remote:
                 place = self._renamed(place, now, names)
         self._send(place, fresh=True)
         self.cache.make_room(0)  # a worker that only plays lands shards, and fetches nothing
-        return as_artefact(self._path(place), content)
+        return replace(as_artefact(self._path(place), content), fetch=self.fetch)
 
     def _renamed(self, place: Place, now: datetime, names: list[str]) -> Place:
         """The place of a landing after it was given a name behind those in the bucket."""
@@ -308,9 +309,9 @@ class Remote:
         return [name for name in found if is_name(name)]
 
     def _have(self, place: Place, verify: bool, digest: str | None = None) -> Artefact:
-        """See `Cache.have`."""
+        """See `Cache.have`. Files that are not here, or no more when they are asked for, are fetched."""
         artefact = self.cache.have(place, verify, digest)
-        return artefact if artefact.path.is_dir() else replace(artefact, fetch=self.fetch)
+        return replace(artefact, fetch=self.fetch)
 
     def _path(self, place: Place) -> Path:
         return place.path(self._layout.root)
@@ -318,18 +319,42 @@ class Remote:
     # --- removing -------------------------------------------------------------------------------
 
     def remove(self, config: str, generation: int, kind: str, keep: Path | None) -> None:
-        """See `Store.remove`."""
-        for place in self.pending.places(config, generation, kind):
-            if keep is None or place.name != keep.name:
-                self.pending.drop(place)
+        """See `Store.remove`. What another process is uploading, here or elsewhere, is left to it: it
+        would write a manifest over files that are gone.
+        """
         folder = self._layout.kind(config, generation, kind)
         here = [path.name for path in local.folders(folder)]
+        here += [place.name for place in self.pending.places(config, generation, kind)]
+        left = False
         for name in sorted({*self.names(config, generation, kind), *here}):
-            if keep is None or name != keep.name:
-                self.remove_landed(Place(config, generation, kind, name))
-        if keep is None:
+            place = Place(config, generation, kind, name)
+            if keep is not None and name >= keep.name:
+                break
+            if self._is_nobodys(place):
+                self.remove_landed(place)
+            else:
+                left = True
+        if keep is None and not left:
             self.bucket.delete(f"{kind_key(config, generation, kind)}/{POINTER}")
             local.remove_kind(folder)
+
+    def _is_nobodys(self, place: Place) -> bool:
+        """Does nobody upload an artefact any more? What is left of one is nobody's as well: it has its
+        mark here, which is taken off then, or `is_given_up`.
+        """
+        if self.pending.has(place):
+            with self.pending.held(place, wait=False) as mine:
+                if mine:
+                    self.pending.drop(place)
+                return mine
+        names = self.bucket.listing(place.key)
+        return not names or MANIFEST in names or self.is_given_up(place)
+
+    def is_given_up(self, place: Place) -> bool:
+        """Was nothing of an upload written for so long that it is none any more?"""
+        times = (self.bucket.changed(f"{place.key}/{n}") for n in self.bucket.listing(place.key))
+        newest = max((found[0] for found in times if found is not None), default=None)
+        return newest is not None and (datetime.now(UTC) - newest).total_seconds() > GIVEN_UP
 
     def remove_landed(self, place: Place) -> bool:
         """Delete an artefact, here and in the bucket. Returns False if it was gone there already.

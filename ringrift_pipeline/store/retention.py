@@ -19,11 +19,12 @@ from: another config may begin with it.
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ from ringrift_pipeline.store.layout import NOTE, POINTER, Layout, is_name, parse
 from ringrift_pipeline.store.locks import WORK
 from ringrift_pipeline.store.manifest import ManifestMismatch, load_folder
 from ringrift_pipeline.store.pending import Place
+from ringrift_pipeline.store.standing import Standing, has_gone_on, standing
 from ringrift_pipeline.store.store import Store
 
 if TYPE_CHECKING:
@@ -59,8 +61,16 @@ UNREAD = "games that no training will read again"
 ORDER = (SUPERSEDED, LEFT_OVER, REBUILT, QUARANTINED, STATE, UNREAD)
 FAILED = "its generation failed not long ago, and may be executed again"
 
-GIVEN_UP = 24 * 3600.0
-"""Seconds after its last object was written that an upload without a manifest counts as killed."""
+LOOK_AGAIN = 60.0
+"""Seconds after which a deletion looks again at all that its survey rests on: in a bucket that is a request
+for each thousand plans and promotions of every config.
+
+What would make a deletion wrong is asked before each, at a cost that does not grow: the next plan and the
+next promotion of its config, and whether anybody has begun to work, which has all looked at again at once.
+Not seen within these seconds is a plan that leaves numbers out and comes from another machine's command
+line, and one of another config that begins with a model of this one (all of its champions stays). Either
+has the games played again that it finds gone.
+"""
 
 _HEAVY = (WINDOW, CHECKPOINT, TRAINING_STATE, EMA_MODEL)  # of which old versions go
 
@@ -93,13 +103,13 @@ class Survey:
         bytes: of everything under the data root, whatever it is; with a bucket of everything in that.
         candidates: what may go, in the order in which it goes.
         protected: what is of a kind that may go and must stay.
-        basis: what all this rests on; it holds as long as `basis` of the store is the same.
+        basis: what all this rests on: how far each config was; it holds as long as they are no further.
     """
 
     bytes: int
     candidates: tuple[Stored, ...]
     protected: tuple[Stored, ...]
-    basis: Any
+    basis: dict[str, Standing]
 
     def surplus(self, budget: int) -> list[Stored]:
         """The candidates that have to go to come under ``budget`` bytes; all, if none suffice."""
@@ -132,6 +142,7 @@ def survey(
     """
     if keep_generations < 1:
         raise StoreError(f"keep_generations must be at least 1, not {keep_generations}")
+    before = basis(store)  # what comes while it is looked ends the deletion
     needs = _Needs(store, keep_generations, working, failed)
     candidates: list[Stored] = []
     protected: list[Stored] = []
@@ -142,7 +153,7 @@ def survey(
         else:
             candidates.append(item)
     candidates.sort(key=lambda item: (ORDER.index(item.why), item.path.name))
-    return Survey(stored_bytes(store), tuple(candidates), tuple(protected), basis(store))
+    return Survey(stored_bytes(store), tuple(candidates), tuple(protected), before)
 
 
 def delete(
@@ -150,6 +161,7 @@ def delete(
     found: Survey,
     chosen: Iterable[Stored],
     outdated: Callable[[], bool] = lambda: False,
+    begun: Callable[[], bool] = lambda: False,
 ) -> list[Stored]:
     """Delete what was chosen of a survey and return what is gone now.
 
@@ -158,11 +170,18 @@ def delete(
     leaves every pointer naming something whole, and at most temporary folders for `Store.sweep`.
 
     Args:
-        outdated: asked before each deletion, says whether the survey does not hold any more.
+        outdated: says whether the survey does not hold any more for what somebody works on; asked at
+            first, every `LOOK_AGAIN` seconds, and whenever
+        begun: says that somebody has begun to work since it was last asked; asked before each deletion.
     """
     gone: list[Stored] = []
+    looked = -math.inf
     for item in chosen:
-        if basis(store) != found.basis or outdated():
+        if begun() or time.monotonic() - looked > LOOK_AGAIN:
+            if basis(store) != found.basis or outdated():
+                break
+            looked = time.monotonic()
+        elif has_gone_on(store, item.config, found.basis[item.config]):
             break
         try:
             with ExitStack() as stack:
@@ -176,12 +195,9 @@ def delete(
     return gone
 
 
-def basis(store: Store) -> Any:
+def basis(store: Store) -> dict[str, Standing]:
     """What a survey rests on: all plans, all promotions."""
-    return {
-        config: (tuple(store.generations(config)), store.champion(config))
-        for config in _configs(store)
-    }
+    return {config: standing(store, config) for config in _configs(store)}
 
 
 def stored_bytes(store: Store) -> int:
@@ -251,7 +267,7 @@ def _stored_behind(remote: Remote, layout: Layout, configs: list[str]) -> Iterat
                 if whole and _reason(place.kind, False) is None:
                     continue  # stays, current or not
                 why = _reason(place.kind, remote.is_current(place)) if whole else LEFT_OVER
-                if why is None or not (whole or _given_up(remote, place)):
+                if why is None or not (whole or remote.is_given_up(place)):
                     continue
                 digest = remote.cache.look(place).digest if whole else ""
             except (ManifestMismatch, FileNotFoundError):
@@ -260,13 +276,6 @@ def _stored_behind(remote: Remote, layout: Layout, configs: list[str]) -> Iterat
         for name, size in remote.quarantined(config).items():
             path = layout.quarantine(config) / name
             yield Stored(config, None, "quarantine", path, size, "", QUARANTINED)
-
-
-def _given_up(remote: Remote, place: Place) -> bool:
-    """Was nothing of an upload written for so long that it is none any more?"""
-    times = (remote.bucket.changed(f"{place.key}/{n}") for n in remote.bucket.listing(place.key))
-    newest = max((found[0] for found in times if found is not None), default=None)
-    return newest is not None and (datetime.now(UTC) - newest).total_seconds() > GIVEN_UP
 
 
 def _landed(folder: Path) -> Iterator[tuple[Path, bool]]:

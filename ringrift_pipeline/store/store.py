@@ -20,7 +20,8 @@ from ringrift_pipeline.store.atomic import (
     write_bytes_once,
 )
 from ringrift_pipeline.store.attach import refuse_attached
-from ringrift_pipeline.store.bucket import Bucket, bucket_url
+from ringrift_pipeline.store.bucket import Bucket
+from ringrift_pipeline.store.bucket_settings import bucket_url
 from ringrift_pipeline.store.champion import Champion
 from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
@@ -139,7 +140,10 @@ class Store:
         if remote := self._remote_of(kind):
             self._layout.inside(self._layout.kind(config, generation, kind), config)
             return remote.current(config, generation, kind, verify)
-        return _artefacts.read_current(self._layout, config, generation, kind, verify=verify)
+        found = _artefacts.read_current(self._layout, config, generation, kind, verify=verify)
+        if found is None or self._behind is None or self._behind.cache.use(found.path):
+            return found
+        return self.current(config, generation, kind, verify)  # a cache has just dropped it
 
     def require(self, config: str, generation: int, kind: str, verify: bool = True) -> Artefact:
         """`current`, raising MissingArtefactError, which names the command, instead of None."""
@@ -174,7 +178,10 @@ class Store:
             raise MissingArtefactError(
                 f"artefact folder {path}", f"name a folder that holds a {MANIFEST}"
             )
-        return _artefacts.open_folder(self._layout, path, verify=verify)
+        found = _artefacts.open_folder(self._layout, path, verify=verify)
+        if self._behind is not None and _artefacts.place_of(self._layout, path) is not None:
+            self._behind.cache.use(path)
+        return found
 
     def artefacts(self, config: str, generation: int, kind: str) -> list[Artefact]:
         """All landed artefacts of a kind, oldest first, with manifests checked but files unhashed.
@@ -191,8 +198,9 @@ class Store:
         return found
 
     def remove(self, config: str, generation: int, kind: str, keep: Path | None = None) -> None:
-        """Delete what has landed of a kind, but for the folder `keep`: for what its maker alone
-        needs, and needs no longer. An interruption leaves whole artefacts and what a sweep removes.
+        """Delete what has landed of a kind before the folder `keep`, without one all of it: for what its
+        maker alone needs, and needs no longer. An interruption leaves whole artefacts and what a sweep
+        removes.
         """
         folder = self._layout.inside(self._layout.kind(config, generation, kind), config)
         if remote := self._remote_of(kind):
@@ -201,7 +209,7 @@ class Store:
             _artefacts.remove_kind(folder)
             return
         for path in _artefacts.folders(folder):
-            if path != keep:
+            if path.name < keep.name:
                 _artefacts.remove_landed(path)
 
     def kinds(self, config: str, generation: int) -> list[str]:

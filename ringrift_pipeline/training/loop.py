@@ -87,7 +87,8 @@ def train(
     LockedError
         if another process trains this generation, and goes on doing so.
     ProcessesError
-        if there are fewer devices, or rows in a batch, than processes.
+        if there are fewer devices, or rows in a batch, than processes, or one of another machine does
+        not see what the first one reads.
     ReplicaError
         in one of several processes: for another that failed or was killed.
     """

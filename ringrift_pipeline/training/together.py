@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringrift_pipeline.selfplay.plan import Plan
 from ringrift_pipeline.selfplay.stopping import Progress, ShouldStop
-from ringrift_pipeline.store import Artefact, Store
+from ringrift_pipeline.store import Artefact, MissingArtefactError, Store
 
 if TYPE_CHECKING:
     from ringrift_pipeline.training.processes import Member
@@ -84,7 +85,7 @@ def beside(
     member = by_torchrun(None, should_stop)
     paths = json.loads(member.hear(_SOURCES))
     if paths is None:
-        return store.open(member.hear(_LANDED), verify=False)
+        return _seen(store, member, "checkpoint", member.hear(_LANDED))
     return store.open(_train(member, str(store.root), plan, resume, paths), verify=False)
 
 
@@ -95,7 +96,7 @@ def _train(member: Member, root: str, plan: Plan, resume: str | Path, paths: dic
     store = Store(root)
     # a state that is being written: whoever started this process cannot know its name
     member.leaving.append(partial(store.remove_own, plan.config))
-    sources = {role: store.open(path, verify=False) for role, path in paths.items()}
+    sources = {role: _seen(store, member, role, path) for role, path in paths.items()}
     with member.joined(plan.settings) as (replicas, device):
         landed = train_from(
             store,
@@ -109,6 +110,24 @@ def _train(member: Member, root: str, plan: Plan, resume: str | Path, paths: dic
         if landed is not None:
             member.tell(_LANDED, str(landed.path))
         return member.hear(_LANDED, patient=True)
+
+
+def _seen(store: Store, member: Member, role: str, path: str) -> Artefact:
+    """What the first process names. Raises ProcessesError where this one cannot see it."""
+    from ringrift_pipeline.training.processes import ProcessesError
+
+    try:
+        return store.open(path, verify=False)
+    except MissingArtefactError as error:
+        if torchrun_rank() is None:  # ours are of one machine
+            raise
+        raise ProcessesError(
+            f"training process {member.rank} on {socket.gethostname()} cannot see {path}, the "
+            f"{role.replace('_', ' ')} that the first one names: processes on several machines need one data "
+            "root, a folder that they share under the same path, and no bucket, for a window stays on the "
+            "machine that made it. Share the folder and unset RINGRIFT_BUCKET, or start torchrun on one "
+            "machine alone"
+        ) from error
 
 
 __all__ = ["beside", "in_processes", "torchrun_rank"]

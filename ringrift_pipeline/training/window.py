@@ -8,6 +8,8 @@ player to move, which is how the network sees the board.
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from ringrift_pipeline.selfplay.ragged import offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
 from ringrift_pipeline.store import CorruptArtefactError, check_folder, read_bounded
 from ringrift_pipeline.store.bounded import parse_json
+from ringrift_pipeline.store.locks import hold
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
 from ringrift_pipeline.training.split import split_of
 
@@ -178,13 +181,26 @@ def build_window(
 
 
 def open_window(folder: Path) -> Window:
-    """Map the columns of a window artefact's folder.
+    """Map the columns of a window artefact's folder, which no cache drops while they are mapped.
 
     Raises
     ------
     WindowError
         if the folder holds no window of this format, or a damaged one.
     """
+    try:
+        held = hold(folder)
+    except OSError as error:
+        raise WindowError(f"{folder} holds no training window: {error}") from error
+    try:
+        return _mapped(folder, held)
+    except BaseException:
+        os.close(held)
+        raise
+
+
+def _mapped(folder: Path, held: int) -> Window:
+    """See :func:`open_window`; the folder is let go of when no row can be read any more."""
     try:
         check_folder(folder)
         header = parse_json(read_bounded(folder / "window.json"))
@@ -208,6 +224,7 @@ def open_window(folder: Path) -> Window:
         games = tuple(read_bounded(folder / "games.txt", most).decode("utf-8").split())
         window = Window(**columns, games=games, config=header["config"])
         _check_columns(window)
+        weakref.finalize(window.planes.base, os.close, held)  # that of a map is the map
         return window
     except (*_DAMAGED, AttributeError) as error:
         raise WindowError(f"{folder} holds a damaged training window: {error}") from error

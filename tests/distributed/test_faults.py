@@ -191,6 +191,26 @@ def test_a_worker_of_an_older_version_is_refused_by_name(servers: Cluster, toys:
     assert toy.begun(run, "one") == []
 
 
+@pytest.mark.parametrize("url", ["", "s3://ringrift/test"])
+def test_a_worker_with_another_bucket_is_refused_by_name(
+    url: str, servers: Cluster, toys: Served
+) -> None:
+    """It would make everything where nobody looks for it, and say that all is well."""
+    if servers.bucket is None:
+        pytest.skip("moto or s3fs is not installed")
+    servers.redis.client().delete("selfplay")  # steps of runs that ended before they were taken
+    worker(servers, f"astray{len(url)}", RINGRIFT_BUCKET=url)
+    servers.ready()
+    run = toys.launch("one", {})
+    assert toys.finished(run) == DagsterRunStatus.FAILURE
+    assert toys.steps(run, FAILED) == ["one"] and toys.steps(run, AGAIN) == []
+    error = said(toys, run, FAILED)
+    assert error.count("OtherBucketError: ") == 1
+    told = f"the worker on {os.uname().nodename} keeps what it makes in {url or 'no bucket'}"
+    assert told in error and f"the run in {servers.bucket.url}: " in error
+    assert toy.begun(run, "one") == []
+
+
 def broker(servers: Cluster) -> Any:
     """Celery, as somebody asks it who is no worker."""
     from celery import Celery

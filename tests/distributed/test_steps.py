@@ -19,6 +19,7 @@ from dagster._serdes import pack_value
 from ringrift_pipeline.orchestration.celery_settings import (
     PROGRESS,
     CelerySettings,
+    OtherBucketError,
     OtherHistoryError,
     WorkerVersionError,
 )
@@ -215,7 +216,7 @@ def test_redis_that_never_answered_is_no_outage(
     assert "nor ever for this run: look after its address" in failures[0]
 
 
-# --- workers of other versions -------------------------------------------------------------------
+# --- workers of other versions and buckets --------------------------------------------------------
 
 
 def test_a_step_that_a_worker_refuses_is_another_workers(
@@ -255,16 +256,19 @@ def test_a_refusal_that_could_not_be_answered_counts_once(
     assert steps._app.backend.get_task_meta(task, cache=False)["status"] == "SENT"
 
 
-def test_refused_by_all_it_fails_for_good(steps: Any, clock: Clock, failures: list[str]) -> None:
+@pytest.mark.parametrize("kind", [WorkerVersionError, OtherBucketError])
+def test_refused_by_all_it_fails_for_good(
+    kind: type[Exception], steps: Any, clock: Clock, failures: list[str]
+) -> None:
     (asked,) = a_run(steps, {"one": QUEUE})
     look(steps, [asked])
     task = f"{asked.execute_step_args.run_id}/one/0"
     looks = 0
-    while not failures:
-        steps._app.backend.store_result(task, WorkerVersionError("old"), "FAILURE")
+    while not failures and looks < 100:
+        steps._app.backend.store_result(task, kind("old"), "FAILURE")
         clock.now, looks = clock.now + LOOK, looks + 1
         look(steps, [asked])
-    assert looks == 21 and failures[0].startswith("WorkerVersionError: old")
+    assert looks == 21 and failures[0].startswith(f"{kind.__name__}: old")
 
 
 def test_redis_that_comes_back_is_away_no_more(
@@ -444,6 +448,18 @@ def test_workers_that_were_there_are_waited_for(
     workers.queues = []
     assert 300.0 <= waited(steps, asked, clock, failures) <= 330.0
     assert "NoWorkerError: no worker takes from the queue 'selfplay'" in failures[0]
+
+
+@pytest.mark.parametrize("kind", [WorkerVersionError, OtherBucketError])
+def test_a_queue_that_is_left_to_who_refuses_says_what_that_one_said(
+    kind: type[Exception], steps: Any, clock: Clock, workers: Workers, failures: list[str]
+) -> None:
+    (asked,) = a_run(steps, {"one": QUEUE})
+    look(steps, [asked])
+    task = f"{asked.execute_step_args.run_id}/one/0"
+    steps._app.backend.store_result(task, kind("not mine"), "FAILURE")
+    assert waited(steps, [asked], clock, failures) <= 60.0
+    assert failures[0].startswith(f"{kind.__name__}: not mine; no worker takes from")
 
 
 def test_every_queue_is_looked_at_whichever_step_comes_first(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import shutil
@@ -17,7 +18,7 @@ import polars as pl
 import pytest
 
 from ringrift_pipeline.drawing.charts import FULL, MOST_BYTES
-from ringrift_pipeline.evaluation import AblationError, AblationFailed, ablate
+from ringrift_pipeline.evaluation import AblationError, AblationFailed, ablate, ablation
 from ringrift_pipeline.evaluation.ablation_report import (
     ENHANCEMENTS,
     MEASURES,
@@ -40,6 +41,7 @@ from ringrift_pipeline.evaluation.tables import ABLATION
 from ringrift_pipeline.selfplay import Plan, load_plan, plan_generation, play_shards
 from ringrift_pipeline.selfplay.stopping import Interrupted
 from ringrift_pipeline.store import Artefact, Store
+from ringrift_pipeline.store.locks import unheld
 from ringrift_pipeline.training import (
     build_window,
     mine_hard_examples,
@@ -319,6 +321,28 @@ def planted(
                 )
             results[variant, seed] = TrialResult(models, 1, 1, "", 0.0)
     return results
+
+
+def test_its_window_is_held_between_two_runs_as_well(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run opens it anew, and a cache must not have dropped it by then."""
+    free: list[bool] = []
+
+    def is_free(window: Artefact) -> bool:
+        gc.collect()
+        with unheld(window.path) as nobody:
+            return nobody
+
+    def run(material: Material, *_: object) -> TrialResult:
+        free.append(is_free(material.window))
+        raise Interrupted("enough")
+
+    monkeypatch.setattr(ablation, "run_trial", run)
+    with pytest.raises(Interrupted):
+        ablate(store, plan_of(store), seeds=SEEDS, steps=STEPS, workers=1)
+    assert free == [False]
+    assert is_free(store.require(CONFIG, 1, "window"))
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,9 +23,12 @@ from ringrift_pipeline.orchestration.build import build_definitions
 from ringrift_pipeline.orchestration.celery_settings import (
     CelerySettings,
     CelerySettingsError,
+    OtherBucketError,
     WorkerVersionError,
     refuse_other_versions,
+    refuse_others,
     start_line,
+    terms,
     versions,
 )
 from ringrift_pipeline.orchestration.jobs import executor
@@ -218,6 +222,54 @@ def test_a_version_of_one_asset_alone_is_named(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(WorkerVersionError) as refused:
         refuse_other_versions(asked)
     assert "ensemble 99" in str(refused.value) and "checkpoint" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [(None, "s3://ours/runs"), ("s3://ours/rums", "s3://ours/runs"), ("s3://ours/runs", None)],
+)
+def test_a_worker_with_another_bucket_is_refused_by_name(
+    own: str | None, theirs: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def set_to(url: str | None) -> None:
+        monkeypatch.setenv("RINGRIFT_BUCKET", url or "")
+
+    set_to(theirs)
+    asked = json.loads(json.dumps(terms()))
+    refuse_others(asked)
+    set_to(own)
+    with pytest.raises(OtherBucketError, match="the same on both") as refused:
+        refuse_others(asked)
+    for url in (own, theirs):
+        assert (url or "no bucket (RINGRIFT_BUCKET is not set)") in str(refused.value)
+    with pytest.raises(OtherBucketError, match="a bucket that it does not name"):
+        refuse_others(versions())
+    with pytest.raises(WorkerVersionError):  # the version is said first
+        refuse_others({**asked, "package": "9.9"})
+
+
+def test_the_same_bucket_may_be_spelt_with_a_slash_and_have_another_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RINGRIFT_BUCKET", "s3://ours/runs")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://10.0.0.1:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    asked = terms()
+    assert "hidden" not in str(asked) and "9000" not in str(asked)
+    monkeypatch.setenv("RINGRIFT_BUCKET", " s3://ours/runs/ ")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
+    refuse_others(asked)
+
+
+@pytest.mark.parametrize("url", ["ours/runs", "s3://key:hidden@ours/runs"])
+def test_what_names_no_bucket_ends_a_worker_before_it_takes_anything(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_CELERY_BROKER", "redis://keeper")
+    monkeypatch.setenv("RINGRIFT_BUCKET", url)
+    with pytest.raises(CelerySettingsError, match="names no bucket") as refused:
+        CelerySettings.from_environment()
+    assert "hidden" not in str(refused.value)
 
 
 def test_a_device_has_one_slot() -> None:

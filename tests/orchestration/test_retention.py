@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -36,6 +37,7 @@ from ringrift_pipeline.orchestration.retention import (
     disk_budget,
 )
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import retention as store_retention
 from ringrift_pipeline.store.retention import used_bytes
 
 from .conftest import a_backfill
@@ -236,18 +238,40 @@ def test_of_another_machine_the_lock_says_whether_it_works(history: Store) -> No
     assert history.at_work(CONFIG) == set()
 
 
-def test_a_run_that_begins_meanwhile_ends_the_deletion(
+@pytest.mark.parametrize("who", ["a run", "a verb"])
+def test_who_begins_meanwhile_ends_the_deletion(
+    who: str, history: Store, own: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, gone = store_retention._remove, list[Any]()
+    with contextlib.ExitStack() as stack:
+
+        def then(store: Store, item: Any) -> bool:
+            gone.append(item)
+            if len(gone) == 2 and who == "a run":
+                create_run_for_test(
+                    own,
+                    job_name=names.job_name(CONFIG),
+                    status=DagsterRunStatus.STARTED,
+                    tags={names.PARTITION_TAG: "0000"},
+                )
+            elif len(gone) == 2:
+                stack.enter_context(store.lock(CONFIG, "training-0000"))
+            return remove(store, item)
+
+        monkeypatch.setattr(store_retention, "_remove", then)
+        config = RetentionConfig(budget_gb=1e-6, keep_generations=1, dry_run=False)
+        assert len(clear(own, history, config).deleted) == 2
+
+
+def test_who_works_is_not_asked_for_before_each_deletion(
     history: Store, own: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-
-    def begins(*_: Any) -> set[tuple[str, int]]:
-        asked.append(1)
-        return {(CONFIG, 0)} if len(asked) > 3 else set()
-
-    monkeypatch.setattr(retention, "working", begins)
+    monkeypatch.setattr(store_retention, "LOOK_AGAIN", 3600.0)
+    monkeypatch.setattr(retention, "working", lambda *_: asked.append(1) or set())
     config = RetentionConfig(budget_gb=1e-6, keep_generations=1, dry_run=False)
-    assert len(clear(own, history, config).deleted) == 2
+    assert len(clear(own, history, config).deleted) == 5
+    assert len(asked) == 2  # for the survey, and before the first
 
 
 def test_runs_that_do_not_say_their_generation_keep_all(
@@ -392,3 +416,21 @@ def test_a_budget_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RINGRIFT_DISK_BUDGET_GB", text)
     with pytest.raises(BudgetError, match="RINGRIFT_DISK_BUDGET_GB"):
         disk_budget()
+
+
+@pytest.mark.services
+def test_parts_that_a_killed_upload_has_left_go_with_the_nightly_one(
+    data: Path, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_BUCKET", bucket_url)
+    store = Store(data)
+    assert store.remote is not None
+    bucket = store.remote.bucket
+    key = f"some/where/{CONFIG}/generations/0000/checkpoint/x/state"
+    bucket.ask("beginning", "create_multipart_upload", Key=key)
+    with open_instance(data) as instance:
+        for dry_run, there in ((True, 1), (False, 0)):
+            cleared = clear(instance, store, RetentionConfig(dry_run=dry_run))
+            assert cleared.uploads == 1 - there
+            left = bucket.ask("listing", "list_multipart_uploads").get("Uploads") or ()
+            assert len(left) == there

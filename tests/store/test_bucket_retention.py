@@ -9,12 +9,14 @@ from s3_server import Request, S3Server
 from test_store_retention import CONFIG, kinds, named, play, put, three
 
 from ringrift_pipeline.store import CorruptArtefactError, Store, retention
+from ringrift_pipeline.store import remote as remote_of_a_store
 from ringrift_pipeline.store.retention import (
     LEFT_OVER,
     QUARANTINED,
     STATE,
     SUPERSEDED,
     UNREAD,
+    Stored,
     delete,
     survey,
 )
@@ -87,6 +89,45 @@ def test_it_goes_in_the_bucket_and_never_a_champion_or_a_shard_of_a_window(
     assert not [item for item in survey(here, keep_generations=1).candidates if item in gone]
 
 
+@pytest.mark.parametrize("every", [3600.0, -1.0])
+def test_what_a_deletion_asks_does_not_grow_with_the_history(
+    every: float, s3: S3Server, here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing of plans is a request for each thousand."""
+    three(here)
+    here.promote(CONFIG, 2, here.require(CONFIG, 2, "ema_model"), {})
+    monkeypatch.setattr(retention, "LOOK_AGAIN", every)
+    found = survey(there, keep_generations=1)
+    s3.requests.clear()
+    gone = delete(there, found, found.candidates)
+    assert len(gone) == len(found.candidates) > 3
+    for what in ("plans", "champions"):
+        listed = [one for one in s3.requests if one.method == "GET" and what in one.query]
+        assert len(listed) == (1 if every > 0 else len(gone))
+    if every > 0:  # pointer read and written, listing, three objects; next plan, next promotion
+        assert len(s3.requests) <= 3 + 8 * len(gone)
+
+
+@pytest.mark.parametrize("what", ["plan", "promotion"])
+def test_a_plan_or_a_promotion_of_another_machine_ends_a_deletion(
+    what: str, here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three(here)
+    found = survey(there, keep_generations=1)
+    remove = retention._remove
+
+    def then(store: Store, item: Stored) -> bool:
+        removed = remove(store, item)
+        if what == "plan":
+            here.write_plan(CONFIG, 3, {})
+        else:
+            here.promote(CONFIG, 0, here.require(CONFIG, 0, "ema_model"), {})
+        return removed
+
+    monkeypatch.setattr(retention, "_remove", then)
+    assert delete(there, found, found.candidates) == list(found.candidates[:1])
+
+
 def test_an_upload_that_was_given_up_goes_and_one_under_way_stays(
     s3: S3Server, here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +145,7 @@ def test_an_upload_that_was_given_up_goes_and_one_under_way_stays(
     s3.before = lambda request: None
     before = survey(there, keep_generations=1)
     assert (0, "checkpoint", LEFT_OVER) not in kinds(before.candidates)
-    monkeypatch.setattr(retention, "GIVEN_UP", -1.0)
+    monkeypatch.setattr(remote_of_a_store, "GIVEN_UP", -1.0)
     found = survey(there, keep_generations=1)
     (left,) = (item for item in found.candidates if item.kind == "checkpoint" and not item.digest)
     assert left.why == LEFT_OVER

@@ -106,6 +106,15 @@ def test_older_artefacts_stay_and_the_newest_is_current(store: Store) -> None:
     assert [store.open(a.path).file("n").read_bytes() for a in made] == [b"\0", b"\1", b"\2"]
 
 
+def test_what_landed_before_another_is_removed_and_nothing_newer(store: Store) -> None:
+    """Of two that write the same kind, each removes what came before its own."""
+    made = [make(store, {"n": bytes([n])}) for n in range(3)]
+    store.remove(CONFIG, GENERATION, KIND, keep=made[1].path)
+    assert store.artefacts(CONFIG, GENERATION, KIND) == made[1:] and current(store) == made[2]
+    store.remove(CONFIG, GENERATION, KIND)
+    assert store.artefacts(CONFIG, GENERATION, KIND) == [] and current(store) is None
+
+
 def test_metadata_may_be_completed_in_the_block(store: Store) -> None:
     with store.create(CONFIG, GENERATION, KIND, metadata={"a": 1}) as draft:
         draft.metadata["steps"] = 7

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ringrift_pipeline.store import Artefact, CorruptArtefactError, Store, StoreError
+from ringrift_pipeline.store import Artefact, CorruptArtefactError, Store, StoreError, retention
 from ringrift_pipeline.store.kinds import shard_kind
 from ringrift_pipeline.store.retention import (
     LEFT_OVER,
@@ -252,6 +252,61 @@ def test_nothing_more_goes_once_there_is_a_new_plan_or_champion(store: Store) ->
     found = survey(store, keep_generations=1)
     store.write_plan(CONFIG, 3, {})
     assert delete(store, found, found.candidates) == []
+
+
+@pytest.mark.parametrize("what", ["plan", "promotion"])
+def test_one_that_comes_in_the_middle_of_a_deletion_ends_it(
+    what: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though not all is looked at again before each."""
+    three(store)
+    found = survey(store, keep_generations=1)
+    remove = retention._remove
+
+    def then(store: Store, item: Stored) -> bool:
+        removed = remove(store, item)
+        if what == "plan":
+            store.write_plan(CONFIG, 3, {})
+        else:
+            store.promote(CONFIG, 0, store.require(CONFIG, 0, "ema_model"), {})
+        return removed
+
+    monkeypatch.setattr(retention, "_remove", then)
+    assert delete(store, found, found.candidates) == list(found.candidates[:1])
+
+
+def test_one_that_comes_while_it_is_surveyed_keeps_everything(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it needs may not have been looked for."""
+    three(store)
+
+    def late(store: Store) -> int:
+        store.write_plan(CONFIG, 3, {})
+        return used_bytes(store.root)
+
+    monkeypatch.setattr(retention, "stored_bytes", late)
+    found = survey(store, keep_generations=1)
+    assert found.candidates and delete(store, found, found.candidates) == []
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("every", [3600.0, -1.0])
+def test_what_somebody_works_on_is_asked_for_now_and_then_and_when_somebody_begins(
+    every: float, begins: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three(store)
+    monkeypatch.setattr(retention, "LOOK_AGAIN", every)
+    found = survey(store, keep_generations=1)
+    looks: list[int] = []
+
+    def outdated() -> bool:
+        looks.append(1)
+        return False
+
+    gone = delete(store, found, found.candidates, outdated, lambda: begins)
+    assert len(gone) == len(found.candidates) > 1
+    assert len(looks) == (1 if every > 0 and not begins else len(gone))
 
 
 def test_one_generation_at_least_is_kept(store: Store) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from ringrift_pipeline.selfplay import Interrupted, Plan, load_plan
 from ringrift_pipeline.selfplay.plan import open_model
 from ringrift_pipeline.store import Artefact, Store
 from ringrift_pipeline.store.atomic import TEMPORARY
-from ringrift_pipeline.training import ProcessesError, saving, together, train
+from ringrift_pipeline.training import ProcessesError, processes, saving, together, train
 from ringrift_pipeline.training.processes import Member, process_count, run_together
 from tests.waiting import until
 
@@ -229,6 +229,24 @@ def test_more_processes_than_devices_or_rows_are_refused(second: Plan) -> None:
         too_many = torch.cuda.device_count() + 1
         with pytest.raises(ProcessesError, match="one a device"):
             process_count(settings(device="cuda", training__processes=too_many))
+
+
+def test_a_process_that_cannot_see_what_the_first_one_names_says_so(
+    second: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of another machine, with a data root of its own."""
+    member = Member(1, 2, 0, cast(Any, None))
+    path = f"{tmp_path}/here/{CONFIG}/generations/0001/window/20260101T000000.000000Z-0123abcd"
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    told = rf"training process 1 on .* cannot see {path}, the %s that .* unset RINGRIFT_BUCKET"
+    with pytest.raises(ProcessesError, match=told % "quality scores"):
+        together._train(member, str(tmp_path / "there"), second, "auto", {"quality_scores": path})
+    said = {"sources": "null", "landed": path}
+    monkeypatch.setattr(Member, "hear", lambda self, name: said[name])
+    monkeypatch.setattr(processes, "by_torchrun", lambda *_: member)
+    with pytest.raises(ProcessesError, match=told % "checkpoint"):
+        together.beside(Store(tmp_path / "there"), second, "auto", None)
 
 
 @pytest.mark.gpu

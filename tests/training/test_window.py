@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ringrift_pipeline.selfplay import (
     shard_kind,
 )
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.locks import unheld
 from ringrift_pipeline.training import WindowDataset, WindowError, build_window, open_window
 from ringrift_pipeline.training.split import hash_fraction, is_held_out, split_games
 
@@ -244,3 +246,32 @@ def test_bad_batches_are_refused(store: Store, first: Plan) -> None:
         WindowDataset(dataset.window, search_value_share=1.5)
     sizes = [len(part["indices"]) for part in dataset.batches(np.arange(25), 10)]
     assert sizes == [10, 10, 5]
+
+
+def test_a_window_is_held_as_long_as_a_row_of_it_can_be_read(store: Store, first: Plan) -> None:
+    """A cache that is over its budget would drop it, and free no disk: the next step builds it again."""
+    folder = build_window(store, first).path
+
+    def is_free() -> bool:
+        gc.collect()
+        with unheld(folder) as free:
+            return free
+
+    assert is_free()
+    window = open_window(folder)
+    dataset = WindowDataset(open_window(folder))
+    del window
+    assert not is_free()
+    rows = dataset.window.planes[1:3]
+    del dataset
+    assert not is_free() and rows.any()
+    del rows
+    assert is_free()
+
+
+def test_what_is_no_window_is_let_go_of(tmp_path: Path) -> None:
+    (tmp_path / "window.json").write_text('{"format": 99}')
+    with pytest.raises(WindowError):
+        open_window(tmp_path)
+    with unheld(tmp_path) as free:
+        assert free
