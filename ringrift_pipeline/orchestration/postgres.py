@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 import sqlalchemy.event
-from dagster import DagsterError
+import sqlalchemy.exc
 from dagster._core.storage.config import PostgresStorageConfig
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
@@ -35,8 +35,8 @@ _FOR_GOOD = (
 )
 
 
-class DatabaseAwayError(DagsterError):
-    """PostgreSQL does not answer."""
+class DatabaseAwayError(sqlalchemy.exc.SQLAlchemyError):
+    """PostgreSQL does not answer. None of Dagster's own errors, which it does not retry in a step."""
 
 
 class PatientPostgresStorage(DagsterPostgresStorage):

@@ -144,6 +144,21 @@ def test_postgresql_is_restarted_in_the_middle_of_a_run(servers: Cluster, toys: 
     assert [len(toy.begun(run, name)) for name in ("one", "another")] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("when", "again"),
+    [("asks", ["is_cut_off"]), (DagsterEventType.ENGINE_EVENT.value, [])],
+)
+def test_postgresql_is_restarted_at_the_end_of_a_step(
+    when: str, again: list[str], servers: Cluster, toys: Served
+) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("cut_off", {"ops": {"is_cut_off": {"config": {"when": when}}}})
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == again
+    assert len(toy.begun(run, "is_cut_off")) == 1 + len(again)
+
+
 def test_a_worker_of_an_older_version_is_refused_by_name(servers: Cluster, toys: Served) -> None:
     worker(servers, "old", app="tests.distributed.older")
     servers.ready()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from dagster import RetryPolicy, in_process_executor, job, op
 
 from tests.waiting import until
 
@@ -118,6 +119,25 @@ def test_one_that_comes_back_in_time_is_connected_to(clock: Clock) -> None:
     dialect = SimpleNamespace(connect=connect, dbapi=psycopg2)
     assert _connect(dialect, None, (), {"host": "keeper"}) == "a connection"
     assert clock.waits == 2
+
+
+def test_a_step_that_cannot_reach_it_is_begun_again() -> None:
+    """One of Dagster's own errors would fail it for good, whatever its policy says."""
+    from ringrift_pipeline.orchestration.postgres import DatabaseAwayError
+
+    tries = []
+
+    @op(retry_policy=RetryPolicy(max_retries=1))
+    def plays() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise DatabaseAwayError("PostgreSQL has not answered for 120 s")
+
+    @job(executor_def=in_process_executor)
+    def playing() -> None:
+        plays()
+
+    assert playing.execute_in_process().success and len(tries) == 2
 
 
 @pytest.mark.parametrize(
