@@ -146,7 +146,11 @@ def test_postgresql_is_restarted_in_the_middle_of_a_run(servers: Cluster, toys: 
 
 @pytest.mark.parametrize(
     ("when", "again"),
-    [("asks", ["is_cut_off"]), (DagsterEventType.ENGINE_EVENT.value, [])],
+    [
+        ("asks", ["is_cut_off"]),
+        (DagsterEventType.ENGINE_EVENT.value, []),
+        (DagsterEventType.STEP_OUTPUT.value, ["is_cut_off"]),
+    ],
 )
 def test_postgresql_is_restarted_at_the_end_of_a_step(
     when: str, again: list[str], servers: Cluster, toys: Served
