@@ -13,10 +13,10 @@ from dagster import Failure, OpExecutionContext, RetryPolicy
 from dagster._core.events import EngineEventData
 from sqlalchemy.exc import SQLAlchemyError
 
-from ringrift_pipeline.evaluation.processes import WorkerDiedError
 from ringrift_pipeline.orchestration.names import generation_key, generation_of
 from ringrift_pipeline.orchestration.progress import Progress, ProgressFile
 from ringrift_pipeline.orchestration.watchdog import Watchdog
+from ringrift_pipeline.selfplay.stopping import WorkerDiedError
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.transfer import transferred
 
@@ -44,7 +44,7 @@ SILENCE = 3600.0
 def once() -> Iterator[None]:
     """Around the body of a step that has the policy `LOST`: an error of its own fails it at once,
     for it would only come again. What Dagster retries then is a step that could not say why it
-    ended, or that lost a worker or Dagster's database; it goes on from what was finished.
+    ended, or that lost a process of its own or Dagster's database; it goes on from what was finished.
 
     Raises:
         WorkerDiedError, SQLAlchemyError: as they came; so do those that one of the latter caused.

@@ -41,6 +41,7 @@ from ringrift_pipeline.orchestration.step import (
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.atomic import TEMPORARY, own_prefix
 from ringrift_pipeline.store.transfer import count
+from ringrift_pipeline.training.processes import ProcessDiedError
 
 
 @op(required_resource_keys={"store"})
@@ -173,8 +174,11 @@ def is_killed(context: OpExecutionContext) -> None:
 @op(required_resource_keys={"store"}, retry_policy=LOST)
 def loses_a_worker(context: OpExecutionContext) -> None:
     with once(), running_step(context, "hex8_2p", 3):
-        if note(context) < 2:
+        before = note(context)
+        if before == 0:
             raise TournamentError("evaluation: a worker process died; run again")
+        if before == 1:
+            raise ProcessDiedError("training process 1 was killed (SIGKILL); run again")
 
 
 LOST_DATABASE = OperationalError("INSERT", {}, Exception("terminating connection"))
