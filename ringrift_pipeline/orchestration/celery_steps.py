@@ -46,11 +46,13 @@ from ringrift_pipeline.orchestration.progress import (
 )
 
 SENT = "SENT"  # state of a task that was handed out and has not begun
+REVOKED = "REVOKED"  # state of one that Celery does not begin any more, or that it was told to end
 STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest proves nothing
 ASK = 5.0  # seconds between two looks at the queues
 ANSWER = 1.5  # seconds that all workers are given to say what they take from
 SERVED = 12.0  # seconds for which that they have said so, or worked, holds
 REFUSALS = 20  # by workers of another version, that a step is handed out again
+ENDING = 10.0  # seconds that the process of a revoked task has to say itself that it ends
 HEARD = 30.0  # seconds within which the event log says what Dagster was told of a step
 
 _HEALTHY = CheckStepHealthResult.healthy()
@@ -69,6 +71,7 @@ class Handed:
     unheard: float = 0.0  # since then, that the event log does not say so
     refused: str = ""  # by a worker of another version: what it said
     refusals: int = 0
+    revoked: float = 0.0  # since then, by somebody else
     sign: Any = None  # the last one
     still: float = 0.0  # since then
     told: float | None = None  # when it last told how far it is, by its own clock
@@ -178,7 +181,7 @@ class CelerySteps(StepHandler):
             return self._given_up(step_handler_context, handed, handed.given_up, passed)
         try:
             told = self._told(handed)
-            if told["status"] not in (PROGRESS, "FAILURE"):
+            if told["status"] not in (PROGRESS, "FAILURE", REVOKED):
                 if not handed.sent:
                     self._sending.make(lambda: self._send(step_handler_context, handed))
                 if now - self._asked.get(handed.queue, -ASK) > ASK:
@@ -193,6 +196,8 @@ class CelerySteps(StepHandler):
             why = self._failed(step_handler_context, handed, told["result"])
         elif told["status"] == PROGRESS:
             why = self._worked_on(handed, told["result"], passed)
+        elif told["status"] == REVOKED:
+            why = self._revoked(handed, told["result"], passed)
         else:
             why = self._waits(step_handler_context, handed, passed)
         if why is None:
@@ -281,7 +286,7 @@ class CelerySteps(StepHandler):
     def _worked_on(self, handed: Handed, sign: Any, passed: float) -> str | None:
         self._served[handed.queue] = time.monotonic()
         handed.sent = True  # also if it was to be handed out anew: who had taken it was only slow
-        handed.unserved = handed.missing = 0.0
+        handed.unserved = handed.missing = handed.revoked = 0.0
         handed.still = 0.0 if sign != handed.sign else handed.still + passed
         handed.sign = sign
         where = f"{sign['worker']}, process {sign['pid']}"
@@ -300,6 +305,15 @@ class CelerySteps(StepHandler):
                 f"it has told nothing for {handed.silent:.0f} s on {where}, and was killed: it hung"
             )
         return None
+
+    def _revoked(self, handed: Handed, how: Any, passed: float) -> str | None:
+        """By somebody at Celery, or by the run's process before this one: what this one takes back it has
+        given up. Workers remember that, and would not begin it if it was handed out again.
+        """
+        handed.revoked += passed
+        if handed.revoked <= ENDING:
+            return None
+        return f"Celery was told to end it, or not to begin it ({how})"
 
     def _waits(self, context: StepHandlerContext, handed: Handed, passed: float) -> str | None:
         """Nobody has begun. That is as it should be, while there are workers and they are busy."""
