@@ -33,7 +33,6 @@ from ringrift_pipeline.orchestration.celery_settings import (
     NoWorkerError,
     OtherHistoryError,
     WorkerVersionError,
-    place_of,
     start_line,
     versions,
 )
@@ -110,10 +109,10 @@ class CelerySteps(StepHandler):
         self._settings = settings
         self._app = make_celery(settings)
         # Each kind by itself: a Redis that takes no more may still be read from.
-        self._reading = Requests(place_of(settings.backend))
-        self._sending = Requests(settings.place)
-        self._looking = Requests(settings.place)
-        self._revoking = Requests(settings.place)
+        self._reading = Requests(settings.backend)
+        self._sending = Requests(settings.broker)
+        self._looking = Requests(settings.broker)
+        self._revoking = Requests(settings.broker)
         self._requests = (self._reading, self._sending, self._looking, self._revoking)
         self._warned = False  # that Redis is away
         self._handed: dict[str, Handed] = {}
