@@ -1,6 +1,6 @@
 """Runs and events in PostgreSQL, as dagster-postgres keeps them, through a restart of the server.
 
-Named in ``dagster.yaml`` (deploy/celery), imported by nothing else. Dagster tries to connect for some
+Named in ``dagster.yaml`` (deploy/celery), imported with Celery alone. Dagster tries to connect for some
 seconds; a restart with recovery takes longer, and a run or a step that cannot write has failed.
 """
 

@@ -163,6 +163,22 @@ def test_postgresql_is_restarted_at_the_end_of_a_step(
     assert len(toy.begun(run, "is_cut_off")) == 1 + len(again)
 
 
+def test_a_step_that_nothing_answers_leaves_and_is_done_again(
+    servers: Cluster, toys: Served
+) -> None:
+    """Servers that are stopped take connections, and say nothing: as behind a cable that was cut."""
+    worker(servers, "only", RINGRIFT_POSTGRES_PATIENCE="5")
+    servers.ready()
+    run = toys.launch("one", {})
+    (pid,) = until(lambda: toy.begun(run, "one"), "the step begins")
+    with servers.redis.paused(), servers.postgres.paused():
+        until(lambda: is_gone(pid), "its process is gone")
+    until(lambda: len(toy.begun(run, "one")) == 2, "the step begins again")
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == ["one"]
+
+
 def test_a_worker_of_an_older_version_is_refused_by_name(servers: Cluster, toys: Served) -> None:
     worker(servers, "old", app="tests.distributed.older")
     servers.ready()
