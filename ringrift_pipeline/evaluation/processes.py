@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from typing import Any, Protocol
 
+from ringrift_pipeline.selfplay.stopping import WorkerDiedError
 from ringrift_pipeline.selfplay.workers import SILENCE
 
 __all__ = ["Desk", "WorkerDiedError", "asked_to_stop", "tell", "work_through"]
@@ -30,10 +31,6 @@ POLL = 0.25  # seconds between two looks at what the workers say
 GRACE = 3.0  # seconds that a worker has to end before it is killed
 SIGN = 1.0  # seconds between two signs of life
 STRIDE = 1.0  # seconds at most that count between two looks: a parent at rest is no reason to kill
-
-
-class WorkerDiedError(RuntimeError):
-    """A worker process ended before its job did, or hung and was killed."""
 
 
 class Desk(Protocol):

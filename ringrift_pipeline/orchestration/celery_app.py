@@ -8,10 +8,12 @@ The task is dagster-celery's; around it are the terms of the run, and signs of l
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing.process
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -38,11 +40,13 @@ from ringrift_pipeline.orchestration.celery_settings import (
 from ringrift_pipeline.orchestration.leftovers import sweep_apart
 from ringrift_pipeline.orchestration.places import data_folder
 from ringrift_pipeline.orchestration.pools import CELERY, EXECUTOR_VARIABLE, SELFPLAY_QUEUE
-from ringrift_pipeline.orchestration.watchdog import run_is_over
+from ringrift_pipeline.orchestration.postgres import patience
+from ringrift_pipeline.orchestration.watchdog import EXIT_CODE, run_is_over
 
 SIGN = 2.0  # seconds between two signs of life
 RESTS = 60.0  # seconds that a worker takes nothing from a queue whose run it has refused
 CLAIMED = 30  # seconds after the last one that a task is nobody else's to begin
+STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest proves nothing
 _PROCESS = multiprocessing.process.current_process()  # before Celery replaces it
 
 # What nobody acknowledges goes back into its queue after so many seconds. A step is acknowledged when
@@ -85,6 +89,22 @@ def make_celery(settings: CelerySettings) -> Celery:
     made = make_app({"broker": settings.broker, "backend": settings.backend})
     made.conf.update(source)
     return made
+
+
+def alone() -> float:
+    """Seconds after which a step's process that nobody has answered leaves: it is lost to its run, which has
+    begun it again elsewhere or will. So long PostgreSQL is waited for, and then a sign of life.
+    """
+    return patience() + CelerySettings.from_environment().lost_after
+
+
+def _leave(silent: float) -> None:
+    logging.getLogger(__name__).error(
+        "neither PostgreSQL nor Redis has answered for %.0f s: the step is another's by now, and this "
+        "process leaves",
+        silent,
+    )
+    os._exit(EXIT_CODE)
 
 
 class StepTask(Task):
@@ -148,7 +168,12 @@ class StepTask(Task):
 
     @contextmanager
     def _signs(self) -> Iterator[None]:
-        """A thread that tells every `SIGN` seconds that this process lives, and how far it is."""
+        """A thread that tells every `SIGN` seconds that this process lives, and how far it is.
+
+        Another one ends the process once neither Redis has taken that nor PostgreSQL has answered the step's
+        watchdog for long: both may wait for an answer that never comes. What is left half written goes when
+        the step is begun again, or the worker started.
+        """
         step = remote.begin()
         # Matches are played by processes of the step. Celery has put itself in the place of the standard
         # library's process, as a daemon that may have no children, and whose key cannot be handed on.
@@ -156,6 +181,7 @@ class StepTask(Task):
         done = threading.Event()
         who = {"pid": os.getpid(), "worker": self.request.hostname}
         task_id, claim, number = self.request.id, self._claim(), 0
+        limit = alone()
 
         def sign() -> None:
             nonlocal number
@@ -165,11 +191,23 @@ class StepTask(Task):
             with contextlib.suppress(Exception):  # Redis is away: the next one will tell
                 self.update_state(task_id=task_id, state=PROGRESS, meta=told)
                 self._client().expire(claim, CLAIMED)
+                remote.note_answer()
 
         def tell() -> None:
             while not done.wait(SIGN):
                 sign()
 
+        def fence() -> None:
+            silent, looked = 0.0, time.monotonic()
+            while not done.wait(SIGN):
+                before, looked = looked, time.monotonic()
+                silent += min(looked - before, STRIDE)
+                if step.answered:
+                    step.answered, silent = False, 0.0
+                elif silent > limit:
+                    _leave(silent)
+
+        threading.Thread(target=fence, name="fence", daemon=True).start()
         sign()
         thread = threading.Thread(target=tell, name="signs-of-life", daemon=True)
         thread.start()

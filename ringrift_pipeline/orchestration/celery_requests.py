@@ -7,20 +7,24 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from ringrift_pipeline.orchestration.celery_settings import place_of, without_secrets
+
 Answer = TypeVar("Answer")
 
 REST = 60.0  # seconds at most that count between two requests: a computer at rest proves nothing
+TEXT = 300  # characters of an error that are repeated
 
 
 class UnansweredError(Exception):
-    """Redis does not answer, or has not when it was last asked.
+    """Redis does not answer, or has not when it was last asked. Says what came in place of an answer,
+    which may be one that only a person can mend: a wrong password, no more memory.
 
     Attributes:
         away: for how many seconds.
     """
 
-    def __init__(self, place: str, away: float) -> None:
-        super().__init__(f"Redis at {place} has not answered for {away:.0f} s")
+    def __init__(self, place: str, away: float, why: str) -> None:
+        super().__init__(f"Redis at {place} has not answered for {away:.0f} s ({why})")
         self.away = away
 
 
@@ -34,11 +38,12 @@ class Requests:
         answered: whether one ever was.
 
     Args:
-        place: host and port of the Redis, for people.
+        address: of the Redis; of it only host and port are ever repeated.
     """
 
-    def __init__(self, place: str) -> None:
-        self._place = place
+    def __init__(self, address: str) -> None:
+        self._address, self._place = address, place_of(address)
+        self._why = ""
         self._away = 0.0
         self._missed: float | None = None  # when the last one failed, unless one was answered since
         self._wait = False
@@ -51,7 +56,7 @@ class Requests:
     def make(self, request: Callable[[], Answer]) -> Answer:
         """What is answered. Raises UnansweredError."""
         if self._wait:
-            raise UnansweredError(self._place, self._away)
+            raise UnansweredError(self._place, self._away, self._why)
         began = time.monotonic()
         try:
             answer = request()
@@ -59,7 +64,12 @@ class Requests:
             now, since = time.monotonic(), began if self._missed is None else self._missed
             self._away += min(now - since, REST)
             self._missed, self._wait = now, True
-            logging.getLogger(__name__).warning("Redis does not answer: %s", type(error).__name__)
-            raise UnansweredError(self._place, self._away) from error
+            self._why = self._told(error)
+            logging.getLogger(__name__).warning("Redis does not answer: %s", self._why)
+            raise UnansweredError(self._place, self._away, self._why) from None
         self._away, self._missed, self.answered = 0.0, None, True
         return answer
+
+    def _told(self, error: Exception) -> str:
+        text = without_secrets(" ".join(str(error).split()), self._address)
+        return f"{type(error).__name__}: {text[:TEXT]}" if text else type(error).__name__

@@ -7,13 +7,15 @@ or file repeats them.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from ringrift_pipeline.orchestration.pools import GPU_QUEUE, PoolError
 from ringrift_pipeline.store import BucketSettingError
@@ -123,6 +125,20 @@ def place_of(address: str) -> str:
         return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
     except ValueError:
         return "an address that cannot be read"
+
+
+def without_secrets(text: str, address: str) -> str:
+    """What an error says, without the password of an address, written in any way, and without names and
+    passwords of others.
+    """
+    text = re.sub(r"//[^\s/]*@", "//", text)
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(address)
+        options = [value for name, value in parse_qsl(parts.query) if name == "password"]
+        for secret in filter(None, (parts.password, *options)):
+            for written in {secret, unquote(secret), quote(secret, safe="")}:
+                text = text.replace(written, "***")
+    return text
 
 
 def checking_certificates(address: str) -> str:

@@ -35,7 +35,6 @@ from ringrift_pipeline.orchestration.celery_settings import (
     OtherHistoryError,
     RefusalError,
     WorkerVersionError,
-    place_of,
     start_line,
     terms,
 )
@@ -48,11 +47,13 @@ from ringrift_pipeline.orchestration.progress import (
 )
 
 SENT = "SENT"  # state of a task that was handed out and has not begun
+REVOKED = "REVOKED"  # state of one that Celery does not begin any more, or that it was told to end
 STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest proves nothing
 ASK = 5.0  # seconds between two looks at the queues
 ANSWER = 1.5  # seconds that all workers are given to say what they take from
 SERVED = 12.0  # seconds for which that they have said so, or worked, holds
 REFUSALS = 20  # by workers of another version or bucket, that a step is handed out again
+ENDING = 10.0  # seconds that the process of a revoked task has to say itself that it ends
 HEARD = 30.0  # seconds within which the event log says what Dagster was told of a step
 _REFUSALS = {kind.__name__: kind for kind in (WorkerVersionError, OtherBucketError)}
 
@@ -72,6 +73,7 @@ class Handed:
     unheard: float = 0.0  # since then, that the event log does not say so
     refused: RefusalError | None = None  # what a worker said that is none for this run
     refusals: int = 0
+    revoked: float = 0.0  # since then, by somebody else
     sign: Any = None  # the last one
     still: float = 0.0  # since then
     told: float | None = None  # when it last told how far it is, by its own clock
@@ -111,10 +113,10 @@ class CelerySteps(StepHandler):
         self._app = make_celery(settings)
         self._terms = terms()
         # Each kind by itself: a Redis that takes no more may still be read from.
-        self._reading = Requests(place_of(settings.backend))
-        self._sending = Requests(settings.place)
-        self._looking = Requests(settings.place)
-        self._revoking = Requests(settings.place)
+        self._reading = Requests(settings.backend)
+        self._sending = Requests(settings.broker)
+        self._looking = Requests(settings.broker)
+        self._revoking = Requests(settings.broker)
         self._requests = (self._reading, self._sending, self._looking, self._revoking)
         self._warned = False  # that Redis is away
         self._handed: dict[str, Handed] = {}
@@ -182,7 +184,7 @@ class CelerySteps(StepHandler):
             return self._given_up(step_handler_context, handed, handed.given_up, passed)
         try:
             told = self._told(handed)
-            if told["status"] not in (PROGRESS, "FAILURE"):
+            if told["status"] not in (PROGRESS, "FAILURE", REVOKED):
                 if not handed.sent:
                     self._sending.make(lambda: self._send(step_handler_context, handed))
                 if now - self._asked.get(handed.queue, -ASK) > ASK:
@@ -197,6 +199,8 @@ class CelerySteps(StepHandler):
             why = self._failed(step_handler_context, handed, told["result"])
         elif told["status"] == PROGRESS:
             why = self._worked_on(handed, told["result"], passed)
+        elif told["status"] == REVOKED:
+            why = self._revoked(handed, told["result"], passed)
         else:
             why = self._waits(step_handler_context, handed, passed)
         if why is None:
@@ -283,7 +287,7 @@ class CelerySteps(StepHandler):
     def _worked_on(self, handed: Handed, sign: Any, passed: float) -> str | None:
         self._served[handed.queue] = time.monotonic()
         handed.sent = True  # also if it was to be handed out anew: who had taken it was only slow
-        handed.unserved = handed.missing = 0.0
+        handed.unserved = handed.missing = handed.revoked = 0.0
         handed.still = 0.0 if sign != handed.sign else handed.still + passed
         handed.sign = sign
         where = f"{sign['worker']}, process {sign['pid']}"
@@ -302,6 +306,15 @@ class CelerySteps(StepHandler):
                 f"it has told nothing for {handed.silent:.0f} s on {where}, and was killed: it hung"
             )
         return None
+
+    def _revoked(self, handed: Handed, how: Any, passed: float) -> str | None:
+        """By somebody at Celery, or by the run's process before this one: what this one takes back it has
+        given up. Workers remember that, and would not begin it if it was handed out again.
+        """
+        handed.revoked += passed
+        if handed.revoked <= ENDING:
+            return None
+        return f"Celery was told to end it, or not to begin it ({how})"
 
     def _waits(self, context: StepHandlerContext, handed: Handed, passed: float) -> str | None:
         """Nobody has begun. That is as it should be, while there are workers and they are busy."""

@@ -1,6 +1,6 @@
 """Runs and events in PostgreSQL, as dagster-postgres keeps them, through a restart of the server.
 
-Named in ``dagster.yaml`` (deploy/celery), imported by nothing else. Dagster tries to connect for some
+Named in ``dagster.yaml`` (deploy/celery), imported with Celery alone. Dagster tries to connect for some
 seconds; a restart with recovery takes longer, and a run or a step that cannot write has failed.
 """
 
@@ -11,10 +11,12 @@ import time
 from typing import Any
 
 import sqlalchemy.event
-from dagster import DagsterError
+import sqlalchemy.exc
+from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.config import PostgresStorageConfig
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres import DagsterPostgresStorage
+from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.utils import (
     DagsterPostgresException,
     get_token_provider_from_config,
@@ -33,10 +35,31 @@ _FOR_GOOD = (
     "no pg_hba.conf entry",
     "no password supplied",
 )
+# How an error of the database begins, as an event tells it.
+_OF_THE_DATABASE = (
+    "sqlalchemy.exc.",
+    f"{__name__}.DatabaseAwayError",
+    f"{DagsterPostgresException.__module__}.{DagsterPostgresException.__name__}",
+)
 
 
-class DatabaseAwayError(DagsterError):
-    """PostgreSQL does not answer."""
+class DatabaseAwayError(sqlalchemy.exc.SQLAlchemyError):
+    """PostgreSQL does not answer. None of Dagster's own errors, which it does not retry in a step."""
+
+
+class _Events(PostgresEventLogStorage):
+    """dagster-postgres's events, but for the failure of a step whose event could not be written. It would
+    be for good, whatever the step's policy says; so the process ends with an error, and is lost.
+    """
+
+    def store_event(self, event: EventLogEntry) -> None:
+        """Store it. Raises DatabaseAwayError for such a failure."""
+        told = event.dagster_event
+        error = told.step_failure_data.error if told is not None and told.is_step_failure else None
+        if error is not None and error.message.startswith(_OF_THE_DATABASE):
+            why = error.message.strip().partition("\n")[0]
+            raise DatabaseAwayError(f"PostgreSQL did not take an event of the step: {why}")
+        super().store_event(event)
 
 
 class PatientPostgresStorage(DagsterPostgresStorage):
@@ -49,6 +72,9 @@ class PatientPostgresStorage(DagsterPostgresStorage):
         while True:
             try:
                 super().__init__(*arguments, **named)
+                self._event_log_storage = _Events(
+                    self.postgres_url, False, token_provider=named.get("token_provider")
+                )
                 break
             except DagsterPostgresException as error:  # it has tried for some seconds
                 _wait_or_give_up(error.__cause__ or error, began, place_of(self.postgres_url))

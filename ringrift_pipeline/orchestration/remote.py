@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class RemoteStep:
-    """What a worker's process is at. ``progress`` is how far it is, as it told last."""
+    """What a worker's process is at.
+
+    Attributes:
+        progress: how far it is, as it told last.
+        answered: whether PostgreSQL or Redis has answered it since somebody looked.
+    """
 
     progress: StepProgress | None = None
+    answered: bool = False
 
 
 _current: RemoteStep | None = None
@@ -39,3 +45,9 @@ def end() -> None:
 def current() -> RemoteStep | None:
     """The remote step that this process is of, None everywhere else."""
     return _current
+
+
+def note_answer() -> None:
+    """Somebody has answered this process: it is not cut off from its run."""
+    if _current is not None:
+        _current.answered = True

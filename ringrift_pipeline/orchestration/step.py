@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dagster import Failure, OpExecutionContext, RetryPolicy
 from dagster._core.events import EngineEventData
+from sqlalchemy.exc import SQLAlchemyError
 
-from ringrift_pipeline.evaluation.processes import WorkerDiedError
 from ringrift_pipeline.orchestration.names import generation_key, generation_of
 from ringrift_pipeline.orchestration.progress import Progress, ProgressFile
 from ringrift_pipeline.orchestration.watchdog import Watchdog
+from ringrift_pipeline.selfplay.stopping import WorkerDiedError
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.transfer import transferred
 
@@ -43,20 +44,22 @@ SILENCE = 3600.0
 def once() -> Iterator[None]:
     """Around the body of a step that has the policy `LOST`: an error of its own fails it at once,
     for it would only come again. What Dagster retries then is a step that could not say why it
-    ended, or that lost a worker; it goes on from what was finished.
+    ended, or that lost a process of its own or Dagster's database; it goes on from what was finished.
 
     Raises:
-        WorkerDiedError: as it came.
+        WorkerDiedError, SQLAlchemyError: as they came; so do those that one of the latter caused.
         Failure: that allows no retries, from any other error.
     """
     try:
         yield
-    except WorkerDiedError:
+    except (WorkerDiedError, SQLAlchemyError):
         raise
     except Failure as error:
         error.allow_retries = False
         raise
     except Exception as error:
+        if isinstance(error.__cause__, SQLAlchemyError):  # dagster-postgres's, of a connection
+            raise
         raise Failure(f"{type(error).__name__}: {error}", allow_retries=False) from error
 
 
@@ -130,6 +133,7 @@ def running_step(
     if spent.seconds:
         told += f" Requests to the bucket: {spent.seconds:.1f} s, {spent.bytes} bytes."
         metadata |= {TRANSFER_SECONDS: spent.seconds, TRANSFER_BYTES: spent.bytes}
-    op.instance.report_engine_event(
-        told, op.dagster_run, EngineEventData(metadata), step_key=step_key
-    )
+    with suppress(Exception):  # without it the time is not known; the work is done
+        op.instance.report_engine_event(
+            told, op.dagster_run, EngineEventData(metadata), step_key=step_key
+        )

@@ -56,7 +56,8 @@ class Watchdog:
     notebook) it only asks and never leaves.
 
     Args:
-        over: says whether the run is over; an exception counts as "not known, ask again".
+        over: says whether the run is over; an exception counts as "not known, ask again". Who ends a
+            step elsewhere that nobody answers any more is `celery_app`.
         finished: says whether it has ended for good. Asked when the step is done: the success of a
             step whose run has ended must not land.
         leave: what ends the process; default ``os._exit``, None never.
@@ -94,12 +95,16 @@ class Watchdog:
         far = remote.current() is not None
         own_process = far or multiprocessing.parent_process() is not None
 
-        def given_up() -> bool:
-            return far and is_given_up(instance, run_id, step_key, attempt)
+        def ended(of_run: Callable[[DagsterInstance, str], bool]) -> bool:
+            ended = of_run(instance, run_id) or (
+                far and is_given_up(instance, run_id, step_key, attempt)
+            )
+            remote.note_answer()
+            return ended
 
         return cls(
-            lambda: run_is_over(instance, run_id) or given_up(),
-            finished=lambda: run_is_finished(instance, run_id) or given_up(),
+            lambda: ended(run_is_over),
+            finished=lambda: ended(run_is_finished),
             leave=leave if own_process else None,
             interval=INTERVAL_FAR if far else INTERVAL,
         )

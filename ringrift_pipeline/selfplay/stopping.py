@@ -1,4 +1,4 @@
-"""How long-running steps report progress and are asked to stop."""
+"""How long-running steps report progress, are asked to stop, and say that a process of theirs is lost."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class Interrupted(RuntimeError):
 
     The message says what is left and how to go on.
     """
+
+
+class WorkerDiedError(RuntimeError):
+    """A process of several ended before its work did, or hung and was killed: the same may well succeed."""
 
 
 class Reporter:

@@ -38,7 +38,12 @@ from torch.multiprocessing.spawn import (
 from ringrift_pipeline.enhancements.replicas import ReplicaError, Replicas
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.network import resolve_device
-from ringrift_pipeline.selfplay.stopping import Interrupted, Progress, ShouldStop
+from ringrift_pipeline.selfplay.stopping import (
+    Interrupted,
+    Progress,
+    ShouldStop,
+    WorkerDiedError,
+)
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits for another at a step, or at a validation that the first one makes."""
@@ -51,6 +56,12 @@ _TRAININGS = itertools.count()  # of one torchrun, so that none hears what is sa
 
 class ProcessesError(ValueError):
     """The training cannot be divided among as many processes; the message says what to change."""
+
+
+class ProcessDiedError(ReplicaError, WorkerDiedError):
+    """A process was killed, hung, or ended without a word; run again, training goes on from its last
+    state.
+    """
 
 
 def process_count(settings: TrainingConfig) -> int:
@@ -207,8 +218,8 @@ def run_together(
 
     Raises
     ------
-    ReplicaError
-        if a process is killed; it names which.
+    ProcessDiedError
+        if a process is killed, or the others wait for it for `TIMEOUT`; it names which.
     Exception
         what ``work`` raised in a process; ended are all then.
     """
@@ -280,7 +291,16 @@ class _Heard:
             code = process.exitcode
             if code not in (0, 1, -signal.SIGTERM) and rank not in self._errors:
                 return _killed(rank, code)
+        silent = [
+            rank
+            for rank, process in enumerate(processes.processes)
+            if process.exitcode == -signal.SIGTERM and rank not in self._errors
+        ]
         for _, (error, _) in sorted(self._errors.items()):
+            if silent:
+                return ProcessDiedError(
+                    f"training process {silent[0]} hung, and was ended: {error}"
+                )
             return error
         return ReplicaError(str(ended).strip())
 
@@ -293,12 +313,14 @@ def _next(connection: Connection) -> Any:
         return None
 
 
-def _killed(rank: int, code: int) -> ReplicaError:
+def _killed(rank: int, code: int) -> ProcessDiedError:
     how = f"ended with exit code {code}"
     if code < 0:
         how = f"was killed ({signal.Signals(-code).name})"
         how += ", perhaps for want of memory" if code == -signal.SIGKILL else ""
-    return ReplicaError(f"training process {rank} {how}; run again to go on with the last state")
+    return ProcessDiedError(
+        f"training process {rank} {how}; run again to go on with the last state"
+    )
 
 
 def _end(processes: ProcessContext) -> None:
@@ -368,6 +390,7 @@ def _leave_with_parent(leaving: list[Callable[[], object]]) -> None:
 __all__ = [
     "TIMEOUT",
     "Member",
+    "ProcessDiedError",
     "ProcessesError",
     "by_torchrun",
     "check_rows",

@@ -79,6 +79,16 @@ def _end(
     process.wait()
 
 
+@contextlib.contextmanager
+def _paused(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A server that takes connections, and does not answer them."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
 class Redis:
     """``redis-server`` that keeps what it was told across restarts."""
 
@@ -118,6 +128,9 @@ class Redis:
 
     def kill(self) -> None:
         _end(self._process, signal.SIGKILL)
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        return _paused(self._process)
 
 
 class Postgres:
@@ -194,6 +207,10 @@ class Postgres:
     def stop(self) -> None:
         """As an upgrade does it: what is being asked is not waited for."""
         _end(self._process, signal.SIGINT)
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """To new connections, which all of Dagster's are."""
+        return _paused(self._process)
 
     def environment(self, host: str) -> dict[str, str]:
         names = {

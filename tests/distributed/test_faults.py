@@ -178,6 +178,41 @@ def test_postgresql_is_restarted_in_the_middle_of_a_run(servers: Cluster, toys: 
     assert [len(toy.begun(run, name)) for name in ("one", "another")] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("when", "again"),
+    [
+        ("asks", ["is_cut_off"]),
+        (DagsterEventType.ENGINE_EVENT.value, []),
+        (DagsterEventType.STEP_OUTPUT.value, ["is_cut_off"]),
+    ],
+)
+def test_postgresql_is_restarted_at_the_end_of_a_step(
+    when: str, again: list[str], servers: Cluster, toys: Served
+) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("cut_off", {"ops": {"is_cut_off": {"config": {"when": when}}}})
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == again
+    assert len(toy.begun(run, "is_cut_off")) == 1 + len(again)
+
+
+def test_a_step_that_nothing_answers_leaves_and_is_done_again(
+    servers: Cluster, toys: Served
+) -> None:
+    """Servers that are stopped take connections, and say nothing: as behind a cable that was cut."""
+    worker(servers, "only", RINGRIFT_POSTGRES_PATIENCE="5")
+    servers.ready()
+    run = toys.launch("one", {})
+    (pid,) = until(lambda: toy.begun(run, "one"), "the step begins")
+    with servers.redis.paused(), servers.postgres.paused():
+        until(lambda: is_gone(pid), "its process is gone")
+    until(lambda: len(toy.begun(run, "one")) == 2, "the step begins again")
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == ["one"]
+
+
 def test_a_worker_of_an_older_version_is_refused_by_name(servers: Cluster, toys: Served) -> None:
     worker(servers, "old", app="tests.distributed.older")
     servers.ready()
@@ -286,6 +321,40 @@ def test_without_a_worker_there_is_one_clear_error(servers: Cluster, toys: Serve
     assert not any(
         server.password in each for each in told for server in (servers.redis, servers.postgres)
     )
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGKILL"])
+def test_a_step_that_somebody_ends_at_celery_is_done_again(
+    signal_name: str, servers: Cluster, toys: Served
+) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("one", {})
+    (pid,) = until(lambda: toy.begun(run, "one"), "the step begins")
+    task = f"{run}/one/0"
+    broker(servers).control.revoke(task, terminate=True, signal=signal_name)
+    until(lambda: len(toy.begun(run, "one")) == 2, "the step begins again")
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == ["one"] and is_gone(pid)
+
+
+def test_a_step_that_somebody_revokes_while_it_waits_is_handed_out_anew(
+    servers: Cluster, toys: Served
+) -> None:
+    worker(servers, "only")
+    servers.ready()
+    run = toys.launch("two", {})
+    begun = until(lambda: toy.begun(run, "one") or toy.begun(run, "another"), "a step begins")
+    waits = "another" if toy.begun(run, "one") else "one"
+    started = DagsterEventType.STEP_WORKER_STARTING
+    until(lambda: len(toys.steps(run, started)) == 2, "both are out")
+    answers = broker(servers).control.revoke(f"{run}/{waits}/0", reply=True, timeout=10.0)
+    assert len(answers) == 1 and len(begun) == 1
+    go(run)
+    assert toys.finished(run) == DagsterRunStatus.SUCCESS, toys.errors(run)
+    assert toys.steps(run, AGAIN) == [waits] and "Celery was told" in said(toys, run, AGAIN)
+    assert len(toy.begun(run, waits)) == 1
 
 
 def test_a_cancelled_run_leaves_nothing_behind(servers: Cluster, toys: Served) -> None:

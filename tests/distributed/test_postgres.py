@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -13,6 +14,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from dagster import DagsterEvent, DagsterEventType, RetryPolicy, in_process_executor, job, op
+from dagster._core.events.log import EventLogEntry
+from dagster._core.execution.plan.objects import StepFailureData
+from dagster._utils.error import SerializableErrorInfo
 
 from tests.waiting import until
 
@@ -118,6 +123,57 @@ def test_one_that_comes_back_in_time_is_connected_to(clock: Clock) -> None:
     dialect = SimpleNamespace(connect=connect, dbapi=psycopg2)
     assert _connect(dialect, None, (), {"host": "keeper"}) == "a connection"
     assert clock.waits == 2
+
+
+def test_a_step_that_cannot_reach_it_is_begun_again() -> None:
+    """One of Dagster's own errors would fail it for good, whatever its policy says."""
+    from ringrift_pipeline.orchestration.postgres import DatabaseAwayError
+
+    tries = []
+
+    @op(retry_policy=RetryPolicy(max_retries=1))
+    def plays() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise DatabaseAwayError("PostgreSQL has not answered for 120 s")
+
+    @job(executor_def=in_process_executor)
+    def playing() -> None:
+        plays()
+
+    assert playing.execute_in_process().success and len(tries) == 2
+
+
+def test_a_step_whose_event_it_did_not_take_has_not_failed(server: Postgres, clock: Clock) -> None:
+    """Dagster would write that it has, for good, once the server is there again."""
+    from dagster_postgres.utils import DagsterPostgresException
+
+    from ringrift_pipeline.orchestration.postgres import DatabaseAwayError, PatientPostgresStorage
+
+    storage = PatientPostgresStorage(address(server.port, server.password))
+    lost = [
+        DatabaseAwayError("PostgreSQL has not answered for 120 s"),
+        sqlalchemy.exc.OperationalError("INSERT", {}, Exception("terminating connection")),
+        DagsterPostgresException("too many retries for DB connection"),
+    ]
+    for error in lost:
+        with pytest.raises(DatabaseAwayError, match="did not take an event of the step: "):
+            storage.event_log_storage.store_event(failure(error))
+    assert not storage.event_log_storage.get_logs_for_run("run")
+    storage.event_log_storage.store_event(failure(ValueError("the games are no games")))
+    assert len(storage.event_log_storage.get_logs_for_run("run")) == 1
+
+
+def failure(error: Exception) -> EventLogEntry:
+    """As Dagster tells it of a step in which it met the error itself."""
+    info = SerializableErrorInfo.from_traceback(traceback.TracebackException.from_exception(error))
+    event = DagsterEvent(
+        DagsterEventType.STEP_FAILURE.value,
+        "job",
+        step_key="step",
+        event_specific_data=StepFailureData(info, None),
+    )
+    return EventLogEntry(None, logging.ERROR, "", "run", time.time(), "step", "job", event)
 
 
 @pytest.mark.parametrize(

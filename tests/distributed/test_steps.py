@@ -364,6 +364,45 @@ def test_what_the_event_log_did_not_take_is_told_again(
     assert len(failures) + len(reasons) == 3
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["waiting", "taken over"])
+def test_what_somebody_else_has_revoked_is_given_up(
+    before: bool, steps: Any, clock: Clock, failures: list[str]
+) -> None:
+    """Celery would not begin it again, however often it is handed out."""
+    (asked,) = a_run(steps, {"one": QUEUE})
+    if before:  # by the run's process before this one, which died before it could say so
+        steps._handed.clear()
+    else:
+        look(steps, [asked])
+    handed_out = waiting(steps)
+    steps._app.backend.mark_as_revoked(f"{asked.execute_step_args.run_id}/one/0", "revoked")
+    reasons = []
+    for _ in range(20):
+        (health,) = look(steps, [asked])
+        clock.now += LOOK
+        if not health.is_healthy:
+            reasons.append(health.unhealthy_reason)
+    assert reasons == ["Celery was told to end it, or not to begin it (revoked)"]
+    assert waiting(steps) == handed_out and not failures
+
+
+def test_a_revoked_step_that_works_on_is_left_to_itself(
+    steps: Any, clock: Clock, failures: list[str]
+) -> None:
+    """It was asked to end, not killed, and its last words must not count for the one after it."""
+    (asked,) = a_run(steps, {"one": QUEUE})
+    task = f"{asked.execute_step_args.run_id}/one/0"
+    for number in range(10):
+        steps._app.backend.mark_as_revoked(task, "terminated")
+        for _ in range(3):
+            assert look(steps, [asked])[0].is_healthy
+            clock.now += LOOK
+        steps._app.backend.store_result(task, {**SIGN, "sign": number}, PROGRESS)
+        assert look(steps, [asked])[0].is_healthy
+        clock.now += LOOK
+    assert not failures
+
+
 # --- steps of the run's process before this one -------------------------------------------------
 
 

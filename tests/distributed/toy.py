@@ -6,14 +6,23 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
-from dagster import Definitions, OpExecutionContext, RetryPolicy, job, op
+from dagster import (
+    DagsterEventType,
+    Definitions,
+    OpExecutionContext,
+    RetryPolicy,
+    job,
+    op,
+)
+from sqlalchemy import text
 
 from ringrift_pipeline.orchestration.celery_executor import celery_executor
 from ringrift_pipeline.orchestration.io_managers import JsonIOManager
 from ringrift_pipeline.orchestration.pools import QUEUE_TAG
 from ringrift_pipeline.orchestration.resources import StoreResource
-from ringrift_pipeline.orchestration.step import running_step
+from ringrift_pipeline.orchestration.step import LOST, once, running_step
 
 MODULE = "tests.distributed.toy"
 CONFIG = "square8_2p"
@@ -75,6 +84,42 @@ def on_a_device(context: OpExecutionContext) -> None:
         _begin(context)
 
 
+def _end_the_session(storage: Any) -> None:
+    """PostgreSQL ends a session while it is asked something, as its restart does."""
+    with storage._connect() as connection:
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+def _end_the_session_of(kind: DagsterEventType) -> None:
+    """The same, while this process writes the next event of a kind."""
+    from dagster_postgres.event_log import PostgresEventLogStorage
+
+    write = PostgresEventLogStorage.store_event
+
+    def cut_off(storage: Any, event: Any) -> None:
+        if event.dagster_event is not None and event.dagster_event.event_type == kind:
+            PostgresEventLogStorage.store_event = write  # type: ignore[method-assign]
+            _end_the_session(storage)
+        write(storage, event)
+
+    PostgresEventLogStorage.store_event = cut_off  # type: ignore[method-assign]
+
+
+@op(required_resource_keys={"store"}, retry_policy=LOST, config_schema={"when": str})
+def is_cut_off(context: OpExecutionContext) -> None:
+    """Loses PostgreSQL at its end, the first time: when it asks something, or when the next event of
+    a kind is written.
+    """
+    with once(), running_step(context, CONFIG, 0):
+        _begin(context)
+        if len(begun(context.run_id, context.op_handle.name)) > 1:
+            return
+        when = context.op_config["when"]
+        if when == "asks":
+            _end_the_session(context.instance.event_log_storage)
+        _end_the_session_of(DagsterEventType(when))
+
+
 @job(executor_def=celery_executor)
 def two() -> None:
     """Two steps for the queue ``selfplay``."""
@@ -101,12 +146,18 @@ def silent() -> None:
 
 
 @job(executor_def=celery_executor)
+def cut_off() -> None:
+    """A step that loses PostgreSQL."""
+    is_cut_off()
+
+
+@job(executor_def=celery_executor)
 def device() -> None:
     """A step for the queue ``gpu``."""
     on_a_device()
 
 
 defs = Definitions(
-    jobs=[two, one, stopping, silent, device],
+    jobs=[two, one, stopping, silent, cut_off, device],
     resources={"store": StoreResource(), "io_manager": JsonIOManager()},
 )

@@ -20,6 +20,7 @@ from dagster._utils.error import SerializableErrorInfo
 from ringrift_pipeline.orchestration import celery_settings, one_daemon, pools, remote, watchdog
 from ringrift_pipeline.orchestration.assets import family
 from ringrift_pipeline.orchestration.build import build_definitions
+from ringrift_pipeline.orchestration.celery_requests import Requests, UnansweredError
 from ringrift_pipeline.orchestration.celery_settings import (
     CelerySettings,
     CelerySettingsError,
@@ -195,6 +196,39 @@ def test_seconds_that_are_none_are_refused(text: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("RINGRIFT_CELERY_NO_WORKER_AFTER", text)
     with pytest.raises(CelerySettingsError, match="RINGRIFT_CELERY_NO_WORKER_AFTER is"):
         CelerySettings.from_environment()
+
+
+PASSWORD = "s/cret"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("WRONGPASS invalid username-password pair"), "ValueError: WRONGPASS invalid"),
+        (ValueError(f"AUTH failed: {PASSWORD}, s%2Fcret"), "ValueError: AUTH failed: ***, ***"),
+        (
+            OSError("no route to redis://who:other@far\n:6380/0"),
+            "OSError: no route to redis://far :6380/0",
+        ),
+        (ConnectionResetError(), "ConnectionResetError)"),
+        (ValueError("x" * 10_000), f"ValueError: {'x' * 300})"),
+    ],
+)
+def test_what_redis_says_in_place_of_an_answer_is_told_without_passwords(
+    error: Exception, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = Requests("redis://:s%2Fcret@keeper:6380/0")
+
+    def refused() -> None:
+        raise error
+
+    for _ in range(2):  # the second one is not made
+        with pytest.raises(UnansweredError) as caught:
+            requests.make(refused)
+        said = str(caught.value)
+        assert said.startswith(f"Redis at keeper:6380 has not answered for 0 s ({told}")
+        assert not any(secret in said for secret in (PASSWORD, "s%2Fcret", "other"))
+    assert told.rstrip(")") in caplog.text and PASSWORD not in caplog.text
 
 
 @pytest.mark.parametrize(

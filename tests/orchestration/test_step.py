@@ -10,6 +10,7 @@ import pytest
 from dagster import (
     DagsterEventType,
     DagsterInstance,
+    JobDefinition,
     OpDefinition,
     OpExecutionContext,
     execute_job,
@@ -19,6 +20,7 @@ from dagster import (
     op,
 )
 from dagster._core.definitions.reconstruct import ReconstructableJob
+from sqlalchemy.exc import OperationalError
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.evaluation.tournament import TournamentError
@@ -39,6 +41,7 @@ from ringrift_pipeline.orchestration.step import (
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.atomic import TEMPORARY, own_prefix
 from ringrift_pipeline.store.transfer import count
+from ringrift_pipeline.training.processes import ProcessDiedError
 
 
 @op(required_resource_keys={"store"})
@@ -171,8 +174,33 @@ def is_killed(context: OpExecutionContext) -> None:
 @op(required_resource_keys={"store"}, retry_policy=LOST)
 def loses_a_worker(context: OpExecutionContext) -> None:
     with once(), running_step(context, "hex8_2p", 3):
-        if note(context) < 2:
+        before = note(context)
+        if before == 0:
             raise TournamentError("evaluation: a worker process died; run again")
+        if before == 1:
+            raise ProcessDiedError("training process 1 was killed (SIGKILL); run again")
+
+
+LOST_DATABASE = OperationalError("INSERT", {}, Exception("terminating connection"))
+
+
+class TooManyRetries(Exception):
+    """As dagster-postgres tells what came of its attempts to connect."""
+
+
+@op(required_resource_keys={"store"}, retry_policy=LOST)
+def loses_the_database(context: OpExecutionContext) -> None:
+    with once(), running_step(context, "hex8_2p", 3):
+        before = note(context)
+        if before == 0:
+            raise LOST_DATABASE
+        if before == 1:
+            raise TooManyRetries("for a connection") from LOST_DATABASE
+
+
+@job(executor_def=in_process_executor)
+def losing_the_database() -> None:
+    loses_the_database()
 
 
 @job(executor_def=in_process_executor)
@@ -205,12 +233,40 @@ def test_an_error_fails_a_step_at_once_and_is_told(tmp_path: Path) -> None:
     assert step == "fails" and why == "ValueError: the games are no games"
 
 
-def test_a_step_that_lost_a_worker_is_begun_again(tmp_path: Path) -> None:
-    result = losing_workers.execute_in_process(
-        resources={"store": StoreResource(root=str(tmp_path))}
-    )
+@pytest.mark.parametrize("what", [losing_workers, losing_the_database])
+def test_a_step_that_lost_a_worker_or_the_database_is_begun_again(
+    what: JobDefinition, tmp_path: Path
+) -> None:
+    result = what.execute_in_process(resources={"store": StoreResource(root=str(tmp_path))})
     assert result.success
     assert (tmp_path / "tries").read_text() == "again\n" * 3
+
+
+@op(required_resource_keys={"store"}, retry_policy=LOST)
+def ends(context: OpExecutionContext) -> None:
+    with once(), running_step(context, "hex8_2p", 3):
+        note(context)
+
+
+@job(executor_def=in_process_executor)
+def ending() -> None:
+    ends()
+
+
+def test_a_database_that_is_away_at_the_end_of_a_step_fails_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = DagsterInstance.report_engine_event
+
+    def away(self: DagsterInstance, message: str, *arguments: Any, **named: Any) -> Any:
+        if message.startswith("The step's own work took"):
+            raise LOST_DATABASE
+        return report(self, message, *arguments, **named)
+
+    monkeypatch.setattr(DagsterInstance, "report_engine_event", away)
+    result = ending.execute_in_process(resources={"store": StoreResource(root=str(tmp_path))})
+    assert result.success
+    assert (tmp_path / "tries").read_text() == "again\n"
 
 
 @pytest.mark.whole

@@ -13,6 +13,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 
+from ringrift_pipeline.orchestration import remote
 from ringrift_pipeline.orchestration.watchdog import EXIT_CODE, Watchdog, run_is_over
 
 FAST = 0.02
@@ -87,6 +88,32 @@ def test_which_runs_are_over(status: DagsterRunStatus, over: bool) -> None:
         run = create_run_for_test(instance, status=status)
         assert run_is_over(instance, run.run_id) is over
         assert run_is_over(instance, "deleted")
+
+
+def test_what_the_history_answers_is_noted_of_a_step_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it counts as cut off, and its process ends."""
+    left: list[int] = []
+    with DagsterInstance.ephemeral() as instance:
+        run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+        step = remote.begin()
+        try:
+            dog = Watchdog.of_run(instance, run.run_id, left.append, "one")
+            for question in (dog._over, dog._finished):
+                step.answered = False
+                assert not dog._asks(question) and step.answered
+            monkeypatch.setattr(type(instance), "get_run_by_id", broken)
+            step.answered = False
+            assert not dog._asks(dog._over) and not step.answered
+        finally:
+            remote.end()
+        remote.note_answer()  # nobody is asked elsewhere than in such a step
+    assert not left
+
+
+def broken(*_: object) -> None:
+    raise OSError("the database is away")
 
 
 CHILD = """

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,12 @@ from ringrift_pipeline.selfplay.plan import open_model
 from ringrift_pipeline.store import Artefact, Store
 from ringrift_pipeline.store.atomic import TEMPORARY
 from ringrift_pipeline.training import ProcessesError, processes, saving, together, train
-from ringrift_pipeline.training.processes import Member, process_count, run_together
+from ringrift_pipeline.training.processes import (
+    Member,
+    ProcessDiedError,
+    process_count,
+    run_together,
+)
 from tests.waiting import until
 
 from .conftest import CONFIG, settings
@@ -82,9 +88,24 @@ def test_an_error_of_one_process_is_that_of_all_and_none_is_left() -> None:
 @pytest.mark.whole
 def test_a_killed_process_ends_the_other_with_a_clear_error() -> None:
     told: list[tuple[int, int, str]] = []
-    with pytest.raises(ReplicaError, match=r"process 1 was killed \(SIGKILL\).*run again"):
+    with pytest.raises(ProcessDiedError, match=r"process 1 was killed \(SIGKILL\).*run again"):
         run_together(2, failing, "killed", progress=lambda *said: told.append(said))
     assert are_gone(started(told))
+
+
+def hanging(member: Member) -> None:
+    """The second process says nothing, and the first does not wait for long."""
+    processes.TIMEOUT = timedelta(seconds=5)
+    with member.joined(settings()) as (replicas, _):
+        if replicas.rank == 1:
+            time.sleep(600.0)
+        replicas.any(False)
+
+
+@pytest.mark.whole
+def test_a_process_that_hangs_counts_as_lost() -> None:
+    with pytest.raises(ProcessDiedError, match="process 1 hung, and was ended: another"):
+        run_together(2, hanging)
 
 
 def endless(member: Member) -> None:
