@@ -182,7 +182,7 @@ def test_games_of_older_shards_have_no_known_end(store: Store, first: Plan) -> N
     old = table.select(table.column_names[:-3])
     old = old.replace_schema_metadata({**table.schema.metadata, b"format": b"1"})
     with store.create(CONFIG, 0, shard_kind(0)) as draft:
-        path = str(draft.path / "shard.arrow")
+        path = str(draft / "shard.arrow")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, old.schema) as out:
             out.write_table(old)
     window = open_window(build_window(store, first).path)
