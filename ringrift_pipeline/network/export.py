@@ -114,9 +114,9 @@ def _seal(made: Path) -> None:
     try:
         sums = [f"{hash_file(made / name)['sha256']}  {name}\n" for name in sorted(PARTS)]
         write_bytes_atomic(made / SUMS_FILE, "".join(sums).encode())
-        verify_export(made)
         for name in (*PARTS, SUMS_FILE, ""):
             fsync_path(made / name)
+        verify_export(made)
     except FileNotFoundError as error:
         raise ExportError(
             f"{error.filename} was written and is gone, so that nothing is exported: export it again"

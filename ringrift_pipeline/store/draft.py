@@ -68,9 +68,11 @@ class Draft:
     def __truediv__(self, name: str) -> Path:
         """Path of a file, relative to the draft, that is written next."""
         path = self.path / name
-        if path.parent != self.path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._names.add(path.relative_to(self.path).as_posix())
+        inside = path.relative_to(self.path)
+        for folder in reversed(inside.parents[:-1]):
+            with contextlib.suppress(FileExistsError):
+                (self.path / folder).mkdir()
+        self._names.add(inside.as_posix())
         return path
 
     def folder(self, name: str) -> Folder:
@@ -125,6 +127,8 @@ class Draft:
             (temporary / MANIFEST).write_bytes(data)
             fsync_path(temporary / MANIFEST)
             fsync_path(temporary)
+            for name in (*content["files"], MANIFEST):
+                os.stat(temporary / name)  # it took a while
         if self._remote is not None:
             return self._remote.land(temporary, self._identity, now, content)
         with folder_lock(self._folder):

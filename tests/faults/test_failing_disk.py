@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.kinds import TRAINING_STATE
 from ringrift_pipeline.store.layout import PLAN
 
 from . import stages
@@ -156,13 +157,15 @@ def test_a_file_that_vanishes_meanwhile_is_named_or_not_needed(
     cases.settle()
 
 
-def check_own_vanishes(zygote: Zygote, copy_of: Copy, wanted: Any, stage: str, number: int) -> str:
-    """What the stage has just written is gone; returns what it said."""
+def check_own_vanishes(
+    zygote: Zygote, copy_of: Copy, wanted: Any, stage: str, number: int, says: str = ""
+) -> None:
+    """What the stage has just written is gone."""
     root = copy_of(stage)
     run = zygote.traced(root, stage, NOW, "vanish", number)
     spoilt = next(event for event in run.events if event.number == number)
     what = f"{stage}, vanished at event {number} ({spoilt.name} {spoilt.path}): {run.errors}"
-    assert run.status in (0, 1), what
+    assert run.status in (0, 1) and re.search(says, run.errors), what
     if run.status:
         last = run.errors.strip().splitlines()[-1]
         assert named(run.errors, errno.ENOENT) or re.match(
@@ -174,8 +177,13 @@ def check_own_vanishes(zygote: Zygote, copy_of: Copy, wanted: Any, stage: str, n
     Store(root).open(champion.path)
     Store(root).sweep()
     assert not list(root.rglob(".ringrift-tmp-*")), what
-    assert made(root) == wanted, what
-    return run.errors
+    found = made(root)
+    if stage == "train" and f"/{TRAINING_STATE}/" in run.errors:
+        # the training has ended and needs it no more; it is told that it was put aside
+        wanted = {
+            kind: has for kind, has in wanted.items() if kind in found or TRAINING_STATE not in kind
+        }
+    assert found == wanted, what
 
 
 @pytest.mark.parametrize("stage", ONE_PROCESS)
@@ -195,8 +203,8 @@ def test_a_draft_does_not_land_without_a_file(zygote: Zygote, copy_of: Copy) -> 
     """A picture: nobody reads it, so that nobody would notice."""
     events, wanted = undisturbed(zygote, copy_of, "mine_hard_examples")
     picture = next(e for e in events if e.length > 1 and str(e.path).endswith(".full.svg"))
-    errors = check_own_vanishes(zygote, copy_of, wanted, "mine_hard_examples", picture.number)
-    assert re.search(r"VanishedFileError: .*\.full\.svg was written and is gone", errors)
+    says = r"VanishedFileError: .*\.full\.svg was written and is gone"
+    check_own_vanishes(zygote, copy_of, wanted, "mine_hard_examples", picture.number, says)
 
 
 @pytest.mark.bounded

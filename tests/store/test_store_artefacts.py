@@ -179,15 +179,19 @@ def test_a_draft_lands_with_every_file_or_not_at_all(store: Store, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["a", "manifest.json"])
+@pytest.mark.parametrize("late", [False, True])
 def test_a_file_that_vanishes_while_it_lands_is_named(
-    store: Store, monkeypatch: pytest.MonkeyPatch, name: str
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, late: bool
 ) -> None:
     old = make(store)
 
     def gone(path: Path) -> None:
+        if late:
+            fsync_path(path)
         if path.name == name and path.parent.name.startswith(".ringrift-tmp-"):
             path.unlink()
-        fsync_path(path)
+        if not late:
+            fsync_path(path)
 
     monkeypatch.setattr(drafting, "fsync_path", gone)
     with (
@@ -580,6 +584,7 @@ def test_errors_and_stores_cross_process_borders(store: Store) -> None:
         MissingArtefactError("it", "make it"),
         LockedError("x", Path("/l"), {"pid": 1, "host": "h", "since": "t", "command": "c"}),
         InvalidNameError("no"),
+        VanishedFileError(Path("/p")),
     ):
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error) and str(copy) == str(error)
