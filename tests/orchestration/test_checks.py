@@ -65,6 +65,8 @@ def replace(
             shutil.copyfile(old.file(name), draft / name)
         if change is not None:
             change(draft.path)
+            for path in filter(Path.is_file, draft.path.iterdir()):
+                path.rename(draft / path.name)  # it is the draft's, also if it was added
 
 
 def edit_json(name: str, change: Callable[[Any], object]) -> Callable[[Path], None]:
