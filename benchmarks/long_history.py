@@ -94,7 +94,7 @@ class History:
     def _land(self, number: int, kind: str, about: dict[str, Any], **files: Any) -> Any:
         with self.store.create(self.config, number, kind, about) as draft:
             for name, content in files.items():
-                path = draft.path / name.replace("__", ".")
+                path = draft / name.replace("__", ".")
                 if callable(content):
                     content(path)
                 elif isinstance(content, bytes):
@@ -103,7 +103,7 @@ class History:
                     path.write_text(json.dumps(content))
             if kind in PICTURES:
                 size = int(self.random.integers(6_000, 30_000))
-                (draft.path / PICTURES[kind]).write_bytes(self.random.bytes(size))
+                (draft / PICTURES[kind]).write_bytes(self.random.bytes(size))
         return draft.artefact
 
     def _artefacts(self, number: int) -> dict[str, Any]:

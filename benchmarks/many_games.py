@@ -157,7 +157,7 @@ def write_generation(
         rules = get_rules(config)
         shape = NetworkConfig(1, 8, 8, rules.geometry, rules.players)
         with store.create(config, 0, "ema_model") as draft:
-            save_model(draft.path, RingRiftNetwork(shape, seed=1), {})
+            save_model(draft, RingRiftNetwork(shape, seed=1), {})
     plan = plan_generation(store, config, int(parent), settings, NOW)
     made: dict[int, tuple[Any, Any]] = {}
     rows = 0
@@ -171,9 +171,7 @@ def write_generation(
         about |= {"player": "heuristic", "started": 0.0, "seconds": 1.0}
         kind = shard_kind(shard["index"])
         with store.create(config, plan.generation, kind, about) as draft:
-            write_shard(
-                draft.path / SHARD_FILE, decisions, ended, shard_metadata(plan, shard["index"])
-            )
+            write_shard(draft / SHARD_FILE, decisions, ended, shard_metadata(plan, shard["index"]))
     return plan.generation, rows
 
 

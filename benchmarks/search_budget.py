@@ -124,7 +124,7 @@ def play(source: Store, plan: Plan, root: Path, games: int, changes: dict[str, A
         model = open_model(source, plan.champion)
         with store.create(plan.config, 0, model.kind, metadata=model.metadata) as draft:
             for name in model.files:
-                shutil.copy2(model.file(name), draft.path / name)
+                shutil.copy2(model.file(name), draft / name)
         store.promote(plan.config, 0, draft.artefact, {"benchmark": True})
     settings = plan.settings.with_overrides(
         {

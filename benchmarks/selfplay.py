@@ -187,7 +187,7 @@ def _prepare(root: Path, games: int, shards: int, seed: int, overrides: dict[str
     network = settings.network
     with store.create(CONFIG, 0, "ema_model") as draft:
         shape = NetworkConfig(network.blocks, network.channels, network.value_channels)
-        save_model(draft.path, RingRiftNetwork(shape, seed=1), {})
+        save_model(draft, RingRiftNetwork(shape, seed=1), {})
     store.promote(CONFIG, 0, draft.artefact, {"benchmark": True})
     return store, plan_generation(store, CONFIG, 1, settings, now)
 

@@ -10,7 +10,7 @@ _WRITER = """
 import sys
 from ringrift_pipeline.store import Store
 with Store(sys.argv[1]).create(sys.argv[2], 0, sys.argv[3]) as draft:
-    (draft.path / "games").write_bytes(bytes(1000))
+    (draft / "games").write_bytes(bytes(1000))
     print(draft.path, flush=True)
     sys.stdin.read()
     sys.exit("nobody let it land")

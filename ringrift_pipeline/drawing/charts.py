@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,12 @@ MOST_BYTES = 36_000
 COLOURS = 64
 FULL = ".full.svg"
 """Ending of the file with the whole picture: ``loss.png`` has ``loss.full.svg`` beside it."""
+
+
+class Folder(Protocol):
+    """What gives the path of a file in it; as the store's."""
+
+    def __truediv__(self, name: str, /) -> Path: ...
 
 
 def new_chart(panels: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -37,7 +43,7 @@ def new_chart(panels: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
     return figure, list(axes)
 
 
-def save_chart(figure: Figure, folder: Path, name: str) -> None:
+def save_chart(figure: Figure, folder: Folder, name: str) -> None:
     """Write ``name.png``, of at most `MOST_BYTES`, and ``name.full.svg`` into a draft's folder."""
     from matplotlib import rc_context
     from PIL import Image

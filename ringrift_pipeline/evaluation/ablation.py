@@ -117,7 +117,7 @@ def ablate(
         if resume == "never":
             work.parts.clear()
         else:
-            existing = reuse(store, plan, KIND, work.inputs)
+            existing = reuse(store, plan, KIND, work.inputs, REPORT, FRAME)
             if existing is not None:
                 work.parts.clear()
                 return existing
@@ -163,7 +163,7 @@ class _Work:
             "device": self.device,
         }
         self.run_inputs, self.inputs = run_inputs, run_inputs | {"seeds": seeds}
-        self.parts = Parts(store, plan, PART, run_inputs)
+        self.parts = Parts(store, plan, PART, run_inputs, FIGURES)
         self._store = store
         self.trials = [
             Trial(number, variant, seed)
@@ -218,7 +218,7 @@ class _Work:
     def land(self, trial: Trial, result: TrialResult) -> None:
         """Keep a run's figures."""
         with self.parts.create(trial.name) as draft:
-            draft.metadata["facts"] = result.save(draft.path / FIGURES)
+            draft.metadata["facts"] = result.save(draft / FIGURES)
         self._take(trial, result)
         self._report(trial.name)
 
@@ -300,14 +300,13 @@ def _land(store: Store, work: _Work) -> Artefact:
         "ablation/rows_per_s": sum(result.rows for result in work.results.values()) / seconds,
     }
     with store.create(plan.config, plan.generation, KIND, metadata) as draft:
-        write_json_atomic(draft.path / REPORT, report)
-        ablation_report.write_table(draft.path / TABLE, report)
-        write_table(draft.path / FRAME, frame, tables.ABLATION)
-        ablation_report.draw_differences(draft.path, frame, plan.config, report["confidence"])
-        (draft.path / "runs").mkdir()
+        write_json_atomic(draft / REPORT, report)
+        ablation_report.write_table(draft / TABLE, report)
+        write_table(draft / FRAME, frame, tables.ABLATION)
+        ablation_report.draw_differences(draft, frame, plan.config, report["confidence"])
         draft.metadata["runs"] = {
             trial.name: work.results[trial.variant, trial.seed].save(
-                draft.path / "runs" / f"{trial.name}.npz"
+                draft / f"runs/{trial.name}.npz"
             )
             for trial in work.trials
         }

@@ -26,6 +26,8 @@ from ringrift_pipeline.evaluation.paired_differences import (
 if TYPE_CHECKING:
     import polars as pl
 
+    from ringrift_pipeline.store import Folder
+
 __all__ = [
     "ENHANCEMENTS",
     "MEASURES",
@@ -198,7 +200,7 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{mean} ({row['low']:+.4f} to {row['high']:+.4f})"
 
 
-def draw_differences(folder: Path, frame: pl.DataFrame, config: str, confidence: float) -> None:
+def draw_differences(folder: Folder, frame: pl.DataFrame, config: str, confidence: float) -> None:
     """Draw all differences with their intervals, a panel a measure.
 
     Thick lines are intervals of one difference, thin ones of all of them together. The same

@@ -85,8 +85,8 @@ def evaluate(
     model = store.require(plan.config, plan.generation, "ema_model")
     field, artefacts = field_of(store, plan, model)
     inputs = sealed_inputs(plan, KIND, artefacts)
-    parts = Parts(store, plan, PART, inputs)
-    existing = reuse(store, plan, KIND, inputs)
+    parts = Parts(store, plan, PART, inputs, GAMES)
+    existing = reuse(store, plan, KIND, inputs, REPORT, GAMES, RATINGS)
     if existing is not None:
         parts.clear()  # of a run that was killed when all was done but that
         return existing
@@ -106,9 +106,9 @@ def evaluate(
     fit: Ratings = report.pop("_fit")
     metadata = {"inputs": inputs, "model": model.digest} | numbers(report)
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
-        write_json_atomic(draft.path / REPORT, report)
-        write_table(draft.path / GAMES, games, GAME_COLUMNS)
-        write_table(draft.path / RATINGS, fit.to_frame(), RATING_COLUMNS)
+        write_json_atomic(draft / REPORT, report)
+        write_table(draft / GAMES, games, GAME_COLUMNS)
+        write_table(draft / RATINGS, fit.to_frame(), RATING_COLUMNS)
     parts.clear()
     return draft.artefact
 
@@ -168,7 +168,7 @@ class _PlayedJobs:
         from ringrift_pipeline.training.tables import write_table
 
         with self._parts.create(f"{job:04d}") as draft:
-            write_table(draft.path / GAMES, games, GAME_COLUMNS)
+            write_table(draft / GAMES, games, GAME_COLUMNS)
 
 
 # -- what came of it ------------------------------------------------------------------------

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
+    from ringrift_pipeline.store import Folder
+
 __all__ = ["MOST_ROWS", "draw_curve", "write_list"]
 
 CURVE = "rating_curve"
@@ -49,7 +51,7 @@ def write_list(path: Path, frame: pl.DataFrame, confidence: float) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def draw_curve(folder: Path, frame: pl.DataFrame, config: str, confidence: float) -> None:
+def draw_curve(folder: Folder, frame: pl.DataFrame, config: str, confidence: float) -> None:
     """Draw the ratings of the generations with their intervals, baselines as lines:
     ``rating_curve.png``, and the whole beside it (`drawing.charts.save_chart`).
 

@@ -113,7 +113,7 @@ def play_anchors(
         should_stop=should_stop,
     )
     with store.create(plan.config, plan.generation, ANCHOR_KIND, metadata=how) as draft:
-        write_table(draft.path / "games.parquet", games, GAMES)
+        write_table(draft / "games.parquet", games, GAMES)
     return draft.artefact
 
 
@@ -210,9 +210,9 @@ def rate_all(store: Store, config: str, generation: int) -> Artefact:
         **scale,
     }
     with store.create(config, generation, KIND, metadata=metadata) as draft:
-        write_table(draft.path / TABLE, frame, RATING_LIST)
-        write_list(draft.path / LIST, frame, confidence)
-        draw_curve(draft.path, frame, config, confidence)
+        write_table(draft / TABLE, frame, RATING_LIST)
+        write_list(draft / LIST, frame, confidence)
+        draw_curve(draft, frame, config, confidence)
     return draft.artefact
 
 

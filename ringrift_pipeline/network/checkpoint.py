@@ -22,6 +22,7 @@ from ringrift_pipeline.network.model import AUXILIARY, NetworkConfig, RingRiftNe
 from ringrift_pipeline.network.moves import NUM_MOVE_KINDS
 from ringrift_pipeline.store import (
     CorruptArtefactError,
+    Folder,
     TooLargeError,
     check_file,
     read_bounded,
@@ -91,7 +92,7 @@ def _encoding_signature() -> dict[str, int]:
 
 
 def save_model(
-    folder: str | Path, model: RingRiftNetwork, metadata: Mapping[str, Any] | None = None
+    folder: str | Folder, model: RingRiftNetwork, metadata: Mapping[str, Any] | None = None
 ) -> Path:
     """Write ``model`` into ``folder`` (made if need be), each file atomically; returns the folder.
 
@@ -102,14 +103,16 @@ def save_model(
     Raises:
         NonFiniteModelError: a weight is NaN or infinite; nothing is written.
     """
-    folder = Path(folder)
+    if isinstance(folder, str):
+        folder = Path(folder)
+    path = folder / WEIGHTS_FILE
     weights = {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
         for name, tensor in model.state_dict().items()
         if not name.startswith(AUXILIARY)
     }
-    check_finite(weights, f"the model for {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    check_finite(weights, f"the model for {path.parent}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save(weights, metadata={"format": _FORMAT})
     sidecar = {
         "format": _FORMAT,
@@ -124,9 +127,9 @@ def save_model(
         "metadata": dict(metadata or {}),
     }
     json.dumps(sidecar, allow_nan=False)  # refuse before anything is written
-    write_bytes_atomic(folder / WEIGHTS_FILE, data)
+    write_bytes_atomic(path, data)
     write_json_atomic(folder / SIDECAR_FILE, sidecar)
-    return folder
+    return path.parent
 
 
 def _read_sidecar(folder: Path) -> dict[str, Any]:

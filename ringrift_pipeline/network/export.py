@@ -43,6 +43,7 @@ CONFIG_FILE = "config.json"
 POSITION_FILE = "position.npz"
 CARD_FILE = "README.md"
 SUMS_FILE = "SHA256SUMS"
+PARTS = (ONNX_FILE, WEIGHTS_FILE, SIDECAR_FILE, CONFIG_FILE, POSITION_FILE, CARD_FILE)
 
 FILES = {
     f"`{ONNX_FILE}`": f"the network, opset {OPSET}, batch and number of moves free",
@@ -92,10 +93,7 @@ def export_model(
         shown = {"encoding": ENCODING_VERSION, **facts, "ONNX": _said(agreement)}
         card = model_card(network, rules, shown, FILES)
         write_bytes_atomic(made / CARD_FILE, card.encode())
-        sums = [f"{hash_file(path)['sha256']}  {name}\n" for name, path in walk_files(made)]
-        write_bytes_atomic(made / SUMS_FILE, "".join(sums).encode())
-        for path in (*made.iterdir(), made):
-            fsync_path(path)
+        _seal(made)
         try:
             os.rename(made, folder)  # refuses a folder that has come to hold something
         except OSError as error:
@@ -107,6 +105,22 @@ def export_model(
     finally:
         os.close(lock)
     return folder
+
+
+def _seal(made: Path) -> None:
+    """Write the sums of all parts, and make everything durable. Raises ExportError for a part that is
+    gone.
+    """
+    try:
+        sums = [f"{hash_file(made / name)['sha256']}  {name}\n" for name in sorted(PARTS)]
+        write_bytes_atomic(made / SUMS_FILE, "".join(sums).encode())
+        for name in (*PARTS, SUMS_FILE, ""):
+            fsync_path(made / name)
+        verify_export(made)
+    except FileNotFoundError as error:
+        raise ExportError(
+            f"{error.filename} was written and is gone, so that nothing is exported: export it again"
+        ) from error
 
 
 _SUMS = re.compile(r"(?:[0-9a-f]{64}  [^\s/]+\n)+")

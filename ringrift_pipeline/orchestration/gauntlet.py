@@ -164,8 +164,8 @@ def run_gauntlet(step: Step, settings: GauntletConfig) -> Artefact:
         **shown,
     }
     with step.store.create(step.config, champion.generation, GAUNTLET, metadata=about) as draft:
-        write_json_atomic(draft.path / "report.json", report)
-        write_table(draft.path / "games.parquet", games, GAMES)
+        write_json_atomic(draft / "report.json", report)
+        write_table(draft / "games.parquet", games, GAMES)
     return draft.artefact
 
 

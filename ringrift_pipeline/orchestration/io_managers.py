@@ -104,7 +104,7 @@ class ParquetIOManager(ConfigurableIOManager):
         store = Store(data_folder(self.root))
         generation = generation_of(context.partition_key, config)
         with store.create(config, generation, name, {"rows": obj.height}) as draft:
-            obj.write_parquet(draft.path / f"{name}.parquet", compression="zstd")
+            obj.write_parquet(draft / f"{name}.parquet", compression="zstd")
         context.add_output_metadata(
             {"path": str(draft.artefact.path), "digest": draft.artefact.digest}
         )

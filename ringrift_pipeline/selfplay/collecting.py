@@ -69,7 +69,12 @@ def collect(store: Store, plan: Plan) -> Artefact:
         existing = store.current(plan.config, plan.generation, KIND)
     except CorruptArtefactError:
         existing = None
-    if existing is not None and existing.metadata.get("shards") == digests and up_to_date(existing):
+    if (
+        existing is not None
+        and existing.metadata.get("shards") == digests
+        and up_to_date(existing)
+        and existing.files.keys() >= {INDEX, SUMMARY}
+    ):
         return existing
     summary, searches = _summary(plan, shards)
     metadata: dict[str, Any] = {"plan": plan.digest, "shards": digests, **made_by(KIND)}
@@ -92,9 +97,9 @@ def collect(store: Store, plan: Plan) -> Artefact:
         for number, shard in enumerate(shards)
     ]
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
-        write_json_atomic(draft.path / INDEX, index)
-        write_json_atomic(draft.path / SUMMARY, summary)
-        draw_entropy(draft.path, *searches)
+        write_json_atomic(draft / INDEX, index)
+        write_json_atomic(draft / SUMMARY, summary)
+        draw_entropy(draft, *searches)
     return draft.artefact
 
 

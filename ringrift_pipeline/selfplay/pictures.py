@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ringrift_pipeline.store import Folder
 
 __all__ = ["draw_entropy"]
 
@@ -13,7 +16,7 @@ ENTROPY = "policy_entropy"
 
 
 def draw_entropy(
-    folder: Path,
+    folder: Folder,
     plies: NDArray[np.integer],
     entropy: NDArray[np.float64],
     legal: NDArray[np.integer],

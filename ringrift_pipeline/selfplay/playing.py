@@ -47,10 +47,10 @@ def play_shard(
 
 
 def finished_shard(store: Store, plan: Plan, index: int) -> Artefact | None:
-    """The verified shard of this plan and this version, or None; a corrupt one goes to the
-    store's quarantine.
+    """The verified shard of this plan and this version, or None, also for one that landed without
+    its games; a corrupt one goes to the store's quarantine.
     """
-    from ringrift_pipeline.selfplay.shards import shard_kind
+    from ringrift_pipeline.selfplay.shards import SHARD_FILE, shard_kind
     from ringrift_pipeline.store import CorruptArtefactError
 
     try:
@@ -59,7 +59,7 @@ def finished_shard(store: Store, plan: Plan, index: int) -> Artefact | None:
         return None
     if artefact is None or artefact.metadata.get("plan") != plan.digest:
         return None
-    return artefact if up_to_date(artefact) else None
+    return artefact if up_to_date(artefact) and SHARD_FILE in artefact.files else None
 
 
 def up_to_date(artefact: Artefact) -> bool:
@@ -101,7 +101,7 @@ def play_with(
             where = f"{plan.config} generation {plan.generation:04d} shard {index:04d}"
             raise NonFiniteOutputError(f"{where}, {error}", error.rows) from None
     with store.create(plan.config, plan.generation, shard_kind(index)) as draft:
-        write_shard(draft.path / SHARD_FILE, decisions, games, metadata)
+        write_shard(draft / SHARD_FILE, decisions, games, metadata)
         if digest is not None and draft.digest != digest:
             raise ShardError("this version, or this machine, plays other games")
         draft.metadata.update(

@@ -17,7 +17,6 @@ POSIX only (Linux, macOS): liveness of writers rests on ``flock``, which the ker
 process.
 """
 
-from ringrift_pipeline.store.artefacts import Draft
 from ringrift_pipeline.store.atomic import (
     append_jsonl,
     read_jsonl,
@@ -26,6 +25,7 @@ from ringrift_pipeline.store.atomic import (
 )
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.champion import Champion
+from ringrift_pipeline.store.draft import Draft, Folder
 from ringrift_pipeline.store.errors import (
     BucketError,
     BucketSettingError,
@@ -37,6 +37,7 @@ from ringrift_pipeline.store.errors import (
     SerializationError,
     StoreError,
     UnreliableHostError,
+    VanishedFileError,
 )
 from ringrift_pipeline.store.falling_back import copy_of, serving_champion
 from ringrift_pipeline.store.layout import generation_key
@@ -53,6 +54,7 @@ __all__ = [
     "Champion",
     "CorruptArtefactError",
     "Draft",
+    "Folder",
     "InvalidNameError",
     "LockedError",
     "MissingArtefactError",
@@ -64,6 +66,7 @@ __all__ = [
     "Switches",
     "TooLargeError",
     "UnreliableHostError",
+    "VanishedFileError",
     "append_jsonl",
     "check_file",
     "check_folder",

@@ -1,4 +1,4 @@
-"""Artefacts in a data root: drafting, landing, reading, quarantine, falling back."""
+"""Artefacts in a data root: pointers, reading, quarantine, falling back."""
 
 from __future__ import annotations
 
@@ -6,26 +6,22 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ringrift_pipeline.store.atomic import (
     ensure_folder,
     fsync_path,
     remove_tree,
-    temporary_folder,
     temporary_name,
     write_bytes_atomic,
     write_json_atomic,
 )
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
-from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
+from ringrift_pipeline.store.errors import CorruptArtefactError
 from ringrift_pipeline.store.layout import (
-    MANIFEST,
     NOTE,
     PLAN,
     POINTER,
@@ -39,111 +35,16 @@ from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
     UnreadableError,
-    as_artefact,
     load_folder,
-    make_manifest,
-    normalize,
     open_seal,
     relative_path,
     require_fields,
     sealed_bytes,
 )
 
-if TYPE_CHECKING:
-    from ringrift_pipeline.store.remote import Remote
-
 _log = logging.getLogger(__name__)
 
 CLOCK_SLACK = timedelta(days=1)  # by which the clock may have been set back
-
-
-class Draft:
-    """An artefact being written; made by `Store.create` and used as a context manager.
-
-    Attributes: ``path`` (temporary folder to write files into, sub-folders allowed), ``metadata``
-    (may be changed until the block ends).
-    """
-
-    def __init__(
-        self,
-        layout: Layout,
-        config: str,
-        generation: int,
-        kind: str,
-        metadata: dict[str, Any],
-        remote: Remote | None = None,
-    ) -> None:
-        self._layout = layout
-        self._remote = remote
-        self._folder = layout.kind(config, generation, kind)
-        self._identity = (config, generation, kind)
-        self.metadata = metadata
-        self._path: Path | None = None
-        self._descriptor = -1
-        self._artefact: Artefact | None = None
-        normalize(metadata, f"metadata of {kind}")  # fail now, not after hours of work
-
-    @property
-    def path(self) -> Path:
-        if self._path is None:
-            raise StoreError("a draft has a folder only inside its `with` block")
-        return self._path
-
-    @property
-    def artefact(self) -> Artefact:
-        """The landed artefact. Raises StoreError before the block has ended well."""
-        if self._artefact is None:
-            raise StoreError("a draft is an artefact only after its `with` block has ended well")
-        return self._artefact
-
-    @property
-    def digest(self) -> str:
-        """The digest it would land with as its files are now."""
-        return make_manifest(self.path, *self._identity, "", {})[1]["digest"]
-
-    def __enter__(self) -> Draft:
-        if self._path is not None or self._artefact is not None:
-            raise StoreError("a draft can be entered once only: call `create` again")
-        ensure_folder(self._layout.inside(self._folder, self._identity[0]))
-        self._path, self._descriptor = temporary_folder(self._folder)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        temporary, self._path = self.path, None
-        try:
-            if kind is None:
-                self._artefact = self._land(temporary)
-        finally:
-            if temporary.exists():
-                shutil.rmtree(temporary, ignore_errors=True)
-            os.close(self._descriptor)
-
-    def _land(self, temporary: Path) -> Artefact:
-        now = datetime.now(UTC)
-        data, content = make_manifest(
-            temporary, *self._identity, now.isoformat(timespec="microseconds"), self.metadata
-        )
-        for parent, _, files in os.walk(temporary, topdown=False):
-            for name in files:
-                fsync_path(Path(parent) / name)
-            fsync_path(Path(parent))
-        (temporary / MANIFEST).write_bytes(data)
-        fsync_path(temporary / MANIFEST)
-        fsync_path(temporary)
-        if self._remote is not None:
-            return self._remote.land(temporary, self._identity, now, content)
-        with folder_lock(self._folder):
-            final = self._folder / landing_name(self._folder, now)
-            os.rename(temporary, final)
-            fsync_path(self._folder)
-            artefact = as_artefact(final, content)
-            write_pointer(artefact)
-        return artefact
 
 
 # --- pointers -----------------------------------------------------------------------------------

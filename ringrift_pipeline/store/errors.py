@@ -58,6 +58,23 @@ class CorruptArtefactError(StoreError):
         return f"{self.path} is corrupt: {self.reason}.{moved} What to do: {self.action}"
 
 
+class VanishedFileError(StoreError):
+    """A file that was written for an artefact, and was gone before it landed; nothing has landed.
+
+    Attributes: ``path`` (where it was).
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} was written and is gone, so that nothing of what it belongs to is kept: "
+            "run it again, and see that nothing else removes files there"
+        )
+
+
 class LockedError(StoreError):
     """A named lock that somebody else holds.
 

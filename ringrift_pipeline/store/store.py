@@ -23,6 +23,7 @@ from ringrift_pipeline.store.attach import refuse_attached
 from ringrift_pipeline.store.bucket import Bucket
 from ringrift_pipeline.store.bucket_settings import bucket_url
 from ringrift_pipeline.store.champion import Champion
+from ringrift_pipeline.store.draft import Draft
 from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import (
@@ -108,10 +109,10 @@ class Store:
         generation: int,
         kind: str,
         metadata: dict[str, Any] | None = None,
-    ) -> _artefacts.Draft:
+    ) -> Draft:
         """Begin an artefact; use as ``with store.create(…) as draft``.
 
-        Write files into ``draft.path``. When the block ends well every file is fsynced, the
+        Write each file to ``draft / name``. When the block ends well every file is fsynced, the
         SHA-256 manifest is written last, the folder gets its final unique name and the pointer
         of the kind is moved to it; then ``draft.artefact`` is the artefact. When the block or the
         landing raises, nothing is left and the old artefact stays current. A bucket that refuses is
@@ -119,12 +120,11 @@ class Store:
         for.
 
         Raises SerializationError for metadata that strict JSON cannot hold (now and, if changed,
-        when the block ends), StoreError for links and for a file called ``manifest.json``.
+        when the block ends), VanishedFileError for a file that is gone by then, StoreError for links,
+        for a file called ``manifest.json`` and for one that the draft was not asked for.
         """
         remote = self._remote_of(kind)
-        return _artefacts.Draft(
-            self._layout, config, generation, kind, dict(metadata or {}), remote
-        )
+        return Draft(self._layout, config, generation, kind, dict(metadata or {}), remote)
 
     def current(
         self, config: str, generation: int, kind: str, verify: bool = True

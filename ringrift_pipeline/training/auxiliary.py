@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ringrift_pipeline.network.model import AUXILIARY
-from ringrift_pipeline.store import check_file
+from ringrift_pipeline.store import check_file, check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ringrift_pipeline.network import RingRiftNetwork
+    from ringrift_pipeline.store import Folder
 
 FILE = "auxiliary.safetensors"
 
@@ -28,7 +29,7 @@ def without_heads(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight for name, weight in state.items() if not name.startswith(AUXILIARY)}
 
 
-def save_heads(folder: Path, state: Mapping[str, Tensor]) -> None:
+def save_heads(folder: Folder, state: Mapping[str, Tensor]) -> None:
     """Write the auxiliary heads of a network's state dict into a draft's folder, if it has any.
 
     Raises NonFiniteModelError for a weight that is NaN or infinite.
@@ -39,8 +40,9 @@ def save_heads(folder: Path, state: Mapping[str, Tensor]) -> None:
 
     heads = {name: weight.detach().cpu().contiguous() for name, weight in heads_of(state).items()}
     if heads:
-        check_finite(heads, f"the auxiliary heads for {folder}")
-        save_file(heads, folder / FILE)
+        path = folder / FILE
+        check_finite(heads, f"the auxiliary heads for {path.parent}")
+        save_file(heads, path)
 
 
 def load_heads(folder: Path, model: RingRiftNetwork) -> bool:
@@ -55,6 +57,7 @@ def load_heads(folder: Path, model: RingRiftNetwork) -> bool:
 
     attached = model.attach_auxiliary()
     if not (folder / FILE).is_file():
+        check_folder(folder)  # it may have had some
         return False
     check_file(folder / FILE)
     saved = load_file(folder / FILE)

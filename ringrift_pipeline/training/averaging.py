@@ -43,13 +43,14 @@ def average(
         if a weight of it is not finite.
     """
     from ringrift_pipeline.network import load_model, save_model
+    from ringrift_pipeline.network.checkpoint import SIDECAR_FILE, WEIGHTS_FILE
     from ringrift_pipeline.training.auxiliary import FILE
     from ringrift_pipeline.training.loop import BEST
     from ringrift_pipeline.training.precision import measured
 
     checkpoint = store.require(plan.config, plan.generation, "checkpoint")
     inputs = sealed_inputs(plan, KIND, [checkpoint])
-    existing = reuse(store, plan, KIND, inputs)
+    existing = reuse(store, plan, KIND, inputs, WEIGHTS_FILE, SIDECAR_FILE)
     if existing is not None:
         return existing
     model = load_model(checkpoint.path / BEST)
@@ -78,9 +79,10 @@ def average(
         "step": checkpoint.metadata["train/best_step"],
     }
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
-        save_model(draft.path, model, about)
-        if (checkpoint.path / BEST / FILE).is_file():  # for the next training, nothing else
-            shutil.copyfile(checkpoint.path / BEST / FILE, draft.path / FILE)
+        save_model(draft, model, about)
+        heads = f"{BEST}/{FILE}"
+        if heads in checkpoint.files:  # for the next training, nothing else
+            shutil.copyfile(checkpoint.file(heads), draft / FILE)
     if progress is not None:
         progress(1, 1, f"{metadata['weights']} written")
     return draft.artefact

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from ringrift_pipeline.enhancements.calibration import TemperatureFit
-    from ringrift_pipeline.store import Artefact, Store
+    from ringrift_pipeline.store import Artefact, Folder, Store
 
 KIND = CALIBRATION
 REPORT = CALIBRATION_FILE
@@ -68,7 +67,7 @@ def calibrate(
     candidate = store.require(plan.config, plan.generation, "ema_model")
     source = build_window(store, plan, progress=progress, should_stop=should_stop)
     inputs = sealed_inputs(plan, KIND, [candidate, source])
-    existing = reuse(store, plan, KIND, inputs)
+    existing = reuse(store, plan, KIND, inputs, REPORT)
     if existing is not None:
         return existing
     window = open_window(source.path)
@@ -113,13 +112,13 @@ def calibrate(
             f"ece_{stage}_interval"
         ]
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
-        write_json_atomic(draft.path / REPORT, report)
-        tables.write_table(draft.path / BINS, _bins(stages), tables.CALIBRATION_BINS)
-        draw_stages(draft.path, stages["before"], stages["after"])
+        write_json_atomic(draft / REPORT, report)
+        tables.write_table(draft / BINS, _bins(stages), tables.CALIBRATION_BINS)
+        draw_stages(draft, stages["before"], stages["after"])
     return draft.artefact
 
 
-def draw_stages(folder: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+def draw_stages(folder: Folder, before: dict[str, Any], after: dict[str, Any]) -> None:
     """The reliability diagram of both reports into a draft's folder, small and whole."""
     from ringrift_pipeline.drawing.charts import save_chart
     from ringrift_pipeline.enhancements.calibration_report import reliability_figure

@@ -66,7 +66,7 @@ def measure_fisher(
     theirs = load_plan(store, source.config, source.generation)
     window = build_window(store, theirs, progress=progress, should_stop=should_stop)
     inputs = sealed_inputs(first, KIND, [source, window])
-    existing = reuse(store, first, KIND, inputs)
+    existing = reuse(store, first, KIND, inputs, FILE)
     if existing is not None:
         return existing
     reporter = Reporter(progress, should_stop)
@@ -96,7 +96,7 @@ def measure_fisher(
         "source_digest": source.digest,
     }
     with store.create(first.config, first.generation, KIND, metadata=metadata) as draft:
-        ewc.save_state(draft.path / FILE)
+        ewc.save_state(draft / FILE)
     return draft.artefact
 
 

@@ -57,7 +57,7 @@ def build_ensemble(
     members = _members(store, plan)
     source = build_window(store, plan, progress=progress, should_stop=should_stop)
     inputs = sealed_inputs(plan, KIND, [*members.values(), source])
-    existing = reuse(store, plan, KIND, inputs)
+    existing = reuse(store, plan, KIND, inputs, MEMBERS)
     if existing is not None:
         return existing
     reporter = Reporter(progress, should_stop)
@@ -109,10 +109,10 @@ def build_ensemble(
         for name, artefact in members.items()
     ]
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
-        write_json_atomic(draft.path / MEMBERS, listing)
-        write_json_atomic(draft.path / REPORT, report)
+        write_json_atomic(draft / MEMBERS, listing)
+        write_json_atomic(draft / REPORT, report)
         plies = dataset.window.ply[dataset.window.holdout_rows]
-        draw_disagreement(draft.path, plies, *apart)
+        draw_disagreement(draft, plies, *apart)
     reporter.report(len(models) + 1, len(models) + 1, "ensemble measured")
     return draft.artefact
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ringrift_pipeline.game import State
     from ringrift_pipeline.selfplay.plan import Plan
-    from ringrift_pipeline.store import Artefact, Store
+    from ringrift_pipeline.store import Artefact, Folder, Store
     from ringrift_pipeline.training.window import Window
 
 __all__ = ["SHOWN", "Example", "draw_gallery", "find_examples", "judged_by"]
@@ -44,7 +43,7 @@ class Example:
     network_value: float | None
 
 
-def draw_gallery(folder: Path, examples: list[Example]) -> None:
+def draw_gallery(folder: Folder, examples: list[Example]) -> None:
     """Draw the examples, one below the other: ``gallery.svg`` the first few, as many as are small
     enough for the event log (where not even one is, the search's board of the first that is),
     ``gallery.full.svg`` all.

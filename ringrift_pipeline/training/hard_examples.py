@@ -79,7 +79,7 @@ def mine_hard_examples(
     inputs["columns"] = [column.name for column in tables.HARD_EXAMPLES]
     in_full = plan.settings.mining.enabled if in_full is None else in_full
     inputs["in_full"] = in_full
-    existing = reuse(store, plan, KIND, inputs)
+    existing = reuse(store, plan, KIND, inputs, TABLE)
     if existing is not None:
         return existing
     window = open_window(artefact.path)
@@ -153,8 +153,8 @@ def mine_hard_examples(
         judged = judged_by(sources[1], window, [row["row"] for row in hardest], settings.device)
     examples = find_examples(store, plan, hardest, judged)
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
-        tables.write_table(draft.path / TABLE, frame, tables.HARD_EXAMPLES)
-        draw_gallery(draft.path, examples)
+        tables.write_table(draft / TABLE, frame, tables.HARD_EXAMPLES)
+        draw_gallery(draft, examples)
     return draft.artefact
 
 

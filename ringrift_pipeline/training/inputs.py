@@ -36,8 +36,11 @@ def sealed_inputs(plan: Plan, kind: str, artefacts: Iterable[Artefact]) -> dict[
     }
 
 
-def reuse(store: Store, plan: Plan, kind: str, inputs: dict[str, Any]) -> Artefact | None:
-    """The current artefact of this kind if it verifies and was made from the same inputs.
+def reuse(
+    store: Store, plan: Plan, kind: str, inputs: dict[str, Any], *needs: str
+) -> Artefact | None:
+    """The current artefact of this kind if it verifies, was made from the same inputs and holds the
+    files ``needs``, without which it cannot be read: one may have landed without them once.
 
     A corrupt one is moved to quarantine by the store; then there is none.
     """
@@ -49,7 +52,7 @@ def reuse(store: Store, plan: Plan, kind: str, inputs: dict[str, Any]) -> Artefa
         return None
     if artefact is None or artefact.metadata.get("inputs") != inputs:
         return None
-    return artefact
+    return artefact if artefact.files.keys() >= set(needs) else None
 
 
 class Parts:
@@ -61,15 +64,19 @@ class Parts:
         Of the parts' kinds: ``evaluation-part-`` makes ``evaluation-part-0007``.
     inputs:
         What the whole is made from; parts of other inputs do not count.
+    file:
+        What a part holds.
     """
 
-    def __init__(self, store: Store, plan: Plan, prefix: str, inputs: dict[str, Any]) -> None:
+    def __init__(
+        self, store: Store, plan: Plan, prefix: str, inputs: dict[str, Any], file: str
+    ) -> None:
         self._store, self._plan = store, plan
-        self._prefix, self._inputs = prefix, inputs
+        self._prefix, self._inputs, self._file = prefix, inputs, file
 
     def find(self, name: str) -> Artefact | None:
         """A part that was finished before, from the same inputs."""
-        return reuse(self._store, self._plan, self._prefix + name, self._inputs)
+        return reuse(self._store, self._plan, self._prefix + name, self._inputs, self._file)
 
     def create(self, name: str, **metadata: Any) -> AbstractContextManager[Draft]:
         """Begin a part; as ``Store.create``."""

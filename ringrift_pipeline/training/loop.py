@@ -108,11 +108,15 @@ def _train(
     should_stop: ShouldStop | None,
 ) -> Artefact:
     from ringrift_pipeline.enhancements.replicas import Replicas
+    from ringrift_pipeline.network.checkpoint import SIDECAR_FILE, WEIGHTS_FILE
     from ringrift_pipeline.training.together import in_processes
 
     sources = _sources(store, plan, progress, should_stop)
     inputs = sealed_inputs(plan, KIND, sources.values())
-    existing = reuse(store, plan, KIND, inputs) if resume == "auto" else None
+    models = (
+        f"{place}{name}" for place in ("", f"{BEST}/") for name in (WEIGHTS_FILE, SIDECAR_FILE)
+    )
+    existing = reuse(store, plan, KIND, inputs, *models) if resume == "auto" else None
     if existing is not None:
         _remove_states(store, plan, keep=_current_state(store, plan))
     made = in_processes(store, plan, resume, sources, existing, progress, should_stop)
@@ -283,10 +287,12 @@ def _find_state(
     store: Store, plan: Plan, resume: str | Path, inputs: dict[str, Any]
 ) -> Path | None:
     """The folder of the verified state to go on from; None to begin."""
+    from ringrift_pipeline.training.state import TENSORS, TREE
+
     if resume == "never":
         return None
     if resume == "auto":
-        artefact = reuse(store, plan, STATE_KIND, inputs)
+        artefact = reuse(store, plan, STATE_KIND, inputs, TENSORS, TREE)
         return None if artefact is None else artefact.path
     artefact = store.open(Path(resume))
     if artefact.metadata.get("inputs") != inputs:
@@ -391,17 +397,17 @@ def _land(store: Store, plan: Plan, run: TrainingRun, metadata: dict[str, Any]) 
     averaged = plan.settings.averaging.enabled
     kept_loss = run.best_loss if averaged else metadata["val/loss"]
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
-        save_model(draft.path, run.model, {**about, "step": run.iteration})
+        save_model(draft, run.model, {**about, "step": run.iteration})
         save_model(
-            draft.path / BEST,
+            draft.folder(BEST),
             run.best_model(),
             {**about, "step": run.kept_step, "val_loss": kept_loss},
         )
-        save_heads(draft.path / BEST, run.kept or {})
-        save_state(draft.path, run.state_dict())
+        save_heads(draft.folder(BEST), run.kept or {})
+        save_state(draft, run.state_dict())
         lines = [json.dumps(record, allow_nan=False) for record in run.records]
-        (draft.path / METRICS).write_text("\n".join(lines) + "\n")
-        draw_losses(draft.path, run.records, averaged=averaged)
+        (draft / METRICS).write_text("\n".join(lines) + "\n")
+        draw_losses(draft, run.records, averaged=averaged)
     _remove_states(store, plan, keep=_current_state(store, plan))
     return draft.artefact
 

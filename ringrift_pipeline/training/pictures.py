@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,8 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from ringrift_pipeline.store import Folder
 
 __all__ = ["draw_disagreement", "draw_losses", "draw_scores"]
 
@@ -20,7 +21,7 @@ DISAGREEMENT = "disagreement"
 
 
 def draw_losses(
-    folder: Path, records: Sequence[Mapping[str, Any]], *, averaged: bool = True
+    folder: Folder, records: Sequence[Mapping[str, Any]], *, averaged: bool = True
 ) -> None:
     """Policy and value loss of each step, smoothed, and of the held-out games: ``loss.png``.
 
@@ -51,7 +52,7 @@ def _curve(records: Sequence[Mapping[str, Any]], name: str) -> tuple[NDArray, ND
     return found[:, 0], found[:, 1]
 
 
-def draw_scores(folder: Path, frame: pl.DataFrame, generation: int) -> None:
+def draw_scores(folder: Folder, frame: pl.DataFrame, generation: int) -> None:
     """Histogram of the games' quality scores, this generation's over the window's: ``quality.png``.
 
     ``frame`` has the columns `tables.QUALITY_SCORES`.
@@ -82,7 +83,7 @@ def draw_scores(folder: Path, frame: pl.DataFrame, generation: int) -> None:
 
 
 def draw_disagreement(
-    folder: Path,
+    folder: Folder,
     plies: NDArray[np.integer],
     policy: NDArray[np.float64],
     value: NDArray[np.float64],

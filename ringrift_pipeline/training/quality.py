@@ -60,7 +60,7 @@ def score_games(
 
     shards = list(iter_shards(store, plan, progress=progress, should_stop=should_stop))
     inputs = sealed_inputs(plan, KIND, shards)
-    existing = reuse(store, plan, KIND, inputs)
+    existing = reuse(store, plan, KIND, inputs, TABLE)
     if existing is not None:
         return existing
     reporter = Reporter(progress, should_stop)
@@ -95,8 +95,8 @@ def score_games(
         "selfplay/length_mean": float(own["length"].mean()),  # type: ignore[arg-type]
     }
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
-        tables.write_table(draft.path / TABLE, scored, tables.QUALITY_SCORES)
-        draw_scores(draft.path, scored, plan.generation)
+        tables.write_table(draft / TABLE, scored, tables.QUALITY_SCORES)
+        draw_scores(draft, scored, plan.generation)
     return draft.artefact
 
 

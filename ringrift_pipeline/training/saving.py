@@ -65,7 +65,7 @@ class StateSaver:
     def _land(self, packed: PackedState, metadata: dict[str, Any]) -> None:
         config, generation = self._plan.config, self._plan.generation
         with self._store.create(config, generation, TRAINING_STATE, metadata=metadata) as draft:
-            write_state(draft.path, packed)
+            write_state(draft, packed)
         self._store.remove(config, generation, TRAINING_STATE, draft.artefact.path)
 
     def __enter__(self) -> StateSaver:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ringrift_pipeline.network.checkpoint import check_finite
-from ringrift_pipeline.store import CorruptArtefactError, check_file, read_bounded
+from ringrift_pipeline.store import CorruptArtefactError, Folder, check_file, read_bounded
 from ringrift_pipeline.store.bounded import bounded_size, parse_json
 
 TENSORS = "state.safetensors"
@@ -54,13 +54,13 @@ def pack_state(state: dict[str, Any]) -> PackedState:
     return PackedState(tensors, text)
 
 
-def write_state(folder: Path, packed: PackedState) -> None:
+def write_state(folder: Folder, packed: PackedState) -> None:
     """Write ``state.safetensors`` and ``state.json`` into a draft's folder."""
     save_file(packed.tensors, folder / TENSORS, metadata={"format": _FORMAT})
     (folder / TREE).write_text(packed.tree)
 
 
-def save_state(folder: Path, state: dict[str, Any]) -> None:
+def save_state(folder: Folder, state: dict[str, Any]) -> None:
     """:func:`pack_state` and :func:`write_state`; StateError as there."""
     write_state(folder, pack_state(state))
 

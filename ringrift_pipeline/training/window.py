@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ringrift_pipeline.selfplay.plan import Plan
-    from ringrift_pipeline.store import Artefact, Store
+    from ringrift_pipeline.store import Artefact, Folder, Store
 
 KIND = "window"
 WINDOW_FORMAT = 2
@@ -157,13 +157,13 @@ def build_window(
 
     shards = list(iter_shards(store, plan, progress=progress, should_stop=should_stop))
     inputs = sealed_inputs(plan, KIND, shards) | {"format": WINDOW_FORMAT}
-    existing = reuse(store, plan, KIND, inputs)
+    existing = reuse(store, plan, KIND, inputs, "window.json", "games.txt")
     if existing is not None:
         return existing
     reporter = Reporter(progress, should_stop)
     with store.create(plan.config, plan.generation, KIND, metadata={"inputs": inputs}) as draft:
         sizes = [_shape_of(shard.file("shard.arrow")) for shard in shards]
-        writer = _Writer(draft.path, plan, sizes)
+        writer = _Writer(draft, plan, sizes)
         for number, shard in enumerate(shards):
             for batch, heuristic in _batches(shard.file("shard.arrow")):
                 reporter.check("window: stopped while copying shards; nothing was kept")
@@ -284,7 +284,7 @@ def relative_to_mover(values: NDArray, player: NDArray) -> NDArray:
 class _Writer:
     """Copies record batches into memory-mapped columns of known size."""
 
-    def __init__(self, folder: Path, plan: Plan, sizes: list[tuple[int, int]]) -> None:
+    def __init__(self, folder: Folder, plan: Plan, sizes: list[tuple[int, int]]) -> None:
         from ringrift_pipeline.game import get_rules
 
         self._folder = folder

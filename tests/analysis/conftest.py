@@ -88,7 +88,7 @@ def champions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rules = get_rules(config)
         shape = NetworkConfig(1, 8, 4, rules.geometry, rules.players)
         with store.create(config, 0, "ema_model") as draft:
-            save_model(draft.path, RingRiftNetwork(shape, seed=3), {})
+            save_model(draft, RingRiftNetwork(shape, seed=3), {})
         store.write_plan(config, 0, {"settings": TrainingConfig().to_dict()})
         store.promote(config, 0, draft.artefact, {"why": "test"})
         if config == "square8_3p":

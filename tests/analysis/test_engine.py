@@ -172,7 +172,7 @@ def test_clear_cache_forgets_and_sees_a_new_champion(tmp_path: Path, champions: 
     store = Store(root)
     store.write_plan(CONFIG, 1, {"settings": {}})
     with store.create(CONFIG, 1, "ema_model") as draft:
-        save_model(draft.path, RingRiftNetwork(NetworkConfig(1, 8, 4), seed=9), {})
+        save_model(draft, RingRiftNetwork(NetworkConfig(1, 8, 4), seed=9), {})
     store.promote(CONFIG, 1, draft.artefact, {"why": "test"})
     assert desk.ask() == [before]
     desk.send({"id": "under way", "maxVisits": 300})

@@ -169,7 +169,7 @@ def test_shards_that_landed_again_are_seen_though_one_was_deleted(
     store.write_plan(CONFIG, 0, {"seed": 1})
     for kind in ("selfplay-shard-0000", "selfplay-shard-0001", "window"):
         with store.create(CONFIG, 0, kind) as draft:
-            (draft.path / "x").write_text(kind)
+            (draft / "x").write_text(kind)
     what.see_landings(store, CONFIG)
     what.see_landings(store, CONFIG)
     assert {key: len(names) for key, names in what.landings.items()} == {
@@ -177,7 +177,7 @@ def test_shards_that_landed_again_are_seen_though_one_was_deleted(
         (0, "selfplay-shard-0001"): 1,
     }
     with store.create(CONFIG, 0, "selfplay-shard-0001") as draft:
-        (draft.path / "x").write_text("the same games again")
+        (draft / "x").write_text("the same games again")
     store.remove(CONFIG, 0, "selfplay-shard-0001", draft.artefact.path)
     what.see_landings(store, CONFIG)
     assert "shards played twice" in missed(soak, what)
@@ -188,7 +188,7 @@ def test_a_champion_that_was_there_has_to_stay(soak: ModuleType, tmp_path: Path)
     what.see_champion(store, CONFIG)
     assert what.unloadable == 0
     with store.create(CONFIG, 0, "ema_model") as draft:
-        (draft.path / "x").write_text("a model")
+        (draft / "x").write_text("a model")
     store.promote(CONFIG, 0, draft.artefact, {})
     what.see_champion(store, CONFIG)
     assert what.unloadable == 0

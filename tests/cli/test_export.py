@@ -52,10 +52,10 @@ def test_another_models_evaluation_does_not_count(tmp_path: Path) -> None:
         with store.create("hex8_2p", number, "selfplay_shards", {"selfplay/games": games}):
             pass
     with store.create("hex8_2p", 0, "ema_model") as model:
-        (model.path / "weights").write_text("these")
+        (model / "weights").write_text("these")
     with store.create("hex8_2p", 0, "evaluation") as draft:
         report = {"candidate": {"digest": "those", "name": "generation:0000"}}
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
     known = record(store, model.artefact)
     assert known == {"training_games": 8, "model_digest": model.artefact.digest}
 

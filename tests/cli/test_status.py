@@ -56,10 +56,10 @@ def generation(store: Store, number: int, games: int, elo: float | None, promote
         return
     rating = {"eval/elo": elo, "eval/elo_low": elo - 50, "eval/elo_high": elo + 50}
     with store.create(CONFIG, number, "evaluation", rating) as draft:
-        (draft.path / "games").write_text(str(elo))
+        (draft / "games").write_text(str(elo))
     if promote:
         with store.create(CONFIG, number, "ema_model") as model:
-            (model.path / "weights").write_text(str(number))
+            (model / "weights").write_text(str(number))
         store.promote(CONFIG, number, model.artefact, {})
 
 

@@ -23,21 +23,21 @@ from ringrift_pipeline.store import Store
 
 store = Store(sys.argv[1])
 with store.create("square8_2p", 0, "state", {"step": 1}) as draft:
-    (draft.path / "weights").write_bytes(b"1" * 1000)
+    (draft / "weights").write_bytes(b"1" * 1000)
 try:
     with stoppable(lambda: store.remove_own("square8_2p")) as should_stop:
         print("working", flush=True)
         while not should_stop():
             time.sleep(0.01)
         with store.create("square8_2p", 0, "state", {"step": 2}) as draft:
-            (draft.path / "weights").write_bytes(b"2" * 500)
+            (draft / "weights").write_bytes(b"2" * 500)
             print("saving", flush=True)
             if sys.argv[2] == "slowly":
                 try:
                     time.sleep(600)
                 except BaseException:  # a library that drops what comes up in it
                     time.sleep(600)
-            (draft.path / "weights").write_bytes(b"2" * 1000)
+            (draft / "weights").write_bytes(b"2" * 1000)
         raise Interrupted("stopped at step 2; run again to go on")
 except KeyboardInterrupt:
     sys.exit(130)

@@ -107,7 +107,7 @@ def test_a_verdict_is_the_gates_word(tmp_path: Path, promote: bool, said: str) -
     assert _verdict(store, CONFIG, 0) == ""
     with store.create(CONFIG, 0, "evaluation") as draft:
         report = {"gate": {"promote": promote, "reasons": ["why", "and why"]}}
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
     assert _verdict(store, CONFIG, 0) == said
 
 

@@ -53,7 +53,7 @@ def land_model(store: Store, config: str, generation: int, seed: int) -> Artefac
     rules = get_rules(config)
     shape = NetworkConfig(1, 8, 8, rules.geometry, rules.players)
     with store.create(config, generation, "ema_model") as draft:
-        save_model(draft.path, RingRiftNetwork(shape, seed=seed), {})
+        save_model(draft, RingRiftNetwork(shape, seed=seed), {})
     return draft.artefact
 
 
@@ -236,7 +236,7 @@ def test_a_verdict_needs_the_games_that_were_to_be_played(loop, tmp_path: Path) 
 
     def decided(keep: pl.Expr) -> GateDecision:
         with store.create("square8_2p", 1, "evaluation", {}) as draft:
-            games.filter(keep).write_parquet(draft.path / "games.parquet")
+            games.filter(keep).write_parquet(draft / "games.parquet")
         return decide_again(store, plans[1], draft.artefact)
 
     match, last = pl.col("match"), pl.col("set").max().over("match")
@@ -302,12 +302,12 @@ def test_the_champions_record_is_its_games_or_what_was_noted_of_them(loop, tmp_p
     for match in report["matches"]:
         match["win_rate"] = 0.123
     with store.create("square8_2p", 0, "evaluation", old.metadata) as draft:
-        shutil.copyfile(old.file("games.parquet"), draft.path / "games.parquet")
-        (draft.path / "report.json").write_text(json.dumps(report))
+        shutil.copyfile(old.file("games.parquet"), draft / "games.parquet")
+        (draft / "report.json").write_text(json.dumps(report))
     assert shares() == rates
     report["candidate"]["digest"] = "0" * 64  # another model's: it is no record any more
     with store.create("square8_2p", 0, "evaluation", old.metadata) as draft:
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
     assert shares() == rates
 
 
@@ -323,13 +323,13 @@ def test_games_of_another_evaluation_are_looked_at_before_they_count(
     store = Store(tmp_path / "data")
     old = store.require("square8_2p", 0, "evaluation")
     with store.create("square8_2p", 0, "evaluation", old.metadata) as draft:
-        shutil.copyfile(old.file("report.json"), draft.path / "report.json")
+        shutil.copyfile(old.file("report.json"), draft / "report.json")
         games = (
             pl.read_parquet(old.file("games.parquet")).with_columns(pl.col(column).cast(pl.String))
             if column == "set"
             else pl.read_parquet(old.file("games.parquet")).drop(column)
         )
-        games.write_parquet(draft.path / "games.parquet")
+        games.write_parquet(draft / "games.parquet")
     with pytest.raises(TableError, match=column):
         games_of(store.require("square8_2p", 0, "evaluation"))
     with pytest.raises(TableError, match=column):

@@ -125,8 +125,8 @@ def let_pass(store: Store, number: int) -> None:
     report["gate"]["promote"] = True
     with store.create(CONFIG, number, "evaluation", old.metadata) as draft:
         for name in old.files:
-            shutil.copyfile(old.file(name), draft.path / name)
-        (draft.path / "report.json").write_text(json.dumps(report))
+            shutil.copyfile(old.file(name), draft / name)
+        (draft / "report.json").write_text(json.dumps(report))
 
 
 def test_the_newest_champion_is_set_beside_those_before_it(copied: Store) -> None:
@@ -160,7 +160,7 @@ def test_a_list_that_a_version_before_made_is_made_anew(copied: Store) -> None:
     kept = {name: value for name, value in old.metadata.items() if name != "ratings"}
     with copied.create(CONFIG, 1, "rating_list", kept) as draft:
         for name in old.files:
-            shutil.copyfile(old.file(name), draft.path / name)
+            shutil.copyfile(old.file(name), draft / name)
     assert rate_all(copied, CONFIG, 1).metadata == old.metadata
 
 
@@ -179,8 +179,8 @@ def replay_gauntlet(store: Store, **changes: Any) -> None:
         .alias("ranks")
     )
     with store.create(CONFIG, 0, "gauntlet", {}) as draft:
-        (draft.path / "report.json").write_text(json.dumps(report))
-        games.write_parquet(draft.path / "games.parquet")
+        (draft / "report.json").write_text(json.dumps(report))
+        games.write_parquet(draft / "games.parquet")
 
 
 def test_a_gauntlets_games_count(copied: Store) -> None:

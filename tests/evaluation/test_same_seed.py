@@ -80,6 +80,6 @@ def test_hashes_tell_a_byte(tmp_path: Path) -> None:
     found = []
     for text in ("a", "b"):
         with store.create(stages.CONFIG, 0, "thing") as draft:
-            (draft.path / "file.txt").write_text(text)
+            (draft / "file.txt").write_text(text)
         found.append(contents(draft.artefact))
     assert found[0] == {"file.txt": hashlib.sha256(b"a").hexdigest()} != found[1]

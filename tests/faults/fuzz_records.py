@@ -28,7 +28,7 @@ def promotions(folder: Path) -> Target:
     store = Store(root)
     for generation in range(2):
         with store.create(stages.CONFIG, generation, "ema_model") as draft:
-            (draft.path / "a").write_text(f"model {generation}")
+            (draft / "a").write_text(f"model {generation}")
         store.promote(stages.CONFIG, generation, draft.artefact, {"why": ["a", 1.5, None]})
     store.set_switches(stages.CONFIG, nightly=False)
     home = root / stages.CONFIG

@@ -277,7 +277,7 @@ def _manifest(folder: Path) -> Target:
     shutil.rmtree(root, ignore_errors=True)
     store = Store(root)
     with store.create(stages.CONFIG, 0, "kind") as draft:
-        (draft.path / "a").write_text("x")
+        (draft / "a").write_text("x")
     path = draft.artefact.path
     pointer = path.parent / "current.json"
     texts = {}

@@ -363,7 +363,7 @@ def test_a_damaged_artefact_is_put_aside_and_the_last_good_one_serves(
     before = store.require(CONFIG, NOW, "quality_scores")
     with store.create(CONFIG, NOW, "quality_scores") as draft:
         for name in before.files:
-            shutil.copy(before.path / name, draft.path / name)
+            shutil.copy(before.path / name, draft / name)
     path = next(path for path in draft.artefact.path.glob("*.parquet"))
     path.write_bytes(flipped(path.read_bytes(), random.Random(0)))
     with pytest.raises(CorruptArtefactError, match="SHA-256"):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.kinds import TRAINING_STATE
 from ringrift_pipeline.store.layout import PLAN
 
 from . import stages
@@ -44,6 +45,8 @@ def named(errors: str, error: int) -> bool:
 def check(zygote: Zygote, copy_of: Copy, wanted: Any, stage: str, way: str, number: int) -> None:
     root = copy_of(stage)
     mode, error = WAYS[way]
+    if way == "read-only" and number % 2:
+        error = errno.EACCES  # the folder is, not the disk
     run = zygote.traced(root, stage, NOW, mode, number, error)
     spoilt = next(event for event in run.events if event.number == number)
     what = f"{stage}, {way} at event {number} ({spoilt.name} {spoilt.path}): {run.errors}"
@@ -86,23 +89,38 @@ def test_every_event_fails(stage: str, way: str, zygote: Zygote, copy_of: Copy) 
 
 
 def check_vanished(
-    zygote: Zygote, copy_of: Copy, before: Any, wanted: Any, stage: str, path: Path
+    zygote: Zygote, copy_of: Copy, before: Any, wanted: Any, stage: str, path: Path, event: int = 0
 ) -> None:
+    """A file is gone when the stage begins, or before one of its events."""
     own = [kind for kind in wanted if wanted[kind] != before.get(kind)]
     root = copy_of(stage)
-    (root / path).unlink()
-    status = zygote.run(root, stage, NOW)
-    errors = zygote.log.read_text()
+    if event:
+        run = zygote.traced(root, stage, NOW, f"lose:{root / path}", event)
+        status, errors = run.status, run.errors
+    else:
+        (root / path).unlink()
+        status = zygote.run(root, stage, NOW)
+        errors = zygote.log.read_text()
     if status == 0:
         if stage != "plan":  # it plans with what is there
             found = made(root)
-            same = [found[kind] for kind in own] == [wanted[kind] for kind in own]
-            # a stage does without an earlier generation whose plan is gone, and says so
-            assert same or (path.name == PLAN and f"{path} is gone" in errors), f"{path}: {errors}"
+            same = [found.get(kind) for kind in own] == [wanted[kind] for kind in own]
+            # a stage does without what is of an earlier generation, and says so
+            gone = f"{path} is gone" if path.name == PLAN else f"{path.parent} is corrupt"
+            assert same or ("/0000/" in str(path) and gone in errors), f"{path}: {errors}"
     else:
         last = errors.strip().splitlines()[-1]
         assert re.match(r"ringrift_pipeline\.\w+.*Error: ", last), f"{path}: {errors}"
         assert path.name in errors or path.parent.name in errors, f"{path}: {errors}"
+
+
+def files_of(roots: Roots, stage: str) -> list[Path]:
+    root = roots[stage]
+    return sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+
+
+def case(number: int, path: Path) -> str:
+    return f"{number} {FOLDER.sub(b'*', str(path).encode()).decode()}"
 
 
 @pytest.mark.parametrize("stage", stages.NAMES)
@@ -112,14 +130,81 @@ def test_a_file_that_vanished_is_named_or_not_needed(
     cases = Cases("vanished files", stage)
     _, wanted = undisturbed(zygote, copy_of, stage)
     before = made(roots[stage])
-    files = sorted(path for path in roots[stage].rglob("*") if path.is_file())
-    for number, path in enumerate(files):
-        name = path.relative_to(roots[stage])
+    for number, name in enumerate(files_of(roots, stage)):
         cases.run(
-            f"{number} {FOLDER.sub(b'*', str(name).encode()).decode()}",
+            case(number, name),
             lambda n=name: check_vanished(zygote, copy_of, before, wanted, stage, n),  # type: ignore[misc]
         )
     cases.settle()
+
+
+@pytest.mark.parametrize("stage", stages.NAMES)
+def test_a_file_that_vanishes_meanwhile_is_named_or_not_needed(
+    stage: str, zygote: Zygote, roots: Roots, copy_of: Copy
+) -> None:
+    """At each event another file of those that were there when the stage began."""
+    cases = Cases("files that vanish meanwhile", stage)
+    events, wanted = undisturbed(zygote, copy_of, stage)
+    before, files = made(roots[stage]), files_of(roots, stage)
+    for number in range(1, len(events) + 1):
+        name = files[(number * 7) % len(files)]
+        cases.run(
+            case(number, name),
+            lambda n=number, f=name: check_vanished(  # type: ignore[misc]
+                zygote, copy_of, before, wanted, stage, f, n
+            ),
+        )
+    cases.settle()
+
+
+def check_own_vanishes(
+    zygote: Zygote, copy_of: Copy, wanted: Any, stage: str, number: int, says: str = ""
+) -> None:
+    """What the stage has just written is gone."""
+    root = copy_of(stage)
+    run = zygote.traced(root, stage, NOW, "vanish", number)
+    spoilt = next(event for event in run.events if event.number == number)
+    what = f"{stage}, vanished at event {number} ({spoilt.name} {spoilt.path}): {run.errors}"
+    assert run.status in (0, 1) and re.search(says, run.errors), what
+    if run.status:
+        last = run.errors.strip().splitlines()[-1]
+        assert named(run.errors, errno.ENOENT) or re.match(
+            r"ringrift_pipeline\.\w+.*Error: ", last
+        ), what
+    assert zygote.run(root, stage, NOW) == 0, f"{what}\nagain: {zygote.log.read_text()}"
+    champion = Store(root).champion(CONFIG)
+    assert champion is not None, what
+    Store(root).open(champion.path)
+    Store(root).sweep()
+    assert not list(root.rglob(".ringrift-tmp-*")), what
+    found = made(root)
+    if stage == "train" and f"/{TRAINING_STATE}/" in run.errors:
+        # the training has ended and needs it no more; it is told that it was put aside
+        wanted = {
+            kind: has for kind, has in wanted.items() if kind in found or TRAINING_STATE not in kind
+        }
+    assert found == wanted, what
+
+
+@pytest.mark.parametrize("stage", ONE_PROCESS)
+def test_what_a_stage_wrote_vanishes(stage: str, zygote: Zygote, copy_of: Copy) -> None:
+    cases = Cases("what was written vanishes", stage)
+    events, wanted = undisturbed(zygote, copy_of, stage)
+    for event in events:
+        cases.run(
+            f"event {event.number}",
+            lambda n=event.number: check_own_vanishes(zygote, copy_of, wanted, stage, n),  # type: ignore[misc]
+        )
+    cases.settle()
+
+
+@pytest.mark.bounded
+def test_a_draft_does_not_land_without_a_file(zygote: Zygote, copy_of: Copy) -> None:
+    """A picture: nobody reads it, so that nobody would notice."""
+    events, wanted = undisturbed(zygote, copy_of, "mine_hard_examples")
+    picture = next(e for e in events if e.length > 1 and str(e.path).endswith(".full.svg"))
+    says = r"VanishedFileError: .*\.full\.svg was written and is gone"
+    check_own_vanishes(zygote, copy_of, wanted, "mine_hard_examples", picture.number, says)
 
 
 @pytest.mark.bounded

@@ -52,7 +52,7 @@ class Format:
 
 def _artefact(folder: Path) -> Path:
     with Store(folder).create(CONFIG, 0, "quality_scores") as draft:
-        (draft.path / "rows").write_text("some")
+        (draft / "rows").write_text("some")
     return draft.artefact.path
 
 
@@ -203,13 +203,13 @@ def test_a_calibration_report_of_another_format_sets_no_temperature(
 ) -> None:
     store = Store(tmp_path)
     with store.create(CONFIG, 0, "ema_model") as model:
-        _model(model.path)
+        _model(model)
 
     def temperature(written: int) -> Any:
         of = {"model": model.artefact.digest}
         with store.create(CONFIG, 0, "calibration_report", metadata=of) as draft:
             text = json.dumps({"format": written, "temperature": 2.5})
-            (draft.path / "report.json").write_text(text)
+            (draft / "report.json").write_text(text)
         return value_temperature(store, model.artefact, CONFIG)
 
     assert temperature(1).temperature == 2.5

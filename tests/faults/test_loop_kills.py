@@ -227,7 +227,7 @@ def check_once(data: Path, begun: int) -> None:
 def test_what_was_done_twice_is_found(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.create(CONFIG, 0, "ema_model") as draft:
-        (draft.path / "a").write_text("x")
+        (draft / "a").write_text("x")
     store.promote(CONFIG, 0, draft.artefact, {"why": "a test"})
 
     def succeed(generation: int) -> None:

@@ -219,8 +219,9 @@ def set_in_artefacts(
 
     def land(name: str, content: bytes) -> Artefact:
         with store.create(stages.CONFIG, NOW, kind, artefact.metadata) as draft:
-            shutil.copytree(whole, draft.path, dirs_exist_ok=True)
-            (draft.path / name).write_bytes(content)
+            for each in artefact.files:
+                shutil.copyfile(whole / each, draft / each)
+            (draft / name).write_bytes(content)
         return draft.artefact
 
     for content in traps(sprung):

@@ -87,11 +87,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     now = datetime(2026, 1, 2, tzinfo=UTC)
     play_shards(store, plan_generation(store, CONFIG, 0, settings, now), workers=1)
     with store.create(CONFIG, 0, "ema_model") as draft:
-        save_model(draft.path, RingRiftNetwork(NetworkConfig(1, 8, 8)), {})
+        save_model(draft, RingRiftNetwork(NetworkConfig(1, 8, 8)), {})
     store.promote(CONFIG, 0, draft.artefact, {})
     store.set_switches(CONFIG, loop=False)
     with store.create(CONFIG, 0, "training_state") as draft:
-        save_state(draft.path, {"array": np.arange(6), "rate": 0.5})
+        save_state(draft, {"array": np.arange(6), "rate": 0.5})
     return store.root
 
 

@@ -38,7 +38,7 @@ def again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 def test_a_reader_that_notices_nothing_is_bad(again: Callable[..., None], tmp_path: Path) -> None:
     with Store(tmp_path / "data").create("square8_2p", 0, "thing") as draft:
-        (draft.path / "file").write_bytes(b"whole")
+        (draft / "file").write_bytes(b"whole")
     path = draft.artefact.path / "file"
     cases = Cases("changed bytes", "thing")
     for number, change in enumerate(CHANGES):

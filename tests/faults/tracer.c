@@ -17,8 +17,11 @@
  *   after    the kill comes when the event has happened
  *   fail     the event does not happen and returns -ERRNO
  *   failing  so do all later ones that would take space (open, write, mkdir, link, rename); with
- *            EROFS all that change anything
+ *            EROFS or EACCES all that change anything
  *   short    a write writes half of its bytes and says so
+ *   vanish   when the event has happened, the file that it was about is gone; or, with all that is in
+ *            it, the folder that was made or renamed
+ *   lose:PATH  before the event that file is gone
  *
  * A line of TRACE: number, thread, name, result, device:inode, offset, length, place in DATA, path,
  * second path; separated by tabs, "-" where there is none. An `open` that empties its file has the
@@ -28,6 +31,7 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <limits.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -113,7 +117,8 @@ struct pending {
     pid_t thread;
     const struct call *call;
     long number, offset;
-    int kill_after, halved; /* argument that was halved, or -1 */
+    int kill_after, vanishes;
+    int halved;             /* argument that was halved, or -1 */
     unsigned long whole;    /* what it was */
     char path[PATH_MAX], path2[PATH_MAX];
     struct pending *next;
@@ -379,6 +384,22 @@ static void kill_all(void)
         kill(p->thread, SIGKILL);
 }
 
+static int remove_one(const char *path, const struct stat *about, int kind, struct FTW *where)
+{
+    (void)about, (void)kind, (void)where;
+    return remove(path);
+}
+
+/* Removes what an event was about; a folder only if it was made or renamed. */
+static void vanish(const struct pending *p)
+{
+    const char *path = p->call->second == NONE ? p->path : p->path2;
+    int whole = !strcmp(p->call->name, "mkdir") || !strcmp(p->call->name, "rename");
+    struct stat about;
+    if (below_root(path) && !lstat(path, &about) && (whole || !S_ISDIR(about.st_mode)))
+        nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 static void set_registers(pid_t thread, int argument, unsigned long value, int skip, long result)
 {
     struct user_regs_struct registers;
@@ -426,13 +447,14 @@ static int enter(pid_t thread, long number, const uint64_t *arguments)
     p->call = call;
     p->number = ++counted;
     p->offset = call->traits & WRITES ? offset_of(thread, call, arguments) : -1;
-    p->kill_after = 0;
+    p->kill_after = p->vanishes = 0;
     p->halved = -1;
     int chosen = p->number == wanted;
     unsigned long size = call->size >= 0 ? arguments[call->size] : 0;
     int halves = (call->traits & WRITES) && size > 1;
-    int refused = call->traits & SPACE ||
-                  (error_number == EROFS && strcmp(call->name, "fsync") && strcmp(call->name, "mmap"));
+    int all = (error_number == EROFS || error_number == EACCES) && strcmp(call->name, "fsync") &&
+              strcmp(call->name, "mmap");
+    int refused = call->traits & SPACE || all;
     if (failing ? refused
                 : chosen && (!strcmp(mode, "fail") || !strcmp(mode, "failing"))) {
         failing |= !strcmp(mode, "failing");
@@ -445,6 +467,11 @@ static int enter(pid_t thread, long number, const uint64_t *arguments)
         p->kill_after = 1;
     } else if (chosen && !strcmp(mode, "after")) {
         p->kill_after = 1;
+    } else if (chosen && !strcmp(mode, "vanish")) {
+        p->vanishes = 1;
+    } else if (chosen && !strncmp(mode, "lose:", 5)) {
+        if (unlink(mode + 5))
+            die(mode);
     } else if (chosen && (!strcmp(mode, "before") || !strcmp(mode, "torn"))) {
         if (trace)
             fprintf(trace, "%ld\t%d\t%s\tkilled\t-\t%ld\t-1\t-1\t%s\t%s\n", p->number, thread,
@@ -469,6 +496,8 @@ static void leave(pid_t thread, long result)
     write_down(p, arguments, result);
     if (p->halved >= 0) /* code around the call may count on its registers */
         set_registers(thread, p->halved, p->whole, 0, 0);
+    if (p->vanishes)
+        vanish(p);
     p->call = NULL;
     if (p->kill_after)
         kill_all();

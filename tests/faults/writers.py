@@ -43,10 +43,10 @@ def old(root: Path) -> None:
     store.write_plan(CONFIG, 0, PLAN)
     for text in ("older", "old"):
         with store.create(CONFIG, 0, KIND) as draft:
-            (draft.path / "weights").write_text(text)
+            (draft / "weights").write_text(text)
     store.promote(CONFIG, 0, store.artefacts(CONFIG, 0, KIND)[0], {"why": "it is the first"})
     with store.create(CONFIG, 0, "evaluation", {"eval/elo": 1.0}) as draft:
-        (draft.path / "report.json").write_text("{}")
+        (draft / "report.json").write_text("{}")
 
 
 # -- what can be read -----------------------------------------------------------------------------
@@ -109,9 +109,8 @@ def promoted_but_not_listed(before: Any, found: Any, after: Any) -> bool:
 
 def _artefact(root: Path) -> None:
     with Store(root).create(CONFIG, 0, KIND) as draft:
-        (draft.path / "weights").write_bytes(b"new" * 30_000)
-        (draft.path / "sub").mkdir()
-        (draft.path / "sub" / "more").write_text("new")
+        (draft / "weights").write_bytes(b"new" * 30_000)
+        (draft / "sub/more").write_text("new")
 
 
 def _promotion(root: Path) -> None:
@@ -174,7 +173,7 @@ def _superseded(root: Path) -> None:
         for kind in ("window", "checkpoint"):
             for text in ("older", "old"):
                 with store.create(CONFIG, number, kind) as draft:
-                    (draft.path / "rows").write_text(f"{number} {text}")
+                    (draft / "rows").write_text(f"{number} {text}")
     path = store.artefacts(CONFIG, 3, "window")[0].path
     (path / "rows").write_text("0ther")
     try:

@@ -20,6 +20,7 @@ from ringrift_pipeline.network import encode_states, export, features_to_tensors
 from ringrift_pipeline.network.export import ExportError, export_model, verify_export
 from ringrift_pipeline.network.onnx_check import POSITIONS, compare, played_positions
 from ringrift_pipeline.network.onnx_export import INPUTS, example_position, export_onnx
+from ringrift_pipeline.store import write_bytes_atomic
 from tests.syntax import tree_of
 
 from .conftest import random_positions, spread
@@ -242,6 +243,23 @@ def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(export, "export_onnx", full)
     with pytest.raises(OSError, match="disk full"):
+        export_model(tmp_path / "model", network("square"), get_rules("square8_2p"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "README.md", "SHA256SUMS"])
+def test_an_export_is_whole_or_not_at_all(tmp_path, monkeypatch, name):
+    """A cleaner of temporary files has been there before it got its name."""
+
+    def written(path, data):
+        write_bytes_atomic(path, data)
+        if path.name == ("SHA256SUMS" if name == "SHA256SUMS" else "README.md"):
+            (path.parent / name).unlink()
+
+    monkeypatch.setattr(export, "export_onnx", lambda path, *_: path.write_bytes(b"a model"))
+    monkeypatch.setattr(export, "compare", lambda *_: None)
+    monkeypatch.setattr(export, "write_bytes_atomic", written)
+    with pytest.raises(ExportError, match=f"{name} .*export (it|the model) again"):
         export_model(tmp_path / "model", network("square"), get_rules("square8_2p"))
     assert list(tmp_path.iterdir()) == []
 

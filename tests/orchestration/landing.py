@@ -28,7 +28,7 @@ PLAN = {"settings": TrainingConfig.preset("smoke").to_dict()}
 def fake_model(store: Store, config: str, generation: int) -> Any:
     """An ``ema_model`` artefact whose bytes differ from every other one's."""
     with store.create(config, generation, "ema_model") as draft:
-        (draft.path / "model.safetensors").write_bytes(f"{config}/{generation}".encode())
+        (draft / "model.safetensors").write_bytes(f"{config}/{generation}".encode())
     return draft.artefact
 
 
@@ -51,7 +51,7 @@ def fake_evaluation(
         elo, half = rating
         numbers = {"eval/elo": elo, "eval/elo_low": elo - half, "eval/elo_high": elo + half}
     with store.create(config, generation, "evaluation", numbers) as draft:
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
     return draft.artefact
 
 

@@ -72,10 +72,9 @@ def test_a_table_that_is_not_sound_is_not_told(games: Store, instance: DagsterIn
     made = games.require(CONFIG, 0, "ablation")
     with games.create(CONFIG, 0, "ablation", made.metadata) as draft:
         for name in made.files:
-            (draft.path / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(made.file(name), draft.path / name)
-        table = pl.read_parquet(draft.path / "table.parquet")
-        table.drop("p").write_parquet(draft.path / "table.parquet")
+            shutil.copyfile(made.file(name), draft / name)
+        table = pl.read_parquet(draft / "table.parquet")
+        table.drop("p").write_parquet(draft / "table.parquet")
     with pytest.raises(Failure, match="UnsoundError: ablation_sound: .*the job ablation again"):
         run_job(instance)
 

@@ -706,10 +706,10 @@ def test_everything_that_was_put_aside_is_told_once(
     for generation in range(2):
         store.write_plan(CONFIG, generation, PLAN)
         with store.create(CONFIG, generation, "ema_model") as draft:
-            (draft.path / "model.json").write_text(str(generation))
+            (draft / "model.json").write_text(str(generation))
         store.promote(CONFIG, generation, draft.artefact, {})
     with store.create(CONFIG, 1, "selfplay-shard-0003") as draft:
-        (draft.path / "shard.arrow").write_text("games")
+        (draft / "shard.arrow").write_text("games")
     tick(names.STALLED_SENSOR, instance, told)
     assert told.alerts == []
     (draft.artefact.path / "shard.arrow").write_text("rotten")

@@ -62,10 +62,11 @@ def replace(
     old = store.require(CONFIG, 0, kind)
     with store.create(CONFIG, 0, kind, {**old.metadata, **(metadata or {})}) as draft:
         for name in old.files:
-            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(old.file(name), draft.path / name)
+            shutil.copyfile(old.file(name), draft / name)
         if change is not None:
             change(draft.path)
+            for path in filter(Path.is_file, draft.path.iterdir()):
+                path.rename(draft / path.name)  # it is the draft's, also if it was added
 
 
 def edit_json(name: str, change: Callable[[Any], object]) -> Callable[[Path], None]:
@@ -264,8 +265,8 @@ def gauntlet_played(
     ]
     store.promote(CONFIG, 0, store.require(CONFIG, 0, "ema_model"), {"gate": {}})
     with store.create(CONFIG, 0, "gauntlet") as draft:
-        (draft.path / "report.json").write_text(json.dumps({"champion": name, "matches": matches}))
-        change(games).write_parquet(draft.path / "games.parquet")
+        (draft / "report.json").write_text(json.dumps({"champion": name, "matches": matches}))
+        change(games).write_parquet(draft / "games.parquet")
 
 
 def ablation_made(
@@ -283,7 +284,7 @@ def ablation_made(
         "verdict": "better",
     }
     with store.create(CONFIG, 0, "ablation", {"verdicts": {"mining": "helps"}}) as draft:
-        change(pl.DataFrame([row], schema)).write_parquet(draft.path / "table.parquet")
+        change(pl.DataFrame([row], schema)).write_parquet(draft / "table.parquet")
 
 
 def won_by_seat_2(games: pl.DataFrame) -> pl.DataFrame:
@@ -801,7 +802,7 @@ def test_ancestors_are_followed_past_a_plan_that_is_gone(store: Store) -> None:
         plan = plan_generation(store, CONFIG, generation, settings)
         if generation != 3:  # nothing descends from it
             with store.create(CONFIG, generation, "ema_model") as draft:
-                (draft.path / "model.json").write_text("{}")
+                (draft / "model.json").write_text("{}")
     step = Step(CONFIG, 4, store, lambda *_: None, lambda: False)
     assert [one.generation for one in _ancestors(step, plan, 0)] == [2, 1, 0]
     (store.root / CONFIG / "generations" / "0002" / "plan.json").unlink()
@@ -831,7 +832,7 @@ def test_a_champion_before_a_damaged_one_plays_and_the_check_warns(copied: Store
     copied.write_plan(CONFIG, 1, copied.read_plan(CONFIG, 0) | {"generation": 1})
     with copied.create(CONFIG, 1, "ema_model") as draft:
         for name in first.files:
-            shutil.copyfile(first.file(name), draft.path / name)
+            shutil.copyfile(first.file(name), draft / name)
     copied.promote(CONFIG, 1, draft.artefact, {"gate": {}})
     (draft.artefact.path / "model.safetensors").write_bytes(b"rotten")
     for _ in range(2):  # as long as it stands in

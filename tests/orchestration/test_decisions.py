@@ -45,7 +45,7 @@ def test_a_promotion_notes_a_rating_on_the_heuristics_scale_alone(name: str, sto
         "ratings": {"generation:0000": rating},
     }
     with store.create(CONFIG, 0, "evaluation", {name: 640.0}) as draft:
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
     assert promote_evaluated(store, draft.artefact, None) == (True, ["beats everybody"])
     champion = store.champion(CONFIG)
     assert champion is not None
@@ -63,7 +63,7 @@ def test_whom_somebody_promotes_meanwhile_stays(
         "gate": {"promote": True, "reasons": ["beats everybody"]},
     }
     with store.create(CONFIG, 1, "evaluation", {}) as draft:
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
     promote = store.promote
 
     def late(*what: Any, **how: Any) -> Any:
@@ -191,7 +191,7 @@ def test_another_model_of_the_generation_was_not_promoted(
     land(CONFIG, 1)
     cursor = tick(instance).cursor
     with store.create(CONFIG, 0, "ema_model") as draft:
-        (draft.path / "model.safetensors").write_bytes(b"trained again")
+        (draft / "model.safetensors").write_bytes(b"trained again")
     land(CONFIG, 0, promote=False)
     tick(instance, cursor)
     assert decided(store, 0)["promoted"] is False
@@ -209,7 +209,7 @@ def test_a_generation_that_has_not_met_the_champion_is_not_promoted(
     assert store.champion(CONFIG).generation == 1  # type: ignore[union-attr]
     if when == "anew":
         with store.create(CONFIG, 0, "ema_model") as draft:
-            (draft.path / "model.safetensors").write_bytes(b"trained again")
+            (draft / "model.safetensors").write_bytes(b"trained again")
     land(CONFIG, 0, promote=True)
     tick(instance, cursor)
     assert store.champion(CONFIG).generation == 1  # type: ignore[union-attr]

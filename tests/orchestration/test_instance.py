@@ -433,7 +433,7 @@ def test_one_configs_damaged_champion_keeps_no_other_from_starting(data: Path) -
     store = Store(data)
     for config in ("square8_2p", "hex8_3p"):
         with store.create(config, 0, "ema_model") as draft:
-            (draft.path / "model.json").write_text(config)
+            (draft / "model.json").write_text(config)
         store.promote(config, 0, draft.artefact, {})
     for name in ("champion.json", "champions.jsonl"):
         path = data / "square8_2p" / name

@@ -101,7 +101,7 @@ def read_of(made: Any, seen: list[pl.DataFrame], partitions: Any) -> Any:
 def test_a_table_that_unpacks_to_much_is_not_handed_on(store: Store) -> None:
     with store.create("hex8_2p", 3, "made") as draft:
         once = pl.DataFrame({"score": pl.repeat(0.5, 25_000_000, eager=True)})
-        once.write_parquet(draft.path / "made.parquet")
+        once.write_parquet(draft / "made.parquet")
     assert draft.artefact.files["made.parquet"]["size"] < 100_000
     with pytest.raises(TableError, match="25000000 rows"):
         table_of(store, "hex8_2p", 3, "made")

@@ -31,7 +31,7 @@ def test_what_killed_steps_have_left_goes_and_what_others_are_writing_stays(
 ) -> None:
     store = Store(tmp_path)
     with store.create(CONFIG, 0, "shard-0000") as landed:
-        (landed.path / "games").write_text("all of them")
+        (landed / "games").write_text("all of them")
     marks = tmp_path / ".bucket" / "pending"
     marks.mkdir(parents=True)
     (marks / f"{TEMPORARY}1-00-00").touch()

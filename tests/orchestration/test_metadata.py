@@ -45,9 +45,9 @@ def test_a_large_picture_is_a_path(tmp_path: Path) -> None:
 
 def test_a_long_text_is_a_path(store: Store) -> None:
     with store.create("square8_2p", 4, "evaluation") as draft:
-        (draft.path / "long.md").write_text("x" * (MOST_PICTURE + 1))
-        (draft.path / "short.md").write_text("x" * MOST_PICTURE)
-        (draft.path / "large.png").write_bytes(b"x" * MOST_PICTURE)
+        (draft / "long.md").write_text("x" * (MOST_PICTURE + 1))
+        (draft / "short.md").write_text("x" * MOST_PICTURE)
+        (draft / "large.png").write_bytes(b"x" * MOST_PICTURE)
     shown = of_artefact(draft.artefact)
     assert shown["long"].value == str(draft.artefact.path / "long.md")
     assert all(len(str(getattr(one, "value", one))) <= MOST_PICTURE for one in shown.values())
@@ -57,10 +57,10 @@ def test_an_artefact_shows_its_picture_and_where_the_whole_one_is(store: Store) 
     about: dict[str, Any] = {"train/loss": 1.5, "parent_generation": 3, "note": "plain"}
     about["parent_note"] = "fresh weights"
     with store.create("square8_2p", 4, "checkpoint", about) as draft:
-        (draft.path / "loss.png").write_bytes(b"small")
-        (draft.path / "loss.full.svg").write_bytes(b"<svg/>")
-        (draft.path / "list.md").write_text("# list")
-        (draft.path / "metrics.jsonl").write_text(json.dumps({}))
+        (draft / "loss.png").write_bytes(b"small")
+        (draft / "loss.full.svg").write_bytes(b"<svg/>")
+        (draft / "list.md").write_text("# list")
+        (draft / "metrics.jsonl").write_text(json.dumps({}))
     shown = of_artefact(draft.artefact)
     assert set(shown) == {
         "train/loss", "loss", WHOLE, "list", "digest", "path", "parent_generation", "parent_note",

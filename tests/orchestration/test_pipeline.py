@@ -150,8 +150,8 @@ def test_with_what_is_observed_an_asset_plots_no_more(copied: Store, played: Pla
     for generation in range(11, -1, -1):
         with copied.create(played.config, generation, "ema_model") as draft:
             for name in model.files:
-                shutil.copyfile(model.file(name), draft.path / name)
-            (draft.path / "note").write_text(str(generation))
+                shutil.copyfile(model.file(name), draft / name)
+            (draft / "note").write_text(str(generation))
         copied.promote(played.config, generation, draft.artefact, {"gate": {}})
     result, (gauntlet,) = play_gauntlet(games=2, predecessors=11, baselines=["random"])
     assert result.success and gauntlet.metadata["eval/games"].value == 24

@@ -99,7 +99,7 @@ class SmallLoop:
         old = self.store.require(CONFIG, generation, "ema_model")
         with self.store.create(CONFIG, generation, "ema_model", old.metadata) as draft:
             for name in old.files:
-                shutil.copyfile(old.file(name), draft.path / name)
+                shutil.copyfile(old.file(name), draft / name)
             change(self.store, draft.path)
 
     def told(self) -> list[Any]:

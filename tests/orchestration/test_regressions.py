@@ -200,7 +200,7 @@ def test_a_champion_that_has_not_played_for_long_stops_training(copied: Store) -
             land_shard(copied, heuristics, generation, shard["index"], old.digest)
     newer = copied.require(CONFIG, 0, "ema_model")
     with copied.create(CONFIG, 3, "ema_model", newer.metadata) as draft:
-        (draft.path / "note").write_text("another")
+        (draft / "note").write_text("another")
     copied.promote(CONFIG, 3, draft.artefact, {})
     for generation in (4, 5):
         made = plan(copied, generation, champion_age=1)
@@ -226,7 +226,7 @@ def land_shard(store: Store, like: Any, generation: int, index: int, model: str 
     metadata = {**like.metadata, "model": model}
     with store.create(CONFIG, generation, f"selfplay-shard-{index:04d}", metadata) as draft:
         schema = table.schema.with_metadata(told)
-        path = str(draft.path / SHARD_FILE)
+        path = str(draft / SHARD_FILE)
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, schema) as out:
             out.write_table(table.cast(schema))
 

@@ -61,7 +61,7 @@ def history(store: Store) -> Store:
         store.write_plan(CONFIG, generation, plan)
         for kind in ("selfplay-shard-0000", "window", "checkpoint", "ema_model", "evaluation"):
             with store.create(CONFIG, generation, kind) as draft:
-                (draft.path / "bytes").write_bytes(os.urandom(10_000))
+                (draft / "bytes").write_bytes(os.urandom(10_000))
             if kind.startswith("selfplay"):
                 digest = draft.artefact.digest
                 shards.append({"generation": generation, "shard": 0, "digest": digest})

@@ -263,7 +263,7 @@ def test_a_real_gauntlet_observes_the_champion(copied: Store) -> None:
     model = copied.require("square8_2p", 0, "ema_model")
     with copied.create("square8_2p", 1, "ema_model") as draft:  # a champion before it
         for name in model.files:
-            shutil.copyfile(model.file(name), draft.path / name)
+            shutil.copyfile(model.file(name), draft / name)
     copied.promote("square8_2p", 1, draft.artefact, {"gate": {"reasons": []}})
     copied.promote("square8_2p", 0, model, {"gate": {"reasons": []}})
     result, (observed,) = play_gauntlet()

@@ -454,7 +454,7 @@ def test_a_model_made_anew_since_its_evaluation_is_not_promoted(
 ) -> None:
     land("square8_2p", 0)
     with store.create("square8_2p", 0, "ema_model") as draft:
-        (draft.path / "model.safetensors").write_bytes(b"trained again")
+        (draft / "model.safetensors").write_bytes(b"trained again")
     tick(instance)
     assert store.champion("square8_2p") is None
     assert "made anew" in store.require("square8_2p", 0, "decision").metadata["reasons"][-1]
@@ -477,7 +477,7 @@ def test_an_evaluation_whose_files_are_gone_promotes_nothing(
     land("square8_2p", 0)
     shutil.rmtree(store.require("square8_2p", 0, "evaluation").path.parent)
     with store.create("square8_2p", 0, "evaluation") as draft:
-        (draft.path / "report.json").write_text("{}")
+        (draft / "report.json").write_text("{}")
     assert keys(tick(instance)) == []
     assert store.champion("square8_2p") is None
     assert (
@@ -491,7 +491,7 @@ def test_an_evaluation_whose_files_are_gone_promotes_nothing(
 def without_a_gate(store: Store, config: str, generation: int, *rest: Any) -> Any:
     fake_evaluation(store, config, generation, *rest)
     with store.create(config, generation, "evaluation") as draft:
-        (draft.path / "report.json").write_text("{}")  # a KeyError for whoever reads it
+        (draft / "report.json").write_text("{}")  # a KeyError for whoever reads it
     return draft.artefact
 
 

@@ -134,7 +134,7 @@ def test_a_draft_that_is_landing_meanwhile_is_not_emptied(
 ) -> None:
     whole, there = shutil.rmtree, []
     with pytest.raises(FileNotFoundError), store.create("hex8_2p", 3, "checkpoint") as draft:
-        (draft.path / "model.safetensors").touch()
+        (draft / "model.safetensors").touch()
 
         def remove(path: Path, **how: Any) -> None:
             there.append(draft.path.exists())

@@ -72,7 +72,7 @@ def second(
                 time.sleep(0.02)
         elif config.mode == "draft":
             with step.store.create(CONFIG, 0, "half") as draft:
-                (draft.path / "rows").write_text("half of it")
+                (draft / "rows").write_text("half of it")
                 sleep_deaf()
         elif config.mode == "deaf" and not note(step.store.root, "healed").exists():
             sleep_deaf()

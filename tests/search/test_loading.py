@@ -37,7 +37,7 @@ def network(geometry: str = "square") -> RingRiftNetwork:
 def store(tmp_path):
     store = Store(tmp_path / "data")
     with store.create(CONFIG, 7, "ema_model") as draft:
-        save_model(draft.path, network(), {})
+        save_model(draft, network(), {})
     store.promote(CONFIG, 7, draft.artefact, {"why": "test"})
     return store
 
@@ -72,7 +72,7 @@ def test_a_model_that_loses_by_bfloat16_plays_in_float32(store, monkeypatch):
     for measured, precision in ((1e-5, "bfloat16"), (2e-3, "float32")):
         with store.create(CONFIG, 0, "ema_model", {DIVERGENCE: measured}) as draft:
             for name in folder.files:
-                shutil.copyfile(folder.file(name), draft.path / name)
+                shutil.copyfile(folder.file(name), draft / name)
         loaded = load_player("generation:0000", CONFIG, data=store.root, device="cpu")
         assert loaded.evaluator.precision == precision
 

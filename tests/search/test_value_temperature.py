@@ -34,7 +34,7 @@ CONFIG = "square8_3p"
 def save_candidate(store: Store, seed: int = 0, generation: int = 7) -> Artefact:
     config = NetworkConfig(blocks=1, channels=8, value_channels=4, geometry="square", players=3)
     with store.create(CONFIG, generation, "ema_model") as draft:
-        save_model(draft.path, RingRiftNetwork(config, seed=seed), {})
+        save_model(draft, RingRiftNetwork(config, seed=seed), {})
     return draft.artefact
 
 
@@ -42,7 +42,7 @@ def save_report(store: Store, model: Artefact, **report: Any) -> Artefact:
     with store.create(
         CONFIG, model.generation, "calibration_report", metadata={"model": model.digest}
     ) as draft:
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
     return draft.artefact
 
 

@@ -40,7 +40,7 @@ def save_champion(store: Store, config: str = CONFIG, generation: int = 0) -> No
     rules = get_rules(config)
     shape = NetworkConfig(1, 8, 8, rules.geometry, rules.players)
     with store.create(config, generation, "ema_model") as draft:
-        save_model(draft.path, RingRiftNetwork(shape, seed=1), {})
+        save_model(draft, RingRiftNetwork(shape, seed=1), {})
     store.promote(config, generation, draft.artefact, {"test": True})
 
 
@@ -52,7 +52,7 @@ def save_model_of(store: Store, generation: int, kind: str = "ema_model") -> Art
     rules = get_rules(CONFIG)
     shape = NetworkConfig(1, 8, 8, rules.geometry, rules.players)
     with store.create(CONFIG, generation, kind) as draft:
-        save_model(draft.path, RingRiftNetwork(shape, seed=100 + generation), {})
+        save_model(draft, RingRiftNetwork(shape, seed=100 + generation), {})
     return draft.artefact
 
 
@@ -70,7 +70,7 @@ def save_ensemble(store: Store, generation: int, *members: tuple[Artefact, float
         for model, weight in members
     ]
     with store.create(CONFIG, generation, "ensemble") as draft:
-        (draft.path / "members.json").write_text(json.dumps(listing))
+        (draft / "members.json").write_text(json.dumps(listing))
     return draft.artefact
 
 

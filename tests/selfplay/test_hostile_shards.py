@@ -64,7 +64,7 @@ def hostile(request: pytest.FixtureRequest, played: Played, tmp_path: Path) -> P
     old = store.require(CONFIG, 0, KIND)
     changed = request.param(read_shard(old.file(SHARD_FILE)))
     with store.create(CONFIG, 0, KIND, old.metadata) as draft:
-        (draft.path / SHARD_FILE).write_bytes(changed)
+        (draft / SHARD_FILE).write_bytes(changed)
     return store, played[1]
 
 

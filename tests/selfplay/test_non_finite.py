@@ -39,7 +39,7 @@ def overflowing(store: Store) -> Plan:
         model.policy.kind_bias.weight.fill_(3e38)
         model.policy.kind_bias.bias.fill_(3e38)
     with store.create(CONFIG, 0, "ema_model") as draft:
-        save_model(draft.path, model, {})
+        save_model(draft, model, {})
     store.promote(CONFIG, 0, draft.artefact, {"test": True})
     return plan_generation(store, CONFIG, 1, settings(), NOW)
 

@@ -64,7 +64,7 @@ def save_evaluation(
     with store.create(
         CONFIG, generation, "evaluation", metadata={"inputs": {"artefacts": inputs}}
     ) as draft:
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
 
 
 def opponents(plan: Plan) -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ def test_members_that_are_none_are_refused(
     entries = good.read_json("members.json")
     entries[1] = {} if change is None else entries[1] | change
     with store.create(CONFIG, 1, "ensemble") as draft:
-        (draft.path / "members.json").write_text(json.dumps(entries))
+        (draft / "members.json").write_text(json.dumps(entries))
     with pytest.raises(CorruptArtefactError, match=f"members.json is corrupt.*{why}"):
         ensemble_members(store, draft.artefact)
 

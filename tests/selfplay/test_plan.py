@@ -59,7 +59,7 @@ def test_champion_plays_and_newest_model_is_the_parent(store: Store) -> None:
     assert first.parent == first.champion
     # An EMA model of generation 1 that was not promoted: it trains on, the champion plays on.
     with store.create(CONFIG, 1, "ema_model") as draft:
-        (draft.path / "model.json").write_text("{}")
+        (draft / "model.json").write_text("{}")
     land_evaluation(store, 1)
     second = plan_generation(store, CONFIG, 2, settings(), NOW)
     assert second.champion == first.champion
@@ -119,7 +119,7 @@ def test_window_holds_the_newest_shards_until_there_are_games_enough(store: Stor
         assert generation < 3 or len(expected) < len(landed)
         for shard in sizes:
             with store.create(CONFIG, generation, f"selfplay-shard-{shard:04d}") as draft:
-                (draft.path / "shard.arrow").write_bytes(bytes([generation]))
+                (draft / "shard.arrow").write_bytes(bytes([generation]))
             landed.append((generation, shard))
 
 
@@ -139,7 +139,7 @@ def test_making_room_on_the_disk_changes_no_window(tmp_path: Path) -> None:
                 with store.create(
                     CONFIG, generation, f"selfplay-shard-{shard['index']:04d}"
                 ) as draft:
-                    (draft.path / "shard.arrow").write_bytes(bytes([generation]))
+                    (draft / "shard.arrow").write_bytes(bytes([generation]))
             with store.create(CONFIG, generation, "selfplay_shards"):
                 pass
         found = survey(spare, keep_generations=1)
@@ -241,7 +241,7 @@ def test_models_that_lose_by_bfloat16_play_in_float32(
     monkeypatch.setattr(devices, "CPU_INFO", native)
     plan_generation(store, CONFIG, 0, settings(), NOW)
     with store.create(CONFIG, 0, "ema_model", {DIVERGENCE: measured}) as draft:
-        (draft.path / "model.safetensors").write_bytes(b"weights")
+        (draft / "model.safetensors").write_bytes(b"weights")
     store.promote(CONFIG, 0, draft.artefact, {})
     assert plan_generation(store, CONFIG, 1, settings(), NOW).precision == precision
     asked = settings(search__precision="bfloat16")
@@ -259,7 +259,7 @@ def land_evaluation(store: Store, generation: int, **changes: object) -> None:
         "matches": [{"opponent": changes.get("opponent", "generation:0000"), **share}],
     }
     with store.create(CONFIG, generation, "evaluation") as draft:
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_weights_that_are_worse_are_not_handed_on(
     for generation in (0, 1):
         plan_generation(store, CONFIG, generation, settings(), NOW)
         with store.create(CONFIG, generation, "ema_model") as draft:
-            (draft.path / "model.safetensors").write_bytes(bytes([generation]))
+            (draft / "model.safetensors").write_bytes(bytes([generation]))
         if generation == 0:
             store.promote(CONFIG, 0, draft.artefact, {})
     if changes is not None:
@@ -302,7 +302,7 @@ def test_games_played_before_are_noted_and_need_not_be_counted_again(tmp_path: P
             for shard in plan.shards:
                 kind = f"selfplay-shard-{shard['index']:04d}"
                 with store.create(CONFIG, generation, kind, {"games": shard["games"]}) as draft:
-                    (draft.path / "shard.arrow").write_bytes(bytes([generation]))
+                    (draft / "shard.arrow").write_bytes(bytes([generation]))
         # a history without such notes is counted, to the same end
         found = [window_of(store, CONFIG, generation + 1, 5, changed) for store in (noted, counted)]
         assert found[0] == found[1] and found[0][1] == 5 * (generation + 1)

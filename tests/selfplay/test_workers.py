@@ -120,6 +120,16 @@ def test_a_corrupt_shard_is_played_again_with_the_same_bytes(store: Store) -> No
         collect(store, plan)
 
 
+def test_a_shard_that_landed_without_its_games_is_played_again(store: Store) -> None:
+    """As it could once, where the file had vanished before."""
+    plan = plan_generation(store, CONFIG, 0, settings(), NOW)
+    good = play_shard(store, plan, 0)
+    with store.create(CONFIG, 0, good.kind, good.metadata):
+        pass
+    again = play_shard(store, plan, 0)
+    assert again.digest == good.digest and store.current(CONFIG, 0, good.kind) == again
+
+
 def test_batches_of_parallel_games_belong_to_the_plan_not_to_chance(store: Store) -> None:
     """More games than slots: the shard still holds each game once, in order."""
     plan = plan_generation(

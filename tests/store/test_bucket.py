@@ -61,9 +61,7 @@ def attached(store: Store) -> Store:
 def make(store: Store, files: dict[str, bytes] = FILES, kind: str = KIND, **metadata) -> Artefact:
     with store.create(CONFIG, GENERATION, kind, metadata=metadata) as draft:
         for name, content in files.items():
-            path = draft.path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            (draft / name).write_bytes(content)
     return draft.artefact
 
 
@@ -231,7 +229,7 @@ def test_a_landing_is_named_behind_one_of_a_clock_that_is_ahead(
 ) -> None:
     from datetime import UTC, datetime, timedelta
 
-    import ringrift_pipeline.store.artefacts as artefacts
+    import ringrift_pipeline.store.draft as drafting
 
     class Ahead(datetime):
         @classmethod
@@ -239,7 +237,7 @@ def test_a_landing_is_named_behind_one_of_a_clock_that_is_ahead(
             return datetime.now(UTC) + timedelta(days=1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(artefacts, "datetime", Ahead)
+        patch.setattr(drafting, "datetime", Ahead)
         make(here)
     made = make(there, OTHER)
     for store in (here, there):
@@ -262,7 +260,7 @@ def test_promotions_of_many_are_one_history(tmp_path: Path, bucket_url: str, her
     made = []
     for n in range(4):
         with here.create(CONFIG, n, "ema_model") as draft:
-            (draft.path / "model").write_bytes(b"%d" % n)
+            (draft / "model").write_bytes(b"%d" % n)
         made.append(draft.artefact)
 
     def promote(n: int) -> None:
@@ -313,7 +311,7 @@ from ringrift_pipeline.store import Store
 store = Store(sys.argv[1], sys.argv[2])
 with store.create("square8_2p", 3, "checkpoint") as draft:
     for name in ("a", "b", "c"):
-        (draft.path / name).write_text(name)
+        (draft / name).write_text(name)
 """
 
 
@@ -903,7 +901,7 @@ def test_without_a_bucket_nothing_of_it_is_imported(tmp_path: Path) -> None:
     code = (
         "import sys; from ringrift_pipeline.store import Store\n"
         f"store = Store({str(tmp_path)!r})\n"
-        "with store.create('square8_2p', 0, 'kind') as draft: (draft.path / 'a').write_text('a')\n"
+        "with store.create('square8_2p', 0, 'kind') as draft: (draft / 'a').write_text('a')\n"
         "assert store.current('square8_2p', 0, 'kind')\n"
         "wrong = {'s3fs', 'upath', 'fsspec', 'botocore', 'aiobotocore', 'tenacity'}\n"
         "wrong |= {'ringrift_pipeline.store.remote'}\n"

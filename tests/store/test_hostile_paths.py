@@ -40,7 +40,7 @@ NUMBERS = [-1, 10**9, 10**5000, True, 1.0, "1", None]
 def landed(store: Store, generation: int = 0, kind: str = "ema_model", text: str = "x") -> Path:
     store.write_plan(CONFIG, generation, {})
     with store.create(CONFIG, generation, kind) as draft:
-        (draft.path / "file").write_text(text)
+        (draft / "file").write_text(text)
     return draft.artefact.path
 
 
@@ -159,9 +159,8 @@ def act_fails() -> None:
 def test_an_artefact_is_no_link(store: Store, outside: Path, depth: str) -> None:
     """Not even to what verifies."""
     with store.create(CONFIG, 0, "ema_model") as draft:
-        (draft.path / "file").write_text("x")
-        (draft.path / "sub").mkdir()
-        (draft.path / "sub" / "file").write_text("y")
+        (draft / "file").write_text("x")
+        (draft / "sub/file").write_text("y")
     path = draft.artefact.path
     elsewhere = outside / "copy"
     shutil.copytree(path, elsewhere)

@@ -25,10 +25,15 @@ from ringrift_pipeline.store import (
     SerializationError,
     Store,
     StoreError,
+    VanishedFileError,
     artefacts,
     generation_key,
     quarantined,
 )
+from ringrift_pipeline.store import (
+    draft as drafting,
+)
+from ringrift_pipeline.store.atomic import fsync_path
 from ringrift_pipeline.store.manifest import check_file, check_folder
 
 CONFIG, GENERATION, KIND = "square8_2p", 3, "checkpoint"
@@ -46,9 +51,7 @@ def store(tmp_path: Path) -> Store:
 def make(store: Store, files: dict[str, bytes] = FILES, kind: str = KIND, **metadata) -> Artefact:
     with store.create(CONFIG, GENERATION, kind, metadata=metadata) as draft:
         for name, content in files.items():
-            path = draft.path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            (draft / name).write_bytes(content)
     return draft.artefact
 
 
@@ -135,7 +138,7 @@ def test_an_exception_in_the_middle_leaves_nothing(store: Store, error) -> None:
     make(store)
     before = everything(store.root)
     with pytest.raises(error), store.create(CONFIG, GENERATION, KIND) as draft:
-        (draft.path / "half").write_bytes(b"x" * 1000)
+        (draft / "half").write_bytes(b"x" * 1000)
         raise error
     assert everything(store.root) == before
     with pytest.raises(StoreError):
@@ -151,17 +154,72 @@ def test_what_cannot_be_kept_is_refused_and_leaves_nothing(store: Store, bad: st
         store.create(CONFIG, GENERATION, KIND) as draft,
     ):
         if bad == "link":
-            (draft.path / "link").symlink_to("/etc/hostname")
+            (draft / "link").symlink_to("/etc/hostname")
         elif bad == "manifest":
-            (draft.path / "manifest.json").write_text("{}")
+            (draft / "manifest.json").write_text("{}")
         elif bad == "pipe":
-            os.mkfifo(draft.path / "pipe")
+            os.mkfifo(draft / "pipe")
         else:
             draft.metadata["losses"] = [1.0, float("nan")]
     if bad == "nan":
         assert "['losses'][1] is nan" in str(caught.value)
     assert everything(store.root) == before
     assert not list(store.root.rglob(".ringrift-tmp-*"))
+
+
+@pytest.mark.parametrize("name", ["a", "deep/b", "deep/c"])
+def test_a_draft_lands_with_every_file_or_not_at_all(store: Store, name: str) -> None:
+    """A cleaner of temporary files has been there between the writing and the landing."""
+    old = make(store)
+    before = everything(store.root)
+    with (
+        pytest.raises(VanishedFileError, match=f"{name} was written and is gone.* run it again"),
+        store.create(CONFIG, GENERATION, KIND) as draft,
+    ):
+        (draft / "a").write_bytes(b"a")
+        inner = draft.folder("deep")
+        (inner / "b").write_bytes(b"b")
+        (draft / "deep/c").write_bytes(b"c")
+        (draft.path / name).unlink()
+        with pytest.raises(VanishedFileError, match=name):
+            _ = draft.digest
+    assert everything(store.root) == before and current(store) == old
+    assert not list(store.root.rglob(".ringrift-tmp-*"))
+
+
+@pytest.mark.parametrize("name", ["a", "manifest.json"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_file_that_vanishes_while_it_lands_is_named(
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, late: bool
+) -> None:
+    old = make(store)
+
+    def gone(path: Path) -> None:
+        if late:
+            fsync_path(path)
+        if path.name == name and path.parent.name.startswith(".ringrift-tmp-"):
+            path.unlink()
+        if not late:
+            fsync_path(path)
+
+    monkeypatch.setattr(drafting, "fsync_path", gone)
+    with (
+        pytest.raises(VanishedFileError, match=name),
+        store.create(CONFIG, GENERATION, KIND) as draft,
+    ):
+        (draft / "a").write_bytes(b"a")
+    assert current(store) == old
+
+
+def test_a_draft_knows_of_all_its_files(store: Store) -> None:
+    """Else one that vanished could be missing and nobody would know."""
+    with (
+        pytest.raises(StoreError, match="deep/b is not known to its draft"),
+        store.create(CONFIG, GENERATION, KIND) as draft,
+    ):
+        (draft / "deep/a").write_bytes(b"a")
+        (draft.path / "deep" / "b").write_bytes(b"b")
+    assert current(store) is None
 
 
 def test_bad_metadata_fails_before_the_work(store: Store) -> None:
@@ -284,9 +342,8 @@ def test_a_folder_of_another_generation_is_not_taken(store: Store) -> None:
 def test_a_landed_folder_without_its_manifest_vouches_for_nothing(store: Store) -> None:
     """For readers that are given a path: a lost manifest is damage, and no leave to go unchecked."""
     with store.create("square8_2p", 0, "window") as draft:
-        (draft.path / "deeper").mkdir()
         for name in ("a", "deeper/b"):
-            (draft.path / name).write_bytes(b"bytes")
+            (draft / name).write_bytes(b"bytes")
     landed = draft.artefact.path
     for name in ("a", "deeper/b"):
         check_file(landed / name)
@@ -469,7 +526,7 @@ store = Store(sys.argv[1])
 for step in range(10):
     with store.create("square8_2p", 3, "checkpoint") as draft:
         for name in "ab":
-            (draft.path / name).write_text(f"{sys.argv[2]} {step}")
+            (draft / name).write_text(f"{sys.argv[2]} {step}")
     found = store.require("square8_2p", 3, "checkpoint")
     assert found.file("a").read_text() == found.file("b").read_text()
     store.sweep()
@@ -510,9 +567,8 @@ def test_everything_is_durable_before_what_names_it(store: Store, monkeypatch) -
         replace(old, new)
 
     with store.create(CONFIG, GENERATION, KIND) as draft:
-        (draft.path / "deep").mkdir()
-        (draft.path / "a").write_bytes(b"a")
-        (draft.path / "deep" / "b").write_bytes(b"b")
+        (draft / "a").write_bytes(b"a")
+        (draft / "deep/b").write_bytes(b"b")
         monkeypatch.setattr(os, "fsync", spy_fsync)
         monkeypatch.setattr(os, "rename", spy_rename)
         monkeypatch.setattr(os, "replace", spy_replace)
@@ -537,6 +593,7 @@ def test_errors_and_stores_cross_process_borders(store: Store) -> None:
         MissingArtefactError("it", "make it"),
         LockedError("x", Path("/l"), {"pid": 1, "host": "h", "since": "t", "command": "c"}),
         InvalidNameError("no"),
+        VanishedFileError(Path("/p")),
     ):
         copy = pickle.loads(pickle.dumps(error))
         assert type(copy) is type(error) and str(copy) == str(error)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringrift_pipeline.store import Store, artefacts
+from ringrift_pipeline.store import draft as drafting
 
 CONFIG = "square8_2p"
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
@@ -34,14 +35,14 @@ class Clock(datetime):
 
 def put(store: Store, number: int, kind: str = "training_state") -> None:
     with store.create(CONFIG, 0, kind, {"number": number}) as draft:
-        (draft.path / "state").write_bytes(bytes([number]) * 100)
+        (draft / "state").write_bytes(bytes([number]) * 100)
 
 
 @given(STEPS)
 @settings(max_examples=10)
 def test_what_landed_last_is_last_whatever_the_clock_said(steps: list[float]) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artefacts, "datetime", Clock)
+        patch.setattr(drafting, "datetime", Clock)
         patch.setattr(Clock, "stands", Clock.stands)
         store = Store(folder)
         for number, step in enumerate([0.0, *steps]):
@@ -61,7 +62,7 @@ def test_what_landed_last_is_last_whatever_the_clock_said(steps: list[float]) ->
 def test_every_landing_is_a_sign_though_the_clock_was_turned_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(artefacts, "datetime", Clock)
+    monkeypatch.setattr(drafting, "datetime", Clock)
     store = Store(tmp_path)
     store.write_plan(CONFIG, 0, {"seed": 1})
     put(store, 0)

@@ -34,8 +34,8 @@ for name in ("fsync", "rename", "replace", "link", "unlink"):
     setattr(os, name, mortal(getattr(os, name)))
 if scenario == "create":
     with store.create("hex8_3p", 0, "ema_model") as draft:
-        (draft.path / "a").write_text("new")
-        (draft.path / "b").write_text("new")
+        (draft / "a").write_text("new")
+        (draft / "b").write_text("new")
 elif scenario == "promote":
     store.promote("hex8_3p", 0, artefact, {"why": "better"})
 elif scenario == "plan":
@@ -52,8 +52,8 @@ def run_killed(root: Path, scenario: str, n: int) -> bool:
 
 def put(store: Store, text: str):
     with store.create(CONFIG, 0, "ema_model") as draft:
-        (draft.path / "a").write_text(text)
-        (draft.path / "b").write_text(text)
+        (draft / "a").write_text(text)
+        (draft / "b").write_text(text)
     return draft.artefact
 
 
@@ -136,7 +136,7 @@ else:
     context = store.create("hex8_3p", 0, "ema_model")
 with context as held:
     if sys.argv[2] == "draft":
-        (held.path / "a").write_bytes(b"x" * 100_000)
+        (held / "a").write_bytes(b"x" * 100_000)
     print("ready", flush=True)
     sys.stdin.read()
 """

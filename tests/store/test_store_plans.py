@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Store:
 
 def put(store: Store, generation: int, text: str = "weights") -> Artefact:
     with store.create(CONFIG, generation, "ema_model") as draft:
-        (draft.path / "model.json").write_text(f"{text} {generation}")
+        (draft / "model.json").write_text(f"{text} {generation}")
     return draft.artefact
 
 

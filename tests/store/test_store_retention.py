@@ -46,8 +46,8 @@ def put(
 ) -> Artefact:
     with store.create(config, generation, kind) as draft:
         text = f"{config} {generation} {kind} {os.urandom(4).hex()} "
-        (draft.path / "a").write_text(text.ljust(size, "."))
-        (draft.path / "b").write_text("small")
+        (draft / "a").write_text(text.ljust(size, "."))
+        (draft / "b").write_text("small")
     return draft.artefact
 
 
@@ -164,7 +164,7 @@ def test_champions_parents_members_and_opponents_stay(store: Store) -> None:
     last = store.require(CONFIG, 0, "checkpoint")
     with store.create(CONFIG, 1, "ensemble") as draft:
         members = [{"name": "x", "weight": 1.0, **named(store, one)} for one in (member, last)]
-        (draft.path / "members.json").write_text(json.dumps(members))
+        (draft / "members.json").write_text(json.dumps(members))
     play(
         store,
         2,
@@ -219,11 +219,11 @@ def test_the_data_of_the_reigning_champion_stays(store: Store) -> None:
 def test_a_damaged_plan_or_list_of_members_stops_everything(store: Store) -> None:
     three(store)
     with store.create(CONFIG, 0, "ensemble") as draft:
-        (draft.path / "members.json").write_text("[")
+        (draft / "members.json").write_text("[")
     with pytest.raises(CorruptArtefactError, match="nothing can be deleted"):
         survey(store)
     with store.create(CONFIG, 0, "ensemble") as again:
-        (again.path / "members.json").write_text("[]")
+        (again / "members.json").write_text("[]")
     os.rename(draft.artefact.path, store.root / "elsewhere")
     survey(store)
     path = store.root / CONFIG / "generations" / "0001" / "plan.json"
@@ -398,7 +398,7 @@ def build(store: Store, history: list[dict[str, Any]]) -> None:
             last = store.require(CONFIG, generation - 1, "checkpoint")
             with store.create(CONFIG, generation, "ensemble") as draft:
                 members = [named(store, parent), named(store, last)]
-                (draft.path / "members.json").write_text(json.dumps(members))
+                (draft / "members.json").write_text(json.dumps(members))
         if one["promoted"]:
             model = store.require(CONFIG, generation, "ema_model")
             store.promote(CONFIG, generation, model, {}, again=True)

@@ -38,7 +38,7 @@ def save_model_of(store: Store, generation: int, promote: bool = True) -> None:
     rules = get_rules(CONFIG)
     shape = NetworkConfig(1, 8, 8, rules.geometry, rules.players)
     with store.create(CONFIG, generation, "ema_model") as draft:
-        save_model(draft.path, RingRiftNetwork(shape, seed=generation), {})
+        save_model(draft, RingRiftNetwork(shape, seed=generation), {})
     if promote:
         store.promote(CONFIG, generation, draft.artefact, {"test": True})
 
@@ -48,7 +48,7 @@ def save_evaluation_of(store: Store, generation: int) -> None:
     model = store.require(CONFIG, generation, "ema_model")
     with store.create(CONFIG, generation, "evaluation") as draft:
         report = {"candidate": {"digest": model.digest}, "matches": []}
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def root(original: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     ewc = EWCRegularizer(parent.double().requires_grad_(True))
     ewc.compute_fisher([dataset.batch(range(60))], num_samples=60)
     with store.create(CONFIG, 1, "fisher") as draft:
-        ewc.save_state(draft.path / FILE)
+        ewc.save_state(draft / FILE)
     return str(store.root)
 
 

@@ -58,7 +58,7 @@ def save_ensemble(store: Store, generations: tuple[int, ...]) -> None:
         for model in models
     ]
     with store.create(CONFIG, 1, "ensemble") as draft:
-        write_json_atomic(draft.path / "members.json", listing)
+        write_json_atomic(draft / "members.json", listing)
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def poison_shard(store: Store, name: str, value: Edit, row: int = 5) -> tuple[st
     with store.create(CONFIG, 1, kind, artefact.metadata) as draft:
         schema = table.schema.with_metadata(metadata)
         with (
-            pa.OSFile(str(draft.path / SHARD_FILE), "wb") as sink,
+            pa.OSFile(str(draft / SHARD_FILE), "wb") as sink,
             pa.ipc.new_file(sink, schema) as out,
         ):
             out.write_table(changed.cast(schema))
@@ -393,7 +393,7 @@ def test_a_poisoned_state_is_not_gone_on_from(
     state = load_state(saved.path)
     tensor(state).view(-1)[3] = NAN
     with store.create(CONFIG, 1, "training_state", saved.metadata) as draft:
-        save_state(draft.path, state)
+        save_state(draft, state)
     with pytest.raises(ResumeError, match=f"{draft.artefact.path}.*{what}.*--resume never"):
         train(store, second)
     assert train(store, second, resume="never").kind == "checkpoint"
@@ -423,7 +423,7 @@ def overflowing_model(store: Store, generation: int) -> None:
         model.value.out.weight.fill_(3e38)
         model.value.out.bias.fill_(3e38)
     with store.create(CONFIG, generation, "ema_model") as draft:
-        save_model(draft.path, model, {})
+        save_model(draft, model, {})
 
 
 @pytest.mark.parametrize("step", [calibrate, build_ensemble])
@@ -432,7 +432,7 @@ def test_a_model_without_finite_values_is_not_judged(
 ) -> None:
     overflowing_model(store, 1)
     with store.create(CONFIG, 1, "checkpoint") as draft:
-        save_model(draft.path, RingRiftNetwork(NetworkConfig(1, 8, 8), seed=4), {})
+        save_model(draft, RingRiftNetwork(NetworkConfig(1, 8, 8), seed=4), {})
     with pytest.raises(NonFiniteOutputError, match=r"0001.*ema_model.*rows: row \d+ \(game squ"):
         step(store, second)
     assert not store.artefacts(CONFIG, 1, "calibration_report")

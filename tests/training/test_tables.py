@@ -152,7 +152,7 @@ def test_only_the_hardest_are_kept(store: Store, first: Plan) -> None:
         kind = f"selfplay-shard-{index:04d}"
         with small.create(CONFIG, 0, kind) as draft:
             source = store.require(CONFIG, 0, kind).file("shard.arrow")
-            (draft.path / "shard.arrow").write_bytes(source.read_bytes())
+            (draft / "shard.arrow").write_bytes(source.read_bytes())
     table = read_table(mine_hard_examples(small, plan).file(HARD), HARD_EXAMPLES)
     assert table.height == 50
     assert table["hardness"].min() >= hardness.sort(descending=True)[50]

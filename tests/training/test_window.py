@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,16 @@ def test_columns_are_memory_mapped_and_read_only(store: Store, first: Plan) -> N
     assert isinstance(window.planes, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         window.planes[0] = 0
+
+
+def test_a_window_that_landed_without_a_file_is_built_again(store: Store, first: Plan) -> None:
+    """As it could once, where the file had vanished before."""
+    whole = build_window(store, first)
+    with store.create(CONFIG, 0, whole.kind, whole.metadata) as draft:
+        for name in sorted(whole.files.keys() - {"window.json"}):
+            shutil.copyfile(whole.file(name), draft / name)
+    again = build_window(store, first)
+    assert again.digest == whole.digest and store.current(CONFIG, 0, whole.kind) == again
 
 
 def test_no_game_lies_on_both_sides_and_the_split_outlives_the_window(
@@ -184,7 +195,7 @@ def test_games_of_older_shards_have_no_known_end(store: Store, first: Plan) -> N
     old = table.select(table.column_names[:-3])
     old = old.replace_schema_metadata({**table.schema.metadata, b"format": b"1"})
     with store.create(CONFIG, 0, shard_kind(0)) as draft:
-        path = str(draft.path / "shard.arrow")
+        path = str(draft / "shard.arrow")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, old.schema) as out:
             out.write_table(old)
     window = open_window(build_window(store, first).path)

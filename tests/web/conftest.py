@@ -39,7 +39,7 @@ def save_model(store: Store, seed: int, generation: int = 0) -> Artefact:
     from ringrift_pipeline.network import NetworkConfig, RingRiftNetwork, save_model
 
     with store.create(CONFIG, generation, "ema_model") as draft:
-        save_model(draft.path, RingRiftNetwork(NetworkConfig(1, 8, 8), seed=seed), {})
+        save_model(draft, RingRiftNetwork(NetworkConfig(1, 8, 8), seed=seed), {})
     store.promote(CONFIG, generation, draft.artefact, {"test": True})
     return draft.artefact
 
@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = save_model(store, seed=1)
     with store.create(CONFIG, 0, "calibration_report", {"model": model.digest}) as draft:
         report = {"format": 1, "temperature": 2.0}
-        (draft.path / "report.json").write_text(json.dumps(report))
+        (draft / "report.json").write_text(json.dumps(report))
     play_shards(store, plan_generation(store, CONFIG, 1, settings, NOW), workers=1)
     return store.root
 

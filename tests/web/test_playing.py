@@ -373,7 +373,7 @@ def test_a_network_that_overflows_is_named_with_the_position(data: Path, tmp_pat
         model.policy.kind_bias.bias.fill_(3e38)
     store = Store(root)
     with store.create(CONFIG, 2, "ema_model") as draft:
-        save(draft.path, model, {})
+        save(draft, model, {})
     store.promote(CONFIG, 2, draft.artefact, {"test": True})
     for client in running(root):
         for path in ("/api/choose", "/api/analyze"):
