@@ -96,7 +96,7 @@ def champions(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 config, 0, "calibration_report", metadata={"model": draft.artefact.digest}
             ) as report:
                 said = {"format": 1, "temperature": TEMPERATURE}
-                (report.path / "report.json").write_text(json.dumps(said))
+                (report / "report.json").write_text(json.dumps(said))
     return store.root
 
 

@@ -38,7 +38,7 @@ from ringrift_pipeline.orchestration.step import (
     once,
     running_step,
 )
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Store, VanishedFileError
 from ringrift_pipeline.store.atomic import TEMPORARY, own_prefix
 from ringrift_pipeline.store.transfer import count
 from ringrift_pipeline.training.processes import ProcessDiedError
@@ -133,7 +133,7 @@ def test_a_draft_that_is_landing_meanwhile_is_not_emptied(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, there = shutil.rmtree, []
-    with pytest.raises(FileNotFoundError), store.create("hex8_2p", 3, "checkpoint") as draft:
+    with pytest.raises(VanishedFileError), store.create("hex8_2p", 3, "checkpoint") as draft:
         (draft / "model.safetensors").touch()
 
         def remove(path: Path, **how: Any) -> None:
