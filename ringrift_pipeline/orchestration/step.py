@@ -17,7 +17,7 @@ from ringrift_pipeline.orchestration.names import generation_key, generation_of
 from ringrift_pipeline.orchestration.progress import Progress, ProgressFile
 from ringrift_pipeline.orchestration.watchdog import Watchdog
 from ringrift_pipeline.selfplay.stopping import WorkerDiedError
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Store, VanishedFileError
 from ringrift_pipeline.store.transfer import transferred
 
 if TYPE_CHECKING:
@@ -44,15 +44,17 @@ SILENCE = 3600.0
 def once() -> Iterator[None]:
     """Around the body of a step that has the policy `LOST`: an error of its own fails it at once,
     for it would only come again. What Dagster retries then is a step that could not say why it
-    ended, or that lost a process of its own or Dagster's database; it goes on from what was finished.
+    ended, or that lost a process of its own, a file that it had written or Dagster's database; it goes
+    on from what was finished.
 
     Raises:
-        WorkerDiedError, SQLAlchemyError: as they came; so do those that one of the latter caused.
+        WorkerDiedError, VanishedFileError, SQLAlchemyError: as they came; so do those that one of the
+            latter caused.
         Failure: that allows no retries, from any other error.
     """
     try:
         yield
-    except (WorkerDiedError, SQLAlchemyError):
+    except (WorkerDiedError, VanishedFileError, SQLAlchemyError):
         raise
     except Failure as error:
         error.allow_retries = False

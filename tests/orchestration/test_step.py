@@ -181,6 +181,17 @@ def loses_a_worker(context: OpExecutionContext) -> None:
             raise ProcessDiedError("training process 1 was killed (SIGKILL); run again")
 
 
+@op(required_resource_keys={"store"}, retry_policy=LOST)
+def loses_a_file(context: OpExecutionContext) -> None:
+    """Each try is of another generation, as what lands is not made again."""
+    number = note(context)
+    store = context.resources.store.open()
+    with once(), store.create("hex8_2p", number, "ensemble") as draft:
+        (draft / "report.json").write_text("{}")
+        if number < 2:
+            (draft.path / "report.json").unlink()
+
+
 LOST_DATABASE = OperationalError("INSERT", {}, Exception("terminating connection"))
 
 
@@ -201,6 +212,11 @@ def loses_the_database(context: OpExecutionContext) -> None:
 @job(executor_def=in_process_executor)
 def losing_the_database() -> None:
     loses_the_database()
+
+
+@job(executor_def=in_process_executor)
+def losing_a_file() -> None:
+    loses_a_file()
 
 
 @job(executor_def=in_process_executor)
@@ -233,8 +249,8 @@ def test_an_error_fails_a_step_at_once_and_is_told(tmp_path: Path) -> None:
     assert step == "fails" and why == "ValueError: the games are no games"
 
 
-@pytest.mark.parametrize("what", [losing_workers, losing_the_database])
-def test_a_step_that_lost_a_worker_or_the_database_is_begun_again(
+@pytest.mark.parametrize("what", [losing_workers, losing_a_file, losing_the_database])
+def test_a_step_that_lost_a_worker_a_file_or_the_database_is_begun_again(
     what: JobDefinition, tmp_path: Path
 ) -> None:
     result = what.execute_in_process(resources={"store": StoreResource(root=str(tmp_path))})
