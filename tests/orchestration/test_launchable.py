@@ -45,8 +45,9 @@ def test_a_start_offers_the_next_whatever_became_of_the_newest(
 
 
 def test_a_daemon_of_dagsters_own_offers_the_first_of_every_config_once(
-    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert not store.configs()
     first = tick(instance)
     for config in names.CONFIGS:
         assert instance.get_dynamic_partitions(names.partitions_name(config)) == ["0000"]
