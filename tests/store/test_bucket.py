@@ -42,22 +42,6 @@ FILES = {"model.bin": b"weights" * 50, "deep/er/metrics.jsonl": b'{"step": 1}\n'
 OTHER = {"model.bin": b"other weights"}
 
 
-@pytest.fixture
-def here(tmp_path: Path, bucket_url: str) -> Store:
-    return attached(Store(tmp_path / "here", bucket_url))
-
-
-@pytest.fixture
-def there(tmp_path: Path, bucket_url: str) -> Store:
-    return attached(Store(tmp_path / "there", bucket_url))
-
-
-def attached(store: Store) -> Store:
-    """The store, after it has found out that the server keeps to conditions."""
-    assert store.remote is not None
-    return store
-
-
 def make(store: Store, files: dict[str, bytes] = FILES, kind: str = KIND, **metadata) -> Artefact:
     with store.create(CONFIG, GENERATION, kind, metadata=metadata) as draft:
         for name, content in files.items():

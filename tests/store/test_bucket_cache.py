@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bucket import CONFIG, GENERATION, attached, make
+from test_bucket import CONFIG, GENERATION, make
 
 from ringrift_pipeline.store import Artefact, Store, artefacts
 from ringrift_pipeline.store.cache import Cache
@@ -20,11 +20,6 @@ from ringrift_pipeline.store.locks import hold, unheld
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
 
 HOURS = 7200.0  # seconds, longer ago than what counts as use
-
-
-@pytest.fixture
-def here(tmp_path: Path, bucket_url: str) -> Store:
-    return attached(Store(tmp_path / "here", bucket_url))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from s3_server import Request, S3Server
@@ -11,7 +10,6 @@ from test_bucket import (
     CONFIG,
     GENERATION,
     OTHER,
-    attached,
     current,
     impatient,
     key_of,
@@ -24,16 +22,6 @@ from ringrift_pipeline.store import Artefact, BucketError, Store, remote
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
 
 KIND = "checkpoint"
-
-
-@pytest.fixture
-def here(tmp_path: Path, bucket_url: str) -> Store:
-    return attached(Store(tmp_path / "here", bucket_url))
-
-
-@pytest.fixture
-def there(tmp_path: Path, bucket_url: str) -> Store:
-    return attached(Store(tmp_path / "there", bucket_url))
 
 
 def remove(store: Store, keep: Artefact | None = None) -> None:
