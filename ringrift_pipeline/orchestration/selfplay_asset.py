@@ -1,4 +1,5 @@
-"""Selfplay of one generation: plan the shards, play each in a step of its own, collect them.
+"""Selfplay of one generation: plan the shards, play each that is missing in a step of its own, collect
+them all.
 
 The steps hand each other nothing: which shard to play a step knows by its own key, what the shard is
 by the plan, and what was played the store knows. So they need no place in common but the store.
@@ -100,10 +101,10 @@ def selfplay_shards(config: str) -> AssetsDefinition:
         retry_policy=LOST,
         tags=tags_of("plan"),
         description="Writes the generation's plan, which all that follows reads, and one output "
-        "per shard.",
+        "for each shard that is still to be played; what exists is verified.",
     )
     def plan(context: OpExecutionContext) -> Iterator[DynamicOutput[None]]:
-        from ringrift_pipeline.selfplay import plan_generation
+        from ringrift_pipeline.selfplay import missing_shards, plan_generation
 
         with once(), running_step(context, config) as step:
             settings = context.resources.settings.of(step.store, config, step.generation)
@@ -112,8 +113,14 @@ def selfplay_shards(config: str) -> AssetsDefinition:
                 context.log.warning(
                     f"{step.key} was planned before with other settings; its plan stands"
                 )
-            for shard in made.shards:
-                yield DynamicOutput(None, mapping_key=f"{shard['index']:04d}")
+            missing = missing_shards(step.store, made, **step.hooks())
+            if len(missing) < len(made.shards):
+                context.log.info(
+                    f"{step.key}: {len(made.shards) - len(missing)} of {len(made.shards)} shards "
+                    "are there and verify; no step plays them"
+                )
+            for index in missing:
+                yield DynamicOutput(None, mapping_key=f"{index:04d}")
 
     @op(
         name=f"{config}_play",

@@ -22,6 +22,7 @@ LOOK = 1.0  # seconds between two looks at the parent
 # Seconds between asking to end and killing the process group. Nobody waits for what the work under way
 # could still do in them but whoever is started in the owner's place.
 GRACE = 3.0
+READY = 0.05  # seconds between two looks whether there is a code server
 
 
 def _watch(parent: int) -> None:
@@ -57,6 +58,14 @@ def _ignore_env_files() -> None:
     utils.get_env_var_dict = lambda base_dir: {}
 
 
+def _await_workspace() -> None:
+    """Until there is the file that ``-w`` names, if it names one: there is a code server then."""
+    if "-w" in sys.argv:
+        workspace = sys.argv[sys.argv.index("-w") + 1]
+        while not os.path.exists(workspace):
+            time.sleep(READY)
+
+
 def main() -> None:
     """Run ``daemon``, ``code-server``, ``webserver`` or ``play`` with the rest of the line.
 
@@ -81,11 +90,14 @@ def main() -> None:
         sys.path.insert(0, str(CODE))  # Dagster leaves out what is first, a script's folder
     if kind == "daemon":
         from dagster._daemon.cli import main as run
+
+        _await_workspace()
     elif kind == "code-server":
         from dagster._cli import main as run
     elif kind == "webserver":
         from ringrift_pipeline.orchestration.ui_server import serve_ui
 
+        _await_workspace()
         return serve_ui(sys.argv[1:])
     else:
         raise SystemExit(f"no service is called {kind!r}")

@@ -41,6 +41,7 @@ from ringrift_pipeline.orchestration.places import (
 )
 from ringrift_pipeline.orchestration.silent_services import Answers, Heartbeats, Silence
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
+from ringrift_pipeline.store import write_bytes_atomic
 
 # How long each way of asking is given, seconds; the last one cannot be refused.
 PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
@@ -212,7 +213,8 @@ class Backend:
     """The daemon and the code server it works with, started and stopped together.
 
     A code server of our own: one that the daemon manages is replaced every minute by a fresh one,
-    which costs seconds of a core each time.
+    which costs seconds of a core each time. Both load at once; the daemon begins once there is a
+    workspace file, which is written when the code server answers.
 
     Args:
         instance: the open instance of ``data``, whose lock the caller holds.
@@ -236,20 +238,17 @@ class Backend:
         self._instance = instance
         self._turned_back = TurnedBack()
         self.socket = self._folder / "code.sock"
-        workspace = self._folder / "workspace.yaml"
-        server = {"grpc_server": {"socket": str(self.socket), "location_name": module}}
-        workspace.write_text(json.dumps({"load_from": [server]}), encoding="utf-8")  # YAML as well
-        self.workspace = ("-w", str(workspace))
+        self._file = self._folder / "workspace.yaml"
+        self._module = module
+        self.workspace = ("-w", str(self._file))
         self.services: list[Service] = []
         try:
             arguments = ("api", "grpc", "--socket", str(self.socket), "-m", module, "-d", str(CODE))
             code_server = Service(data, "code-server", *arguments, more=more)
             self.services.append(code_server)
-            code_server.wait_for(self._ping, stopping)
-            code_server.again = True
             self.services.append(self._start_daemon())
-            self._steps = SilentSteps(data, code_server.pid)
-            self._listen()
+            self._begin()
+            code_server.again = True
         except BaseException:
             self.stop()
             raise
@@ -258,6 +257,16 @@ class Backend:
         from dagster._grpc.client import DagsterGrpcClient
 
         DagsterGrpcClient(socket=str(self.socket)).ping("")
+
+    def _begin(self) -> None:
+        """Once the code server answers, let the daemon begin."""
+        code_server = self.services[0]
+        code_server.wait_for(self._ping, self._stopping)
+        server = {"grpc_server": {"socket": str(self.socket), "location_name": self._module}}
+        content = json.dumps({"load_from": [server]})  # YAML as well
+        write_bytes_atomic(self._file, content.encode())
+        self._steps = SilentSteps(self._data, code_server.pid)
+        self._listen()
 
     def _listen(self) -> None:
         """From now on, to the two that run now."""
@@ -305,13 +314,12 @@ class Backend:
         code_server.kill()
         daemon.stop()
         self.socket.unlink(missing_ok=True)
+        self._file.unlink(missing_ok=True)
         code_server.check()
+        self.services[1] = self._start_daemon()
         sweep_lost_runs(self._instance)
         shutil.rmtree(progress_folder(self._data), ignore_errors=True)
-        code_server.wait_for(self._ping, self._stopping)
-        self._steps = SilentSteps(self._data, code_server.pid)
-        self.services[1] = self._start_daemon()
-        self._listen()
+        self._begin()
         self._note("the code server had ended: both are started again, lost runs are retried")
 
     def _note(self, text: str) -> None:

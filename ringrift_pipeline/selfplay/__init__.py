@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ringrift_pipeline.selfplay.collecting import collect
     from ringrift_pipeline.selfplay.plan import Plan, PlanError, load_plan, plan_generation
-    from ringrift_pipeline.selfplay.playing import play_shard
+    from ringrift_pipeline.selfplay.playing import missing_shards, play_shard
     from ringrift_pipeline.selfplay.shards import (
         SHARD_SCHEMA,
         ShardError,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "collecting": ("collect",),
     "plan": ("Plan", "PlanError", "load_plan", "plan_generation"),
-    "playing": ("play_shard",),
+    "playing": ("missing_shards", "play_shard"),
     "shards": (
         "SHARD_SCHEMA",
         "ShardError",
@@ -50,6 +50,7 @@ __all__ = [
     "collect",
     "iter_shards",
     "load_plan",
+    "missing_shards",
     "plan_generation",
     "play_shard",
     "play_shards",

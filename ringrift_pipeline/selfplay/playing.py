@@ -62,6 +62,27 @@ def finished_shard(store: Store, plan: Plan, index: int) -> Artefact | None:
     return artefact if up_to_date(artefact) and SHARD_FILE in artefact.files else None
 
 
+def missing_shards(
+    store: Store,
+    plan: Plan,
+    *,
+    progress: Progress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> list[int]:
+    """The indices of a plan's shards that are still to be played, in order; all others verify.
+
+    Raises Interrupted if ``should_stop`` says so.
+    """
+    reporter, missing = Reporter(progress, should_stop), []
+    for index in range(len(plan.shards)):
+        reporter.check(f"stopped at the look for shard {index}; run again to go on")
+        if finished_shard(store, plan, index) is None:
+            missing.append(index)
+        told = f"{len(missing)} of {index + 1} shards to play"
+        reporter.report(index + 1, len(plan.shards), told)
+    return missing
+
+
 def up_to_date(artefact: Artefact) -> bool:
     """Whether a shard, or the index of shards, was made by this version of selfplay."""
     return artefact.metadata.get("code_version") == made_by("selfplay_shards").get("code_version")

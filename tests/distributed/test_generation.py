@@ -194,4 +194,10 @@ def test_a_shard_whose_worker_dies_is_played_again_elsewhere_once(
         assert all(len(begun) == 1 for begun in by.values()), by
         again = serving.steps(run, DagsterEventType.STEP_UP_FOR_RETRY)
         assert again == [step.step]
+
+        # Another run finds all of them, and hands out none.
+        run = launch_selfplay(serving, 2400)
+        assert serving.finished(run) == DagsterRunStatus.SUCCESS, serving.errors(run)
+        steps = serving.steps(run, DagsterEventType.STEP_SUCCESS)
+        assert steps == [f"{SELFPLAY}.collect", f"{SELFPLAY}.plan"]
     assert len(set(shards(Store(alone.data)))) == SHARDS

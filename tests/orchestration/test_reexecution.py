@@ -148,6 +148,36 @@ def test_a_run_lost_before_it_came_to_a_shard_is_gone_on_with(
     assert collected.metadata["selfplay/games"] == 3
 
 
+def test_only_missing_shards_are_given_to_steps(
+    data: Path, breaking: Callable[[set[int]], list[int]]
+) -> None:
+    """Also none at all, and one that does not verify."""
+    graph = names.node_name(CONFIG, "selfplay_shards")
+    store = Store(data)
+    with open_instance(data) as instance:
+        instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0000"])
+
+        def steps() -> list[str]:
+            again = execute_job(reconstructable(selfplay), instance, **ASKED)
+            assert again.success
+            done = [e for e in again.all_events if e.event_type == DagsterEventType.STEP_SUCCESS]
+            return [str(event.step_key).removeprefix(f"{graph}.") for event in done]
+
+        begun = breaking(set())
+        assert steps() == ["plan", *(f"play[{index:04d}]" for index in range(3)), "collect"]
+        collected = store.require(CONFIG, 0, "selfplay_shards").digest
+        assert steps() == ["plan", "collect"] and begun == [0, 1, 2]
+        shard = store.require(CONFIG, 0, "selfplay-shard-0001").file("shard.arrow")
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.chmod(0o644)
+        shard.write_bytes(content)
+        assert steps() == ["plan", "play[0001]", "collect"]
+        store.remove(CONFIG, 0, "selfplay-shard-0002")
+        assert steps() == ["plan", "play[0002]", "collect"]
+    assert store.require(CONFIG, 0, "selfplay_shards").digest == collected
+
+
 def test_a_lost_run_is_retried_whole(data: Path) -> None:
     """Until its shards are collected: whoever asks for it, a loop or a sensor."""
     settings = run_config(TrainingConfig.preset("smoke"))

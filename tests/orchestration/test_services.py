@@ -71,6 +71,10 @@ def test_a_code_server_that_ends_is_started_again_and_its_runs_are_retried(
             done = [event.step_key for event in instance.all_logs(run.run_id, of_type=of_type)]
             assert done == ["second"]  # it went on where it was
             assert not {code_server, daemon} & {service.pid for service in backend.services}
-            assert "the code server had ended" in backend.services[1].log.read_text()
+            told = backend.services[1].log.read_text()
+            assert "the code server had ended" in told
+            assert (
+                "The daemon ended" not in told
+            )  # it begins when the code server answers, not before
         finally:
             backend.stop()
