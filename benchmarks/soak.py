@@ -23,8 +23,9 @@ Claims:
 - from a kill to the next moment at which such work is done: 0 for a kill that stopped no step. The
   median and the 99th percentile, of all kills, of those that left no useful work, and by what was
   killed (the command and the code server are the slowest to come back). The reference is 20 s for what
-  one kill costs: a wait into which another kill falls counts as one that lasted to that kill at least
-  (Kaplan and Meier's estimate); the whole waits are told too. A kill after which no work is done any
+  one kill costs: a wait ends where such work is begun, also if another kill then cuts it off, and one
+  into which another kill falls before that counts as one that lasted to that kill at least (Kaplan and
+  Meier's estimate); the whole waits, up to work that came to its end, are told too. A kill after which no work is done any
   more counts as endless, and none may be;
 - games lost and games in two shards, by every shard of every plan; shards played twice, by the folders
   that landed; generations made twice; how often the champion could not be loaded, or was gone: all
@@ -305,7 +306,7 @@ def main() -> None:
         run(soak, arguments.minutes, arguments.every, arguments.retention, arguments.seed)
         missed = False
         work = useful_work(soak.data, soak.config)
-        for each in claims(soak, *work, means=not arguments.quick):
+        for each in claims(soak, work, means=not arguments.quick):
             print(json.dumps(each, allow_nan=False), flush=True)
             missed |= not kept(each)
         if arguments.plot is not None:

@@ -17,6 +17,8 @@ from scipy.stats import CensoredData, ecdf
 
 KINDS = ("step", "run", "daemon", "webserver", "code-server", "loop")
 SERVICES = ("loop", "code-server", "daemon", "webserver")
+ENDING = ("run", "code-server", "loop")  # with which runs end
+TOLD = 1.0  # seconds between the start of a step and that of its own work, at most
 TARGET = 20.0  # seconds from a kill to the next useful step
 ENDLESS = 1e9  # seconds, for SciPy, which knows no infinity
 GENERATION = 600.0  # seconds in which one generation has to be decided
@@ -50,6 +52,33 @@ class Disk(NamedTuple):
     behind: int
     stayed: float
     history: float
+
+
+class Begun(NamedTuple):
+    """Something new that a step began to do and did not bring to its end; seconds since the epoch.
+
+    Attributes:
+        run: when its run was started.
+        at: when the step was.
+    """
+
+    run: float
+    at: float
+
+
+class Work(NamedTuple):
+    """What the history tells of the work of steps.
+
+    Attributes:
+        spans: of work that came to its end, of each step of a generation the first that did: after it
+            there is nothing left to do for that step, whoever runs it again.
+        begun: of such steps before that, what was cut off.
+        succeeded: runs that succeeded, by generation.
+    """
+
+    spans: list[Span]
+    begun: list[Begun]
+    succeeded: Counter[str]
 
 
 @dataclass
@@ -112,11 +141,8 @@ class Seen:
 # --- what the history says ----------------------------------------------------------------------
 
 
-def useful_work(data: Path, config: str) -> tuple[list[Span], Counter[str]]:
-    """Spans of the work of steps that came to their end, of each step of a generation the first that did:
-    after it there is nothing left to do for that step, whoever runs it again; runs that succeeded, by
-    generation.
-    """
+def useful_work(data: Path, config: str) -> Work:
+    """The work of a config's steps, by Dagster's history."""
     from dagster import DagsterEventType, DagsterRunStatus, RunsFilter
 
     from ringrift_pipeline.orchestration.instance import open_instance
@@ -124,20 +150,31 @@ def useful_work(data: Path, config: str) -> tuple[list[Span], Counter[str]]:
     from ringrift_pipeline.orchestration.step import BEGAN, SECONDS
 
     spans: dict[tuple[str, str], Span] = {}
+    begun: list[tuple[tuple[str, str], Begun]] = []
     succeeded: Counter[str] = Counter()
+    kinds = {DagsterEventType.ENGINE_EVENT, DagsterEventType.STEP_START}
     with open_instance(data) as instance:
-        for run in instance.get_runs(RunsFilter(job_name=job_name(config))):
+        for record in instance.get_run_records(RunsFilter(job_name=job_name(config))):
+            run = record.dagster_run
+            generation = run.tags[PARTITION_TAG]
             if run.status == DagsterRunStatus.SUCCESS:
-                succeeded[run.tags[PARTITION_TAG]] += 1
-            for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
+                succeeded[generation] += 1
+            for entry in instance.all_logs(run.run_id, of_type=kinds):
                 event = entry.dagster_event
-                told = event.engine_event_data.metadata if event is not None else {}
-                if event is not None and SECONDS in told:
+                if event is None:
+                    continue
+                step = (generation, str(event.step_key))
+                if event.event_type == DagsterEventType.STEP_START:
+                    started = record.start_time or math.inf
+                    begun.append((step, Begun(started, entry.timestamp)))
+                elif SECONDS in (told := event.engine_event_data.metadata):
                     start = float(str(told[BEGAN].value))
                     span = (start, start + float(str(told[SECONDS].value)))
-                    step = (run.tags[PARTITION_TAG], str(event.step_key))
                     spans[step] = min(spans.get(step, span), span, key=lambda one: one[1])
-    return [*spans.values()], succeeded
+    before = [
+        one for step, one in begun if one.at < spans.get(step, (math.inf, math.inf))[0] - TOLD
+    ]
+    return Work([*spans.values()], before, succeeded)
 
 
 def to_next_work(kills: list[tuple[float, str]], spans: list[Span]) -> list[tuple[str, float]]:
@@ -150,12 +187,22 @@ def to_next_work(kills: list[tuple[float, str]], spans: list[Span]) -> list[tupl
     ]
 
 
-def alone(kills: list[tuple[float, str]], waits: list[float]) -> list[tuple[float, bool]]:
-    """Each wait up to the next kill that falls into it, and whether work came before that."""
+def alone(
+    kills: list[tuple[float, str]], waits: list[float], begun: list[Begun]
+) -> list[tuple[float, bool]]:
+    """Each wait up to the next kill that falls into it, and whether work came before that: some that
+    came to its end, or that was begun and which that kill may have cut off. What still went on
+    in a run that the kill itself ends was not begun after it.
+    """
     found = []
-    for (at, _), seconds in zip(kills, waits, strict=True):
+    for (at, kind), seconds in zip(kills, waits, strict=True):
         until = min((other - at for other, _ in kills if other > at), default=math.inf)
-        found.append((min(seconds, until), seconds <= until))
+        since = at if kind in ENDING else 0.0
+        new = min(
+            (one.at - at for one in begun if one.at > at and one.run > since), default=math.inf
+        )
+        wait = min(seconds, until, new)
+        found.append((wait, wait < until or seconds <= until))
     return found
 
 
@@ -226,16 +273,17 @@ def none(name: str, value: int, unit: str, means: bool = True) -> Claim:
     return claim(name, value, unit, **told, target=1.0 if means else None)
 
 
-def waiting(kills: list[tuple[float, str]], spans: list[Span], means: bool) -> Iterator[Claim]:
+def waiting(kills: list[tuple[float, str]], work: Work, means: bool) -> Iterator[Claim]:
     """Claims of `to_next_work`: over all kills, over those that left no useful work, and by kind.
 
-    The limit is on what one kill costs: a wait into which another kill falls counts up to that one
-    (`alone`). Whole waits are told as well. Their percentiles are values that were measured, the higher
+    The limit is on what one kill costs (`alone`): a wait ends where work is begun that another kill then
+    cuts off, and one into which another kill falls before that counts up to that one. Whole waits, up to
+    work that came to its end, are told as well. Their percentiles are values that were measured, the higher
     of two: infinity has no mean with another.
     """
-    waits = to_next_work(kills, spans)
+    waits = to_next_work(kills, work.spans)
     everything = [seconds for _, seconds in waits]
-    cut = alone(kills, everything)
+    cut = alone(kills, everything, work.begun)
     stopped = [number for number, seconds in enumerate(everything) if seconds > 0.0]
     for chosen, which in (
         (range(len(waits)), "kills"),
@@ -260,13 +308,15 @@ def waiting(kills: list[tuple[float, str]], spans: list[Span], means: bool) -> I
     yield none("kills after which no work was done any more", endless, "kills", means)
     for kind in KINDS:
         seconds = [wait for one, wait in waits if one == kind]
+        mine = [one for one, (name, _) in zip(cut, waits, strict=True) if name == kind]
         if seconds:
             yield claim(
                 f"from a kill of a {kind} to the next useful step, median of {len(seconds)}",
-                float(np.percentile(seconds, 50, method="higher")),
+                quantile(mine, 0.5),
                 "s",
-                most=finite(max(seconds)),
-                all=[finite(one) for one in seconds],
+                most=finite(max((one for one, ended in mine if ended), default=math.inf)),
+                all=[(finite(one), ended) for one, ended in mine],
+                with_all_kills_that_fall_between=[finite(one) for one in seconds],
             )
 
 
@@ -289,11 +339,10 @@ def staying(disk: list[Disk], means: bool) -> Iterator[Claim]:
         yield limited(f"{what}, history", each, "kB", STAYS["history"], means, last=total)
 
 
-def claims(soak: Seen, spans: list[Span], succeeded: Counter[str], means: bool) -> Iterator[Claim]:
+def claims(soak: Seen, work: Work, means: bool) -> Iterator[Claim]:
     """All claims of a soak that is over.
 
     Args:
-        spans, succeeded: see `useful_work`.
         means: whether what takes an hour to tell has limits.
     """
     wall = soak.ended - soak.began
@@ -317,8 +366,10 @@ def claims(soak: Seen, spans: list[Span], succeeded: Counter[str], means: bool) 
         "times",
         after_its_own_kill=kills["loop"],
     )
-    yield claim("share of time in work that was not lost", union(spans) / wall, "of the wall time")
-    yield from waiting(soak.kills, spans, means)
+    yield claim(
+        "share of time in work that was not lost", union(work.spans) / wall, "of the wall time"
+    )
+    yield from waiting(soak.kills, work, means)
     twice = sum(count - 1 for count in soak.games.values())
     replayed = sum(len(names) - 1 for names in soak.landings.values() if names)
     expected = list(range(len(soak.checked)))
@@ -326,7 +377,7 @@ def claims(soak: Seen, spans: list[Span], succeeded: Counter[str], means: bool) 
     yield none("games lost", soak.lost, "games")
     yield none("games in two shards", twice, "games")
     yield none("shards played twice", replayed, "shards")
-    again = sum(count - 1 for count in succeeded.values())
+    again = sum(count - 1 for count in work.succeeded.values())
     yield none("generations made twice", again, "generations")
     gaps = len(set(expected) ^ soak.checked)
     yield none("generations missing", gaps, "generations")

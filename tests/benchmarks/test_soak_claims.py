@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from dagster import DagsterEvent, DagsterEventType
+from dagster._core.events import EngineEventData
 
+from ringrift_pipeline.enhancements.training_config import TrainingConfig
+from ringrift_pipeline.orchestration.build import build_definitions
+from ringrift_pipeline.orchestration.instance import open_instance
+from ringrift_pipeline.orchestration.names import PARTITION_TAG, job_name
+from ringrift_pipeline.orchestration.settings import run_config
+from ringrift_pipeline.orchestration.step import BEGAN, SECONDS
 from ringrift_pipeline.store import Store
 from tests import loading
 
@@ -57,7 +66,7 @@ def looks(soak: ModuleType, stayed: float, history: float) -> list[Any]:
 def missed(soak: ModuleType, what: Any, spans: Any = SPANS, twice: str = "") -> list[str]:
     succeeded = Counter({f"{number:04d}": 1 for number in range(12)})
     succeeded.update([twice] if twice else [])
-    found = [*soak.claims(what, spans, succeeded, means=True)]
+    found = [*soak.claims(what, soak.Work(spans, [], succeeded), means=True)]
     for each in found:
         json.dumps(each, allow_nan=False)
     return [each["claim"].removeprefix("soak: ") for each in found if not soak.kept(each)]
@@ -115,7 +124,7 @@ def test_growth_is_told_of_processes_that_were_there_for_long(soak: ModuleType) 
     told = [(at, "daemon", pid, {"memory": value, "open files": 1.0, "threads": 1.0})
             for at, pid, value in samples(600, 1.0)]  # fmt: skip
     assert missed(soak, seen(soak, samples=told)) == []
-    found = soak.claims(seen(soak, samples=told), SPANS, Counter(), means=True)
+    found = soak.claims(seen(soak, samples=told), soak.Work(SPANS, [], Counter()), means=True)
     assert "soak: growth of the daemon's memory: killed too often to tell" in [
         each["claim"] for each in found
     ]
@@ -136,7 +145,10 @@ def test_percentiles_are_given_over_kills_that_stopped_work(soak: ModuleType) ->
     """Where most kills stop nothing, the time to come back is not hidden among their zeros."""
     kills = [(float(at), "webserver") for at in range(200)] + [(300.0, "loop")]
     spans = [(0.0, 250.0), (340.0, 350.0)]
-    found = {each["claim"]: each for each in soak.waiting(kills, spans, means=True)}
+    found = {
+        each["claim"]: each
+        for each in soak.waiting(kills, soak.Work(spans, [], Counter()), means=True)
+    }
     over = "soak: from a kill to the next useful step, {} of {}"
     assert found[over.format("99th percentile", "201 kills")]["value"] == 0.0
     alone = found[over.format("median", "1 kills that left no useful work")]
@@ -148,18 +160,62 @@ def test_a_wait_into_which_another_kill_falls_counts_up_to_that(soak: ModuleType
     spans = [(0.0, 90.0), (125.0, 130.0), (208.0, 230.0), (330.0, 340.0)]
     waits = soak.to_next_work(kills, spans)
     assert [seconds for _, seconds in waits] == [25.0, 15.0, 8.0, 30.0, 18.0]
-    cut = soak.alone(kills, [seconds for _, seconds in waits])
+    cut = soak.alone(kills, [seconds for _, seconds in waits], [])
     assert cut == [(10.0, False), (15.0, True), (8.0, True), (12.0, False), (18.0, True)]
     # by hand: of 5 one ends at 8, of the 2 left after 10 and 12 one at 15, the last at 18
     assert soak.quantile(cut, 0.2) == 8.0
     assert soak.quantile(cut, 0.21) == soak.quantile(cut, 0.6) == 15.0  # 1 - 4/5 * 1/2
     assert soak.quantile(cut, 0.61) == soak.quantile(cut, 0.99) == 18.0
     assert soak.quantile(cut[:1], 0.5) == math.inf
-    found = {each["claim"]: each["value"] for each in soak.waiting(kills, spans, means=True)}
+    found = {
+        each["claim"]: each["value"]
+        for each in soak.waiting(kills, soak.Work(spans, [], Counter()), means=True)
+    }
     assert found["soak: from a kill to the next useful step, 99th percentile of 5 kills"] == 18.0
     whole = "soak: with all kills that fall between, to the next useful step, {} of 5 kills"
     assert found[whole.format("99th percentile")] == 30.0
     assert found[whole.format("median")] == 18.0
+
+
+def test_a_wait_ends_where_work_is_begun_that_another_kill_cuts_off(soak: ModuleType) -> None:
+    kills = [(100.0, "loop"), (120.0, "daemon"), (121.0, "step"), (200.0, "webserver")]
+    seconds = [30.0, 10.0, 9.0, 5.0]
+    later = soak.Begun(112.0, 118.0)  # in a run that was started after the first kill
+    assert soak.alone(kills, seconds, [later])[0] == (18.0, True)
+    doomed = soak.Begun(50.0, 101.0)  # by a process of the killed command's that lived on a moment
+    assert soak.alone(kills, seconds, [doomed])[0] == (20.0, False)
+    assert soak.alone([(100.0, "step"), *kills[1:]], seconds, [doomed])[0] == (1.0, True)
+    assert soak.alone(kills, seconds, [soak.Begun(112.0, 122.0)])[0] == (20.0, False)
+    assert soak.alone(kills, seconds, [later])[3] == (5.0, True)
+
+
+def test_what_a_step_began_and_did_not_end_is_read_from_the_history(
+    soak: ModuleType, tmp_path: Path
+) -> None:
+    """Killed twice, done the third time, and found made the fourth."""
+    with open_instance(tmp_path) as instance:
+        for seconds in (None, None, 0.5, 0.1):
+            run = instance.create_run_for_job(
+                build_definitions().resolve_job_def(job_name(CONFIG)),
+                run_config=run_config(TrainingConfig.preset("smoke")),
+                tags={PARTITION_TAG: "0003"},
+            )
+            time.sleep(1.1 * soak.TOLD)
+            step = "square8_2p__checkpoint"
+            for kind in (DagsterEventType.PIPELINE_START, DagsterEventType.STEP_START):
+                key = step if kind == DagsterEventType.STEP_START else None
+                event = DagsterEvent(kind.value, run.job_name, step_key=key)
+                instance.report_dagster_event(event, run.run_id)
+            if seconds is not None:
+                told = EngineEventData({BEGAN: time.time(), SECONDS: seconds})
+                instance.report_engine_event("done", run, told, step_key=step)
+                ended = DagsterEvent(DagsterEventType.PIPELINE_SUCCESS.value, run.job_name)
+                instance.report_dagster_event(ended, run.run_id)
+    work = soak.useful_work(tmp_path, CONFIG)
+    ((start, end),) = work.spans
+    assert end - start == pytest.approx(0.5)
+    assert len(work.begun) == 2 and all(one.run <= one.at < start for one in work.begun)
+    assert work.succeeded == {"0003": 2}
 
 
 def test_shards_that_landed_again_are_seen_though_one_was_deleted(
