@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ringrift_pipeline.enhancements.config_stages import TrainingLoopConfig
     from ringrift_pipeline.network import RingRiftNetwork
     from ringrift_pipeline.store import Folder
 
 FILE = "auxiliary.safetensors"
+
+
+def has_heads(settings: TrainingLoopConfig) -> bool:
+    """Whether a network trains with auxiliary heads."""
+    return settings.territory_weight > 0.0 or settings.margin_weight > 0.0
 
 
 def heads_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -50,7 +50,9 @@ def average(
 
     checkpoint = store.require(plan.config, plan.generation, "checkpoint")
     inputs = sealed_inputs(plan, KIND, [checkpoint])
-    existing = reuse(store, plan, KIND, inputs, WEIGHTS_FILE, SIDECAR_FILE)
+    heads = f"{BEST}/{FILE}"
+    needs = [WEIGHTS_FILE, SIDECAR_FILE] + ([FILE] if heads in checkpoint.files else [])
+    existing = reuse(store, plan, KIND, inputs, *needs)
     if existing is not None:
         return existing
     model = load_model(checkpoint.path / BEST)
@@ -80,7 +82,6 @@ def average(
     }
     with store.create(plan.config, plan.generation, KIND, metadata=metadata) as draft:
         save_model(draft, model, about)
-        heads = f"{BEST}/{FILE}"
         if heads in checkpoint.files:  # for the next training, nothing else
             shutil.copyfile(checkpoint.file(heads), draft / FILE)
     if progress is not None:

@@ -109,14 +109,17 @@ def _train(
 ) -> Artefact:
     from ringrift_pipeline.enhancements.replicas import Replicas
     from ringrift_pipeline.network.checkpoint import SIDECAR_FILE, WEIGHTS_FILE
+    from ringrift_pipeline.training.auxiliary import FILE, has_heads
     from ringrift_pipeline.training.together import in_processes
 
     sources = _sources(store, plan, progress, should_stop)
     inputs = sealed_inputs(plan, KIND, sources.values())
-    models = (
+    needs = [
         f"{place}{name}" for place in ("", f"{BEST}/") for name in (WEIGHTS_FILE, SIDECAR_FILE)
-    )
-    existing = reuse(store, plan, KIND, inputs, *models) if resume == "auto" else None
+    ]
+    if has_heads(plan.settings.training):
+        needs.append(f"{BEST}/{FILE}")
+    existing = reuse(store, plan, KIND, inputs, *needs) if resume == "auto" else None
     if existing is not None:
         _remove_states(store, plan, keep=_current_state(store, plan))
     made = in_processes(store, plan, resume, sources, existing, progress, should_stop)
@@ -241,7 +244,7 @@ def parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork |
     and a line that says which; None for fresh weights.
     """
     from ringrift_pipeline.network import load_model
-    from ringrift_pipeline.training.auxiliary import load_heads
+    from ringrift_pipeline.training.auxiliary import has_heads, load_heads
     from ringrift_pipeline.training.run import network_config
 
     if parent is None:
@@ -255,7 +258,7 @@ def parent_model(plan: Plan, parent: Artefact | None) -> tuple[RingRiftNetwork |
     if differing:
         return None, f"fresh weights: the parent differs in {', '.join(differing)}"
     training = plan.settings.training
-    if training.territory_weight > 0.0 or training.margin_weight > 0.0:
+    if has_heads(training):
         load_heads(parent.path, model)
     whose = "" if parent.config == plan.config else f"{parent.config} "
     return model, f"weights of {whose}generation {parent.generation:04d}"

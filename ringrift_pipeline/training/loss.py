@@ -16,6 +16,7 @@ from ringrift_pipeline.enhancements.config_stages import TrainingLoopConfig
 from ringrift_pipeline.enhancements.loss_parts import LossParts, compute_loss_parts
 from ringrift_pipeline.enhancements.replicas import Replicas
 from ringrift_pipeline.network import RingRiftNetwork
+from ringrift_pipeline.training.auxiliary import has_heads
 from ringrift_pipeline.training.game_ends import NO_CLASS
 from ringrift_pipeline.training.parallel_forward import ParallelForward
 
@@ -64,7 +65,7 @@ class TrainingLoss:
     @property
     def auxiliary(self) -> bool:
         """Whether the network must have auxiliary heads."""
-        return self._settings.territory_weight > 0.0 or self._settings.margin_weight > 0.0
+        return has_heads(self._settings)
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> LossParts:
         """Losses (B,) of a batch; ValueError as ``compute_loss_parts``."""

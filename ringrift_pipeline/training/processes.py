@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -285,24 +286,23 @@ class _Heard:
             if not isinstance(error, ReplicaError):
                 error.add_note(f"In training process {rank}:\n{text}")
                 return error
-        if isinstance(ended, ProcessExitedException) and ended.error_index not in self._errors:
-            return _killed(ended.error_index, ended.exit_code)
+        if ended.error_index not in self._errors:
+            if isinstance(ended, ProcessExitedException):
+                return _killed(ended.error_index, ended.exit_code)
+            return ProcessDiedError(str(ended).strip())  # it could not say why: that is its trace
         for rank, process in enumerate(processes.processes):
             code = process.exitcode
-            if code not in (0, 1, -signal.SIGTERM) and rank not in self._errors:
+            if code not in (0, -signal.SIGTERM) and rank not in self._errors:
                 return _killed(rank, code)
         silent = [
             rank
             for rank, process in enumerate(processes.processes)
             if process.exitcode == -signal.SIGTERM and rank not in self._errors
         ]
-        for _, (error, _) in sorted(self._errors.items()):
-            if silent:
-                return ProcessDiedError(
-                    f"training process {silent[0]} hung, and was ended: {error}"
-                )
-            return error
-        return ReplicaError(str(ended).strip())
+        error, _ = self._errors[min(self._errors)]
+        if silent:
+            return ProcessDiedError(f"training process {silent[0]} hung, and was ended: {error}")
+        return error
 
 
 def _next(connection: Connection) -> Any:
@@ -349,7 +349,6 @@ def _child(
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if os.path.isdir("/sys/class/net/lo"):  # all are on this machine: no other may listen
             os.environ.setdefault(variable, "lo")
-    store = dist.FileStore(str(Path(folder) / "store"), count)
 
     def say(*said: Any) -> None:
         pipe.send(said)
@@ -357,10 +356,11 @@ def _child(
     def progress(done: int, total: int, message: str) -> None:
         say("progress", done, total, message)
 
-    member = Member(rank, count, rank, store, leaving=leaving)
-    if rank == 0:
-        member = replace(member, progress=progress, should_stop=pipe.poll)  # all that is ever sent
     try:
+        store = dist.FileStore(str(Path(folder) / "store"), count)
+        member = Member(rank, count, rank, store, leaving=leaving)
+        if rank == 0:  # a stop is all that is ever sent
+            member = replace(member, progress=progress, should_stop=pipe.poll)
         result = work(member, *arguments)
         say("result", result if rank == 0 else None)
     except Exception as error:
@@ -369,8 +369,9 @@ def _child(
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, or one of its text where the other end could not make it again."""
+    """The error, or one of its text where it cannot be sent, or be made again at the other end."""
     try:
+        ForkingPickler.dumps(error)
         return copy.copy(error)
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")

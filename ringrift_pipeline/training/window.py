@@ -117,6 +117,8 @@ class Window:
         return np.diff(self.offsets)
 
 
+COLUMNS = frozenset(Window.__dataclass_fields__) - {"games", "config"}  # a file each
+
 # column -> (dtype, what one element is beside the first axis); "rows" or "moves" first.
 _ROW_COLUMNS = {
     "outcome": np.float32,
@@ -157,7 +159,8 @@ def build_window(
 
     shards = list(iter_shards(store, plan, progress=progress, should_stop=should_stop))
     inputs = sealed_inputs(plan, KIND, shards) | {"format": WINDOW_FORMAT}
-    existing = reuse(store, plan, KIND, inputs, "window.json", "games.txt")
+    columns = (f"{name}.npy" for name in COLUMNS)
+    existing = reuse(store, plan, KIND, inputs, "window.json", "games.txt", *columns)
     if existing is not None:
         return existing
     reporter = Reporter(progress, should_stop)
@@ -213,7 +216,7 @@ def _mapped(folder: Path, held: int) -> Window:
             f"{WINDOW_FORMAT}: remove it, the next training builds it again"
         )
     try:
-        unknown = set(header["columns"]) - set(Window.__dataclass_fields__)
+        unknown = set(header["columns"]) - COLUMNS
         if unknown:
             raise ValueError(f"there is no column {min(unknown)!r}")
         columns = {

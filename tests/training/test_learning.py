@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from ringrift_pipeline.network import (
     save_model,
 )
 from ringrift_pipeline.selfplay import Plan, iter_shards, plan_generation, read_shard
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Artefact, Store
 from ringrift_pipeline.training import (
     Window,
     WindowDataset,
@@ -348,6 +349,15 @@ EVERYTHING = {
 }
 
 
+def copied_without(store: Store, whole: Artefact, vanished: str) -> None:
+    """Land an artefact once more, without a file of it."""
+    with store.create(CONFIG, whole.generation, whole.kind, whole.metadata) as draft:
+        for name in sorted(whole.files.keys() - {vanished}):
+            folder, _, own = name.rpartition("/")
+            place = draft.folder(folder) if folder else draft
+            shutil.copyfile(whole.file(name), place / own)
+
+
 def test_with_everything_on_a_stopped_run_ends_in_the_same_bytes_and_hands_its_heads_on(
     store: Store,
 ) -> None:
@@ -368,6 +378,11 @@ def test_with_everything_on_a_stopped_run_ends_in_the_same_bytes_and_hands_its_h
     assert resumed.digest == whole.digest
     steps = [json.loads(line) for line in whole.file("metrics.jsonl").read_text().splitlines()]
     assert any("train/epoch_loss_margin" in record for record in steps)
+    # What landed without the heads, where their file had vanished, is made again.
+    copied_without(store, resumed, "best/auxiliary.safetensors")
+    whole = train(store, plan)
+    assert whole.digest == resumed.digest
+    copied_without(store, average(store, plan), "auxiliary.safetensors")
     candidate = average(store, plan)
     best = (whole.path / "best" / "auxiliary.safetensors").read_bytes()
     assert candidate.file("auxiliary.safetensors").read_bytes() == best

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 from multiprocessing.connection import Connection
@@ -91,6 +92,42 @@ def test_a_killed_process_ends_the_other_with_a_clear_error() -> None:
     with pytest.raises(ProcessDiedError, match=r"process 1 was killed \(SIGKILL\).*run again"):
         run_together(2, failing, "killed", progress=lambda *said: told.append(said))
     assert are_gone(started(told))
+
+
+class Unsendable(ValueError):
+    """An error that no other process can be told of."""
+
+    def __init__(self) -> None:
+        super().__init__("cannot be sent")
+        self.held = threading.Lock()
+
+    def __copy__(self) -> Unsendable:
+        return self
+
+
+def silent(member: Member, how: str) -> None:
+    """The second process ends with code 1 and says nothing, or with an error that cannot be sent; the
+    first one misses it.
+    """
+    processes.TIMEOUT = timedelta(seconds=20)
+    with member.joined(settings()) as (replicas, _):
+        if replicas.rank == 1:
+            if how == "says nothing":
+                os._exit(1)
+            raise Unsendable
+        replicas.any(False)
+
+
+@pytest.mark.whole
+def test_a_process_that_ends_without_a_word_counts_as_lost() -> None:
+    with pytest.raises(ProcessDiedError, match="process 1 ended with exit code 1"):
+        run_together(2, silent, "says nothing")
+
+
+@pytest.mark.whole
+def test_an_error_that_cannot_be_sent_is_told_all_the_same() -> None:
+    with pytest.raises(RuntimeError, match="Unsendable: cannot be sent"):
+        run_together(2, silent, "cannot be sent")
 
 
 def hanging(member: Member) -> None:
