@@ -195,6 +195,15 @@ def inline_kernel(function: _F) -> _F:
     return _compile(function, no_cpython_wrapper=True, forceinline=True)
 
 
+def is_compiled(room: str, marker: str) -> bool:
+    """Was a piece of the room's cache (see :func:`announced`) filled before, from just these sources?"""
+    return _ready(room, marker).exists()
+
+
+def _ready(room: str, marker: str) -> Path:
+    return cache_folder(room) / f"{marker}.ready"
+
+
 @contextmanager
 def announced(what: str, room: str, marker: str) -> Iterator[None]:
     """Say once, on standard error, that ``what`` is being compiled and how long it took.
@@ -204,8 +213,7 @@ def announced(what: str, room: str, marker: str) -> Iterator[None]:
     if (room, marker) in _announced:
         yield
         return
-    done = cache_folder(room) / f"{marker}.ready"
-    if done.exists():
+    if is_compiled(room, marker):
         yield
         _announced.add((room, marker))
         return
@@ -224,7 +232,7 @@ def announced(what: str, room: str, marker: str) -> Iterator[None]:
         if ticking.is_alive():
             ticking.join()
     _announced.add((room, marker))
-    done.touch()
+    _ready(room, marker).touch()
     print(f"Compiled {what} in {time.monotonic() - started:.0f} s.", file=sys.stderr, flush=True)
 
 

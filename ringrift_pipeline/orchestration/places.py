@@ -19,6 +19,8 @@ CODE = Path(__file__).resolve().parents[2]
 which may be a data root that somebody has sent."""
 SERVICE = "ringrift_pipeline.orchestration.service"
 """The module that every service is started as."""
+OWNER = "RINGRIFT_OWNER"
+"""Tells a service the number of the process that starts it, and that it ends with."""
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 """Keeps Python from looking for modules in the current folder, in whatever a process starts too."""
 TICK = 40.0  # seconds within which a tick asks a bucket: Dagster gives up on one after 60

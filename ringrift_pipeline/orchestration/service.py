@@ -15,13 +15,13 @@ import sys
 import threading
 import time
 
-from ringrift_pipeline.orchestration.places import CODE, data_folder, home_folder
+from ringrift_pipeline.orchestration.places import CODE, OWNER, data_folder, home_folder
 from ringrift_pipeline.orchestration.presence import announce
 
-LOOK = 1.0  # seconds between two looks at the parent
+LOOK = 0.25  # seconds between two looks at the parent
 # Seconds between asking to end and killing the process group. Nobody waits for what the work under way
 # could still do in them but whoever is started in the owner's place.
-GRACE = 3.0
+GRACE = 1.0
 READY = 0.05  # seconds between two looks whether there is a code server
 
 
@@ -73,7 +73,9 @@ def main() -> None:
     the last start.
     """
     kind = sys.argv[1]
-    watcher = threading.Thread(target=_watch, args=(os.getppid(),), daemon=True)
+    # Who started it may be gone by now, and its parent another.
+    owner = int(os.environ.pop(OWNER, os.getppid()))
+    watcher = threading.Thread(target=_watch, args=(owner,), daemon=True)
     watcher.start()
     announce(kind, sys.argv[2:])
     if kind == "play":  # play --host HOST --port PORT --socket DESCRIPTOR

@@ -34,6 +34,7 @@ from ringrift_pipeline.orchestration.names import MODULE
 from ringrift_pipeline.orchestration.places import (
     CODE,
     HERE,
+    OWNER,
     SERVICE,
     TOKEN_VARIABLE,
     progress_folder,
@@ -106,7 +107,7 @@ class Service:
         self.log = services_folder(data) / f"{kind}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._command = [sys.executable, "-P", "-m", SERVICE, kind, *arguments]
-        self._environment = {**environment(data), **(more or {})}
+        self._environment = {**environment(data), **(more or {}), OWNER: str(os.getpid())}
         self._inherits = inherits
         self._ends = 0
         self._process = self._start()
@@ -262,11 +263,15 @@ class Backend:
         """Once the code server answers, let the daemon begin."""
         code_server = self.services[0]
         code_server.wait_for(self._ping, self._stopping)
+        self._write_workspace()
+        self._steps = SilentSteps(self._data, code_server.pid)
+        self._listen()
+
+    def _write_workspace(self) -> None:
+        """Where the code server is, for those that read it when they start."""
         server = {"grpc_server": {"socket": str(self.socket), "location_name": self._module}}
         content = json.dumps({"load_from": [server]})  # YAML as well
         write_bytes_atomic(self._file, content.encode())
-        self._steps = SilentSteps(self._data, code_server.pid)
-        self._listen()
 
     def _listen(self) -> None:
         """From now on, to the two that run now."""
@@ -294,6 +299,8 @@ class Backend:
                 service.wait()
         if self.services[0].has_ended:
             self._start_over()
+        if not self._file.exists():  # what tidies up temporary folders may have taken it
+            self._write_workspace()
         if self.services[1].has_ended:
             self.services[1].check()
             self._listen()
@@ -312,7 +319,8 @@ class Backend:
         """
         code_server, daemon = self.services
         code_server.kill()
-        daemon.stop()
+        daemon.kill()  # or it would note meanwhile that it does not retry them
+        daemon.wait()
         self.socket.unlink(missing_ok=True)
         self._file.unlink(missing_ok=True)
         code_server.check()

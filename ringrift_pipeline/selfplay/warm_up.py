@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from ringrift_pipeline.game.compile import announced
+from ringrift_pipeline.game.compile import announced, is_compiled
+
+MARKER = ("selfplay", "warm_up")
 
 
 def warm_up(config: str = "square8_2p") -> None:
-    """Play a few moves with every player and both kinds of selfplay; says so when it compiles."""
-    with announced("the game, search and selfplay kernels", "selfplay", "warm_up"):
-        _use_everything(config)
+    """Play a few moves with every player and both kinds of selfplay, unless that was done before; says
+    so when it compiles.
+    """
+    if not is_compiled(*MARKER):
+        with announced("the game, search and selfplay kernels", *MARKER):
+            _use_everything(config)
 
 
 def _use_everything(config: str) -> None:

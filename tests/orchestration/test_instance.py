@@ -6,6 +6,7 @@ import contextlib
 import os
 import pkgutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -39,6 +40,8 @@ from ringrift_pipeline.orchestration.instance_file import (
 from ringrift_pipeline.orchestration.jobs import cores
 from ringrift_pipeline.orchestration.outbox import WAITING, Outbox, read_alert
 from ringrift_pipeline.orchestration.places import (
+    HERE,
+    OWNER,
     SERVICE,
     data_folder,
     home_folder,
@@ -391,6 +394,23 @@ def test_a_service_of_a_killed_owner_that_hangs_is_killed(
         with own_instance(data):
             assert present(data) == []
         assert process.wait(timeout=60) == -signal.SIGKILL
+
+
+def test_a_service_whose_owner_is_gone_before_it_can_look_ends(data: Path) -> None:
+    owner = subprocess.Popen(["true"])
+    owner.wait()
+    with socket.create_server((HERE, 0)) as listening:
+        place = ("--host", HERE, "--port", "0", "--socket", str(listening.fileno()))
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", SERVICE, "play", *place],
+            env={**os.environ, "RINGRIFT_DATA": str(data), OWNER: str(owner.pid)},
+            pass_fds=(listening.fileno(),),
+            start_new_session=True,
+        )
+        try:
+            assert process.wait(timeout=60) in (0, -signal.SIGINT)
+        finally:
+            process.kill()
 
 
 def test_lost_runs_are_reported_at_the_start(data: Path) -> None:
