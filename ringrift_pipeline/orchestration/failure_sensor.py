@@ -118,8 +118,8 @@ def failure_alert(instance: DagsterInstance, run: DagsterRun, record: EventLogRe
     todo = (
         "Dagster retries it by itself."
         if retried
-        else f"It is not retried: open run {run.run_id} in the UI; Re-execute from failure goes on "
-        "at the step that failed."
+        else f"It is not retried by Dagster (a `ringrift loop` that works on it asks again for a lost "
+        f"run): open run {run.run_id} in the UI; Re-execute from failure goes on at the step that failed."
     )
     return Alert(
         kind="run_failed",

@@ -19,10 +19,11 @@ from dagster import (
     RunRecord,
     RunsFilter,
 )
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import next_settings
-from ringrift_pipeline.orchestration.decisions import FAULTS, read_decision
+from ringrift_pipeline.orchestration.decisions import CHECKS, FAULTS, read_decision
 from ringrift_pipeline.orchestration.failure_sensor import first_failure
 from ringrift_pipeline.orchestration.instance import no_retry, own_instance
 from ringrift_pipeline.orchestration.names import (
@@ -49,6 +50,8 @@ LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth o
 DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
 PAUSE_PATIENCE = 10.0  # seconds after which an undecided run of a paused config waits in vain
 RETRY_PATIENCE = 90.0  # seconds the daemon may take to retry a run it said it would
+# Reasons of a failure that would come again, Dagster's words.
+ERRORS = ("RUN_EXCEPTION", "JOB_INITIALIZATION_FAILURE", "STEP_FAILURE")
 MOST_LOST = 3  # times that a generation is begun again whose run was lost and will not be retried
 
 
@@ -282,7 +285,7 @@ class Loop:
             known = read_decision(self.store, self.request.config, state.generation)
             # A decision on an older run of the same generation does not count.
             fresh = known is not None and known["run"] != self._before[state.generation]
-            if fresh and run.is_finished:
+            if fresh and run.is_finished and not self._is_of_a_lost_run(state, run, known):
                 state.decided = True
                 state.steps = []
 
@@ -397,12 +400,32 @@ class Loop:
         retry it, as where the code server was gone at that moment. Not for ever.
         """
         assert state.run_id is not None
-        lost = first_failure(self.instance, state.run_id)[0] is None
-        if not lost or self._lost[state.generation] >= MOST_LOST:
+        if not self._is_lost(state.run_id) or self._lost[state.generation] >= MOST_LOST:
             return False
         self._lost[state.generation] += 1
         self._submit(state.generation)
         return True
+
+    def _is_lost(self, run_id: str) -> bool:
+        """Did a failed run end without an error of its own?"""
+        run = self.instance.get_run_by_id(run_id)
+        if run is None or run.tags.get(RUN_FAILURE_REASON_TAG) in ERRORS:
+            return False
+        return first_failure(self.instance, run_id)[0] is None
+
+    def _is_of_a_lost_run(
+        self, state: GenerationState, run: DagsterRun, known: dict[str, Any] | None
+    ) -> bool:
+        """Has a generation been found at fault only because its run was lost before its checks? It is
+        made once more then, and decided on anew.
+        """
+        if known is None or known.get("end") != CHECKS:
+            return False
+        group = self.instance.get_run_group(run.run_id)
+        if known["run"] not in {one.run_id for one in group[1]} if group else {run.run_id}:
+            return True  # this run is the newer one
+        lost = run.status == DagsterRunStatus.FAILURE and self._is_lost(run.run_id)
+        return lost and self._lost[state.generation] < MOST_LOST
 
     def failure(self, run_id: str) -> str:
         """The first failed step of a run and its error, in one line."""

@@ -74,18 +74,13 @@ def _play_forgotten(context: OpExecutionContext, step: Step, plan: "Plan") -> No
     offers, begins the mapped steps again that the other had begun, and none of those it had not
     (Dagster 1.13, `_derive_state_of_past_run`).
     """
-    from ringrift_pipeline.selfplay import play_shards
-    from ringrift_pipeline.selfplay.shards import shard_kind
+    from ringrift_pipeline.selfplay import missing_shards, play_shards
 
-    def is_there(index: int) -> bool:
-        kind = shard_kind(index)
-        return step.store.current(plan.config, plan.generation, kind, verify=False) is not None
-
-    forgotten = [shard["index"] for shard in plan.shards if not is_there(shard["index"])]
+    forgotten = missing_shards(step.store, plan, **step.hooks())
     if forgotten:
         context.log.warning(
-            f"{step.key}: no step of this run was given {len(forgotten)} of {len(plan.shards)} "
-            "shards, as it re-executes one that was lost before it came to them; they are played here"
+            f"{step.key}: {len(forgotten)} of {len(plan.shards)} shards are missing, as where this "
+            "run re-executes one that was lost before it came to them; they are played here"
         )
         play_shards(step.store, plan, **step.hooks())
 

@@ -295,7 +295,7 @@ def test_dagster_retries_nothing_of_a_backfill_that_is_over(
     assert run.tags[reexecution.RETRY_TAG] == "true"  # so Dagster noted
     tick(names.FAILURE_SENSOR, instance, told)
     assert told.alerts[0].details["will_retry"] is False
-    assert "It is not retried" in told.alerts[0].text
+    assert "It is not retried by Dagster" in told.alerts[0].text
     assert instance.get_dynamic_partitions(names.partitions_name(CONFIG)) == ["0003", "0004"]
 
 

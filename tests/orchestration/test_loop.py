@@ -25,6 +25,7 @@ from dagster import (
     define_asset_job,
 )
 from dagster._core.execution.plan.objects import StepFailureData
+from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 from dagster._core.test_utils import create_run_for_test
 from dagster._utils.error import SerializableErrorInfo
 from faults.supervising import TINY
@@ -176,6 +177,57 @@ def test_a_lost_run_that_dagster_does_not_retry_is_asked_for_again_but_not_for_e
         with pytest.raises(LoopError, match="0000: the run failed"):
             work._judge()
         assert not instance.get_runs(QUEUED)
+
+
+def test_a_run_that_failed_by_an_error_of_its_own_is_not_asked_for_again(data: Path) -> None:
+    work = Loop(LoopRequest("square8_2p", data, TrainingConfig.preset("smoke"), generations=1))
+    with open_instance(data) as instance:
+        work._instance = instance
+        run_id = failed(work)
+        instance.add_run_tags(run_id, {RUN_FAILURE_REASON_TAG: "RUN_EXCEPTION"})
+        no_retry(instance, run_id)
+        with pytest.raises(LoopError, match="0000: the run failed"):
+            work._judge()
+        assert not instance.get_runs(QUEUED)
+
+
+def test_a_run_that_is_lost_between_its_evaluation_and_the_checks_of_it_is_asked_for_again(
+    data: Path,
+) -> None:
+    """Whichever is first, the loop or the sensor, which finds that the checks never came."""
+    work = Loop(LoopRequest("square8_2p", data, TrainingConfig.preset("smoke"), generations=1))
+
+    def decide(run_id: str, end: str | None) -> None:
+        decision = {"promoted": False, "reasons": ["no result"], "end": end, "run": run_id}
+        with work.store.create("square8_2p", 0, "decision", decision | {"next": None}):
+            pass
+
+    with open_instance(data) as instance:
+        work._instance = instance
+        work._before = {0: None}
+        lost = failed(work)
+        no_retry(instance, lost)
+        decide(lost, CHECKS)
+        work._look()
+        assert not work.states[0].decided
+        work._stop_at_faults()
+        work._judge()
+        (again,) = instance.get_runs(QUEUED)
+        instance.report_run_failed(again)
+        tags = {names.CONFIG_TAG: "square8_2p", names.PARTITION_TAG: "0000"}
+        job = names.job_name("square8_2p")
+        good = create_run_for_test(
+            instance, job_name=job, status=DagsterRunStatus.SUCCESS, tags=tags
+        )
+        work._look()  # the sensor has not come to it yet
+        assert not work.states[0].decided and work.states[0].run_id == good.run_id
+        decide(good.run_id, CHECKS)
+        work._look()
+        assert work.states[0].decided  # that one is at fault itself
+        work.states[0].decided = False
+        decide(good.run_id, None)
+        work._look()
+        assert work.states[0].decided
 
 
 def test_a_new_loop_replaces_runs_that_wait_however_many_came_after_them(data: Path) -> None:

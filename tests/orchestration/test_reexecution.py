@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -176,6 +177,32 @@ def test_only_missing_shards_are_given_to_steps(
         store.remove(CONFIG, 0, "selfplay-shard-0002")
         assert steps() == ["plan", "play[0002]", "collect"]
     assert store.require(CONFIG, 0, "selfplay_shards").digest == collected
+
+
+def test_a_forgotten_shard_of_an_earlier_version_is_played_anew(data: Path) -> None:
+    store = Store(data)
+    with open_instance(data) as instance:
+        instance.add_dynamic_partitions(names.partitions_name(CONFIG), ["0000"])
+        assert execute_job(reconstructable(selfplay), instance, **ASKED).success
+        shard = store.require(CONFIG, 0, "selfplay-shard-0002")
+        old = {**shard.metadata, "code_version": "0"}
+        with store.create(CONFIG, 0, shard.kind, old) as draft:
+            shutil.copyfile(shard.file("shard.arrow"), draft / "shard.arrow")
+        process = get_context("spawn").Process(target=lose_a_run, args=(data, 2))
+        process.start()
+        process.join()
+        lost = instance.get_runs(limit=1)[0]
+        instance.report_run_failed(lost)
+        # as if the run had been lost before it came to the step of that shard
+        options = ReexecutionOptions(
+            lost.run_id, [f"{names.node_name(CONFIG, 'selfplay_shards')}.collect"]
+        )
+        again = execute_job(
+            reconstructable(selfplay), instance, reexecution_options=options, **ASKED
+        )
+        assert again.success
+    played = store.require(CONFIG, 0, "selfplay-shard-0002")
+    assert played.metadata["code_version"] == shard.metadata["code_version"] != "0"
 
 
 def test_a_lost_run_is_retried_whole(data: Path) -> None:
