@@ -182,6 +182,7 @@ class CelerySteps(StepHandler):
         passed, handed.looked = min(now - handed.looked, STRIDE), now
         if handed.given_up is not None:
             return self._given_up(step_handler_context, handed, handed.given_up, passed)
+        why: str | None = None
         try:
             told = self._told(handed)
             if told["status"] not in (PROGRESS, "FAILURE", REVOKED):
@@ -189,19 +190,19 @@ class CelerySteps(StepHandler):
                     self._sending.make(lambda: self._send(step_handler_context, handed))
                 if now - self._asked.get(handed.queue, -ASK) > ASK:
                     self._looking.make(lambda: self._look_at(handed.queue))
+            if told["status"] == "FAILURE":
+                why = self._failed(step_handler_context, handed, told["result"])
         except UnansweredError as error:
             if error.away > self._patience:
                 first = "" if self._answered else ", nor ever for this run: look after its address"
                 text = f"{error}{first}. Start it, and execute the run again from failure"
                 self._fail(step_handler_context, BrokerAwayError(text))
             return _HEALTHY
-        if told["status"] == "FAILURE":
-            why = self._failed(step_handler_context, handed, told["result"])
-        elif told["status"] == PROGRESS:
+        if told["status"] == PROGRESS:
             why = self._worked_on(handed, told["result"], passed)
         elif told["status"] == REVOKED:
             why = self._revoked(handed, told["result"], passed)
-        else:
+        elif told["status"] != "FAILURE":
             why = self._waits(step_handler_context, handed, passed)
         if why is None:
             return _HEALTHY
@@ -270,13 +271,13 @@ class CelerySteps(StepHandler):
     # Each says why the step is not worked on any more, None if it is, or has failed for good.
 
     def _failed(self, context: StepHandlerContext, handed: Handed, error: Any) -> str | None:
+        """Raises UnansweredError where what a worker has refused cannot be handed out again."""
         name = type(error).__name__
         if name in _REFUSALS and handed.refusals < REFUSALS:
             handed.refusals += handed.sent  # not if it could not be handed out since
             handed.refused = _REFUSALS[name](str(error))
             handed.sent = False  # that worker rests; another may take it
-            with contextlib.suppress(UnansweredError):
-                self._sending.make(lambda: self._send(context, handed))
+            self._sending.make(lambda: self._send(context, handed))
             return None
         for kind in (*_REFUSALS.values(), OtherHistoryError):
             if name == kind.__name__:

@@ -256,6 +256,20 @@ def test_a_refusal_that_could_not_be_answered_counts_once(
     assert steps._app.backend.get_task_meta(task, cache=False)["status"] == "SENT"
 
 
+def test_a_refused_step_is_not_waited_for_for_ever_where_redis_takes_no_more(
+    steps: Any, clock: Clock, failures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (asked,) = a_run(steps, {"one": QUEUE})
+    look(steps, [asked])
+    task, began = f"{asked.execute_step_args.run_id}/one/0", clock.now
+    steps._app.backend.store_result(task, OtherBucketError("another"), "FAILURE")
+    monkeypatch.setattr(steps, "_send", Dead(clock))
+    while not failures and clock.now < began + 3000.0:
+        clock.now += LOOK
+        look(steps, [asked])
+    assert len(failures) == 1 and failures[0].startswith("BrokerAwayError")
+
+
 @pytest.mark.parametrize("kind", [WorkerVersionError, OtherBucketError])
 def test_refused_by_all_it_fails_for_good(
     kind: type[Exception], steps: Any, clock: Clock, failures: list[str]
