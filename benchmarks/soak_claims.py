@@ -58,7 +58,7 @@ class Begun(NamedTuple):
     """Something new that a step began to do and did not bring to its end; seconds since the epoch.
 
     Attributes:
-        run: when its run was started.
+        run: when its run was asked for.
         at: when the step was.
     """
 
@@ -165,8 +165,8 @@ def useful_work(data: Path, config: str) -> Work:
                     continue
                 step = (generation, str(event.step_key))
                 if event.event_type == DagsterEventType.STEP_START:
-                    started = record.start_time or math.inf
-                    begun.append((step, Begun(started, entry.timestamp)))
+                    asked = record.create_timestamp.timestamp()
+                    begun.append((step, Begun(asked, entry.timestamp)))
                 elif SECONDS in (told := event.engine_event_data.metadata):
                     start = float(str(told[BEGAN].value))
                     span = (start, start + float(str(told[SECONDS].value)))
@@ -192,17 +192,16 @@ def alone(
 ) -> list[tuple[float, bool]]:
     """Each wait up to the next kill that falls into it, and whether work came before that: some that
     came to its end, or that was begun and which that kill may have cut off. What still went on
-    in a run that the kill itself ends was not begun after it.
+    in a run that the kill itself ends was not begun after it; the web server's death stops no work.
     """
     found = []
     for (at, kind), seconds in zip(kills, waits, strict=True):
-        until = min((other - at for other, _ in kills if other > at), default=math.inf)
+        others = (other - at for other, what in kills if other > at and what != "webserver")
+        until = min(others, default=math.inf)
         since = at if kind in ENDING else 0.0
-        new = min(
-            (one.at - at for one in begun if one.at > at and one.run > since), default=math.inf
-        )
-        wait = min(seconds, until, new)
-        found.append((wait, wait < until or seconds <= until))
+        later = (one.at - at for one in begun if one.at > at and one.run > since)
+        wait = seconds if seconds <= until else min([until, *later])
+        found.append((wait, seconds <= until or wait < until))
     return found
 
 
@@ -314,7 +313,9 @@ def waiting(kills: list[tuple[float, str]], work: Work, means: bool) -> Iterator
                 f"from a kill of a {kind} to the next useful step, median of {len(seconds)}",
                 quantile(mine, 0.5),
                 "s",
-                most=finite(max((one for one, ended in mine if ended), default=math.inf)),
+                most_that_ended=finite(
+                    max((one for one, ended in mine if ended), default=math.inf)
+                ),
                 all=[(finite(one), ended) for one, ended in mine],
                 with_all_kills_that_fall_between=[finite(one) for one in seconds],
             )
@@ -388,7 +389,7 @@ def claims(soak: Seen, work: Work, means: bool) -> Iterator[Claim]:
             growth = slope(values)
             name = f"growth of the {kind}'s {what}"
             if growth is None:
-                yield claim(f"{name}: killed too often to tell", 0.0, f"{unit} an hour")
+                yield claim(f"{name}: killed too often to tell", math.inf, f"{unit} an hour")
                 continue
             last, most = values[-1][2], max(value for _, _, value in values)
             more = {"last": round(last, 1), "most": round(most, 1)}

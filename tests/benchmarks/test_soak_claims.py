@@ -187,6 +187,10 @@ def test_a_wait_ends_where_work_is_begun_that_another_kill_cuts_off(soak: Module
     assert soak.alone([(100.0, "step"), *kills[1:]], seconds, [doomed])[0] == (1.0, True)
     assert soak.alone(kills, seconds, [soak.Begun(112.0, 122.0)])[0] == (20.0, False)
     assert soak.alone(kills, seconds, [later])[3] == (5.0, True)
+    # one that work of its own ended before the next kill is as long as it was
+    assert soak.alone([(100.0, "step")], [15.0], [soak.Begun(0.0, 102.0)]) == [(15.0, True)]
+    # the web server's death cuts nothing off
+    assert soak.alone([(100.0, "run"), (105.0, "webserver")], [9.0, 4.0], [])[0] == (9.0, True)
 
 
 def test_what_a_step_began_and_did_not_end_is_read_from_the_history(
