@@ -142,7 +142,7 @@ class Draft:
         for name in (*content["files"], MANIFEST):
             os.stat(temporary / name)  # it took a while
         if self._remote is not None:
-            return self._remote.land(temporary, self._identity, now, content)
+            return self._remote.land(temporary, self._descriptor, self._identity, now, content)
         with folder_lock(self._folder):
             final = self._folder / landing_name(self._folder, now)
             os.rename(temporary, final)
