@@ -11,6 +11,7 @@ import pytest
 from s3_server import Request, S3Server
 from test_bucket import (
     CONFIG,
+    FILES,
     GENERATION,
     KIND,
     OTHER,
@@ -24,6 +25,8 @@ from test_bucket_removal import in_mid_upload
 
 from ringrift_pipeline.store import Artefact, BucketError, Store, VanishedFileError
 from ringrift_pipeline.store.artefacts import folders
+from ringrift_pipeline.store.bucket import Bucket
+from ringrift_pipeline.store.cache import Cache
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
 
@@ -102,6 +105,19 @@ def test_what_is_landing_is_not_anothers_to_remove(
     assert not made.path.exists() and current(there) is None
 
 
+def test_what_is_fetched_goes_before_it_has_its_name(
+    here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket is not at fault: what it has stays."""
+    made = make(here)
+    with monkeypatch.context() as patch:
+        patch.setattr(Cache, "_check", lambda self, folder, *about: shutil.rmtree(folder))
+        with pytest.raises(VanishedFileError):
+            current(there)
+    assert there.remote is not None and there.remote.quarantined(CONFIG) == {}
+    assert digest(current(there)) == made.digest
+
+
 # --- who reads ----------------------------------------------------------------------------------
 
 
@@ -134,3 +150,38 @@ def test_readers_do_not_wait_for_an_upload_nor_point_to_it(
 def test_what_took_hours_to_upload_counts_as_used_then(s3: S3Server, here: Store) -> None:
     made = in_mid_upload(s3, here, lambda: long_ago(landing(here)))
     assert cache_of(here).trim(0) == [] and made.path.is_dir()
+
+
+def test_what_took_hours_to_fetch_counts_as_used_then(
+    here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(here)
+    download = Bucket.download
+
+    def slowly(self: Bucket, key: str, path: Path, size: int) -> None:
+        download(self, key, path, size)
+        if path.name == "model.bin":  # the last one
+            long_ago(path.parent)
+
+    monkeypatch.setattr(Bucket, "download", slowly)
+    found = there.require(CONFIG, GENERATION, KIND)
+    assert list(found.files)[-1] == "model.bin"
+    assert cache_of(there).trim(0) == [] and found.path.is_dir()
+
+
+def test_what_another_process_has_fetched_counts_as_used_then(
+    here: Store, there: Store, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was dropped while it was checked is fetched."""
+    make(here, FILES)
+    first = Store(there.root, bucket_url)
+    one_by_one = Cache._only_one
+
+    def second(self: Cache, place: object) -> object:
+        monkeypatch.undo()
+        long_ago(first.require(CONFIG, GENERATION, KIND).path)
+        return one_by_one(self, place)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cache, "_only_one", second)
+    found = there.require(CONFIG, GENERATION, KIND)
+    assert cache_of(there).trim(0) == [] and found.path.is_dir()
