@@ -193,7 +193,7 @@ def remove_abandoned(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _staged(path: Path, data: bytes) -> Iterator[Path]:
+def staged(path: Path, data: bytes) -> Iterator[Path]:
     """`data`, durable in a temporary file beside `path`; removed afterwards if still there."""
     ensure_folder(path.parent)
     temporary, descriptor = _temporary_file(path.parent)
@@ -215,7 +215,7 @@ def write_bytes_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     the old content then stays.
     """
     path = Path(path)
-    with _staged(path, data) as temporary:
+    with staged(path, data) as temporary:
         os.replace(temporary, path)
         fsync_path(path.parent)
 
@@ -226,7 +226,7 @@ def write_bytes_once(path: Path, data: bytes) -> bool:
     Of any number of concurrent callers exactly one returns True, and whoever returns can read
     the winner's whole content.
     """
-    with _staged(path, data) as temporary:
+    with staged(path, data) as temporary:
         try:
             os.link(temporary, path)
             won = True

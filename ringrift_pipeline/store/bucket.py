@@ -6,6 +6,7 @@ refuses for good is one error. Of S3 the rest of the store sees keys and bytes o
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import logging
@@ -155,9 +156,11 @@ class Bucket:
     # --- files ----------------------------------------------------------------------------------
 
     def upload(self, path: Path, key: str) -> None:
-        """Send a file. Whoever reads the object gets the whole of it, or none."""
+        """Send a file. Whoever reads the object gets the whole of it, or none. Raises FileNotFoundError, with
+        the file's name, if it is gone.
+        """
         if not path.is_file():
-            raise FileNotFoundError(path)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
         size = path.stat().st_size
         seconds = ANSWER + size / SLOWEST
         self._try(

@@ -28,7 +28,11 @@ from ringrift_pipeline.store.atomic import (
 from ringrift_pipeline.store.attach import HIDDEN
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
 from ringrift_pipeline.store.bucket import Bucket
-from ringrift_pipeline.store.errors import BucketSettingError, UnreliableHostError
+from ringrift_pipeline.store.errors import (
+    BucketSettingError,
+    UnreliableHostError,
+    no_file_gone,
+)
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import MANIFEST, Layout, generation_key, is_name
 from ringrift_pipeline.store.locks import hold, unheld
@@ -151,13 +155,15 @@ class Cache:
     def _download(self, place: Place, digest: str | None) -> Artefact:
         """Fetch, check and keep an artefact. Not synced: what a power loss takes is fetched again.
 
-        Raises as `have`, and UnreliableHostError.
+        Raises as `have`, UnreliableHostError, and VanishedFileError for a file that goes meanwhile.
         """
         path = self._path(place)
         with self._only_one(place):
             if path.is_dir():  # another process was first
                 try:
-                    return _identified(load_folder(path, verify=True), place, digest)
+                    artefact = _identified(load_folder(path, verify=True), place, digest)
+                    if self.use(path):
+                        return artefact
                 except ManifestMismatch as error:
                     self.put_aside(place, str(error))
             data, artefact = self._manifest(place, digest)
@@ -166,10 +172,12 @@ class Cache:
             ensure_folder(self._layout.inside(path.parent, place.config))
             temporary, descriptor = temporary_folder(path.parent)
             try:
-                (temporary / MANIFEST).write_bytes(data)
-                self._fill(temporary, artefact, place)
-                self._check(temporary, artefact, place)
-                os.rename(temporary, path)
+                with no_file_gone():
+                    (temporary / MANIFEST).write_bytes(data)
+                    self._fill(temporary, artefact, place)
+                    self._check(temporary, artefact, place)
+                    os.utime(descriptor)  # it may have taken longer than unused ones are kept
+                    os.rename(temporary, path)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
                 os.close(descriptor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ringrift_pipeline.store.artefacts import landing_name, write_pointer
 from ringrift_pipeline.store.atomic import ensure_folder, fsync_path, temporary_folder
-from ringrift_pipeline.store.errors import StoreError, VanishedFileError
+from ringrift_pipeline.store.errors import StoreError, VanishedFileError, no_file_gone
 from ringrift_pipeline.store.layout import MANIFEST, Layout
 from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import Artefact, as_artefact, make_manifest, normalize
@@ -89,7 +88,7 @@ class Draft:
     @property
     def digest(self) -> str:
         """The digest it would land with as its files are now. Raises as landing does."""
-        with _no_file_gone():
+        with no_file_gone():
             return self._manifest(self.path, "", {})[1]["digest"]
 
     def __enter__(self) -> Draft:
@@ -108,29 +107,42 @@ class Draft:
         temporary, self._path = self.path, None
         try:
             if kind is None:
-                self._artefact = self._land(temporary)
+                with no_file_gone():
+                    self._artefact = self._land(temporary)
+            elif gone := self._gone(error, temporary):
+                raise VanishedFileError(gone) from error
         finally:
             if temporary.exists():
                 shutil.rmtree(temporary, ignore_errors=True)
             os.close(self._descriptor)
 
+    def _gone(self, error: BaseException | None, folder: Path) -> Path | None:
+        """What is gone of what the block had written, where that may be why it ended with this error."""
+        # safetensors has an error of its own for a missing folder
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            return None
+        if isinstance(error, FileNotFoundError) and error.filename is not None:
+            file = Path(os.fsdecode(error.filename))
+            if file.is_relative_to(folder):
+                return file
+        folders = (folder, *((folder / name).parent for name in sorted(self._names)))
+        return next((one for one in folders if not one.is_dir()), None)
+
     def _land(self, temporary: Path) -> Artefact:
         now = datetime.now(UTC)
-        with _no_file_gone():
-            data, content = self._manifest(
-                temporary, now.isoformat(timespec="microseconds"), self.metadata
-            )
-            for name in content["files"]:
-                fsync_path(temporary / name)
-            for parent, _, _ in os.walk(temporary, topdown=False):
-                fsync_path(Path(parent))
-            (temporary / MANIFEST).write_bytes(data)
-            fsync_path(temporary / MANIFEST)
-            fsync_path(temporary)
-            for name in (*content["files"], MANIFEST):
-                os.stat(temporary / name)  # it took a while
+        created = now.isoformat(timespec="microseconds")
+        data, content = self._manifest(temporary, created, self.metadata)
+        for name in content["files"]:
+            fsync_path(temporary / name)
+        for parent, _, _ in os.walk(temporary, topdown=False):
+            fsync_path(Path(parent))
+        (temporary / MANIFEST).write_bytes(data)
+        fsync_path(temporary / MANIFEST)
+        fsync_path(temporary)
+        for name in (*content["files"], MANIFEST):
+            os.stat(temporary / name)  # it took a while
         if self._remote is not None:
-            return self._remote.land(temporary, self._identity, now, content)
+            return self._remote.land(temporary, self._descriptor, self._identity, now, content)
         with folder_lock(self._folder):
             final = self._folder / landing_name(self._folder, now)
             os.rename(temporary, final)
@@ -154,14 +166,6 @@ class Draft:
                 f"{min(unknown)!r}"
             )
         return data, content
-
-
-@contextlib.contextmanager
-def _no_file_gone() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise VanishedFileError(Path(error.filename)) from None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +76,19 @@ class VanishedFileError(StoreError):
             f"{self.path} was written and is gone, so that nothing of what it belongs to is kept: "
             "run it again, and see that nothing else removes files there"
         )
+
+
+@contextlib.contextmanager
+def no_file_gone() -> Iterator[None]:
+    """Raises VanishedFileError for a file that is missing here. What a bucket does not have has no name
+    of a file, and stays a FileNotFoundError.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename is None:
+            raise
+        raise VanishedFileError(Path(os.fsdecode(error.filename))) from error
 
 
 class LockedError(StoreError):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringrift_pipeline.store.atomic import fsync_path, write_bytes_atomic
+from ringrift_pipeline.store.atomic import fsync_path, staged
 from ringrift_pipeline.store.layout import POINTER, generation_key, is_name, parse_generation
 
 _DIVIDER = "+"  # in no name
@@ -52,9 +52,16 @@ class Pending:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def add(self, place: Place) -> None:
-        """Note that an artefact of this place will have to be uploaded."""
-        write_bytes_atomic(self._mark(place), b"")
+    @contextlib.contextmanager
+    def added(self, place: Place) -> Iterator[None]:
+        """Note that an artefact of this place will have to be uploaded. Its mark is `held` from the first
+        moment to the end of the block, and stays unless it is dropped there.
+        """
+        mark = self._mark(place)
+        with staged(mark, b"") as temporary:
+            os.replace(temporary, mark)
+            fsync_path(self._folder)
+            yield
 
     def drop(self, place: Place) -> None:
         """It is in the bucket, or gone for good."""
@@ -76,11 +83,8 @@ class Pending:
         return sorted(place for place in found if place is not None)
 
     @contextlib.contextmanager
-    def held(self, place: Place, wait: bool) -> Iterator[bool]:
-        """Hold a mark while its artefact is uploaded; False if it is gone, or somebody else's turn.
-
-        With `wait` one waits for somebody else, and finds the mark gone if that one has done it.
-        """
+    def held(self, place: Place) -> Iterator[bool]:
+        """Hold a mark while its artefact is uploaded; False if it is gone, or somebody else's turn."""
         mark = self._mark(place)
         try:
             descriptor = os.open(mark, os.O_RDWR)
@@ -89,7 +93,7 @@ class Pending:
             return
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine = os.path.samestat(os.stat(mark), os.fstat(descriptor))
             except (BlockingIOError, FileNotFoundError):
                 mine = False

@@ -12,6 +12,7 @@ What a manifest names by SHA-256 is fetched once, checked, and never again while
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import socket
@@ -22,12 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from ringrift_pipeline.store import artefacts as local
-from ringrift_pipeline.store.atomic import dump_json, ensure_folder, fsync_path
+from ringrift_pipeline.store.atomic import dump_json, fsync_path
 from ringrift_pipeline.store.attach import HIDDEN, attach
 from ringrift_pipeline.store.bounded import TooLargeError
 from ringrift_pipeline.store.bucket import Bucket, Seen
 from ringrift_pipeline.store.cache import Cache
-from ringrift_pipeline.store.errors import BucketError, CorruptArtefactError, MissingArtefactError
+from ringrift_pipeline.store.errors import (
+    BucketError,
+    CorruptArtefactError,
+    MissingArtefactError,
+    no_file_gone,
+)
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import (
     MANIFEST,
@@ -80,46 +86,58 @@ class Remote:
     def land(
         self,
         temporary: Path,
+        descriptor: int,
         identity: tuple[str, int, str],
         now: datetime,
         content: dict[str, Any],
     ) -> Artefact:
         """Land a finished folder here, then in the bucket. When the bucket refuses it has landed here
-        all the same, and is uploaded by whoever asks for its kind next.
+        all the same, and is uploaded by whoever asks for its kind next. The folder's lock, of
+        `descriptor`, is given up as soon as it has its name.
+
+        Raises FileNotFoundError if the folder, or a file of it, goes before the bucket has it; what is
+        left of it is put aside by whoever asks for its kind next.
         """
+        with contextlib.ExitStack() as marks:  # held: nobody else uploads it, or removes it
+            place = self._named(temporary, identity, now, [], marks)
+            with contextlib.suppress(OSError):  # readers would wait until it is uploaded
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            with self._kept_here(place):
+                names = self.names(*identity)
+            if names and names[-1] >= place.name:  # landed by a clock that is ahead of ours
+                before, place = place, self._named(self._path(place), identity, now, names, marks)
+                self.pending.drop(before)
+            artefact = as_artefact(self._path(place), content)
+            with self._kept_here(place):
+                self._upload(place, artefact, {})
+            os.utime(descriptor)  # it may have taken longer than unused ones are kept
+            self.pending.drop(place)
+        self.cache.make_room(0)  # a worker that only plays lands shards, and fetches nothing
+        return replace(artefact, fetch=self.fetch)
+
+    def _named(
+        self,
+        path: Path,
+        identity: tuple[str, int, str],
+        now: datetime,
+        names: list[str],
+        marks: contextlib.ExitStack,
+    ) -> Place:
+        """The place of a folder after it was given a name behind what has landed here, and behind `names`."""
         folder = self._layout.kind(*identity)
         with folder_lock(folder):
-            place = Place(*identity, local.landing_name(folder, now))
-            self.pending.add(place)
-            os.rename(temporary, self._path(place))
+            place = Place(*identity, local.landing_name(folder, now, names))
+            marks.enter_context(self.pending.added(place))
+            os.rename(path, self._path(place))
             fsync_path(folder)
-        with self._kept_here(place):
-            names = self.names(*identity)
-            if names and names[-1] >= place.name:  # landed by a clock that is ahead of ours
-                place = self._renamed(place, now, names)
-        self._send(place, fresh=True)
-        self.cache.make_room(0)  # a worker that only plays lands shards, and fetches nothing
-        return replace(as_artefact(self._path(place), content), fetch=self.fetch)
-
-    def _renamed(self, place: Place, now: datetime, names: list[str]) -> Place:
-        """The place of a landing after it was given a name behind those in the bucket."""
-        folder = self._path(place).parent
-        with self.pending.held(place, wait=True) as mine, folder_lock(folder):
-            if not mine:  # another process has uploaded it
-                return place
-            later = replace(place, name=local.landing_name(folder, now, names))
-            self.pending.add(later)
-            os.rename(self._path(place), self._path(later))
-            fsync_path(folder)
-            self.pending.drop(place)
-        return later
+        return place
 
     def send_pending(self, *identity: str | int) -> None:
         """Upload what has landed here and is not in the bucket: of everything, or of a config, a
         generation, a kind. What another process is uploading is left to it.
         """
         for place in self.pending.places(*identity):
-            self._send(place, fresh=False)
+            self._send(place)
 
     @contextlib.contextmanager
     def _kept_here(self, place: Place) -> Iterator[None]:
@@ -134,23 +152,21 @@ class Remote:
             )
             raise BucketError(error.bucket, error.what, error.reason, action, error.code) from error
 
-    def _send(self, place: Place, fresh: bool) -> None:
-        with self.pending.held(place, wait=fresh) as mine, self._kept_here(place):
+    def _send(self, place: Place) -> None:
+        with self.pending.held(place) as mine, self._kept_here(place):
             if not mine:
                 return
             path = self._path(place)
-            ensure_folder(path.parent)
-            with folder_lock(path.parent):  # it is marked before it is there
-                there = path.is_dir()
-            if there:
+            if path.is_dir():
                 try:
-                    artefact = load_folder(path, verify=not fresh)
+                    artefact = load_folder(path, verify=True)
                 except UnreadableError:
                     return  # it stays marked: the disk may be well the next time
                 except ManifestMismatch as error:
                     self.cache.put_aside(place, str(error))
                 else:
-                    self._upload(place, artefact, {} if fresh else self.bucket.listing(place.key))
+                    with no_file_gone():
+                        self._upload(place, artefact, self.bucket.listing(place.key))
             self.pending.drop(place)
 
     def _upload(self, place: Place, artefact: Artefact, there: dict[str, int]) -> None:
@@ -248,7 +264,8 @@ class Remote:
             except ManifestMismatch as error:
                 self._quarantine(place, str(error))
                 continue
-            self._point(place, artefact.digest, over=False)
+            if not self.pending.has(place):  # else another process is uploading it, and not done
+                self._point(place, artefact.digest, over=False)
             return artefact
         return None
 
@@ -343,7 +360,7 @@ class Remote:
         mark here, which is taken off then, or `is_given_up`.
         """
         if self.pending.has(place):
-            with self.pending.held(place, wait=False) as mine:
+            with self.pending.held(place) as mine:
                 if mine:
                     self.pending.drop(place)
                 return mine

@@ -120,8 +120,9 @@ class Store:
         for.
 
         Raises SerializationError for metadata that strict JSON cannot hold (now and, if changed,
-        when the block ends), VanishedFileError for a file that is gone by then, StoreError for links,
-        for a file called ``manifest.json`` and for one that the draft was not asked for.
+        when the block ends), VanishedFileError for a file, or the whole folder, that is gone before it
+        has landed, StoreError for links, for a file called ``manifest.json`` and for one that the draft
+        was not asked for.
         """
         remote = self._remote_of(kind)
         return Draft(self._layout, config, generation, kind, dict(metadata or {}), remote)

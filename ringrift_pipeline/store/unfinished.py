@@ -26,8 +26,8 @@ _log = logging.getLogger(__name__)
 
 
 def abort_uploads(bucket: Bucket) -> int:
-    """Throw away the parts of our files that were begun more than `GIVEN_UP` seconds ago, by the bucket's
-    clock. Returns of how many files.
+    """Throw away the parts of our files that were begun more than `GIVEN_UP` seconds ago: when, the bucket
+    says; what the time is now, this machine does. Returns of how many files.
 
     Where the server does not tell of them, or this key may not do that, the log says so, and they stay.
     Raises BucketError for anything else that is refused.

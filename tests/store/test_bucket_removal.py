@@ -135,8 +135,7 @@ def test_what_another_process_of_this_machine_is_uploading_stays(
     assert here.remote is not None
     place = here.remote.place(late.path)
     assert place is not None
-    here.remote.pending.add(place)
-    with here.remote.pending.held(place, wait=True):
+    with here.remote.pending.added(place):
         remove(here, None if all_of_it else mine)
         assert late.path.is_dir() and here.remote.pending.has(place)
         assert here.remote.bucket.listing(place.key)
