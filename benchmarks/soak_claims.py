@@ -72,7 +72,8 @@ class Work(NamedTuple):
     Attributes:
         spans: of work that came to its end, of each step of a generation the first that did: after it
             there is nothing left to do for that step, whoever runs it again.
-        begun: of such steps before that, what was cut off.
+        begun: of such steps before that, what was cut off; of a shard also the work whose process was
+            killed after the shard had landed: nobody works on it again, so that it has no span.
         succeeded: runs that succeeded, by generation.
     """
 

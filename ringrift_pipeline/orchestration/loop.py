@@ -19,6 +19,7 @@ from dagster import (
     RunRecord,
     RunsFilter,
 )
+from dagster._core.errors import DagsterRunNotFoundError
 from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
@@ -421,8 +422,11 @@ class Loop:
         """
         if known is None or known.get("end") != CHECKS:
             return False
-        group = self.instance.get_run_group(run.run_id)
-        if known["run"] not in {one.run_id for one in group[1]} if group else {run.run_id}:
+        its_own = {run.run_id, run.parent_run_id, run.root_run_id}
+        with contextlib.suppress(DagsterRunNotFoundError):  # somebody has deleted the first one
+            group = self.instance.get_run_group(run.run_id)
+            its_own |= {one.run_id for one in group[1]} if group else set()
+        if known["run"] not in its_own:
             return True  # this run is the newer one
         lost = run.status == DagsterRunStatus.FAILURE and self._is_lost(run.run_id)
         return lost and self._lost[state.generation] < MOST_LOST

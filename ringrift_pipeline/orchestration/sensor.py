@@ -73,7 +73,7 @@ from ringrift_pipeline.orchestration.verdicts import (
     generation_verdict,
     newest_materialization,
 )
-from ringrift_pipeline.store import BucketError, Store, StoreError
+from ringrift_pipeline.store import BucketError, Store, StoreError, VanishedFileError
 from ringrift_pipeline.store.atomic import ensure_folder
 from ringrift_pipeline.store.locks import folder_lock
 
@@ -266,6 +266,10 @@ def _handle(
             return _stop(instance, store, config, record, stopped, checked.reasons, last, outcome)
         try:
             promoted, reasons = promote(store, config, generation, record)
+        except (
+            VanishedFileError
+        ):  # while it was fetched: nothing is damaged, the next tick looks again
+            raise
         except StoreError as error:
             return _stop(instance, store, config, record, stopped, (str(error),), last, outcome)
     event = _champion_event(instance, store, config, generation)

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -136,14 +137,14 @@ class Service:
         return self._process.poll() is not None
 
     def check(self) -> None:
-        """Raises ServiceError if the process has ended, unless it is one to start ``again`` and has
-        not ended `MOST_ENDS` times in a row within `LIVED`; its log says that it was.
+        """Raises ServiceError if the process has ended, unless it was killed or is one to start ``again``,
+        and has not ended `MOST_ENDS` times in a row within `LIVED`; its log says that it was started again.
         """
         code = self._process.poll()
         if code is None:
             return
         self._ends = self._ends + 1 if time.monotonic() - self._started < LIVED else 1
-        if not self.again or self._ends >= MOST_ENDS:
+        if (not self.again and code >= 0) or self._ends >= MOST_ENDS:
             raise ServiceError(
                 f"the service {self.kind} ended with code {code}; the end of {self.log}:\n"
                 + "\n".join(self.last_lines())
@@ -240,6 +241,7 @@ class Backend:
         self._turned_back = TurnedBack()
         self.socket = self._folder / "code.sock"
         self._file = self._folder / "workspace.yaml"
+        self._aside = self._folder / "workspace.aside"
         self._module = module
         self.workspace = ("-w", str(self._file))
         self.services: list[Service] = []
@@ -269,9 +271,21 @@ class Backend:
 
     def _write_workspace(self) -> None:
         """Where the code server is, for those that read it when they start."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.replace(self._aside, self._file)
         server = {"grpc_server": {"socket": str(self.socket), "location_name": self._module}}
         content = json.dumps({"load_from": [server]})  # YAML as well
         write_bytes_atomic(self._file, content.encode())
+
+    def _make_folder(self) -> None:
+        """The folder anew, where it is gone. Raises ServiceError if it is somebody else's by now."""
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        about = self._folder.lstat()
+        if about.st_uid != os.geteuid() or not stat.S_ISDIR(about.st_mode):
+            raise ServiceError(
+                f"{self._folder} was removed, and is somebody else's now: begin again"
+            )
 
     def _listen(self) -> None:
         """From now on, to the two that run now."""
@@ -297,9 +311,10 @@ class Backend:
                 self._note(f"killed the {service.kind}, pid {service.pid}: it hung")
                 service.kill()
                 service.wait()
-        if self.services[0].has_ended:
+        # What tidies up temporary folders may take the socket, by which nobody comes any more.
+        if self.services[0].has_ended or not self.socket.exists():
             self._start_over()
-        if not self._file.exists():  # what tidies up temporary folders may have taken it
+        if not self._file.exists():
             self._write_workspace()
         if self.services[1].has_ended:
             self.services[1].check()
@@ -321,8 +336,11 @@ class Backend:
         code_server.kill()
         daemon.kill()  # or it would note meanwhile that it does not retry them
         daemon.wait()
+        self._make_folder()
         self.socket.unlink(missing_ok=True)
-        self._file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self._file, self._aside)  # a full disk has no room for another
+        code_server.wait()
         code_server.check()
         self.services[1] = self._start_daemon()
         sweep_lost_runs(self._instance)

@@ -73,10 +73,13 @@ def missing_shards(
 
     Raises Interrupted if ``should_stop`` says so.
     """
+    from ringrift_pipeline.selfplay.shards import shard_kind
+
     reporter, missing = Reporter(progress, should_stop), []
+    there = set(store.kinds(plan.config, plan.generation))  # one question for all of them
     for index in range(len(plan.shards)):
         reporter.check(f"stopped at the look for shard {index}; run again to go on")
-        if finished_shard(store, plan, index) is None:
+        if shard_kind(index) not in there or finished_shard(store, plan, index) is None:
             missing.append(index)
         told = f"{len(missing)} of {index + 1} shards to play"
         reporter.report(index + 1, len(plan.shards), told)

@@ -31,6 +31,7 @@ from ringrift_pipeline.store.bucket import Bucket
 from ringrift_pipeline.store.errors import (
     BucketSettingError,
     UnreliableHostError,
+    VanishedFileError,
     no_file_gone,
 )
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
@@ -184,10 +185,13 @@ class Cache:
             return artefact
 
     def _fill(self, folder: Path, artefact: Artefact, place: Place) -> None:
+        """Raises VanishedFileError if the folder went meanwhile; with it its manifest did."""
         for name, about in artefact.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).unlink(missing_ok=True)
             self._bucket.download(f"{place.key}/{name}", folder / name, about["size"])
+        if not (folder / MANIFEST).exists():
+            raise VanishedFileError(folder / MANIFEST)
 
     def _check(self, folder: Path, artefact: Artefact, place: Place) -> None:
         """Compare what was fetched with its manifest, and fetch it once more where it differs.

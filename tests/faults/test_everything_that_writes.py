@@ -72,6 +72,7 @@ COVERED = {
     "orchestration/progress.py:_write": "progress",
     "orchestration/retention.py:_remove": LITTER,
     "orchestration/services.py:Backend._start_over": LITTER,
+    "orchestration/services.py:Backend._make_folder": SCRATCH,
     "orchestration/services.py:Backend._write_workspace": SCRATCH,
     "orchestration/services.py:Service.__init__": SCRATCH,
     "orchestration/services.py:_appended": SCRATCH,

@@ -498,6 +498,18 @@ def test_a_service_is_started_again_unless_it_ends_again_and_again(tmp_path: Pat
     assert service.log.read_text().count("is started again") == MOST_ENDS - 2
 
 
+def test_a_service_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    service = Service(tmp_path, "nonsense")
+    first = service.pid
+    service.kill()
+    ended(service)
+    service.check()
+    assert service.pid != first
+    with pytest.raises(ServiceError, match="ended with code 1"):
+        ended(service)
+        service.check()
+
+
 def ended(service: Service) -> None:
     deadline = time.monotonic() + 120
     while service._process.poll() is None and time.monotonic() < deadline:

@@ -24,6 +24,7 @@ from dagster import (
     RunsFilter,
     define_asset_job,
 )
+from dagster._core.errors import DagsterRunNotFoundError
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 from dagster._core.test_utils import create_run_for_test
@@ -192,9 +193,13 @@ def test_a_run_that_failed_by_an_error_of_its_own_is_not_asked_for_again(data: P
 
 
 def test_a_run_that_is_lost_between_its_evaluation_and_the_checks_of_it_is_asked_for_again(
-    data: Path,
+    data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever is first, the loop or the sensor, which finds that the checks never came."""
+
+    def deleted(run_id: str) -> None:
+        raise DagsterRunNotFoundError("gone", invalid_run_id=run_id)
+
     work = Loop(LoopRequest("square8_2p", data, TrainingConfig.preset("smoke"), generations=1))
 
     def decide(run_id: str, end: str | None) -> None:
@@ -222,7 +227,9 @@ def test_a_run_that_is_lost_between_its_evaluation_and_the_checks_of_it_is_asked
         work._look()  # the sensor has not come to it yet
         assert not work.states[0].decided and work.states[0].run_id == good.run_id
         decide(good.run_id, CHECKS)
-        work._look()
+        with monkeypatch.context() as patch:  # somebody has deleted the first run of its group
+            patch.setattr(instance, "get_run_group", deleted)
+            work._look()
         assert work.states[0].decided  # that one is at fault itself
         work.states[0].decided = False
         decide(good.run_id, None)

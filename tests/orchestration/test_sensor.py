@@ -13,13 +13,13 @@ from dagster import AssetCheckKey, DagsterInstance, DagsterRun, build_sensor_con
 from dagster._core.test_utils import create_run_for_test
 
 from ringrift_pipeline.definitions import defs
-from ringrift_pipeline.orchestration import following, names
+from ringrift_pipeline.orchestration import following, names, sensor
 from ringrift_pipeline.orchestration.champion import last_reported, reconcile
 from ringrift_pipeline.orchestration.checks import CHECKS
 from ringrift_pipeline.orchestration.cursor import Stopped, read_cursor
 from ringrift_pipeline.orchestration.notify import Alert
 from ringrift_pipeline.orchestration.outbox import Outbox
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Store, VanishedFileError
 
 from . import conftest
 from .landing import Land, fake_evaluation, fake_model
@@ -483,6 +483,23 @@ def test_an_evaluation_whose_files_are_gone_promotes_nothing(
     assert (
         "has taken its place" in store.require("square8_2p", 0, "decision").metadata["reasons"][0]
     )
+
+
+def test_a_model_that_vanishes_while_it_is_fetched_has_failed_no_check(
+    instance: DagsterInstance, store: Store, land: Land, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land("square8_2p", 0)
+    with monkeypatch.context() as patch:
+
+        def gone(*_: object) -> None:
+            raise VanishedFileError(store.root / "manifest.json")
+
+        patch.setattr(sensor, "promote", gone)
+        first = tick(instance)
+    assert keys(first) == [] and store.current("square8_2p", 0, "decision") is None
+    assert "square8_2p" not in read_cursor(first.cursor).handled
+    assert keys(tick(instance, first.cursor)) == ["square8_2p/0001"]
+    assert store.require("square8_2p", 0, "decision").metadata["promoted"]
 
 
 # --- one config's trouble -----------------------------------------------------------------------

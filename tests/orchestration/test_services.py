@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import stat
 import time
 from pathlib import Path
 
@@ -90,5 +92,15 @@ def test_a_code_server_that_ends_is_started_again_and_its_runs_are_retried(
                 return max(one.timestamp for one in beaten) > before
 
             until(beats, "the daemon works again")
+
+            # Or the whole of it, with the socket.
+            shutil.rmtree(backend.socket.parent)
+            deaf = backend.services[0].pid
+            backend.check()
+            backend._ping()
+            assert backend.services[0].pid != deaf and is_gone(deaf)
+            assert stat.S_IMODE(backend.socket.parent.stat().st_mode) == 0o700
+            before = time.time()
+            until(beats, "both work again")
         finally:
             backend.stop()

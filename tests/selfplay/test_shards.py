@@ -14,13 +14,16 @@ from ringrift_pipeline.selfplay import (
     ShardError,
     collect,
     iter_shards,
+    missing_shards,
     play_shard,
+    playing,
     read_metadata,
     read_shard,
     shard_kind,
 )
+from ringrift_pipeline.selfplay.playing import finished_shard
 from ringrift_pipeline.selfplay.shards import column, ragged_column
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import Artefact, Store
 
 from .conftest import CONFIG
 
@@ -136,6 +139,24 @@ def test_a_finished_shard_is_not_played_again(played: Played) -> None:
     before = store.artefacts(CONFIG, 0, shard_kind(0))
     assert play_shard(store, plan, 0) == before[-1]
     assert store.artefacts(CONFIG, 0, shard_kind(0)) == before
+
+
+def test_only_shards_that_are_there_are_looked_at(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bucket each look is a request, and a first run has none."""
+    store, plan = played
+    looked: list[int] = []
+
+    def look(store: Store, plan: Plan, index: int) -> Artefact | None:
+        looked.append(index)
+        return finished_shard(store, plan, index)
+
+    monkeypatch.setattr(playing, "finished_shard", look)
+    assert missing_shards(store, plan) == [] and looked == list(range(len(plan.shards)))
+    looked.clear()
+    empty = Store(store.root.with_name("empty"))
+    assert missing_shards(empty, plan) == list(range(len(plan.shards))) and not looked
 
 
 def test_damaged_files_are_refused_by_name(played: Played, tmp_path: Path) -> None:

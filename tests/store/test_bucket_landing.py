@@ -25,6 +25,7 @@ from test_bucket_removal import in_mid_upload
 
 from ringrift_pipeline.store import Artefact, BucketError, Store, VanishedFileError
 from ringrift_pipeline.store.artefacts import folders
+from ringrift_pipeline.store.atomic import TEMPORARY
 from ringrift_pipeline.store.bucket import Bucket
 from ringrift_pipeline.store.cache import Cache
 
@@ -105,13 +106,26 @@ def test_what_is_landing_is_not_anothers_to_remove(
     assert not made.path.exists() and current(there) is None
 
 
+@pytest.mark.parametrize("when", ["while it is fetched", "when it is checked"])
 def test_what_is_fetched_goes_before_it_has_its_name(
-    here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+    when: str, here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bucket is not at fault: what it has stays."""
+    """The bucket is not at fault, nor the machine: what it has stays."""
     made = make(here)
+    fetched: list[str] = []
+
+    def fetch(self: Bucket, key: str, path: Path, size: int) -> None:
+        fetched.append(key)
+        download(self, key, path, size)
+        if len(fetched) == 1:
+            shutil.rmtree(next(one for one in path.parents if one.name.startswith(TEMPORARY)))
+
+    download = Bucket.download
     with monkeypatch.context() as patch:
-        patch.setattr(Cache, "_check", lambda self, folder, *about: shutil.rmtree(folder))
+        if when == "while it is fetched":
+            patch.setattr(Bucket, "download", fetch)
+        else:
+            patch.setattr(Cache, "_check", lambda self, folder, *about: shutil.rmtree(folder))
         with pytest.raises(VanishedFileError):
             current(there)
     assert there.remote is not None and there.remote.quarantined(CONFIG) == {}
