@@ -25,8 +25,8 @@ Claims:
   killed (the command and the code server are the slowest to come back). The reference is 20 s for what
   one kill costs: a wait ends where such work is begun, also if another kill then cuts it off, and one
   into which another kill falls before that (but of the web server, which stops no work) counts as one
-  that lasted to that kill at least (Kaplan and Meier's estimate); the whole waits, up to work that came to its end, are told too. A kill after which no work is done any
-  more counts as endless, and none may be;
+  that lasted to that kill at least (Kaplan and Meier's estimate); the whole waits, up to work that came to
+  its end, are told too. A kill after which no work is done any more counts as endless, and none may be;
 - games lost and games in two shards, by every shard of every plan; shards played twice, by the folders
   that landed; generations made twice; how often the champion could not be loaded, or was gone: all
   looked for meanwhile. They have to be 0;

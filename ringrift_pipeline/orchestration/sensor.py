@@ -266,10 +266,8 @@ def _handle(
             return _stop(instance, store, config, record, stopped, checked.reasons, last, outcome)
         try:
             promoted, reasons = promote(store, config, generation, record)
-        except (
-            VanishedFileError
-        ):  # while it was fetched: nothing is damaged, the next tick looks again
-            raise
+        except VanishedFileError:
+            raise  # while it was fetched: nothing is damaged, and the next tick looks again
         except StoreError as error:
             return _stop(instance, store, config, record, stopped, (str(error),), last, outcome)
     event = _champion_event(instance, store, config, generation)
