@@ -184,9 +184,10 @@ def ui(
     """
     from contextlib import ExitStack, suppress
 
+    from ringrift_pipeline.orchestration.backend import Backend
     from ringrift_pipeline.orchestration.environment import check_environment
     from ringrift_pipeline.orchestration.instance import own_instance, prepare_home
-    from ringrift_pipeline.orchestration.services import Backend, start_webserver
+    from ringrift_pipeline.orchestration.services import start_webserver
     from ringrift_pipeline.store import LockedError
     from ringrift_pipeline.web import token_for
 
@@ -209,6 +210,7 @@ def ui(
             backend = Backend(common.root, instance, stopping)
             stack.callback(backend.stop)
             services.append(backend)
+            backend.begin()
             web = start_webserver(common.root, host, port, backend.workspace, stopping, token)
         else:
             prepare_home(common.root)

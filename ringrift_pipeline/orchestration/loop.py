@@ -24,6 +24,7 @@ from dagster._core.storage.tags import RUN_FAILURE_REASON_TAG
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import next_settings
+from ringrift_pipeline.orchestration.backend import Backend
 from ringrift_pipeline.orchestration.decisions import CHECKS, FAULTS, read_decision
 from ringrift_pipeline.orchestration.failure_sensor import first_failure
 from ringrift_pipeline.orchestration.instance import no_retry, own_instance
@@ -40,7 +41,7 @@ from ringrift_pipeline.orchestration.pools import pools_for
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
 from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, is_retried, retry_noted
 from ringrift_pipeline.orchestration.sensor import decide
-from ringrift_pipeline.orchestration.services import Backend, Service, start_webserver
+from ringrift_pipeline.orchestration.services import Service, never, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import GenerationSummary, listed, summarize
@@ -122,10 +123,6 @@ def is_decided(store: Store, config: str, generation: int) -> bool:
     return decision is not None and decision.get("end") not in FAULTS
 
 
-def _never() -> bool:
-    return False
-
-
 class Loop:
     """Use as a context manager; ``watch`` yields snapshots until the last generation is decided.
 
@@ -139,7 +136,7 @@ class Loop:
         KeyboardInterrupt: on entering, if ``stopping`` says so meanwhile.
     """
 
-    def __init__(self, request: LoopRequest, stopping: Callable[[], bool] = _never) -> None:
+    def __init__(self, request: LoopRequest, stopping: Callable[[], bool] = never) -> None:
         self.request = request
         self.store = Store(request.data)
         refuse_paused(self.store, request.config)
@@ -184,9 +181,7 @@ class Loop:
             stack.callback(self._stop)
             made, waits = self._take_up()
             following = self.first + 1 if made else self.first
-            if not waits and following <= self.last:
-                self._submit(following)  # before there is a sensor that would start it as well
-            elif not waits:
+            if not waits and following > self.last:
                 self._stack = stack.pop_all()
                 return self
             backend = Backend(
@@ -195,7 +190,10 @@ class Loop:
                 stopping=self._stopping,
                 more=pools_for(self.request.settings.device),
             )
-            self._services.append(backend)
+            self._services.append(backend)  # it loads meanwhile
+            if not waits:
+                self._submit(following)  # before there is a sensor that would start it as well
+            backend.begin()
             if self.request.ui_port is not None:
                 self._services.append(
                     start_webserver(

@@ -21,6 +21,9 @@ import dagster._core.utility_ops
 import dagster._core.workspace.autodiscovery
 import dagster._daemon.controller  # noqa: F401
 import numba  # noqa: F401
+
+# Statistics, which a quarter of the steps need. Of its threads and NumPy's, OpenBLAS's, a child makes its
+# own; those that Polars and Arrow start would be missing there.
 import torch  # noqa: F401
 
 import ringrift_pipeline.orchestration.run_order  # noqa: F401

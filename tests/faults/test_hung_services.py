@@ -11,8 +11,8 @@ from orchestration import toy
 from waiting import until
 
 from ringrift_pipeline.orchestration import silent_services
+from ringrift_pipeline.orchestration.backend import Backend
 from ringrift_pipeline.orchestration.instance import own_instance
-from ringrift_pipeline.orchestration.services import Backend
 
 TESTS = Path(__file__).parents[1]
 
@@ -29,6 +29,7 @@ def test_a_service_that_is_stopped_is_started_again(
     with own_instance(tmp_path) as instance:
         backend = Backend(tmp_path, instance, module=toy.MODULE)
         try:
+            backend.begin()
             until(lambda: instance.get_daemon_heartbeats(), "the daemon works", 120)
             stopped = backend.services[number].pid
             os.kill(stopped, signal.SIGSTOP)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ringrift_pipeline.orchestration.backend import Backend
 from ringrift_pipeline.orchestration.instance import own_instance, prepare_home
 from ringrift_pipeline.orchestration.leftovers import sweep_apart
-from ringrift_pipeline.orchestration.services import Backend, start_play, start_webserver
+from ringrift_pipeline.orchestration.services import start_play, start_webserver
 
 TRAPS = (
     "numpy",
@@ -52,6 +53,7 @@ def test_the_daemon_and_the_code_server_import_nothing_from_it(sent: Path) -> No
     with own_instance(sent) as instance:
         backend = Backend(sent, instance)
         try:
+            backend.begin()
             backend.check()
         finally:
             backend.stop()

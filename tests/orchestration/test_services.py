@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.test_utils import create_test_daemon_workspace_context
 from dagster._core.workspace.load_target import GrpcServerTarget
 from dagster_graphql.client.query import LAUNCH_PIPELINE_EXECUTION_MUTATION
 
+from ringrift_pipeline.orchestration.backend import Backend
 from ringrift_pipeline.orchestration.instance import own_instance
+from ringrift_pipeline.orchestration.presence import present
 from ringrift_pipeline.orchestration.progress import read_progress
-from ringrift_pipeline.orchestration.services import Backend
 from tests.waiting import until
 
 from . import toy
@@ -44,6 +47,31 @@ def launch(backend: Backend, instance: DagsterInstance) -> str:
 
 
 @pytest.mark.whole
+def test_both_load_at_once_and_the_daemon_does_nothing_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    with own_instance(tmp_path) as instance:
+        backend = Backend(tmp_path, instance, module=toy.MODULE)
+        try:
+
+            def loaded() -> bool:
+                with contextlib.suppress(DagsterUserCodeUnreachableError):
+                    backend._ping()
+                    return {"code-server", "daemon"} <= {one.kind for one in present(tmp_path)}
+                return False
+
+            until(loaded, "both are up", 60)
+            time.sleep(3.0)
+            assert not backend.services[1].has_ended and not instance.get_daemon_heartbeats()
+            backend.begin()
+            until(lambda: instance.get_daemon_heartbeats(), "the daemon works", 60)
+        finally:
+            backend.stop()
+
+
+@pytest.mark.whole
 def test_a_code_server_that_ends_is_started_again_and_its_runs_are_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +80,7 @@ def test_a_code_server_that_ends_is_started_again_and_its_runs_are_retried(
     with own_instance(tmp_path) as instance:
         backend = Backend(tmp_path, instance, module=toy.MODULE)
         try:
+            backend.begin()
             run_id = launch(backend, instance)
             steps = until(
                 lambda: [one for one in read_progress(tmp_path, run_id) if one.step == "second"],
