@@ -99,7 +99,8 @@ def test_a_loop_tells_its_runs_from_older_ones_whatever_the_clock_says(
     with open_instance(data) as instance:  # somebody began the second generation before
         create_run_for_test(instance, job_name=names.job_name(CONFIG), tags=tags)
     # nothing is to run: the services are left out
-    monkeypatch.setattr(looping, "Backend", lambda *_, **__: SimpleNamespace(stop=lambda: None))
+    nothing = SimpleNamespace(begin=lambda: None, stop=lambda: None)
+    monkeypatch.setattr(looping, "Backend", lambda *_, **__: nothing)
     request = looping.LoopRequest(CONFIG, data, TrainingConfig.preset("smoke"), 2)
     with looping.Loop(request) as work:
         turn(seconds)

@@ -183,7 +183,8 @@ def test_the_command_line_plays_with_the_factors(
         raise Begun
 
     monkeypatch.setattr(loop, "submit_generation", submit)
-    monkeypatch.setattr(loop, "Backend", lambda *_, **__: SimpleNamespace(stop=lambda: None))
+    nothing = SimpleNamespace(begin=lambda: None, stop=lambda: None)
+    monkeypatch.setattr(loop, "Backend", lambda *_, **__: nothing)
     monkeypatch.setattr(selfplay, "plan_generation", plan)
     settings = TrainingConfig.preset("smoke")
     with pytest.raises(Begun), loop.Loop(loop.LoopRequest(CONFIG, store.root, settings, 1)):

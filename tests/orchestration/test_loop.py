@@ -263,13 +263,21 @@ def test_a_new_loop_replaces_runs_that_wait_however_many_came_after_them(data: P
 
 
 class Servers:
-    """In the place of the daemon and its code server: which runs there are when they are started."""
+    """In the place of the daemon and its code server: which runs there are when they are started, and
+    when they may begin.
+    """
 
     workspace = ("-w", "nowhere")
+    started: list[list[tuple[str, str]]]
     begun: list[list[tuple[str, str]]]
 
     def __init__(self, data: Path, instance: DagsterInstance, **_: object) -> None:
-        Servers.begun.append(runs_of(instance))
+        self.instance = instance
+        Servers.started.append(runs_of(instance))
+
+    def begin(self) -> None:
+        """Note it."""
+        Servers.begun.append(runs_of(self.instance))
 
     def stop(self) -> None:
         """Nothing runs."""
@@ -288,7 +296,7 @@ def undecided(data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     looked. ``checked``: its blocking checks have passed; ``last``: the last generation asked for.
     """
     monkeypatch.setattr(loop, "Backend", Servers)
-    Servers.begun = []
+    Servers.started, Servers.begun = [], []
 
     def made(checked: bool = True, last: int = 0) -> None:
         config, store = "square8_2p", Store(data)
@@ -341,6 +349,7 @@ def test_the_next_one_is_started_once_and_before_a_sensor_could(
     with looped(data, 2) as work:
         runs = [("0000", "SUCCESS"), ("0001", "QUEUED")]
         assert Servers.begun == [runs]
+        assert Servers.started == [runs[:1]]  # they load while the run is put into the queue
         assert keys(tick(work.instance)) == [] and runs_of(work.instance) == runs
         (run,) = work.instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.QUEUED]))
         assert run.run_config["resources"]["settings"]["config"]["last_generation"] == 1
@@ -374,7 +383,7 @@ def test_a_backfills_run_of_the_same_generation_is_not_the_loops(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "Backend", Servers)
-    Servers.begun = []
+    Servers.started, Servers.begun = [], []
     config = "square8_2p"
     filled = {names.BACKFILL_TAG: "some"}
     with open_instance(data) as instance:
