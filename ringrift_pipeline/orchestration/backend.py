@@ -184,6 +184,7 @@ class Backend:
         """End both at once; what they were doing is found lost when the next daemon starts."""
         for service in reversed(self.services):
             service.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def stop(self) -> None:
         """End both and cancel what runs, whatever goes wrong on the way.

@@ -22,8 +22,11 @@ import dagster._core.workspace.autodiscovery
 import dagster._daemon.controller  # noqa: F401
 import numba  # noqa: F401
 
-# Statistics, which a quarter of the steps need. Of its threads and NumPy's, OpenBLAS's, a child makes its
-# own; those that Polars and Arrow start would be missing there.
+# Statistics, which a quarter of the steps need. Polars and Arrow, which most of them need, start threads
+# as they are imported; these would be missing in a child. OpenBLAS makes its own anew.
+import scipy.optimize  # noqa: F401
+import scipy.sparse  # noqa: F401
+import scipy.special  # noqa: F401
 import torch  # noqa: F401
 
 import ringrift_pipeline.orchestration.run_order  # noqa: F401

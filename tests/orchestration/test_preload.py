@@ -26,7 +26,10 @@ def empty(): nothing()
 
 with open_instance(Path(sys.argv[1])) as instance:
     assert empty.execute_in_process(instance=instance).success
-print(json.dumps({"threads": threads, "late": sorted(set(sys.modules) - before)}))
+late = sorted(set(sys.modules) - before)
+import ringrift_pipeline.evaluation.gate, ringrift_pipeline.training.improvement
+scipy = sorted(name for name in set(sys.modules) - before if name.startswith("scipy"))
+print(json.dumps({"threads": threads, "late": late, "scipy": scipy}))
 """
 
 
@@ -41,3 +44,4 @@ def test_a_step_loads_next_to_nothing_of_dagster_itself(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["threads"] == 1  # none of them would be there after the fork
     assert len(found["late"]) < 100, found["late"]
+    assert not found["scipy"]

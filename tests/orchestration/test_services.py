@@ -67,6 +67,8 @@ def test_both_load_at_once_and_the_daemon_does_nothing_before_it_is_told(
             assert not backend.services[1].has_ended and not instance.get_daemon_heartbeats()
             backend.begin()
             until(lambda: instance.get_daemon_heartbeats(), "the daemon works", 60)
+            backend.kill()  # as of a second Ctrl-C, after which nobody tidies up
+            assert not backend.socket.parent.exists()
         finally:
             backend.stop()
 
