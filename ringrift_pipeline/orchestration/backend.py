@@ -21,12 +21,7 @@ from ringrift_pipeline.orchestration.instance import (
 )
 from ringrift_pipeline.orchestration.names import MODULE
 from ringrift_pipeline.orchestration.places import CODE, progress_folder
-from ringrift_pipeline.orchestration.services import (
-    Service,
-    ServiceError,
-    Stopping,
-    never,
-)
+from ringrift_pipeline.orchestration.services import Service, ServiceError, Stopping, never
 from ringrift_pipeline.orchestration.silent_services import Answers, Heartbeats, Silence
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 from ringrift_pipeline.store import write_bytes_atomic
@@ -178,7 +173,8 @@ class Backend:
 
     def _note(self, text: str) -> None:
         """A line in the daemon's log, where people look for what became of their runs."""
-        self.services[1].note(text)
+        with contextlib.suppress(OSError, ServiceError):
+            self.services[1].note(f"ringrift: {text}")
 
     def kill(self) -> None:
         """End both at once; what they were doing is found lost when the next daemon starts."""

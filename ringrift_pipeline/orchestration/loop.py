@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from ringrift_pipeline.orchestration.pools import pools_for
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
 from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, is_retried, retry_noted
 from ringrift_pipeline.orchestration.sensor import decide
-from ringrift_pipeline.orchestration.services import Service, never, start_webserver
+from ringrift_pipeline.orchestration.services import Service, Stopping, never, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import GenerationSummary, listed, summarize
@@ -136,7 +136,7 @@ class Loop:
         KeyboardInterrupt: on entering, if ``stopping`` says so meanwhile.
     """
 
-    def __init__(self, request: LoopRequest, stopping: Callable[[], bool] = never) -> None:
+    def __init__(self, request: LoopRequest, stopping: Stopping = never) -> None:
         self.request = request
         self.store = Store(request.data)
         refuse_paused(self.store, request.config)

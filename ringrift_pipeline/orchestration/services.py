@@ -132,8 +132,7 @@ class Service:
                 + "\n".join(self.last_lines())
             )
         self._end_group()
-        with _appended(self.log) as output:
-            output.write(f"The {self.kind} ended with code {code} and is started again.\n".encode())
+        self.note(f"The {self.kind} ended with code {code} and is started again.")
         self._process = self._start()
 
     def wait_for(self, answers: Callable[[], object], stopping: Stopping = never) -> None:
@@ -155,9 +154,9 @@ class Service:
         raise ServiceError(f"the service {self.kind} did not answer for {START_PATIENCE:.0f} s")
 
     def note(self, text: str) -> None:
-        """Add a line to its log, if that can be written."""
-        with contextlib.suppress(OSError, ServiceError), _appended(self.log) as log:
-            log.write(f"ringrift: {text}\n".encode())
+        """Add a line to its log. Raises OSError, ServiceError: as `Service` itself."""
+        with _appended(self.log) as log:
+            log.write(f"{text}\n".encode())
 
     def last_lines(self, count: int = 12) -> list[str]:
         """The end of the log."""

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
-from ringrift_pipeline.orchestration import judgements, names
+from ringrift_pipeline.orchestration import judgements, loop, names
 from ringrift_pipeline.orchestration.checks import blocking_checks
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.settings import run_config, settings_resource
@@ -42,6 +43,13 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def store(data: Path) -> Store:
     return Store(data)
+
+
+@pytest.fixture
+def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop starts no daemon and no code server: nothing is run."""
+    nothing = SimpleNamespace(begin=lambda: None, stop=lambda: None)
+    monkeypatch.setattr(loop, "Backend", lambda *_, **__: nothing)
 
 
 @pytest.fixture

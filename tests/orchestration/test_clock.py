@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,15 +91,12 @@ def test_whoever_runs_the_daemon_begins_with_that(data: Path) -> None:
 def test_a_loop_tells_its_runs_from_older_ones_whatever_the_clock_says(
     data: Path,
     turn: Callable[[float], None],
-    monkeypatch: pytest.MonkeyPatch,
+    no_servers: None,
     seconds: float,
 ) -> None:
     tags = {names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0001"}
     with open_instance(data) as instance:  # somebody began the second generation before
         create_run_for_test(instance, job_name=names.job_name(CONFIG), tags=tags)
-    # nothing is to run: the services are left out
-    nothing = SimpleNamespace(begin=lambda: None, stop=lambda: None)
-    monkeypatch.setattr(looping, "Backend", lambda *_, **__: nothing)
     request = looping.LoopRequest(CONFIG, data, TrainingConfig.preset("smoke"), 2)
     with looping.Loop(request) as work:
         turn(seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,7 +152,7 @@ def test_the_night_plays_with_the_factors(store: Store) -> None:
 
 
 def test_the_command_line_plays_with_the_factors(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, no_servers: None
 ) -> None:
     """``ringrift selfplay`` and a new ``ringrift loop`` begin a generation, too."""
     from ringrift_pipeline import cli, selfplay
@@ -183,8 +182,6 @@ def test_the_command_line_plays_with_the_factors(
         raise Begun
 
     monkeypatch.setattr(loop, "submit_generation", submit)
-    nothing = SimpleNamespace(begin=lambda: None, stop=lambda: None)
-    monkeypatch.setattr(loop, "Backend", lambda *_, **__: nothing)
     monkeypatch.setattr(selfplay, "plan_generation", plan)
     settings = TrainingConfig.preset("smoke")
     with pytest.raises(Begun), loop.Loop(loop.LoopRequest(CONFIG, store.root, settings, 1)):
