@@ -287,12 +287,22 @@ class Bucket:
         **kwargs: Any,
     ) -> Any:
         """Await a coroutine, `seconds` at most (`ANSWER`), anew until the bucket lets it, with waits
-        between that grow, and differ.
+        between that grow, and differ. The patience begins when the first try has failed, and is over
+        `patience` seconds later, however many of them later tries took; one of these is under way then.
         """
         import fsspec.asyn
         from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
         began = said = time.monotonic()
+        refused: float | None = None  # since when
+
+        def waited() -> float:
+            return 0.0 if refused is None else time.monotonic() - refused
+
+        def is_over(state: Any) -> bool:
+            nonlocal refused
+            refused = time.monotonic() if refused is None else refused
+            return waited() >= self.patience or time.monotonic() >= self._ends
 
         def say(state: Any) -> None:
             nonlocal said
@@ -303,7 +313,7 @@ class Bucket:
                     self.url,
                     what,
                     _reason(state.outcome.exception()),
-                    state.idle_for,
+                    waited(),
                     self.patience,
                 )
 
@@ -317,7 +327,7 @@ class Bucket:
         pause = wait_random_exponential(multiplier=0.5, max=min(LONGEST_WAIT, self.patience))
         tries = Retrying(
             retry=retry_if_exception(_is_transient),
-            stop=lambda state: state.idle_for >= self.patience or time.monotonic() >= self._ends,
+            stop=is_over,
             wait=lambda state: min(pause(state), max(0.0, self._ends - time.monotonic())),
             before_sleep=say,
             reraise=True,
@@ -325,7 +335,7 @@ class Bucket:
         try:
             return tries(ask)
         except Exception as error:
-            told = _told(self.url, what, error, tries.statistics.get("idle_for", 0.0))
+            told = _told(self.url, what, error, waited())
             if told is error:
                 raise
             raise told from error

@@ -10,7 +10,7 @@ from ringrift_pipeline.store.errors import BucketSettingError
 BUCKET_VARIABLE = "RINGRIFT_BUCKET"
 PATIENCE_VARIABLE = "RINGRIFT_BUCKET_PATIENCE"
 PATIENCE = 300.0
-"""Seconds that are waited in all, between one try and the next, for a bucket that refuses."""
+"""Seconds from a request's first failure on, after which it is not tried again."""
 
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9][A-Za-z0-9._-]*)*)/?")
 

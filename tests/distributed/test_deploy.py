@@ -43,6 +43,15 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def mappings(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping of a YAML file, those in lists too."""
+    if isinstance(value, dict):
+        yield value
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from mappings(inner)
+
+
 def compose() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((DEPLOY / "celery" / "compose.yaml").read_text())
     return found
@@ -62,6 +71,21 @@ def test_no_file_has_a_secret(path: Path) -> None:
             for hidden in re.findall(r"://[^/@\s:]*:([^/@\s]+)@", str(value)):
                 assert hidden.startswith("${"), name
     assert len(files()) >= 5
+
+
+@pytest.mark.parametrize(
+    "path", sorted((DEPLOY / "k8s").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_kubernetes_is_told_where_a_secret_is_and_never_what(path: Path) -> None:
+    """In a list of variables a secret's name is no key but a value itself."""
+    secret = re.compile(r"(?i)password|secret|token|broker|backend|access_key")
+    for variable in mappings(list(yaml.safe_load_all(path.read_text()))):
+        if secret.search(str(variable.get("name", ""))) and (
+            {"value", "valueFrom"} & set(variable)
+        ):
+            assert "value" not in variable and "secretKeyRef" in variable["valueFrom"], variable
+        if isinstance(plain := variable.get("env"), dict):
+            assert not [name for name in plain if secret.search(name)]
 
 
 def test_dagster_takes_the_instance_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

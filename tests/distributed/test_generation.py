@@ -108,6 +108,8 @@ def test_a_generation_on_two_workers(alone: Cluster, tmp_path: Path) -> None:
     # The step of a worker divides a training among processes as a command does.
     store = Store(alone.data)
     assert store.require(CONFIG, 0, "checkpoint").metadata["train/processes"] == PROCESSES
+    for kind in ("checkpoint", "ema_model", "ensemble", "calibration_report"):
+        assert len(store.artefacts(CONFIG, 0, kind)) == 1, kind
 
     # Each has in its folder what it made or read, the daemon's machine nothing that it did not ask for.
     def has(root: Path, name: str) -> bool:

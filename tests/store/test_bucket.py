@@ -16,7 +16,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import fsspec.asyn
 import pytest
 from s3_server import Request, S3Server
 
@@ -439,6 +441,34 @@ def test_a_server_that_is_silent_is_left_in_time(s3: S3Server, here: Store, ther
             current(Store(there.root, there.remote.bucket.url, within=0.5))
     finally:
         stop.set()
+
+
+def test_a_silent_server_takes_no_more_patience_than_one_that_refuses(
+    s3: S3Server, here: Store, there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a try takes counts as well as the waits: after two tries a third is not begun."""
+    make(here)
+    asked = impatient(there, 1.0)
+    monkeypatch.setattr("ringrift_pipeline.store.bucket.ANSWER", 1.0)
+    stop, tries = threading.Event(), []
+    ask = fsspec.asyn.sync
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        tries.append(args)
+        return ask(*args, **kwargs)
+
+    def silent(request: Request) -> int | None:
+        stop.wait()
+        return None
+
+    monkeypatch.setattr(fsspec.asyn, "sync", counted)
+    s3.before = silent
+    try:
+        with pytest.raises(BucketError, match="for [1-9] s"):
+            current(asked)
+    finally:
+        stop.set()
+    assert len(tries) == 2
 
 
 def test_nobody_listens(tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,7 +271,12 @@ def test_torchrun_by_hand(root: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)  # one process speaks
     assert "calibration_report" in told["artefacts"]
-    made = Store(roots[1]).require(CONFIG, 1, "checkpoint")
+    store = Store(roots[1])
+    assert {"checkpoint", "ema_model", "ensemble"} < set(told["artefacts"])
+    assert [len(store.artefacts(CONFIG, 1, kind)) for kind in told["artefacts"]] == [1] * len(
+        told["artefacts"]
+    )
+    made = store.require(CONFIG, 1, "checkpoint")
     assert made.metadata["train/processes"] == 2 and whole.metadata["train/processes"] == 1
     assert near(Store(roots[0]), whole, made)
 
