@@ -34,6 +34,7 @@ WAITING, TOLD, REFUSED = "waiting", "told", "refused"
 STATES = (WAITING, TOLD, REFUSED)
 LOCK = "alerts"
 LARGEST = 1 << 20  # bytes of an alert
+DEEPEST = 100  # lists and mappings in it, one within the other; of ours some four
 PATIENCE = (
     20.0  # seconds of a tick after which no more is begun to be passed on; one takes up to 17
 )
@@ -203,7 +204,10 @@ def read_alert(path: Path) -> Alert:
     if path.is_symlink():
         raise ValueError("it is a link")
     try:
-        alert = Alert(**json.loads(read_bounded(path, LARGEST)))
+        content = json.loads(read_bounded(path, LARGEST))
+        if _is_deeper(content, DEEPEST):  # whoever passes it on would go as deep
+            raise ValueError("it is nested too deeply")
+        alert = Alert(**content)
     except (TypeError, RecursionError) as error:
         raise ValueError(str(error)) from None
     for name in ("kind", "key", "title", "text", "time"):
@@ -213,3 +217,12 @@ def read_alert(path: Path) -> Alert:
         raise ValueError("its file has another alert's name")
     json.dumps(alert.payload(), allow_nan=False)
     return alert
+
+
+def _is_deeper(value: object, most: int) -> bool:
+    """Are there more than `most` lists and mappings, one within the other, in a parsed value?"""
+    if isinstance(value, dict):
+        value = [*value.values()]
+    return isinstance(value, list) and (
+        most == 0 or any(_is_deeper(item, most - 1) for item in value)
+    )

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,22 @@ def test_the_alerts_of_the_last_day_are_listed_whoever_was_told(
     for path in (outbox.folder).rglob("*.json"):
         os.utime(path, (time.time() - 90_000.0,) * 2)
     assert as_json(capsys)["recent_alerts"] == []
+
+
+def test_a_file_that_is_no_alert_does_not_keep_the_others_from_being_listed(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outbox = Outbox(store)
+    bad = Alert("run_failed", "bad", "no alert", "why")
+    outbox.put(bad)
+    outbox.put(Alert("run_failed", "good", "number 0 failed", "why"))
+    text = json.dumps({**asdict(bad), "details": None})
+    lists = "[" * 600 + "]" * 600  # so many can be read, and not everything can go as deep
+    path = outbox.folder / "waiting" / f"{bad.id}.json"
+    path.write_text(text.replace('"details": null', f'"details": {{"x": {lists}}}'))
+    assert [one["title"] for one in as_json(capsys)["recent_alerts"]] == ["number 0 failed"]
+    assert run(["status"]) == 0
+    assert "number 0 failed" in capsys.readouterr().out
 
 
 def test_ratings_are_those_of_the_newest_list(

@@ -178,12 +178,21 @@ def test_a_launch_cannot_name_the_address() -> None:
         assert "notifier" not in job.get_required_resource_defs(), job.name
 
 
+def nested(count: int) -> list[Any]:
+    """An empty list in so many others: JSON of 600 can be read, and not everything can go as deep."""
+    made: list[Any] = []
+    for _ in range(count):
+        made = [made]
+    return made
+
+
 BAD_ALERTS = {
     "another's name": lambda good: json.dumps({**good, "key": "run-2"}),
     "no text": lambda good: json.dumps({**good, "title": None}),
     "no time": lambda good: json.dumps({**good, "time": 7}),
     "no object": lambda good: "[1]",
     "a list of lists": lambda good: "[" * 100_000,
+    "600 lists": lambda good: json.dumps({**good, "details": {"x": nested(600)}}),
     "no number": lambda good: json.dumps({**good, "details": {"x": float("nan")}}),
     "half": lambda good: json.dumps(good)[:40],
     "too much": lambda good: json.dumps({**good, "text": "x" * 2_000_000}),
@@ -206,6 +215,7 @@ def test_a_bad_file_does_not_hold_up_the_others(outbox: Outbox, what: str, tmp_p
     assert sum("told: " in line for line in said) == 1
     assert [*(outbox.folder / "waiting").iterdir()] == []
     assert (outbox.folder / "refused" / path.name).exists()
+    assert [one.title for one in outbox.recent(3600.0, 10)] == [an_alert().title]
 
 
 def test_what_is_no_file_does_not_hold_up_the_others(outbox: Outbox) -> None:
