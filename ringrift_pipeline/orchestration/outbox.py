@@ -183,6 +183,7 @@ class Outbox:
     def _move(self, identity: str, state: str) -> None:
         with folder_lock(self.folder):
             target = self._path(state, identity)
+            ensure_folder(target.parent)  # a copy of a data root may lack those that were empty
             os.replace(self._path(WAITING, identity), target)
             fsync_path(target.parent)
             os.utime(target, follow_symlinks=False)  # when it was told

@@ -228,6 +228,24 @@ def test_a_refused_alert_does_not_hold_up_the_others(outbox: Outbox, hook: Hook)
     assert len(list((outbox.folder / "refused").iterdir())) == 1
 
 
+@pytest.mark.parametrize("answer", [204, 400])
+def test_a_missing_folder_does_not_tell_again_and_again(
+    outbox: Outbox, hook: Hook, answer: int
+) -> None:
+    """A copy of a data root may lack the folders that were empty."""
+    outbox.put(an_alert())
+    for state in (TOLD, REFUSED):
+        (outbox.folder / state).rmdir()
+    hook.answers = [answer]
+    for _ in range(2):
+        outbox.deliver(quick(hook.url))
+    assert len(hook.got) == 1 and outbox.waiting() == 0
+    assert not outbox.put(an_alert())
+    (outbox.folder / WAITING).rmdir()
+    assert outbox.deliver(quick(hook.url)) == [] and outbox.waiting() == 0
+    assert outbox.put(an_alert("run-2")) and outbox.waiting() == 1
+
+
 def test_a_crash_after_the_answer_tells_once_more_with_the_same_id(
     outbox: Outbox, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
