@@ -45,6 +45,7 @@ from ringrift_pipeline.store.manifest import (
 _log = logging.getLogger(__name__)
 
 CLOCK_SLACK = timedelta(days=1)  # by which the clock may have been set back
+LAST = datetime.max.replace(tzinfo=UTC)  # the last microsecond of the year 9999
 
 
 # --- pointers -----------------------------------------------------------------------------------
@@ -98,10 +99,11 @@ def landed_at(folder: Path) -> datetime | None:
 
 def landing_name(kind_folder: Path, now: datetime, others: Iterable[str] = ()) -> str:
     """A name for what lands now. Names sort in the order of landing even if the clock was turned
-    back since the last one; `others` have landed elsewhere. Hold `folder_lock` of the kind's folder.
+    back since the last one, but for a folder that claims to have landed at `LAST`: nothing could be
+    behind that. `others` have landed elsewhere. Hold `folder_lock` of the kind's folder.
     """
     names = [*(folder.name for folder in folders(kind_folder)), *others]
-    times = [time for time in map(landed_when, names) if time is not None]
+    times = [time for time in map(landed_when, names) if time is not None and time < LAST]
     if times and now <= max(times):
         now = max(times) + timedelta(microseconds=1)
     return f"{now:%Y%m%dT%H%M%S.%f}Z-{secrets.token_hex(4)}"

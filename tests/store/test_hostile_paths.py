@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from ringrift_pipeline.store import (
     Store,
     StoreError,
 )
+from ringrift_pipeline.store.artefacts import landing_name
 from ringrift_pipeline.store.atomic import TEMPORARY
-from ringrift_pipeline.store.layout import LARGEST_GENERATION, parse_generation
+from ringrift_pipeline.store.layout import LARGEST_GENERATION, landed_when, parse_generation
 from ringrift_pipeline.store.retention import delete, survey
 
 CONFIG = "square8_2p"
@@ -267,3 +269,19 @@ def test_what_a_file_names_stays_below(store: Store, outside: Path, text: str) -
     with pytest.raises(StoreError):
         store.open(artefact.path)
     assert contents(outside)
+
+
+@pytest.mark.parametrize("last", ["99991231T235959.999999Z-x", "99991231T235959.999998Z-x"])
+def test_no_folder_is_so_late_that_nothing_can_land_beside_it(store: Store, last: str) -> None:
+    """Somebody has made it; what is behind the last microsecond of the year 9999 has no name."""
+    kind = landed(store).parent
+    (kind / last).mkdir()
+    for text in ("y", "z"):
+        assert landed(store, text=text).parent == kind
+        current = store.require(CONFIG, 0, "ema_model")
+        assert current.file("file").read_text() == text
+    current.file("file").write_text("damaged")
+    good = store.last_good(CONFIG, 0, "ema_model")
+    assert good is not None and good.file("file").read_text() in ("x", "y")
+    name = landing_name(store.root / "a folder", datetime.now(UTC), [last])  # as in a bucket
+    assert landed_when(name) is not None
