@@ -31,7 +31,7 @@ from ringrift_pipeline.orchestration.names import (
     config_in,
 )
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
-from ringrift_pipeline.orchestration.outbox import Outbox, deadline
+from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
 from ringrift_pipeline.store import BucketError, Store, StoreError
@@ -56,36 +56,40 @@ def failure_sensor() -> SensorDefinition:
     def run_failed(
         context: SensorEvaluationContext, notifier: ResourceParam[Notifier]
     ) -> SkipReason:
-        until = deadline()
         store = Store(data_folder(), within=TICK)
         outbox = Outbox(store)
         after = read_cursor(context.cursor)
-        # at first too: a bucket may hold up what follows
-        told = outbox.deliver(notifier, context.log.info, until)
         found = 0
-        reached = True  # whether artefacts can be asked for
-        newest = context.instance.event_log_storage.get_maximum_record_id()
-        for record in _failures(context.instance, after):
-            run = context.instance.get_run_by_id(record.run_id)
-            if run is not None:  # deleted from the history: there is nothing to look at
-                if not retry_noted(context.instance, run, record.timestamp):
+        kept = []  # storage ids of failures in the outbox, each with its config if nothing retries it
+        try:
+            newest = context.instance.event_log_storage.get_maximum_record_id()
+            failures = _failures(context.instance, after)
+            for record in failures:
+                run = context.instance.get_run_by_id(record.run_id)
+                config = None
+                if run is not None:  # deleted from the history: there is nothing to look at
+                    if not retry_noted(context.instance, run, record.timestamp):
+                        break
+                    found += outbox.put(failure_alert(context.instance, run, record))
+                    if not is_retried(context.instance, run):
+                        config = config_in(run.tags)
+                kept.append((record.storage_id, config))
+        finally:  # only then: a web hook may hold up what follows, and so may a bucket
+            told = outbox.deliver(notifier, context.log.info)
+        for storage_id, config in kept:
+            if config is not None:
+                try:
+                    add_partitions(context.instance, store, config)
+                except (BucketError, OSError) as error:  # may pass: the next tick begins here
+                    context.log.error(f"{config}: {error}")
                     break
-                found += outbox.put(failure_alert(context.instance, run, record))
-                config = config_in(run.tags)
-                if reached and config is not None and not is_retried(context.instance, run):
-                    try:
-                        add_partitions(context.instance, store, config)
-                    except (BucketError, OSError) as error:  # may pass: the next tick begins here
-                        context.log.error(f"{config}: {error}")
-                        reached = False
-                    except (StoreError, ValueError) as error:
-                        context.log.error(f"{config}: {error}")
-            after = record.storage_id if reached else after
-        else:  # so that a clock that is turned on hides no failure from a sensor without a cursor
-            after = newest if after is None and reached else after
+                except (StoreError, ValueError) as error:
+                    context.log.error(f"{config}: {error}")
+            after = storage_id
+        if after is None and not failures:  # a clock that is turned on hides no later failure then
+            after = newest
         if after is not None:
             context.update_cursor(str(after))
-        told += outbox.deliver(notifier, context.log.info, until)
         return SkipReason(f"{found} runs failed, {len(told)} alerts told")
 
     return run_failed

@@ -37,6 +37,7 @@ import socket
 import ssl
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -47,6 +48,7 @@ from pydantic import Field
 
 URL_VARIABLE = "RINGRIFT_WEBHOOK_URL"
 VERSION = 1
+IN_ALL = 20.0  # seconds for all attempts at an alert; Dagster gives a tick 60
 
 _AGAIN = frozenset({408, 425, 429})  # and all from 500 on: worth another try at once
 _REFUSED = frozenset({400, 413, 415, 422})  # this very alert is what the server cannot take
@@ -125,8 +127,9 @@ class WebhookNotifier:
     """Posts alerts as JSON to one address, which comes from whoever runs this and nowhere else.
 
     Nothing in an alert, and nothing that the server answers, decides where a request goes: there
-    are no redirects. Each attempt has ``timeout`` seconds in all, however slowly the server
-    dribbles; there are ``attempts`` of them, with a pause that doubles.
+    are no redirects. Each attempt has ``timeout`` seconds in all, however slowly name servers answer
+    and the server dribbles; there are up to ``attempts`` of them within `IN_ALL`, with a pause that
+    doubles.
 
     Raises:
         WebhookUrlError: ``url`` is no http or https address.
@@ -151,9 +154,10 @@ class WebhookNotifier:
                 "the web hook's address holds a name or password; put a token into its path"
             )
         self._secure = parts.scheme == "https"
-        self._host, self._port = host, port
+        self._host, self._port = host, port or (443 if self._secure else 80)
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._timeout, self._attempts, self._pause = timeout, attempts, pause
+        self._looking: Future[list[Any]] | None = None  # for the host's addresses, still
 
     def __repr__(self) -> str:  # the path often is a secret
         return f"WebhookNotifier({self._host!r})"
@@ -161,9 +165,10 @@ class WebhookNotifier:
     def notify(self, alert: Alert) -> None:
         """Post it. Raises NotifyError with what the last attempt came to."""
         body = json.dumps(alert.payload()).encode("ascii")
+        until = time.monotonic() + IN_ALL
         for attempt in range(1, self._attempts + 1):
             try:
-                status = self._post(body)
+                status = self._post(body, min(self._timeout, until - time.monotonic()))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 what = str(error) or type(error).__name__
             else:
@@ -174,41 +179,105 @@ class WebhookNotifier:
                     what += ": redirects are not followed, name the address it redirects to"
                 if status < 500 and status not in _AGAIN:
                     raise NotifyError(f"{self._host}: {what}", refused=status in _REFUSED)
-            if attempt < self._attempts:
-                time.sleep(self._pause * 2 ** (attempt - 1))
-        raise NotifyError(f"{self._host}: {what} ({self._attempts} attempts)")
+            pause = self._pause * 2 ** (attempt - 1)
+            if attempt == self._attempts or time.monotonic() + pause >= until:
+                break
+            time.sleep(pause)
+        raise NotifyError(f"{self._host}: {what} ({attempt} attempts)")
 
-    def _post(self, body: bytes) -> int:
-        """One attempt; the status it was answered with."""
+    def _post(self, body: bytes, seconds: float) -> int:
+        """One attempt, of so many seconds; the status it was answered with."""
+        until = time.monotonic() + seconds
+        found = self._addresses(seconds)
         connection: http.client.HTTPConnection
-        if self._secure:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._timeout, context=ssl.create_default_context()
-            )
+        context = ssl.create_default_context() if self._secure else None
+        if context is not None:
+            connection = http.client.HTTPSConnection(self._host, self._port, context=context)
         else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+            connection = http.client.HTTPConnection(self._host, self._port)
         late = threading.Event()
 
         def give_up() -> None:
             late.set()
-            with contextlib.suppress(OSError, AttributeError):  # closed, or not open yet
-                connection.sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError, TypeError):  # closed, or not open yet
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
         # The socket's own timeout starts anew with every byte; this one does not.
-        deadline = threading.Timer(self._timeout, give_up)
+        deadline = threading.Timer(until - time.monotonic(), give_up)
         deadline.daemon = True
         deadline.start()
         try:
+            connection.sock = made = _connected(found, until)
+            if context is not None:
+                connection.sock = made = context.wrap_socket(
+                    made, server_hostname=self._host, do_handshake_on_connect=False
+                )
+            if late.is_set():  # there was nothing yet to shut down
+                raise TimeoutError
+            if isinstance(made, ssl.SSLSocket):
+                made.do_handshake()
             headers = {"Content-Type": "application/json", "User-Agent": "ringrift-pipeline"}
             connection.request("POST", self._path, body, headers)
             return connection.getresponse().status
         except (OSError, http.client.HTTPException):
             if late.is_set():
-                raise TimeoutError(f"no answer within {self._timeout:g} s") from None
+                raise TimeoutError(f"no answer within {seconds:.3g} s") from None
             raise
         finally:
             deadline.cancel()
             connection.close()
+
+    def _addresses(self, seconds: float) -> list[Any]:
+        """Where the host is. A look-up that takes longer is left to itself, and waited for by the next
+        attempt.
+        """
+        if self._looking is None:
+            self._looking = _looked_up(self._host, self._port)
+        looking = self._looking
+        try:
+            return looking.result(seconds)
+        except TimeoutError:
+            raise TimeoutError(f"its address was not found within {seconds:.3g} s") from None
+        finally:
+            if looking.done():
+                self._looking = None
+
+
+def _looked_up(host: str, port: int) -> Future[list[Any]]:
+    """What `socket.getaddrinfo` finds, once it has. It takes no timeout, so that a thread of its own has
+    to wait for it, which does nothing else.
+    """
+    found: Future[list[Any]] = Future()
+
+    def look() -> None:
+        try:
+            found.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=look, daemon=True).start()
+    return found
+
+
+def _connected(found: list[Any], until: float) -> socket.socket:
+    """A connection to the first of these addresses that takes one. Each has its share of the time that
+    is left. Raises OSError.
+    """
+    failed = OSError("its name has no address")
+    for number, (family, kind, protocol, _, address) in enumerate(found):
+        with contextlib.ExitStack() as unless_connected:
+            try:
+                made = unless_connected.enter_context(socket.socket(family, kind, protocol))
+                share = (until - time.monotonic()) / (len(found) - number)
+                made.settimeout(max(share, 0.001))
+                made.connect(address)
+                made.settimeout(max(until - time.monotonic(), 0.001))
+            except OSError as error:
+                failed = error
+            else:
+                unless_connected.pop_all()
+                return made
+    raise failed
 
 
 def check_webhook() -> None:

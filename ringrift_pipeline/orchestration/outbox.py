@@ -35,9 +35,8 @@ STATES = (WAITING, TOLD, REFUSED)
 LOCK = "alerts"
 LARGEST = 1 << 20  # bytes of an alert
 DEEPEST = 100  # lists and mappings in it, one within the other; of ours some four
-PATIENCE = (
-    20.0  # seconds of a tick after which no more is begun to be passed on; one takes up to 17
-)
+# Seconds of a tick after which no more is begun to be passed on; one takes up to `notify.IN_ALL`.
+PATIENCE = 20.0
 
 _logged: set[str] = set()  # ids of what this process logged while the web hook could not be used
 

@@ -265,11 +265,44 @@ def test_what_waits_is_told_before_a_bucket_is_asked(
     monkeypatch.setattr(failure_sensor, "add_partitions", never)
     with pytest.raises(KeyboardInterrupt):
         tick(names.FAILURE_SENSOR, instance, told)
-    assert [alert.kind for alert in told.alerts] == ["config_stalled"]
+    assert sorted(alert.kind for alert in told.alerts) == ["config_stalled", "run_failed"]
+    Outbox(store).put(an_alert())
     monkeypatch.setattr(Store, "configs", never)
     with pytest.raises(KeyboardInterrupt):
         tick(names.STALLED_SENSOR, instance, told)
-    assert [alert.kind for alert in told.alerts] == ["config_stalled", "run_failed"]
+    assert told.keys[2:] == [an_alert().key]
+
+
+def test_a_failure_is_kept_before_a_web_hook_is_asked(
+    instance: DagsterInstance, store: Store, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may take longer than Dagster gives a tick, again and again."""
+
+    def never(_: Alert) -> None:
+        raise KeyboardInterrupt
+
+    Outbox(store).put(an_alert())
+    run = failed_run(instance)
+    monkeypatch.setattr(told, "notify", never)
+    with pytest.raises(KeyboardInterrupt):
+        tick(names.FAILURE_SENSOR, instance, told)
+    assert Outbox(store).holds("run_failed", run)
+
+
+def test_what_waits_is_told_though_a_failure_cannot_be_kept(
+    instance: DagsterInstance, store: Store, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bool:
+        raise OSError("no space left")
+
+    Outbox(store).put(an_alert())
+    run = failed_run(instance)
+    with monkeypatch.context() as patch, pytest.raises(Exception, match="no space left"):
+        patch.setattr(Outbox, "put", full)
+        tick(names.FAILURE_SENSOR, instance, told)
+    assert told.keys == [an_alert().key]
+    tick(names.FAILURE_SENSOR, instance, told)
+    assert told.keys[1:] == [run]
 
 
 def test_it_tells_of_a_retry(instance: DagsterInstance, told: Told) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import socket
+import ssl
+import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ringrift_pipeline.orchestration import notify
 from ringrift_pipeline.orchestration.notify import (
     URL_VARIABLE,
     Alert,
@@ -86,6 +93,141 @@ def test_a_slow_server_costs_a_bounded_time(hook: Hook, slow: str) -> None:
         quick(hook.url, timeout=0.3, attempts=2).notify(an_alert())
     assert time.monotonic() - began < 3.0
     assert len(hook.got) == 2
+
+
+class SlowNames:
+    """A name server that answers when it is let; ``given_up`` counts look-ups that did not wait for
+    that."""
+
+    def __init__(self, patience: float) -> None:
+        self.answers = threading.Event()
+        self.asked = self.given_up = 0
+        self._patience, self._real = patience, socket.getaddrinfo
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        self.asked += 1
+        self.given_up += not self.answers.wait(self._patience)
+        return self._real(*arguments, **more)
+
+
+def test_a_name_that_nobody_finds_costs_a_bounded_time(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = SlowNames(5.0)
+    monkeypatch.setattr(socket, "getaddrinfo", names)
+    with pytest.raises(
+        NotifyError, match=r"its address was not found within 0\.1 s \(2 attempts\)"
+    ):
+        quick(hook.url, timeout=0.1, attempts=2).notify(an_alert())
+    assert names.asked == 1 and names.given_up == 0  # both waited for the same look-up
+    names.answers.set()
+    monkeypatch.undo()
+    quick(hook.url).notify(an_alert("run-2"))
+    assert len(hook.got) == 1  # what was given up is not posted later
+
+
+def test_a_name_that_takes_several_attempts_is_found(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the first of two name servers is down."""
+    names = SlowNames(30.0)
+    monkeypatch.setattr(socket, "getaddrinfo", names)
+    answer = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: names.answers.set())
+    monkeypatch.setattr(notify, "time", answer)
+    quick(hook.url, timeout=1.0).notify(an_alert())
+    assert names.asked == 1 and len(hook.got) == 1
+
+
+def test_a_name_that_there_is_not_is_looked_for_again(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+    answers = [socket.gaierror("Temporary failure in name resolution"), UnicodeError("too long")]
+
+    def find(*arguments: Any, **more: Any) -> Any:
+        if answers:
+            raise answers.pop(0)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", find)
+    with pytest.raises(NotifyError, match="Temporary failure"):
+        quick(hook.url, attempts=1).notify(an_alert())
+    quick(hook.url, attempts=2).notify(an_alert())
+    assert not answers and len(hook.got) == 1
+
+
+def test_of_several_addresses_the_first_that_answers_is_taken(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (good,) = socket.getaddrinfo(*hook.server.server_address[:2], type=socket.SOCK_STREAM)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        refusing = (*good[:4], closed.getsockname())
+    odd = (-1, *good[1:])  # of a family that this machine does not have
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [odd, refusing, good])
+    quick(hook.url, attempts=1).notify(an_alert())
+    assert len(hook.got) == 1
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    with pytest.raises(NotifyError, match="its name has no address"):
+        quick(hook.url, attempts=1).notify(an_alert())
+
+
+@pytest.fixture
+def secure_hook(hook: Hook, tmp_path: Path) -> Iterator[Hook]:
+    """With TLS, and a certificate of its own, ``tmp_path / "cert.pem"``."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here: apt install openssl")
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    request += ["-subj", "/CN=hook", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*request, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    hook.server.socket = context.wrap_socket(hook.server.socket, server_side=True)
+    yield hook
+
+
+def test_with_tls_the_server_must_be_who_it_should(
+    secure_hook: Hook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = secure_hook.url.replace("http://127.0.0.1", "https://localhost")
+    with pytest.raises(NotifyError, match="certificate verify failed"):
+        quick(url, attempts=1, timeout=10.0).notify(an_alert())
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    quick(url, attempts=1, timeout=10.0).notify(an_alert())
+    with pytest.raises(NotifyError, match="not valid for '127.0.0.1'"):
+        quick(url.replace("localhost", "127.0.0.1"), attempts=1, timeout=10.0).notify(an_alert())
+    assert len(secure_hook.got) == 1
+
+
+def test_a_server_that_begins_no_tls_costs_a_bounded_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/"
+        with pytest.raises(NotifyError, match=r"no answer within 0\.3 s|timed out"):
+            quick(url, timeout=0.3, attempts=1).notify(an_alert())
+
+
+def test_all_attempts_end_within_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    given: list[float] = []
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def post(self: WebhookNotifier, body: bytes, seconds: float) -> int:
+        given.append(seconds)
+        wait(seconds)
+        raise TimeoutError(f"no answer within {seconds:g} s")
+
+    monkeypatch.setattr(notify, "time", SimpleNamespace(monotonic=lambda: now, sleep=wait))
+    monkeypatch.setattr(WebhookNotifier, "_post", post)
+    for timeout, attempts, tried in ((5.0, 3, 3), (15.0, 5, 2), (1.0, 5, 5)):
+        began = now
+        given.clear()
+        with pytest.raises(NotifyError, match=f"{tried} attempts"):
+            WebhookNotifier("http://host/", timeout=timeout, attempts=attempts).notify(an_alert())
+        assert len(given) == tried and min(given) > 0.0 and max(given) <= timeout
+        assert now - began <= notify.IN_ALL
 
 
 def test_redirects_are_not_followed(hook: Hook) -> None:
