@@ -341,7 +341,7 @@ class EWCRegularizer:
             with safe_open(str(path), framework="pt", device="cpu") as source:
                 state = json.loads((source.metadata() or {})["ewc"])
                 tensors = {name: source.get_tensor(name) for name in source.keys()}  # noqa: SIM118
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"path {path} holds no EWC state that can be read: {error}") from error
         if not isinstance(state, dict):
             raise ValueError(f"path {path} holds no EWC state")

@@ -66,7 +66,7 @@ def read_cursor(text: str | None) -> Cursor:
     """
     try:
         loaded = json.loads(text) if text else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         loaded = {}
     if not isinstance(loaded, dict):
         loaded = {}

@@ -122,7 +122,7 @@ class Signs:
                 sign = Sign(*words, float(values["age"]), float(values["seen"]))
                 if sign.age >= 0.0 and sign.seen <= time.monotonic():
                     self._known[config] = sign
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
             self._known = {}
 
     def hours(self, config: str, since: datetime, mark: str, now: datetime) -> float:

@@ -139,7 +139,7 @@ def unsealed(value: Any) -> dict[str, Any]:
     inside = {name: item for name, item in value.items() if name != "seal"}
     try:
         same = value["seal"] == _digest(inside)
-    except ValueError:  # a NaN that was none
+    except (ValueError, RecursionError):  # a NaN that was none; nested too deeply
         same = False
     if not same:
         raise ManifestMismatch("its content does not match its seal")

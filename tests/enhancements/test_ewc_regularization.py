@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ringrift_pipeline.enhancements import EWCRegularizer
+from ringrift_pipeline.enhancements.checkpoint_files import write_checkpoint
 from ringrift_pipeline.enhancements.ewc_penalty import SLICE
 from ringrift_pipeline.enhancements.fisher_information import fisher_information
 from ringrift_pipeline.enhancements.per_sample_gradients import SquaredGradients, rows_of
@@ -761,7 +762,8 @@ def test_damaged_files_are_refused(tmp_path) -> None:
     torch.save({"fisher": {}}, tmp_path / "pickle")
     (tmp_path / "short").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text").write_text("no")
-    for name in ("pickle", "short", "text", "absent"):
+    write_checkpoint(tmp_path / "nested", {"x": torch.zeros(1)}, {"ewc": "[" * 100_000})
+    for name in ("pickle", "short", "text", "nested", "absent"):
         with pytest.raises(ValueError, match=name):
             ewc.load_state(tmp_path / name)
     assert_same_state(ewc.state_dict(), before)

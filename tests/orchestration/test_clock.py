@@ -146,7 +146,17 @@ def test_a_standstill_is_measured_by_a_clock_that_nobody_can_turn(
     assert stalled(0.0, 2.0 * allowed + 0.4) is not None
 
 
-@pytest.mark.parametrize("text", ["[]", "7", '{"square8_2p": 3}', '{"square8_2p": {}}', "{"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "7",
+        '{"square8_2p": 3}',
+        '{"square8_2p": {}}',
+        "{",
+        pytest.param("[" * 100_000, id="nested"),
+    ],
+)
 def test_an_odd_cursor_of_standstills_starts_over(text: str) -> None:
     assert Signs(text).text == "{}"
     now = datetime.now(UTC)

@@ -103,6 +103,7 @@ def test_a_lost_cursor_gives_the_same_run_keys_and_no_second_champion_event(
         "",
         "nonsense",
         "[1, 2]",
+        pytest.param("[" * 100_000, id="nested"),
         '{"square8_2p": 0, "other": 3}',
         '{"square8_2p": "seven", "hex8_3p": null, "hexagonal_4p": {}, "held": 4}',
         '{"square8_2p": -1, "hex8_3p": 2.5, "hexagonal_4p": true, "held": {"hex8_3p": "x"}}',

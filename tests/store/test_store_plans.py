@@ -23,7 +23,7 @@ from ringrift_pipeline.store import (
     serving_champion,
 )
 from ringrift_pipeline.store import champion as champion_module
-from ringrift_pipeline.store.manifest import sealed_bytes
+from ringrift_pipeline.store.manifest import ManifestMismatch, sealed_bytes, unsealed
 from tests.bad_disk import unreadable
 
 CONFIG = "square19_4p"
@@ -193,6 +193,15 @@ def test_a_lost_history_line_is_restored(store: Store) -> None:
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [
         json.loads(line) for line in lines
     ]
+
+
+def test_what_is_nested_too_deeply_for_its_seal_does_not_match_it() -> None:
+    """A line of the history that can just be read may have no text any more."""
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(ManifestMismatch, match="does not match its seal"):
+        unsealed({"seal": "", "reason": {"why": nested}})
 
 
 def test_every_change_of_the_history_is_noticed(store: Store) -> None:
