@@ -133,8 +133,9 @@ class GamesPage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._service is not None:
-            self._service.stop()
+        if self._service is not None:  # it keeps nothing that could be lost, and may be deaf
+            self._service.kill()
+            self._service.wait()
 
 
 def _watch(services: list[Any], page: GamesPage | None, stopping: Callable[[], bool]) -> None:

@@ -18,9 +18,11 @@ import pytest
 from dagster import DagsterEventType, DagsterRunStatus
 from faults.supervising import launched
 
+from ringrift_pipeline.commands.ui import GamesPage
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.names import partitions_name
 from ringrift_pipeline.orchestration.presence import present
+from ringrift_pipeline.orchestration.services import Service
 from ringrift_pipeline.orchestration.status import status_of
 from tests.waiting import until
 
@@ -212,6 +214,16 @@ def test_another_sites_page_can_do_nothing_with_it(
         assert asked(port, path) not in (200, 206)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) == 0
+
+
+def test_a_page_of_games_that_is_deaf_is_not_waited_for(
+    tmp_path: Path, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Service, "stop", lambda _: pytest.fail("it was asked to end"))
+    with GamesPage(tmp_path):
+        (pid,) = (one.pid for one in until(lambda: present(tmp_path), "the page is up"))
+        os.kill(pid, signal.SIGSTOP)
+    assert is_free(page) and present(tmp_path) == [] == processes_of(tmp_path)
 
 
 @pytest.mark.parametrize("verb", ["status", "ui", "loop"])
