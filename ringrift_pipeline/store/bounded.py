@@ -41,8 +41,8 @@ def read_bounded(path: str | os.PathLike[str], most: int = MOST) -> bytes:
 
 
 def check_values(data: bytes) -> None:
-    """Refuse JSON of more than `MOST_VALUES` values, by the signs that begin or part them. Raises
-    TooLargeError.
+    """Refuse JSON of more than `MOST_VALUES` values, twice as many where they are not on lines of their
+    own, by the signs that begin or part them. Raises TooLargeError.
     """
     values = sum(map(data.count, (b",", b"[", b"{", b"\n")))
     if values > 2 * MOST_VALUES:  # in indented text each value has a line

@@ -1,6 +1,6 @@
 """Readers accept what they are given, or refuse it with an error of their own (``fuzzing.py``).
 
-The same targets are also driven by Hypothesis, a few inputs each, which makes those that fail small.
+Those of `LIGHT` are also driven by Hypothesis, a few inputs each, which makes those that fail small.
 """
 
 from __future__ import annotations
