@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dagster import DagsterInstance, RunRequest, RunsFilter
+from dagster import DagsterInstance, RunRequest
 
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.evaluation.feedback import NextSettings, next_settings
 from ringrift_pipeline.orchestration.decisions import LIMIT, PLAN, STARTED
-from ringrift_pipeline.orchestration.jobs import makes_a_generation
+from ringrift_pipeline.orchestration.generation_runs import generation_runs
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     FACTORS_TAG,
@@ -62,7 +62,7 @@ def following_run(
     if last is not None and following > last:
         note = f"{config}: generation {generation_key(last)} was the last asked for"
         return Following(following, note, feedback, end=LIMIT)
-    if _has_run(instance, config, key):
+    if _has_run(instance, config, following):
         note = f"{config}: generation {key} has been started already"
         return Following(following, note, feedback, end=STARTED)
     carried = {"last_generation": last} if last is not None else {}
@@ -108,15 +108,12 @@ def not_followed(
     """
     if decided is None or decided[1].get("end") != STARTED:
         return None
-    key = generation_key(decided[0] + 1)
-    if _has_run(instance, config, key):
+    following = decided[0] + 1
+    if _has_run(instance, config, following):
         return None
-    return f"generation {key} had been started by somebody else, and no run of it is left"
+    return f"generation {generation_key(following)} had been started by somebody else, and no run of it is left"
 
 
-def _has_run(instance: DagsterInstance, config: str, key: str) -> bool:
-    """Has the generation job of this partition been run, by whomever, so that the loop goes on after
-    it? Not after a backfill's run, or one of some assets alone.
-    """
-    filters = RunsFilter(job_name=job_name(config), tags={PARTITION_TAG: key})
-    return any(makes_a_generation(run, config) for run in instance.get_runs(filters))
+def _has_run(instance: DagsterInstance, config: str, generation: int) -> bool:
+    """Is there a run of the generation, whoever asked for it, after which the loop goes on?"""
+    return bool(generation_runs(instance, config, generation))

@@ -21,8 +21,6 @@ from ringrift_pipeline.orchestration.names import (
     CONFIGS,
     PRELOAD,
     asset_key,
-    backfill_in,
-    generation_in,
     job_name,
 )
 from ringrift_pipeline.orchestration.pools import distributed, limits_in_a_run
@@ -92,14 +90,3 @@ def configs_meant(run: DagsterRun) -> frozenset[str]:
     """The configs that a run without a config's tag is about; none where it is about all."""
     checked = {key.asset_key.path[0] for key in run.asset_check_selection or ()} & set(CONFIGS)
     return frozenset(checked | configs_of(run) | configs_in_ops(run))
-
-
-def makes_a_generation(run: DagsterRun, config: str) -> bool:
-    """Does a run bring a generation to its evaluation, as the loop's do? A backfill's decides
-    nothing, whatever it makes.
-    """
-    if generation_in(run.tags) is None or backfill_in(run.tags):
-        return False
-    if run.asset_selection:
-        return asset_key(config, "evaluation") in run.asset_selection
-    return not run.asset_check_selection  # the job as it is

@@ -8,6 +8,10 @@ job and are given one here. A limit in ``dagster.yaml`` then lets one run a conf
 Of several runs that one sensor asked for with the same run key, only the first is kept. Dagster
 looks for an earlier one before it makes a run, which does not help where two daemons look at once.
 
+A generation that somebody else has had run since the sensor asked for it is not run for the sensor as
+well. Dagster keeps what was asked for, and asks again, within a day, where its daemon was killed before
+the run was made: a new `ringrift loop` may have begun that generation by then, with other settings.
+
 A run that executes one of a backfill again is tagged as one of it, whether or not the backfill is over:
 it decides as little.
 
@@ -23,11 +27,13 @@ from dagster import DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
 from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
+from ringrift_pipeline.orchestration.generation_runs import generation_runs
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     CONFIGS,
     FILLED_TAG,
     ORDER_TAG,
+    SENSOR,
     backfill_in,
     config_in,
     generation_in,
@@ -41,12 +47,12 @@ class GenerationsInOrder(QueuedRunCoordinator):
     """Dagster's own queue, which tags runs as they come in."""
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
-        """Tag the run and queue it; in its place the first with its run key, if that is another."""
+        """Tag the run and queue it; in its place the one that makes it needless, if there is one."""
         home = Path(self._instance.root_directory)
         with folder_lock(home):  # so that one that two ask for is queued once
-            run = self._first(context.dagster_run)
+            run = self._needed(context.dagster_run)
             if run.run_id != context.dagster_run.run_id:
-                self._drop(context.dagster_run.run_id, run)
+                self._drop(context.dagster_run, run)
             again = self._instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
             tags = order_tags(run, again)
             if tags:
@@ -64,27 +70,39 @@ class GenerationsInOrder(QueuedRunCoordinator):
             self._instance.report_run_canceled(asked_to_end, "Cancelled while it started.")
         return True
 
-    def _drop(self, run_id: str, first: DagsterRun) -> None:
-        run = self._instance.get_run_by_id(run_id)
+    def _drop(self, dropped: DagsterRun, kept: DagsterRun) -> None:
+        run = self._instance.get_run_by_id(dropped.run_id)
         if run is None or run.status != DagsterRunStatus.NOT_STARTED:
             return
         self._logger.warning(
-            f"Run {run_id} is dropped: {first.run_id} was made before it with the run key "
-            f"{first.tags[RUN_KEY_TAG]}. Do two daemons work on this instance?"
+            f"Run {run.run_id} is dropped: what its sensor asked for with the run key "
+            f"{run.tags[RUN_KEY_TAG]} is run {kept.run_id} already."
         )
-        self._instance.delete_run(run_id)
+        self._instance.delete_run(run.run_id)
 
-    def _first(self, run: DagsterRun) -> DagsterRun:
-        """The first run that this one's sensor asked for with the same run key, as it is now. A run
-        that executes another one again has that one's key by right, and is its own first.
+    def _needed(self, run: DagsterRun) -> DagsterRun:
+        """The run itself, or the one that there is in its place, as it is now. A run that executes
+        another one again has that one's run key by right, and is needed itself.
         """
         tags = {name: run.tags[name] for name in (RUN_KEY_TAG, SENSOR_NAME_TAG) if name in run.tags}
         if len(tags) == 2 and run.parent_run_id is None:
+            for other in self._by_others(run):
+                return other
             for record in self._instance.get_run_records(
                 RunsFilter(tags=tags), limit=1, ascending=True
             ):
                 return record.dagster_run
         return self._instance.get_run_by_id(run.run_id) or run
+
+    def _by_others(self, run: DagsterRun) -> list[DagsterRun]:
+        """Runs that make the generation which the sensor starts with this one, and that it has not
+        asked for, newest first.
+        """
+        config, generation = config_in(run.tags), generation_in(run.tags)
+        if run.tags.get(SENSOR_NAME_TAG) != SENSOR or config is None or generation is None:
+            return []
+        found = generation_runs(self._instance, config, generation)
+        return [one for one in found if one.tags.get(SENSOR_NAME_TAG) != SENSOR]
 
 
 def order_tags(run: DagsterRun, again: DagsterRun | None = None) -> dict[str, str]:

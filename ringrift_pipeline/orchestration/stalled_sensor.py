@@ -33,7 +33,7 @@ from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration.damage import tell_damage
 from ringrift_pipeline.orchestration.decisions import FAULTS, LIMIT, newest_decision
 from ringrift_pipeline.orchestration.following import not_followed
-from ringrift_pipeline.orchestration.jobs import makes_a_generation
+from ringrift_pipeline.orchestration.generation_runs import makes_a_generation
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
     CONFIGS,

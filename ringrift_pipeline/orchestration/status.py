@@ -25,8 +25,9 @@ from dagster._core.scheduler.instigation import InstigatorStatus
 
 from ringrift_pipeline.orchestration.decisions import FAULTS, newest_decision
 from ringrift_pipeline.orchestration.following import not_followed
+from ringrift_pipeline.orchestration.generation_runs import makes_a_generation
 from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
-from ringrift_pipeline.orchestration.jobs import configs_meant, configs_of, makes_a_generation
+from ringrift_pipeline.orchestration.jobs import configs_meant, configs_of
 from ringrift_pipeline.orchestration.names import (
     CONFIGS,
     SENSOR,

@@ -37,9 +37,9 @@ from dagster_graphql.client.query import (
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.generation_runs import makes_a_generation
 from ringrift_pipeline.orchestration.instance import no_retry, open_instance, prepare_home
 from ringrift_pipeline.orchestration.instance_file import instance_file
-from ringrift_pipeline.orchestration.jobs import makes_a_generation
 from ringrift_pipeline.orchestration.run_order import PRIORITY_TAG, order_tags
 from ringrift_pipeline.orchestration.status import status_of
 from ringrift_pipeline.store import Store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,7 +53,7 @@ def instance(data: Path) -> Iterator[DagsterInstance]:
         yield made
 
 
-def make(instance: DagsterInstance, **tags: str) -> DagsterRun:
+def make(instance: DagsterInstance, key: Mapping[str, str] = KEY, **tags: str) -> DagsterRun:
     target = LoadableTargetOrigin(executable_path=sys.executable, module_name=names.MODULE)
     place = ManagedGrpcPythonEnvCodeLocationOrigin(target, names.MODULE)
     job = names.job_name(CONFIG)
@@ -61,7 +61,7 @@ def make(instance: DagsterInstance, **tags: str) -> DagsterRun:
     return create_run_for_test(
         instance,
         job_name=job,
-        tags={**named, **KEY, **tags},
+        tags={**named, **key, **tags},
         parent_run_id=tags.get(PARENT_RUN_ID_TAG),
         root_run_id=tags.get(ROOT_RUN_ID_TAG),
         remote_job_origin=RemoteJobOrigin(RemoteRepositoryOrigin(place, "__repository__"), job),
@@ -92,6 +92,35 @@ def test_of_equal_run_keys_the_first_is_kept(instance: DagsterInstance) -> None:
     for tags in make_others:
         submit(instance, make(instance, **tags))
     assert statuses(instance) == ["QUEUED"] * 4
+
+
+def test_a_generation_that_somebody_else_has_started_is_not_started_for_the_sensor(
+    instance: DagsterInstance,
+) -> None:
+    """Whichever was made first, and whatever has become of it; the sensor asked before it was there."""
+    mine = make(instance)
+    theirs = submit(instance, make(instance, key={}))
+    assert submit(instance, mine).run_id == theirs.run_id
+    assert [run.run_id for run in instance.get_runs()] == [theirs.run_id]
+    instance.report_run_canceled(theirs)
+    submit(instance, make(instance))
+    assert statuses(instance) == ["CANCELED"]
+    # whoever asks again means it
+    submit(instance, make(instance, key={}))
+    submit(
+        instance,
+        make(instance, **{PARENT_RUN_ID_TAG: theirs.run_id, ROOT_RUN_ID_TAG: theirs.run_id}),
+    )
+    assert statuses(instance) == ["CANCELED", "QUEUED", "QUEUED"]
+
+
+def test_what_makes_another_generation_or_decides_nothing_does_not_keep_the_sensors_run_back(
+    instance: DagsterInstance,
+) -> None:
+    for tags in ({names.PARTITION_TAG: "0002"}, {names.FILLED_TAG: "some"}):
+        submit(instance, make(instance, key={}, **tags))
+    mine = submit(instance, make(instance))
+    assert mine.tags[RUN_KEY_TAG] == KEY[RUN_KEY_TAG] and statuses(instance) == ["QUEUED"] * 3
 
 
 def test_of_many_daemons_that_ask_at_once_one_is_heard(instance: DagsterInstance) -> None:
