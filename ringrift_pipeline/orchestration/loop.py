@@ -223,15 +223,18 @@ class Loop:
 
     def _take_up(self) -> tuple[bool, bool]:
         """Has a run made the first generation already, which nobody had decided on when the daemon
-        ended? That is done now, or is still to be waited for; it is not run again.
+        ended? That is done now, or is still to be waited for; it is not run again. Nor is one that the
+        daemon of a loop that was killed has decided on meanwhile.
         """
         config, records = self.request.config, self._runs(self.first)
-        if not records or records[0].dagster_run.status != DagsterRunStatus.SUCCESS:
+        if not records:
             return False, False
-        before = read_decision(self.store, config, self.first)
-        waits = not decide(self.instance, self.store, config, self.first)
-        known = read_decision(self.store, config, self.first)
-        made = known != before and is_decided(self.store, config, self.first)
+        waits = False
+        if records[0].dagster_run.status == DagsterRunStatus.SUCCESS:
+            waits = not decide(self.instance, self.store, config, self.first)
+        # One without a plan has lost its files, or never had any, and is begun anew.
+        planned = self.first in self.store.generations(config)
+        made = planned and is_decided(self.store, config, self.first)
         if made or waits:
             self._newest_before = records[0].storage_id - 1
             self._before[self.first] = None if made else self._before[self.first]

@@ -51,6 +51,7 @@ from ringrift_pipeline.orchestration.settings import run_config, settings_resour
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import summarize
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.store.layout import Layout
 
 from .landing import fake_evaluation, landing
 from .test_sensor import keys, tick
@@ -358,6 +359,30 @@ def test_the_next_one_is_started_once_and_before_a_sensor_could(
         assert snapshot.generations[1].run_id == run.run_id
     with looped(data, 1) as work:  # and the loop after that goes on from there
         assert work.first == 1
+
+
+def test_what_a_killed_loops_daemon_decides_before_this_one_has_begun_stands(
+    data: Path, undecided: Callable[..., None]
+) -> None:
+    """It lives on for a second, in which another loop may have looked where it goes on."""
+    undecided()
+    work = looped(data, 2)
+    with open_instance(data) as instance:
+        assert keys(tick(instance)) == []  # the last one that the killed loop was asked for
+    with work:
+        assert runs_of(work.instance) == [("0000", "SUCCESS"), ("0001", "QUEUED")]
+        assert [state.decided for state in next(work.watch()).generations] == [True, False]
+
+
+def test_a_decided_generation_that_has_lost_its_plan_is_begun_anew(
+    data: Path, undecided: Callable[..., None]
+) -> None:
+    undecided()
+    with looped(data, 1):
+        pass
+    Layout(data).plan("square8_2p", 0).unlink()
+    with looped(data, 1) as work:
+        assert runs_of(work.instance) == [("0000", "QUEUED"), ("0000", "SUCCESS")]
 
 
 def test_a_generation_whose_checks_failed_is_run_again(
