@@ -25,6 +25,8 @@ from pathlib import Path
 
 from dagster import DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.run_coordinator import QueuedRunCoordinator, SubmitRunContext
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from ringrift_pipeline.orchestration.generation_runs import generation_runs
@@ -79,6 +81,17 @@ class GenerationsInOrder(QueuedRunCoordinator):
             f"{run.tags[RUN_KEY_TAG]} is run {kept.run_id} already."
         )
         self._instance.delete_run(run.run_id)
+        self._forget_checks(run.run_id)
+
+    def _forget_checks(self, run_id: str) -> None:
+        """Dagster leaves what checks were planned for a deleted run, and shows them, as skipped, in the
+        place of what those of the kept one say, which was made before.
+        """
+        storage = self._instance.event_log_storage
+        if isinstance(storage, SqlEventLogStorage):
+            planned = AssetCheckExecutionsTable.c.run_id == run_id
+            with storage.index_connection() as connection:
+                connection.execute(AssetCheckExecutionsTable.delete().where(planned))
 
     def _needed(self, run: DagsterRun) -> DagsterRun:
         """The run itself, or the one that there is in its place, as it is now. A run that executes

@@ -7,7 +7,8 @@ event or a restarted daemon starts a generation once and only once.
 An evaluation that failed its checks is decided, and looked at again once something was run for its
 generation since: a retry, a re-execution, or the checks alone.
 
-Two daemons by mistake evaluate one after the other; what both ask for, `run_order` starts once.
+Two daemons by mistake evaluate one after the other; what both ask for, `run_order` starts once, and what
+somebody else has started since not at all.
 
 A config that it has not seen before gets its first partition, so that its first generation can be launched.
 

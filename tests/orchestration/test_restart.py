@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import DagsterInstance
+from dagster import AssetCheckKey, DagsterInstance
+from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 from dagster._core.test_utils import freeze_time
 from dagster._daemon import sensor as sensor_daemon
@@ -88,5 +89,11 @@ def test_a_new_loop_starts_the_generation_once_and_with_its_own_settings(
         asked = run.run_config["resources"]["settings"]["config"]
         assert run.run_id == mine.run_id
         assert (asked["last_generation"], asked["selfplay"]["games"]) == (1, 12)
+        # and no page of Dagster's shows the dropped one's checks
+        check = AssetCheckKey(names.asset_key(CONFIG, "evaluation"), "evaluation_sound")
+        shown = instance.event_log_storage.get_asset_check_execution_history(
+            check, limit=9, partition_filter=PartitionKeyFilter(key="0001")
+        )
+        assert [one.run_id for one in shown] == [mine.run_id]
         work._look()
         assert work.states[1].run_id == mine.run_id
