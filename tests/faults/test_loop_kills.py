@@ -18,14 +18,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetKey, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster import AssetKey, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster._core.storage.tags import SENSOR_NAME_TAG
 
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.champion import reconcile
+from ringrift_pipeline.orchestration.decisions import CHECKS, FAULTS
 from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.loop import first_generation
 from ringrift_pipeline.store import Store
@@ -202,56 +205,152 @@ def result(data: Path) -> dict[str, Any]:
     return found
 
 
+def once_more(instance: DagsterInstance, store: Store) -> Iterator[tuple[str, str | None]]:
+    """Generations, as keys, for each run that succeeded after another of the same one, and what is
+    wrong with it. Nothing is, where it or the run that it retries was asked for anew, by a command that
+    found no decision; which run was asked for first, their numbers tell.
+    """
+    filters = RunsFilter(job_name=names.job_name(CONFIG), statuses=[DagsterRunStatus.SUCCESS])
+    asked: dict[str, set[str]] = {}
+    for record in instance.get_run_records(filters, ascending=True):
+        run = record.dagster_run
+        key, first = run.tags[names.PARTITION_TAG], run.root_run_id or run.run_id
+        known = asked.setdefault(key, set())
+        again = bool(known)
+        repeated = first in known
+        known.add(first)
+        if not again:
+            continue
+        root = instance.get_run_record_by_id(first)
+        assert root is not None, f"{key}: nobody has asked for the run {first}"
+        wrong = None
+        if repeated:
+            wrong = f"{first} succeeded, and was retried"
+        elif SENSOR_NAME_TAG in root.dagster_run.tags:
+            wrong = f"{first} was made by the sensor {root.dagster_run.tags[SENSOR_NAME_TAG]}"
+        elif (decided := decided_at(store, key)) and decided < root.create_timestamp:
+            wrong = f"{first} was asked for when the generation was decided"
+        yield key, wrong
+
+
+def decided_at(store: Store, key: str) -> datetime | None:
+    """When a generation was first decided for good."""
+    moments = [
+        datetime.fromisoformat(one.created)
+        for one in store.artefacts(CONFIG, int(key), "decision")
+        if one.metadata.get("end") not in FAULTS
+    ]
+    return min(moments, default=None)
+
+
 def check_once(data: Path, begun: int) -> None:
     """The history of the instance: no generation was made twice, no promotion reported twice.
 
-    A command that is begun again asks anew for a generation that nobody has decided on yet, also
-    when a run of it has just succeeded: that run finds all of it made. Each start after the first
-    may cost one such run, and nothing else may.
+    A command that is begun again, and finds a generation that nobody has decided on, asks anew for it
+    unless it sees that a run of it has just succeeded. Where both succeed, the later run finds all of
+    it made. Each start after the first may cost one such run, and nothing else may.
     """
+    store = Store(data)
     with open_instance(data) as instance:
         succeeded = [DagsterRunStatus.SUCCESS]
         runs = instance.get_runs(RunsFilter(job_name=names.job_name(CONFIG), statuses=succeeded))
         key = AssetKey([CONFIG, names.CHAMPION])
         events = instance.fetch_materializations(key, limit=100).records
-    made = Counter(run.tags[names.PARTITION_TAG] for run in runs)
-    every = {names.generation_key(number) for number in range(LAST + 1)}
-    assert made.keys() == every, made
-    assert made.total() - len(every) <= begun - 1, f"{made}, the command was begun {begun} times"
+        more = list(once_more(instance, store))
+    made = {run.tags[names.PARTITION_TAG] for run in runs}
+    assert made == {names.generation_key(number) for number in range(LAST + 1)}, made
+    assert not any(wrong for _, wrong in more), more
+    assert len(more) <= begun - 1, f"{more}, the command was begun {begun} times"
     reported = [event.asset_materialization for event in events]
     told = Counter(one.metadata["digest"].value for one in reported if one is not None)
-    assert told == Counter(champion.digest for champion in Store(data).champions(CONFIG))
+    assert told == Counter(champion.digest for champion in store.champions(CONFIG))
 
 
-@pytest.mark.bounded
-def test_what_was_done_twice_is_found(tmp_path: Path) -> None:
+@pytest.fixture
+def twice(tmp_path: Path) -> Iterator[Twice]:
+    """Two generations that were made and decided, but for the newer one."""
     store = Store(tmp_path)
     with store.create(CONFIG, 0, "ema_model") as draft:
         (draft / "a").write_text("x")
     store.promote(CONFIG, 0, draft.artefact, {"why": "a test"})
-
-    def succeed(generation: int) -> None:
-        tags = {names.PARTITION_TAG: names.generation_key(generation)}
-        job = names.job_name(CONFIG)
-        instance.add_run(DagsterRun(job, status=DagsterRunStatus.SUCCESS, tags=tags))
-
     with open_instance(tmp_path) as instance:
-        succeed(0)
+        made = Twice(store, instance)
+        made.succeed(0)
+        made.decide(0)
         reconcile(instance, store)
         with pytest.raises(AssertionError):  # generation 1 was left out
             check_once(tmp_path, begun=1)
-        succeed(1)
+        made.succeed(1)
         check_once(tmp_path, begun=1)
-        succeed(1)
-        check_once(tmp_path, begun=2)
-        with pytest.raises(AssertionError, match="begun 1 times"):
-            check_once(tmp_path, begun=1)
-        key = AssetKey([CONFIG, names.CHAMPION])
-        (event,) = instance.fetch_materializations(key, limit=2).records
-        assert event.asset_materialization is not None
-        instance.report_runless_asset_event(event.asset_materialization)
-        with pytest.raises(AssertionError):
-            check_once(tmp_path, begun=2)
+        yield made
+
+
+class Twice:
+    """A history, written by hand."""
+
+    def __init__(self, store: Store, instance: DagsterInstance) -> None:
+        self.store, self.instance = store, instance
+
+    def succeed(self, generation: int, root: str | None = None, **tags: str) -> str:
+        """A run has made a generation; its id. ``root``: the run that it retries."""
+        named = {names.PARTITION_TAG: names.generation_key(generation), **tags}
+        job, status = names.job_name(CONFIG), DagsterRunStatus.SUCCESS
+        parents = {"root_run_id": root, "parent_run_id": root}
+        run = DagsterRun(job, status=status, tags=named, **parents)
+        return self.instance.add_run(run).run_id
+
+    def decide(self, generation: int, end: str | None = None) -> None:
+        with self.store.create(CONFIG, generation, "decision", {"end": end}):
+            pass
+
+    def refused(self, why: str, begun: int = 9) -> None:
+        with pytest.raises(AssertionError, match=why):
+            check_once(self.store.root, begun)
+
+
+@pytest.mark.bounded
+def test_each_start_may_make_once_more_what_nobody_has_decided_on(twice: Twice) -> None:
+    twice.decide(1, CHECKS)  # it has to be put right, which is no decision for good
+    twice.succeed(1)
+    twice.decide(1)
+    check_once(twice.store.root, begun=2)
+    twice.refused("begun 1 times", begun=1)
+
+
+@pytest.mark.bounded
+def test_a_generation_that_is_made_again_once_it_is_decided_is_found(twice: Twice) -> None:
+    twice.decide(1)
+    twice.succeed(1)
+    twice.refused("when the generation was decided")
+
+
+@pytest.mark.bounded
+@pytest.mark.parametrize("retried", [False, True])
+def test_a_generation_that_the_sensor_starts_once_more_is_found(
+    twice: Twice, retried: bool
+) -> None:
+    sensors = {SENSOR_NAME_TAG: names.SENSOR}
+    if retried:
+        lost = DagsterRun(names.job_name(CONFIG), status=DagsterRunStatus.FAILURE, tags=sensors)
+        twice.succeed(1, twice.instance.add_run(lost).run_id)
+    else:
+        twice.succeed(1, **sensors)
+    twice.refused(f"made by the sensor {names.SENSOR}")
+
+
+@pytest.mark.bounded
+def test_a_run_that_is_retried_after_it_has_succeeded_is_found(twice: Twice) -> None:
+    twice.succeed(1, twice.succeed(1))
+    twice.refused("succeeded, and was retried")
+
+
+@pytest.mark.bounded
+def test_a_promotion_that_is_reported_twice_is_found(twice: Twice) -> None:
+    key = AssetKey([CONFIG, names.CHAMPION])
+    (event,) = twice.instance.fetch_materializations(key, limit=2).records
+    assert event.asset_materialization is not None
+    twice.instance.report_runless_asset_event(event.asset_materialization)
+    twice.refused("Counter")
 
 
 @pytest.fixture(scope="module")
