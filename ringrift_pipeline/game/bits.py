@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic as _numba_intrinsic
+
+from ringrift_pipeline.libraries.compiler import numba
+
+carray = numba.carray
+types = numba.types
+cgutils = numba.core.cgutils
 
 #: The typing context is numba's business: callers pass the other arguments only.
-intrinsic: Any = _numba_intrinsic
+intrinsic: Any = numba.extending.intrinsic
 SCRATCH_ROWS = 32
 
 

@@ -24,8 +24,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numba
 import platformdirs
+
+from ringrift_pipeline.libraries.compiler import numba
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 #: Rooms that hold kernels, top down; a kernel reaches its own room and those before it.

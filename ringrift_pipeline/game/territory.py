@@ -11,10 +11,9 @@ inside (or no marker is on the board).
 
 from __future__ import annotations
 
-from numba import carray
-
 from ringrift_pipeline.game.bits import (
     SCRATCH_ROWS,
+    carray,
     count_ones,
     count_trailing_zeros,
     row_pointer,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from numba import carray
-
-from ringrift_pipeline.game.bits import SCRATCH_ROWS, count_trailing_zeros, row_pointer
+from ringrift_pipeline.game.bits import SCRATCH_ROWS, carray, count_trailing_zeros, row_pointer
 from ringrift_pipeline.game.cells import (
     has_rings,
     holds_buried,

@@ -20,7 +20,6 @@ import dagster._core.system_config.composite_descent
 import dagster._core.utility_ops
 import dagster._core.workspace.autodiscovery
 import dagster._daemon.controller  # noqa: F401
-import numba  # noqa: F401
 
 # Statistics, which a quarter of the steps need. Polars and Arrow, which most of them need, start threads
 # as they are imported; these would be missing in a child. OpenBLAS makes its own anew.
@@ -29,6 +28,7 @@ import scipy.sparse  # noqa: F401
 import scipy.special  # noqa: F401
 import torch  # noqa: F401
 
+import ringrift_pipeline.libraries.compiler
 import ringrift_pipeline.orchestration.run_order  # noqa: F401
 from ringrift_pipeline.definitions import defs
 

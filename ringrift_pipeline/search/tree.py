@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
 from ringrift_pipeline.game import kernels, layout
 from ringrift_pipeline.game.compile import kernel
+from ringrift_pipeline.libraries.compiler import numba
 from ringrift_pipeline.search.errors import SearchError
 from ringrift_pipeline.store.bounded import memory_here
 

@@ -125,6 +125,7 @@ def small_package(tmp_path: Path) -> Path:
     (game.parent / "__init__.py").touch()
     (game / "__init__.py").touch()
     shutil.copy(PACKAGE / "game" / "compile.py", game)
+    shutil.copytree(PACKAGE / "libraries", game.parent / "libraries")
     (game / "caller.py").write_text(textwrap.dedent(CALLER))
     (game / "callee.py").write_text(textwrap.dedent(CALLEE.format(value=1)))
     return game
@@ -185,6 +186,7 @@ def test_a_kernels_reach_decides_what_recompiles(tmp_path: Path) -> None:
         (room / "__init__.py").touch()
     (game.parent / "__init__.py").touch()
     shutil.copy(PACKAGE / "game" / "compile.py", game)
+    shutil.copytree(PACKAGE / "libraries", game.parent / "libraries")
     before = keys()
     (search / "tree.py").write_text("value = 1\n")
     after = keys()

@@ -1,7 +1,10 @@
-"""The current folder may be a data root that somebody has sent: nothing in it is imported."""
+"""The current folder may be a data root that somebody has sent: nothing in it is imported,
+and libraries take no settings from it.
+"""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ringrift_pipeline.libraries.current_folder import CurrentFolderError, unread
 from ringrift_pipeline.orchestration.backend import Backend
 from ringrift_pipeline.orchestration.instance import own_instance, prepare_home
 from ringrift_pipeline.orchestration.leftovers import sweep_apart
@@ -24,15 +28,31 @@ TRAPS = (
     "sqlalchemy",
 )
 
+NUMBA = ".numba_config.yaml"
+MATPLOTLIB = "matplotlibrc"
+
 
 @pytest.fixture
 def sent(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, a data root with a trap in the place of what is imported."""
+    """The current folder, a data root with a trap in the place of what is imported, and with settings
+    that would spring one.
+    """
     prepare_home(data)
     for name in TRAPS:
         note = f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\nraise SystemExit\n"
         (data / f"{name}.py").write_text(note)
     (data / ".env").write_text(f"RINGRIFT_POOL=tpu\nPYTHONPATH={data}\n")
+    installed = tmp_path / "installed"
+    installed.mkdir()
+    note = f"open({str(tmp_path / 'ran')!r}, 'a').write('locator ')\nraise SystemExit\n"
+    (installed / "locators.py").write_text(note)
+    path = [str(installed), os.environ.get("PYTHONPATH")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+    (tmp_path / "mine").write_text("mine")
+    (data / NUMBA).write_text(
+        f"chrome_trace: {tmp_path / 'mine'}\ncache_locator_classes: locators.Locator\n"
+    )
+    (data / MATPLOTLIB).write_text("text.usetex: true\naxes.facecolor: red\n")
     monkeypatch.chdir(data)
     return data
 
@@ -109,3 +129,99 @@ def test_nor_the_workers_of_a_command(sent: Path, tmp_path: Path) -> None:
     script.write_text(COMMAND)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert not ran(sent) and done.returncode == 0, done.stderr
+
+
+def python(script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """A script as `ringrift` runs: in the current folder, which nothing is imported from."""
+    line = [sys.executable, "-P", "-c", script, *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env={**os.environ, **more})
+
+
+PLAYS = """
+from ringrift_pipeline.game import new_game
+
+print(len(new_game("square8_2p").legal_moves()))
+"""
+
+
+@pytest.mark.parametrize("settings", ["of traces and caches", "disable_jit: 1\n", "no: [yaml"])
+def test_kernels_take_no_settings_from_it(sent: Path, settings: str) -> None:
+    if "of" not in settings:
+        (sent / NUMBA).write_text(settings)
+    done = python(PLAYS)
+    assert (done.returncode, done.stdout) == (0, "192\n"), done.stderr
+    assert f"{sent / NUMBA} is not read" in done.stderr
+    assert not ran(sent) and (sent.parent / "mine").read_text() == "mine"
+
+
+RELOADS = """
+import os, sys
+from ringrift_pipeline.libraries.compiler import numba
+
+os.chdir(sys.argv[1])
+if len(sys.argv) > 2:
+    os.environ["NUMBA_DEVELOPER_MODE"] = sys.argv[2]
+numba.njit(lambda: 1)()
+print(numba.config.DISABLE_JIT, numba.config.DEVELOPER_MODE)
+"""
+
+
+def test_nor_those_of_a_process_that_comes_there_later(sent: Path, tmp_path: Path) -> None:
+    (sent / NUMBA).write_text("disable_jit: 1\n")
+    os.chdir(tmp_path)
+    assert python(RELOADS, str(sent)).stdout == "0 0\n"
+
+
+def test_those_of_the_environment_they_take(sent: Path, tmp_path: Path) -> None:
+    assert python(RELOADS, str(sent), NUMBA_DEVELOPER_MODE="1").stdout == "0 1\n"
+    (sent / NUMBA).unlink()
+    assert python(RELOADS, str(sent), "1").stdout == "0 1\n"
+
+
+DRAWS = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ringrift_pipeline.enhancements.calibration_report import calibration_report
+from ringrift_pipeline.training.calibrating import draw_stages
+from ringrift_pipeline.training.pictures import draw_losses
+
+folder = Path(sys.argv[1])
+chances = np.linspace(0.05, 0.95, 60)
+forecasts, won = (np.stack([each, 1 - each], 1) for each in (chances, (chances > 0.4) * 1.0))
+report = calibration_report(forecasts, won, bootstrap=20)
+draw_stages(folder, report, report)
+draw_losses(folder, [{"step": n, "train/loss_policy": 1 / n} for n in range(1, 9)])
+"""
+
+
+@pytest.mark.parametrize("settings", [b"text.usetex: true\naxes.facecolor: red\n", b"\xff\xfe"])
+def test_charts_take_no_settings_from_it(sent: Path, tmp_path: Path, settings: bytes) -> None:
+    drawn = []
+    for name in ("plain", "steered"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (sent / MATPLOTLIB).unlink(missing_ok=True)
+        if name == "steered":
+            (sent / MATPLOTLIB).write_bytes(settings)
+        done = python(DRAWS, str(folder))
+        assert done.returncode == 0, done.stderr
+        assert (f"{sent / MATPLOTLIB} is not read" in done.stderr) == (name == "steered")
+        drawn.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert len(drawn[0]) == 4 and drawn[0] == drawn[1]
+
+
+def test_a_library_that_looks_there_in_another_way_is_refused(sent: Path) -> None:
+    plain = os.path.exists
+    with (
+        pytest.warns(UserWarning, match=NUMBA),
+        pytest.raises(CurrentFolderError, match=f"some_library .*{NUMBA}.*remove the file"),
+        unread(NUMBA, "some_library", "nowhere"),
+    ):
+        assert Path(NUMBA).stat()
+    assert os.path.exists is plain
+    (sent / NUMBA).unlink()
+    with unread(NUMBA, "some_library", "nowhere"):
+        assert os.path.exists is plain
