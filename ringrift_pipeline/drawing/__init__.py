@@ -1,6 +1,7 @@
 """A board as text for a terminal or as an SVG picture, moves in words; charts of reports.
 
-Knows only `game`, and of it only records and the boards' tables; importing it compiles nothing.
+Knows only `libraries` and `game`, of this only records and the boards' tables; importing it compiles
+nothing.
 """
 
 from ringrift_pipeline.drawing.moves import area_of, describe, path_of

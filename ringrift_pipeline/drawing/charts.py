@@ -1,17 +1,15 @@
 """Charts of reports: a small PNG to look at in passing, and the whole as SVG beside it.
 
-Importing this costs no matplotlib; a chart of the same numbers is the same bytes.
+Importing this costs matplotlib; a chart of the same numbers is the same bytes.
 """
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from ringrift_pipeline.libraries.plotting import Axes, Figure, FigureCanvasAgg, rc_context
 
 __all__ = ["FULL", "MOST_BYTES", "by_ply", "new_chart", "save_chart", "smoothed"]
 
@@ -30,9 +28,6 @@ class Folder(Protocol):
 
 def new_chart(panels: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure with ``panels`` side by side, for `save_chart`; ``options`` as of ``subplots``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6.4 if panels == 1 else 3.9 * panels, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False, **options)[0]
@@ -45,7 +40,6 @@ def new_chart(panels: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
 
 def save_chart(figure: Figure, folder: Folder, name: str) -> None:
     """Write ``name.png``, of at most `MOST_BYTES`, and ``name.full.svg`` into a draft's folder."""
-    from matplotlib import rc_context
     from PIL import Image
 
     for dpi in (90, 70, 50, 35):

@@ -214,10 +214,9 @@ def draw_differences(folder: Folder, frame: pl.DataFrame, config: str, confidenc
         confidence: of the intervals.
     """
     import polars as pl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     from ringrift_pipeline.drawing.charts import save_chart
+    from ringrift_pipeline.libraries.plotting import Figure, FigureCanvasAgg
 
     colours = {"better": "#1a7f37", "worse": "#c62828", "undecided": "#6e7781"}
     labels = frame.select("enhancement", "setting").unique(maintain_order=True).rows()

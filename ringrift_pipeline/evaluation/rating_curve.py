@@ -65,9 +65,9 @@ def draw_curve(folder: Folder, frame: pl.DataFrame, config: str, confidence: flo
     """
     import numpy as np
     import polars as pl
-    from matplotlib.ticker import MaxNLocator
 
     from ringrift_pipeline.drawing.charts import new_chart, save_chart
+    from ringrift_pipeline.libraries.plotting import MaxNLocator
 
     figure, (axes,) = new_chart()
     rated = _thinned(frame.filter(pl.col("generation").is_not_null()).sort("generation"))

@@ -120,6 +120,7 @@ def calibrate(
 
 def draw_stages(folder: Folder, before: dict[str, Any], after: dict[str, Any]) -> None:
     """The reliability diagram of both reports into a draft's folder, small and whole."""
+    # The charts bring matplotlib without settings of the current folder; the figure alone would not.
     from ringrift_pipeline.drawing.charts import save_chart
     from ringrift_pipeline.enhancements.calibration_report import reliability_figure
 
