@@ -5,6 +5,7 @@ and libraries take no settings from it.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from ringrift_pipeline.libraries.current_folder import CurrentFolderError, unrea
 from ringrift_pipeline.orchestration.backend import Backend
 from ringrift_pipeline.orchestration.instance import own_instance, prepare_home
 from ringrift_pipeline.orchestration.leftovers import sweep_apart
+from ringrift_pipeline.orchestration.places import CODE
 from ringrift_pipeline.orchestration.services import start_play, start_webserver
 
 TRAPS = (
@@ -225,3 +227,24 @@ def test_a_library_that_looks_there_in_another_way_is_refused(sent: Path) -> Non
     (sent / NUMBA).unlink()
     with unread(NUMBA, "some_library", "nowhere"):
         assert os.path.exists is plain
+
+
+def test_an_editable_install_looks_for_nothing_there(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="setuptools is not installed")
+    source, wheels, installed = (tmp_path / name for name in ("source", "wheels", "installed"))
+    source.mkdir()
+    shutil.copytree(CODE / "ringrift_pipeline", source / "ringrift_pipeline")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CODE / name, source)
+    build = "import sys; from setuptools.build_meta import build_editable as b; b(sys.argv[1])"
+    wheels.mkdir()
+    line = [sys.executable, "-P", "-c", build, str(wheels)]
+    subprocess.run(line, cwd=source, check=True, capture_output=True)
+    shutil.unpack_archive(next(wheels.iterdir()), installed, "zip")
+    look = (
+        "import os, site, sys; site.addsitedir(sys.argv[1]); import ringrift_pipeline.web as found;"
+        "print(found.__file__, [place for place in sys.path if not os.path.isabs(place)])"
+    )
+    line = [sys.executable, "-I", "-S", "-c", look, str(installed)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == f"{source / 'ringrift_pipeline/web/__init__.py'} []\n", done.stderr
