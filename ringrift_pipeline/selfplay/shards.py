@@ -471,13 +471,19 @@ def read_metadata(path: Path) -> dict[str, Any]:
         return {name.decode(): json.loads(value) for name, value in reader.schema.metadata.items()}
 
 
+def _rows(values: pa.FixedSizeListArray) -> NDArray:
+    """Lists of K elements as an array (R, K), also where there are none."""
+    flat = values.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(values), values.type.list_size)
+
+
 def column(batch: pa.RecordBatch | pa.Table, name: str) -> NDArray:
     """A column of fixed-size elements as an array (R,) or (R, K), strings as objects."""
     values = batch.column(name)
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if pa.types.is_fixed_size_list(values.type):
-        return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+        return _rows(values)
     return values.to_numpy(zero_copy_only=False)
 
 
@@ -489,5 +495,5 @@ def ragged_column(batch: pa.RecordBatch | pa.Table, name: str) -> tuple[NDArray,
     lengths = values.value_lengths().to_numpy(zero_copy_only=False)
     flat = values.flatten()
     if pa.types.is_fixed_size_list(flat.type):
-        return lengths, flat.flatten().to_numpy(zero_copy_only=False).reshape(len(flat), -1)
+        return lengths, _rows(flat)
     return lengths, flat.to_numpy(zero_copy_only=False)

@@ -225,10 +225,12 @@ def read_frame(path: Path, columns: int) -> pl.DataFrame:
         file = parquet.ParquetFile(path, read_dictionary=texts)
         table = file.read()
         table.validate(full=True)
+        names = list(table.schema.names)
+        if len(set(names)) < len(names):
+            raise ValueError("two of its columns have one name")
         for name in texts:
             table = _plain(table, name)
         # names and values alone: what else a file says of itself is not looked at
-        names = list(table.schema.names)
         frame = pl.from_arrow(pa.table([table.column(i) for i in range(len(names))], names))
     except (OSError, ValueError, CorruptArtefactError, pa.ArrowException) as error:
         raise TableError(f"{path}: cannot be read as Parquet ({error})") from error

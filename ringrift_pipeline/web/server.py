@@ -87,7 +87,7 @@ def _error(message: str, field: str | None, status: int) -> JSONResponse:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = f"{request.method} {request.url.path}: {error.detail}"
+    said = f"{request.method} {request.scope['path']}: {error.detail}"  # a URL fails by its query
     return _error(said, None, error.status_code)
 
 

@@ -41,7 +41,9 @@ def web_routes(folder: Path) -> Target:
             check(served is guarded, scope, status, headers, said)
         if status >= 400:
             told = json.loads(said)
-            raise RefusedError(f"{status} {told.get('field')}", told.get("error", ""))
+            said = str(told.get("error", ""))  # without a field it names the address first
+            where = said if told.get("field") else said.rpartition(": ")[2]
+            raise RefusedError(f"{status} {told.get('field')}", where)
 
     post = (
         b"\nHost: " + HOST + b"\nContent-Type: application/json\nOrigin: http://" + HOST + b"\n\n"
@@ -171,7 +173,7 @@ def analysis_engine(folder: Path) -> Target:
         if first is not None:
             raise first
 
-    move = {"type": "place_ring", "to": [3, 3], "count": 1}
+    move = {"type": "place_ring", "to": "3,3", "count": 1}
     queries: list[Any] = [
         {"id": "a", "moves": [move], "maxVisits": 2, "includePolicy": True, "priority": 3},
         {"id": "b", "config": "hex8_3p", "player": "heuristic", "analyzeTurns": [0], "maxMoves": 1},
@@ -210,8 +212,8 @@ def terminal_line(folder: Path) -> Target:
         (
             b"0\n",
             b"12\n",
-            b"?\nplace\n\nb2\nq\n",
-            b"h\nc3 3\n",
+            b"?\nplace\n\nb2\n5\nq\n",
+            b"h\nc3 3\n9\n",
             b"x" * 1200 + b"\n7\n",
         ),
         run,

@@ -136,9 +136,9 @@ def reworded(seed: bytes, rng: random.Random) -> bytes:
         value = json.loads(seed)
     except (ValueError, RecursionError):
         return seed
-    for _ in range(1 + int(rng.expovariate(0.9))):
-        value = _changed(value, rng)
     try:
+        for _ in range(1 + int(rng.expovariate(0.9))):
+            value = _changed(value, rng)
         return json.dumps(value).encode()
     except (ValueError, RecursionError, UnicodeEncodeError):
         return seed

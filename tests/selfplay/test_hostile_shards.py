@@ -15,7 +15,7 @@ import pytest
 from ringrift_pipeline.orchestration.integrity import shards_sound
 from ringrift_pipeline.selfplay import Plan, ShardError, collect, read_shard, shard_kind
 from ringrift_pipeline.selfplay.collecting import moves_of_games
-from ringrift_pipeline.selfplay.shards import SHARD_FILE, ragged_column, shard_batches
+from ringrift_pipeline.selfplay.shards import SHARD_FILE, column, ragged_column, shard_batches
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.training import build_window, score_games
 from ringrift_pipeline.training.gallery import find_examples
@@ -109,3 +109,15 @@ READERS: dict[str, Callable[[Store, Plan], object]] = {
 def test_every_reader_refuses_it(hostile: Played, reader: str) -> None:
     with pytest.raises((ShardError, RequestError), match="is damaged"):
         READERS[reader](*hostile)
+
+
+def test_a_shard_without_rows_has_columns_of_their_widths(played: Played) -> None:
+    store, plan = played
+    table = read_shard(store.require(CONFIG, plan.generation, KIND).file(SHARD_FILE))
+    for name in table.schema.names:
+        kind = table.schema.field(name).type
+        if pa.types.is_fixed_size_list(kind):
+            assert column(table.slice(0, 0), name).shape == (0, kind.list_size)
+        elif pa.types.is_list(kind) and pa.types.is_fixed_size_list(kind.value_type):
+            lengths, flat = ragged_column(table.slice(0, 0), name)
+            assert (len(lengths), flat.shape) == (0, (0, kind.value_type.list_size))

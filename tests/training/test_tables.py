@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from ringrift_pipeline.network import load_model
 from ringrift_pipeline.selfplay import Plan, iter_shards, plan_generation, read_shard
@@ -212,3 +214,12 @@ def test_tables_that_break_their_schema_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"PAR1 damaged")
     with pytest.raises(TableError, match="cannot be read"):
         read_table(path, HARD_EXAMPLES)
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    texts = pa.array(["a", "b"])
+    for values in (texts, pa.array([1.0, 2.0])):
+        parquet.write_table(pa.table([texts, values], ["reason", "reason"]), path)
+        with pytest.raises(TableError, match="two of its columns have one name"):
+            read_table(path, HARD_EXAMPLES)
