@@ -62,7 +62,7 @@ def following_run(
     if last is not None and following > last:
         note = f"{config}: generation {generation_key(last)} was the last asked for"
         return Following(following, note, feedback, end=LIMIT)
-    if _has_run(instance, config, following):
+    if generation_runs(instance, config, following):
         note = f"{config}: generation {key} has been started already"
         return Following(following, note, feedback, end=STARTED)
     carried = {"last_generation": last} if last is not None else {}
@@ -109,11 +109,7 @@ def not_followed(
     if decided is None or decided[1].get("end") != STARTED:
         return None
     following = decided[0] + 1
-    if _has_run(instance, config, following):
+    if generation_runs(instance, config, following):
         return None
-    return f"generation {generation_key(following)} had been started by somebody else, and no run of it is left"
-
-
-def _has_run(instance: DagsterInstance, config: str, generation: int) -> bool:
-    """Is there a run of the generation, whoever asked for it, after which the loop goes on?"""
-    return bool(generation_runs(instance, config, generation))
+    key = generation_key(following)
+    return f"generation {key} had been started by somebody else, and no run of it is left"

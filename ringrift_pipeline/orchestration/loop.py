@@ -232,9 +232,9 @@ class Loop:
         waits = False
         if records[0].dagster_run.status == DagsterRunStatus.SUCCESS:
             waits = not decide(self.instance, self.store, config, self.first)
+        made = is_decided(self.store, config, self.first)
         # One without a plan has lost its files, or never had any, and is begun anew.
-        planned = self.first in self.store.generations(config)
-        made = planned and is_decided(self.store, config, self.first)
+        made = made and self.first in self.store.generations(config)
         if made or waits:
             self._newest_before = records[0].storage_id - 1
             self._before[self.first] = None if made else self._before[self.first]

@@ -99,8 +99,8 @@ class GenerationsInOrder(QueuedRunCoordinator):
         """
         tags = {name: run.tags[name] for name in (RUN_KEY_TAG, SENSOR_NAME_TAG) if name in run.tags}
         if len(tags) == 2 and run.parent_run_id is None:
-            for other in self._by_others(run):
-                return other
+            if others := self._by_others(run):
+                return others[0]
             for record in self._instance.get_run_records(
                 RunsFilter(tags=tags), limit=1, ascending=True
             ):
