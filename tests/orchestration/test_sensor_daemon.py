@@ -60,7 +60,7 @@ def test_restarted_daemons_start_each_generation_once(
     # Started again after a crash that lost the cursor, and blind for the runs that exist: the run
     # keys alone keep it from starting a generation twice.
     forget_cursor(instance)
-    monkeypatch.setattr(following, "_has_run", lambda *_: False)
+    monkeypatch.setattr(following, "generation_runs", lambda *_: [])
     with daemon(instance) as workspace:
         sensor_tick(workspace)
     assert queued(instance) == wanted
