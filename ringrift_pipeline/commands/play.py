@@ -79,7 +79,7 @@ def play(
         bool,
         typer.Option(
             "--browser/--no-browser",
-            help="Open the page where there is a desktop; its address is printed anyway.",
+            help="Open the page where there is a desktop and no token; its address is printed anyway.",
             rich_help_panel=PAGE,
         ),
     ] = True,
@@ -147,7 +147,8 @@ def _on_page(
         if not access.local:
             say("Whoever has this address can use this machine; the connection is not encrypted.")
         say("Ctrl-C stops it.")
-        if browser and _has_desktop():
+        # A browser is begun with the address as an argument, which all users can read.
+        if browser and access.token is None and _has_desktop():
             webbrowser.open(access.url())
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: say("stopped"))  # once the server has

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ringrift_pipeline import web
 from ringrift_pipeline.cli import run
+from ringrift_pipeline.commands import play
 from ringrift_pipeline.drawing import LEGEND
 
 if TYPE_CHECKING:
@@ -154,6 +156,21 @@ def test_beyond_this_machine_it_asks_for_a_token(tmp_path: Path) -> None:
         code, said = stop(process)
         assert code == 0 and said and found[2] not in said  # it is told once
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("host", "opened"), [("127.0.0.1", 1), ("0.0.0.0", 0)])
+def test_no_browser_is_given_the_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, opened: int
+) -> None:
+    """It would get the address as an argument, which all users of the machine can read."""
+    addresses: list[str] = []
+    monkeypatch.setattr(play, "_has_desktop", lambda: True)
+    monkeypatch.setattr(play.webbrowser, "open", addresses.append)
+    monkeypatch.setattr(web, "serve", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(play.os, "_exit", lambda code: None)  # this is no process of its own
+    assert run(["play", "--host", host, "--port", "0", "--data", str(tmp_path / "data")]) == 0
+    assert len(addresses) == opened and "token" not in str(addresses)
 
 
 def test_a_port_that_is_taken_is_one_line(
