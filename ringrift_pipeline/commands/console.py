@@ -35,6 +35,11 @@ def say(text: str) -> None:
     errors.print(text, markup=False)
 
 
+def plain(text: str) -> str:
+    """A line of text that anybody may have chosen, without what a terminal would obey."""
+    return "".join(sign if sign.isprintable() else "?" for sign in text)
+
+
 def print_json(value: Any) -> None:
     """The result, on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")

@@ -20,6 +20,7 @@ from ringrift_pipeline.commands.console import (
     errors,
     interval,
     output,
+    plain,
     print_json,
     say,
     shown,
@@ -164,7 +165,7 @@ def _watch(work: Any, page: GamesPage | None) -> None:
                     took = clock(state.seconds[name])
                     say(f"{_stamp(snapshot)} {state.key} | {name} {mark} after {took}")
         if due():
-            say(_line(snapshot))
+            say(plain(_line(snapshot)))
 
 
 def _looked_at(work: Any, page: GamesPage | None) -> Iterator[Snapshot]:
@@ -221,13 +222,13 @@ def _picture(snapshot: Snapshot) -> Group:
     now = time.time()
     for step in state.steps:
         bars.add_row(
-            Text(_short(step.step)),
+            Text(plain(_short(step.step))),
             ProgressBar(
                 total=step.total or None, completed=step.done, width=30, pulse=not step.total
             ),
             Text(f"{step.done}/{step.total}" if step.total else ""),
             Text(clock(now - step.started), style="dim"),
-            Text(step.message, overflow="ellipsis"),
+            Text(plain(step.message), overflow="ellipsis"),
         )
     rows += [bars, Text(f"{clock(snapshot.elapsed)} since the start", style="dim")]
     return Group(*rows)
@@ -255,7 +256,7 @@ def _close(
         if summary.promoted is not None:
             verdict = "promoted" if summary.promoted else "not promoted"
             output.print(
-                f"{summary.generation:04d} {verdict}: {'; '.join(summary.reasons)}",
+                plain(f"{summary.generation:04d} {verdict}: {'; '.join(summary.reasons)}"),
                 markup=False,
                 soft_wrap=True,
             )

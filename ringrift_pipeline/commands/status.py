@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from ringrift_pipeline.commands.console import clock, interval, output, print_json
+from ringrift_pipeline.commands.console import clock, interval, output, plain, print_json
 from ringrift_pipeline.commands.options import Common
 from ringrift_pipeline.commands.tables import fitting
 from ringrift_pipeline.orchestration.places import home_folder
@@ -33,7 +33,8 @@ def status(common: Common) -> None:
         print_json(found.to_dict())
         return
     for line in lines(found):
-        output.print(line, markup=False, soft_wrap=True)
+        # progress, reasons and names are of whoever wrote what lies under the data root
+        output.print(plain(line), markup=False, soft_wrap=True)
     if found.configs:
         for table in strengths(found.configs):
             output.print(table)
@@ -108,8 +109,8 @@ def described(run: RunState) -> str:
 
 
 def short(text: str, most: int = 160) -> str:
-    """One line of text that anybody may have chosen, without what a terminal would obey."""
-    shown = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+    """One line of text that anybody may have chosen, and not much of it."""
+    shown = plain(" ".join(text.split()))
     return shown if len(shown) <= most else f"{shown[:most]} …"
 
 

@@ -211,6 +211,19 @@ def test_the_alerts_of_the_last_day_are_listed_whoever_was_told(
     assert as_json(capsys)["recent_alerts"] == []
 
 
+def test_what_a_terminal_would_obey_is_not_passed_on(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generation(store, 0, 80, None, False)
+    with open_instance(store.root) as instance:
+        run_id = started(instance, CONFIG, "0000", DagsterRunStatus.STARTED, 0)
+        with ProgressFile(store.root, run_id, f"{CONFIG}__checkpoint", CONFIG, "0000") as report:
+            report(1, 2, "step \x1b]52;c;aGk=\x07 of 2")
+            assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "step ?]52;c;aGk=? of 2" in said and "\x1b" not in said
+
+
 def test_a_file_that_is_no_alert_does_not_keep_the_others_from_being_listed(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
