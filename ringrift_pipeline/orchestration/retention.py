@@ -184,7 +184,11 @@ def old_values(instance: DagsterInstance, store: Store, cutoff: float) -> list[P
     for folder in sorted((home_folder(store.root) / "values").glob("*")):
         if folder.name in used or not folder.is_dir():
             continue
-        if _ended(instance, folder.name, folder.stat().st_mtime) < cutoff:
+        try:
+            written = folder.stat().st_mtime
+        except FileNotFoundError:  # another retention is at work
+            continue
+        if _ended(instance, folder.name, written) < cutoff:
             old.append(folder)
     return old
 
@@ -237,7 +241,10 @@ def _in_use(instance: DagsterInstance) -> set[str]:
 
 
 def _bytes(path: Path) -> int:
-    return used_bytes(path) if path.is_dir() else path.lstat().st_size
+    try:
+        return used_bytes(path) if path.is_dir() else path.lstat().st_size
+    except FileNotFoundError:  # another retention has removed it meanwhile
+        return 0
 
 
 def _remove(path: Path) -> None:

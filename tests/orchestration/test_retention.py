@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -339,6 +340,27 @@ def test_a_run_under_a_key_of_no_generation_keeps_all(
         status=DagsterRunStatus.STARTED,
     )
     assert working(own, history) == {(CONFIG, generation) for generation in range(3)}
+
+
+def test_what_another_retention_removes_meanwhile_is_no_error(
+    history: Store, own: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (values_of(history, name) for name in ("first", "second"))
+    is_dir, lstat = Path.is_dir, Path.lstat
+
+    def listed(path: Path) -> bool:
+        found = is_dir(path)
+        if path == first and found:
+            shutil.rmtree(first)  # seen, and gone
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", listed)
+    assert retention.old_values(own, history, time.time() + DAY) == [second]
+    monkeypatch.undo()
+    file = history.root / "file"
+    file.write_text("captured")
+    monkeypatch.setattr(Path, "lstat", lambda path: file.unlink() or lstat(path))
+    assert retention._bytes(file) == 0
 
 
 def values_of(store: Store, run_id: str) -> Path:
