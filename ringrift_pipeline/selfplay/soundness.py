@@ -25,7 +25,7 @@ BAD_POLICY = "a policy that is no distribution"
 def no_distribution(shares: NDArray) -> NDArray[np.bool_]:
     """Which rows of ``shares`` (R, K) are no distribution, (R,): NaN is in none."""
     shares = shares.astype(np.float64)
-    inside = ((shares >= -NEAR_ONE) & (shares <= 1.0 + NEAR_ONE)).all(axis=1)
+    inside = ((shares >= 0.0) & (shares <= 1.0 + NEAR_ONE)).all(axis=1)
     return ~(inside & (np.abs(shares.sum(axis=1) - 1.0) <= NEAR_ONE))
 
 

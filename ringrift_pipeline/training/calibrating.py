@@ -220,7 +220,8 @@ def _by_seat(
     """Logits and outcomes (K, players), mover first, rotated to absolute seats."""
     players = window.players
     relative = (np.arange(players) - window.player[rows].astype(np.int64)[:, None]) % players
-    outcome = window.outcome[rows].astype(np.float64)
+    # float32 may leave a share above 1 by what the sum of shares may be off
+    outcome = np.minimum(window.outcome[rows].astype(np.float64), 1.0)
     return (
         np.take_along_axis(logits, relative, axis=1),
         np.take_along_axis(outcome, relative, axis=1),
