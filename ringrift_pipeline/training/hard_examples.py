@@ -141,11 +141,12 @@ def mine_hard_examples(
         else {},
         "scored_with": "parent" if plan.parent is not None else "surprise",
         "ensemble_members": [member.name for member in members],
-        "train/hardness_mean": float(hardness.mean()),
-        "train/hardness_p90": float(np.quantile(hardness, 0.9)),
-        "train/hardness_max": float(hardness.max()),
     }
-    if members:
+    if len(rows):  # all games of a small generation may be held out
+        metadata["train/hardness_mean"] = float(hardness.mean())
+        metadata["train/hardness_p90"] = float(np.quantile(hardness, 0.9))
+        metadata["train/hardness_max"] = float(hardness.max())
+    if members and len(rows):
         metadata["train/uncertainty_mean"] = float(uncertainty.mean())
     metadata |= {f"reason_{name}": int((reasons == name).sum()) for name in terms}
     judged = {}

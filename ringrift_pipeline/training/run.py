@@ -35,14 +35,16 @@ from ringrift_pipeline.training.loss import TrainingLoss
 from ringrift_pipeline.training.row_checks import BadRowsError, name_rows
 from ringrift_pipeline.training.state import check_training
 from ringrift_pipeline.training.stream import BatchStream, RowsExhausted
-from ringrift_pipeline.training.window import Window
+from ringrift_pipeline.training.window import Window, WindowError
 
 if TYPE_CHECKING:
     from ringrift_pipeline.store import Artefact
     from ringrift_pipeline.training.hard_examples import HardRows
 
 MOST_ANOMALIES = 20
-"""Lines that a checkpoint's metadata has of steps left out and undone; ``metrics.jsonl`` has all."""
+"""Lines that a checkpoint's metadata has of steps left out and undone."""
+MOST_RECORDED = 1000
+"""Of these in ``metrics.jsonl``; a state that is saved holds them, and must not grow without end."""
 VALIDATIONS = 4
 """Validations of a run at least, each a chance to be its best model."""
 
@@ -60,6 +62,17 @@ def planned_steps(plan: Plan, rows: int, new_rows: int) -> int:
     if training.max_steps:
         steps = min(steps, training.max_steps)
     return max(1, steps)
+
+
+def _check_rows(plan: Plan, rows: int) -> None:
+    """WindowError where ``rows`` training rows do not make a single step."""
+    training, batch = plan.settings.training, plan.settings.effective_batch_size
+    if int(training.sample_reuse_limit) * rows < batch:
+        raise WindowError(
+            f"the window of {plan.config} generation {plan.generation:04d} has {rows} training rows, "
+            f"visited {int(training.sample_reuse_limit)} times at most (training.sample_reuse_limit): "
+            f"not enough for one step of {batch}; play more games, or lower training.batch_size"
+        )
 
 
 def new_rows(plan: Plan, window: Window, fresh: bool) -> int:
@@ -155,6 +168,7 @@ class TrainingRun:
         self._judged = WindowDataset(window, self.device)  # against outcomes alone
         rows = window.training_rows
         self.holdout = window.holdout_rows
+        _check_rows(plan, len(rows))
         self.new_rows = new_rows(plan, window, fresh=parent is None)
         self.total = planned_steps(plan, len(rows), self.new_rows)
         if parent is None:
@@ -285,7 +299,8 @@ class TrainingRun:
                 message += f": {name_rows(self.dataset.window, stats.rows)}"
             self._note(f"step {self.iteration}: {message}")
         self.loss.settle()
-        if self.iteration % self._log_every == 0 or stats.anomaly or self.finished:
+        told = bool(stats.anomaly) and self._recorded < MOST_RECORDED
+        if self.iteration % self._log_every == 0 or told or self.finished:
             record: dict[str, Any] = {
                 "step": self.iteration,
                 "train/loss": _number(stats.loss),
@@ -333,6 +348,10 @@ class TrainingRun:
             if stats.anomaly:
                 break  # left out by all processes, and the rest of the step with it
         return stats
+
+    @property
+    def _recorded(self) -> int:
+        return sum("train/anomaly" in record for record in self.records)
 
     def _note(self, line: str) -> None:
         if len(self.anomalies) < MOST_ANOMALIES:

@@ -21,7 +21,13 @@ from torch import nn
 
 from ringrift_pipeline.network.checkpoint import check_finite
 from ringrift_pipeline.store import CorruptArtefactError, Folder, check_file, read_bounded
-from ringrift_pipeline.store.bounded import bounded_size, parse_json
+from ringrift_pipeline.store.bounded import (
+    MOST,
+    TooLargeError,
+    bounded_size,
+    check_values,
+    parse_json,
+)
 
 TENSORS = "state.safetensors"
 TREE = "state.json"
@@ -46,11 +52,21 @@ def pack_state(state: dict[str, Any]) -> PackedState:
     Raises
     ------
     StateError
-        naming the entry that has a type which cannot be kept.
+        naming the entry that has a type which cannot be kept; or if there is more beside the tensors
+        than :func:`load_state` would read.
     """
     tensors: dict[str, torch.Tensor] = {}
     tree = _pack(state, "state", tensors)
     text = json.dumps({"format": _FORMAT, "state": tree}, allow_nan=False, sort_keys=True)
+    try:
+        if len(text) > MOST:  # all of it is ASCII
+            raise TooLargeError(f"it has {len(text)} bytes, of which {MOST} could be read again")
+        check_values(text.encode())
+    except TooLargeError as error:
+        raise StateError(
+            f"the state beside its tensors cannot be saved: {error}; validate less often (a larger "
+            "training.checkpoint_every)"
+        ) from error
     return PackedState(tensors, text)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,10 @@ from ringrift_pipeline.store import Artefact, Store
 from ringrift_pipeline.training import (
     Window,
     WindowDataset,
+    WindowError,
     average,
     build_window,
+    hard_examples,
     mine_hard_examples,
     open_window,
     score_games,
@@ -50,6 +53,29 @@ from .conftest import CONFIG, NOW, save_evaluation_of, settings
 @pytest.fixture()
 def window(store: Store, second: Plan) -> Window:
     return open_window(build_window(store, second).path)
+
+
+def test_a_window_that_makes_no_batch_is_refused(window: Window, second: Plan) -> None:
+    plan = changed(second, training__batch_size=8192, training__sample_reuse_limit=1)
+    text = r"0001 has \d+ training rows, visited 1 times at most.* one step of 8192"
+    with pytest.raises(WindowError, match=text):
+        TrainingRun(plan, window)
+
+
+def test_a_generation_whose_games_are_all_held_out_is_mined(
+    store: Store, second: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By chance, where they are few: another generation's are left to train on."""
+    real = hard_examples.open_window
+
+    def held_out(path: Path) -> Window:
+        opened = real(path)
+        return replace(opened, holdout=opened.holdout | (opened.generation == 1))
+
+    monkeypatch.setattr(hard_examples, "open_window", held_out)
+    found = mine_hard_examples(store, second).metadata
+    assert (found["scored_rows"], found["examples"]) == (0, 0)
+    assert "train/hardness_mean" not in found
 
 
 def changed(plan: Plan, **overrides: object) -> Plan:

@@ -38,12 +38,14 @@ from ringrift_pipeline.training import (
     build_ensemble,
     build_window,
     calibrate,
+    calibrating,
     mine_hard_examples,
     open_window,
     score_games,
     tables,
     train,
 )
+from ringrift_pipeline.training import run as training_run
 from ringrift_pipeline.training.auxiliary import load_heads, save_heads
 from ringrift_pipeline.training.dataset import surprise_weights
 from ringrift_pipeline.training.forward import held_out_losses
@@ -94,6 +96,7 @@ SHARDS: list[tuple[str, Edit, str]] = [
     ("policy", lambda p: [NAN, *p[1:]], "a policy that is no distribution"),
     ("policy", lambda p: [p[0] + 0.5, *p[1:]], "a policy that is no distribution"),
     ("outcome", lambda _: [NAN, 1.0], "shares of the win"),
+    ("outcome", lambda _: [-5e-4, 1.0005], "shares of the win"),
     ("search_value", lambda _: [INF, 0.0], "values after search"),
     ("root_value", lambda _: [1.5, -0.5], "values before search"),
     ("surprise", lambda _: -INF, "a surprise that is not finite"),
@@ -189,6 +192,35 @@ def test_training_goes_on_without_batches_of_bad_rows(
         assert any(name_of(window, row) in record["message"] for row in bad)
     assert len(run.anomalies) == len(found) == run.facade.progress.skipped
     assert run.iteration == run.total and sound(run)
+
+
+def test_what_is_recorded_of_bad_batches_has_an_end(
+    window: Window, second: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that is saved holds all of it."""
+    monkeypatch.setattr(training_run, "MOST_RECORDED", 1)
+    bad = window.training_rows[::100].tolist()
+    run = TrainingRun(changed(second, **OFF), poisoned(window, "globals", NAN, bad))
+    run._log_every = run.total  # as in a long training
+    found = finish(run)
+    assert run.facade.progress.skipped > 2
+    assert len([one for one in found if one["step"] < run.total]) == 1  # the last is always told
+
+
+def test_shares_that_are_a_little_above_one_are_calibrated(
+    store: Store, second: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding may leave a sum of float32 there, and such rows are trained on."""
+    with store.create(CONFIG, 1, "ema_model") as draft:
+        save_model(draft, RingRiftNetwork(NetworkConfig(1, 8, 8), seed=4), {})
+    real = calibrating.open_window
+
+    def above(path: Path) -> Window:
+        opened = real(path)
+        return replace(opened, outcome=opened.outcome * np.float32(1.0005))
+
+    monkeypatch.setattr(calibrating, "open_window", above)
+    assert calibrate(store, second).kind == "calibration_report"
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -141,11 +141,18 @@ def test_tensors_arrays_and_scalars_keep_their_types_and_bits(tmp_path: Path) ->
     assert same(load_state(tmp_path), state)
 
 
-def test_states_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_states_that_cannot_be_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StateError, match=r"state\['a'\]\[1\] is a set"):
         save_state(tmp_path, {"a": [1, {2}]})
     with pytest.raises(StateError, match="Python objects"):
         save_state(tmp_path, {"a": np.array([None])})
+    with monkeypatch.context() as patched:  # nothing is saved that could not be read again
+        patched.setattr("ringrift_pipeline.training.state.MOST", 10_000)
+        with pytest.raises(StateError, match="cannot be saved: it has .* bytes, of which 10000"):
+            save_state(tmp_path, {"records": [{"step": step} for step in range(1000)]})
+        patched.setattr("ringrift_pipeline.store.bounded.MOST_VALUES", 1000)
+        with pytest.raises(StateError, match=r"more than 1000 values.*checkpoint_every"):
+            save_state(tmp_path, {"records": [0] * 3000})
     with pytest.raises(StateError, match="holds no training state"):
         load_state(tmp_path / "absent")
     save_state(tmp_path, {"a": torch.ones(3)})
