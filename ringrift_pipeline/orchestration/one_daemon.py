@@ -121,6 +121,7 @@ class _Lock:
         `_SILENT` if its holder may be gone.
         """
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        connection.detach()  # closed is then closed: no pool keeps it, and the lock with it
         try:
             name = sqlalchemy.text("SELECT set_config('application_name', :name, false)")
             connection.execute(name, {"name": self._name})

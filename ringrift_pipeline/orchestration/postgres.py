@@ -7,8 +7,9 @@ seconds; a restart with recovery takes longer, and a run or a step that cannot w
 from __future__ import annotations
 
 import logging
+import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy.event
 import sqlalchemy.exc
@@ -19,15 +20,26 @@ from dagster_postgres import DagsterPostgresStorage
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.utils import (
     DagsterPostgresException,
+    create_pg_engine,
     get_token_provider_from_config,
     pg_url_from_config,
 )
 
 from ringrift_pipeline.orchestration.celery_settings import place_of, seconds_of
 
+if TYPE_CHECKING:
+    from dagster_postgres.auth import PgTokenProvider
+
 PATIENCE_VARIABLE = "RINGRIFT_POSTGRES_PATIENCE"
 PATIENCE = 120.0  # seconds
 _PAUSE = 0.5  # seconds between two attempts
+# A connection whose other end is gone without a word is noticed within a minute, and not after hours.
+_NOTICES = {
+    "tcp_user_timeout": 30_000,  # milliseconds
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
 # What waiting does not mend; everything else that keeps a connection from coming about may pass.
 _FOR_GOOD = (
     "authentication failed",
@@ -65,21 +77,31 @@ class _Events(PostgresEventLogStorage):
 class PatientPostgresStorage(DagsterPostgresStorage):
     """dagster-postgres's storage, which waits for a server that is away: ``PATIENCE`` seconds, or as
     many as ``$RINGRIFT_POSTGRES_PATIENCE`` says. Pages of the web server do not wait.
+
+    A process keeps one connection, whatever the number of its instances, where dagster-postgres opens
+    one for every transaction: some 35 a second while two shards are played.
     """
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,
+        inst_data: ConfigurableClassData | None = None,
+        token_provider: PgTokenProvider | None = None,
+    ) -> None:
         began = time.monotonic()
+        # of tables that this process has seen nobody need ask again
+        tables = should_autocreate_tables and postgres_url not in _engines
         while True:
             try:
-                super().__init__(*arguments, **named)
-                self._event_log_storage = _Events(
-                    self.postgres_url, False, token_provider=named.get("token_provider")
-                )
+                super().__init__(postgres_url, tables, inst_data, token_provider)
                 break
             except DagsterPostgresException as error:  # it has tried for some seconds
-                _wait_or_give_up(error.__cause__ or error, began, place_of(self.postgres_url))
+                _wait_or_give_up(error.__cause__ or error, began, place_of(postgres_url))
+        self.should_autocreate_tables = should_autocreate_tables
+        self._event_log_storage = _Events(postgres_url, False, token_provider=token_provider)
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
-            sqlalchemy.event.listen(storage._engine, "do_connect", _connect)
+            storage._engine = _engine_of(postgres_url, token_provider)
 
     @classmethod
     def from_config_value(  # type: ignore[override]  # as dagster-postgres declares it
@@ -89,9 +111,41 @@ class PatientPostgresStorage(DagsterPostgresStorage):
         return cls(
             inst_data=inst_data,
             postgres_url=pg_url_from_config(config_value),
-            should_autocreate_tables=config_value.get("should_autocreate_tables", True),
+            should_autocreate_tables=bool(config_value.get("should_autocreate_tables", True)),
             token_provider=get_token_provider_from_config(config_value),
         )
+
+
+_engines: dict[str, sqlalchemy.Engine] = {}  # of this process, by address
+
+
+def _engine_of(url: str, token_provider: PgTokenProvider | None) -> sqlalchemy.Engine:
+    """The one engine of this process for a server, which keeps a connection and sees before each use
+    whether it is still one.
+    """
+    if url not in _engines:
+        engine = create_pg_engine(
+            url,
+            token_provider,
+            isolation_level="AUTOCOMMIT",
+            pool_size=1,
+            max_overflow=-1,  # several threads at a time have one each, and close it
+            pool_pre_ping=True,
+            connect_args=_NOTICES,
+        )
+        sqlalchemy.event.listen(engine, "do_connect", _connect)
+        _engines.setdefault(url, engine)  # of two threads that come at once one is as good
+    return _engines[url]
+
+
+def _forget() -> None:
+    """A process that was forked has its parent's connections, and must not use them nor end them."""
+    for engine in _engines.values():
+        engine.dispose(close=False)
+    _engines.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def patience() -> float:

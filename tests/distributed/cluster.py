@@ -81,12 +81,17 @@ def _end(
 
 @contextlib.contextmanager
 def _paused(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A server that takes connections, and does not answer them."""
-    process.send_signal(signal.SIGSTOP)
+    """A server, with all its processes, that takes connections and does not answer."""
+    process.send_signal(signal.SIGSTOP)  # first: it begins no others
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    everyone = [*map(int, children), process.pid]
+    for pid in everyone:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        process.send_signal(signal.SIGCONT)
+        for pid in everyone:
+            os.kill(pid, signal.SIGCONT)
 
 
 class Redis:
@@ -209,7 +214,7 @@ class Postgres:
         _end(self._process, signal.SIGINT)
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """To new connections, which all of Dagster's are."""
+        """To new connections, and on those that it has."""
         return _paused(self._process)
 
     def environment(self, host: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import shutil
 import tempfile
 import time
@@ -110,6 +111,37 @@ def test_every_storage_waits_for_the_server(server: Postgres, clock: Clock) -> N
         part._engine.connect().close()
 
 
+def test_a_process_keeps_one_connection_for_all_its_instances(server: Postgres) -> None:
+    from ringrift_pipeline.orchestration.postgres import PatientPostgresStorage
+
+    where = address(server.port, server.password)
+
+    def sessions() -> set[int]:
+        """Of queries by three instances, one after the other."""
+        found = set()
+        for _ in range(3):
+            storage: Any = PatientPostgresStorage(where)
+            for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+                with part._engine.connect() as connection:
+                    ask = sqlalchemy.text("SELECT pg_backend_pid()")
+                    found.add(connection.execute(ask).scalar_one())
+        return found
+
+    (kept,) = sessions()
+    forks = multiprocessing.get_context("fork")
+    told = forks.SimpleQueue()
+    child = forks.Process(target=lambda: told.put(sessions()))
+    child.start()
+    (own,) = told.get()
+    child.join()
+    assert own != kept and sessions() == {kept}  # it neither used nor ended its parent's
+    with server.connect("dagster") as other:
+        other.cursor().execute("SELECT pg_terminate_backend(%s)", [kept])
+    other.close()
+    (new,) = sessions()  # without an error
+    assert new != kept
+
+
 def test_one_that_comes_back_in_time_is_connected_to(clock: Clock) -> None:
     import psycopg2
 
@@ -206,7 +238,7 @@ def test_who_has_not_looked_at_its_lock_for_long_loses_it(
 
     monkeypatch.setattr(one_daemon, "PAUSE", 0.1)
     where = address(server.port, server.password)
-    engine = sqlalchemy.create_engine(where, poolclass=sqlalchemy.pool.NullPool)
+    engine = sqlalchemy.create_engine(where, pool_size=1)  # what is kept there has no lock
     first, second = one_daemon._Lock(engine), one_daemon._Lock(engine)
     try:
         assert first.take() is None
