@@ -20,7 +20,9 @@ from dataclasses import asdict
 from typing import Any
 
 from celery import Celery, Task
+from celery.bootsteps import StartStopStep
 from celery.signals import worker_init
+from celery.worker.components import Pool
 from celery.worker.control import control_command
 from dagster import DagsterInstance
 from dagster._grpc.types import ExecuteStepArgs
@@ -44,6 +46,7 @@ from ringrift_pipeline.orchestration.postgres import patience
 from ringrift_pipeline.orchestration.watchdog import EXIT_CODE, run_is_over
 
 SIGN = 2.0  # seconds between two signs of life
+REPLACED = 0.2  # seconds between two looks whether a step's process is gone
 RESTS = 60.0  # seconds that a worker takes nothing from a queue whose run it has refused
 CLAIMED = 30  # seconds after the last one that a task is nobody else's to begin
 STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest proves nothing
@@ -88,6 +91,7 @@ def make_celery(settings: CelerySettings) -> Celery:
     }
     made = make_app({"broker": settings.broker, "backend": settings.backend})
     made.conf.update(source)
+    made.steps["worker"].add(Replacement)
     return made
 
 
@@ -229,6 +233,20 @@ def rest(state: Any, queue: str, seconds: float) -> dict[str, str]:
         consumer.call_soon(consumer.cancel_task_queue, queue)
         consumer.timer.call_after(seconds, consumer.add_task_queue, (queue,))
     return {"ok": f"rests for {seconds:.0f} s"}
+
+
+class Replacement(StartStopStep):
+    """Replaces a step's process as soon as it is gone. Celery looks for its end once, at the moment its
+    pipe closes, when it may not be quite over, and then every five seconds.
+    """
+
+    requires = (Pool,)
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Celery's; nothing is registered with a pool that has no such processes."""
+        pool = getattr(worker.pool, "_pool", None)
+        if pool is not None:
+            hub.call_repeatedly(REPLACED, pool.maintain_pool)
 
 
 @worker_init.connect
