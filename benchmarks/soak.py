@@ -247,13 +247,15 @@ def draw(soak: Soak, path: Path) -> None:
             (at - soak.began) / 60.0, color=f"C{KINDS.index(kind) + len(SERVICES)}", linewidth=0.5
         )
     memory.set(ylabel="MB", title="memory of the services; a line for every kill")
-    memory.legend(fontsize=8)
+    memory.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     if soak.disk:
         at, _, artefacts, _, _, history = np.array(soak.disk).T
         disk.plot((at - soak.began) / 60.0, artefacts / 1e3, marker=".", label="artefacts")
         disk.plot((at - soak.began) / 60.0, history / 1e3, marker=".", label="history")
-        disk.legend(fontsize=8)
-    disk.set(xlabel="minutes", ylabel="MB", title="disk after retention")
+        disk.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    disk.set(
+        xlabel="minutes", ylabel="MB", title="disk after retention, the newest generations among it"
+    )
     figure.savefig(path)
 
 
