@@ -156,10 +156,12 @@ class StepTask(Task):
 
     def _is_begun(self) -> bool:
         """Has somebody begun this very task, or does so at this moment? It can come twice, where Redis
-        forgot that it went, or seemed to have. Who asks first has it from then on.
+        forgot that it went, or seemed to have. Who asks first has it from then on, and where that one's
+        process died it is begun again under another id.
         """
         with contextlib.suppress(Exception):  # Redis is away: nobody is given anything
-            if self.backend.get_task_meta(self.request.id, cache=False)["status"] == PROGRESS:
+            told = self.backend.get_task_meta(self.request.id, cache=False)
+            if told["status"] in (PROGRESS, "FAILURE"):
                 return True
             return not self._client().set(self._claim(), os.getpid(), nx=True, ex=CLAIMED)
         return False

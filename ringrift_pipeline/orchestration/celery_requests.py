@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ringrift_pipeline.orchestration.celery_settings import place_of, without_secrets
 
@@ -13,6 +14,8 @@ Answer = TypeVar("Answer")
 
 REST = 60.0  # seconds at most that count between two requests: a computer at rest proves nothing
 TEXT = 300  # characters of an error that are repeated
+PAGE = 100  # tasks of a queue that are read at once
+LONGEST = 2000  # tasks of a queue that are read at all, some kB each
 
 
 class UnansweredError(Exception):
@@ -73,3 +76,18 @@ class Requests:
     def _told(self, error: Exception) -> str:
         text = without_secrets(" ".join(str(error).split()), self._address)
         return f"{type(error).__name__}: {text[:TEXT]}" if text else type(error).__name__
+
+
+def tasks_in(channel: Any, queue: str) -> set[str] | None:
+    """Ids of the tasks that wait in a queue; None if they are too many to be read.
+
+    Read from the end that new ones are put in at: none that waits all the time is passed over.
+    """
+    found: set[str] = set()
+    with channel.conn_or_acquire() as client:
+        for begin in range(0, LONGEST, PAGE):
+            page = client.lrange(queue, begin, begin + PAGE - 1)
+            found |= {json.loads(message)["headers"].get("id") for message in page}
+            if len(page) < PAGE:
+                return found
+    return None

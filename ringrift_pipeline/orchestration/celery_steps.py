@@ -24,7 +24,7 @@ from dagster_celery.config import TASK_EXECUTE_PLAN_NAME
 from dagster_shared.record import copy
 
 from ringrift_pipeline.orchestration.celery_app import make_celery
-from ringrift_pipeline.orchestration.celery_requests import Requests, UnansweredError
+from ringrift_pipeline.orchestration.celery_requests import Requests, UnansweredError, tasks_in
 from ringrift_pipeline.orchestration.celery_settings import (
     HEADER,
     PROGRESS,
@@ -50,6 +50,7 @@ SENT = "SENT"  # state of a task that was handed out and has not begun
 REVOKED = "REVOKED"  # state of one that Celery does not begin any more, or that it was told to end
 STRIDE = 5.0  # seconds at most that count between two looks: a computer at rest proves nothing
 ASK = 5.0  # seconds between two looks at the queues
+LIST = 10.0  # seconds between two looks at what waits in them
 ANSWER = 1.5  # seconds that all workers are given to say what they take from
 SERVED = 12.0  # seconds for which that they have said so, or worked, holds
 REFUSALS = 20  # by workers of another version or bucket, that a step is handed out again
@@ -79,7 +80,7 @@ class Handed:
     told: float | None = None  # when it last told how far it is, by its own clock
     silent: float = 0.0  # since then
     unserved: float = 0.0  # that nobody takes from the queue
-    missing: float = 0.0  # that the queue is empty, and still nobody has begun
+    missing: float = 0.0  # that it is not in the queue, and still nobody has begun
 
 
 def its_own(arguments: ExecuteStepArgs) -> ExecuteStepArgs:
@@ -121,8 +122,11 @@ class CelerySteps(StepHandler):
         self._warned = False  # that Redis is away
         self._handed: dict[str, Handed] = {}
         self._served: dict[str, float] = {}  # by queue, when somebody was seen to take from it
-        self._depths: dict[str, int] = {}  # by queue, how many steps wait in it
+        self._waiting: dict[
+            str, set[str] | None
+        ] = {}  # by queue, the tasks in it, if that is known
         self._asked: dict[str, float] = {}  # by queue, when it was looked at
+        self._listed: dict[str, float] = {}  # by queue, when these were read
 
     @property
     def name(self) -> str:
@@ -260,6 +264,8 @@ class CelerySteps(StepHandler):
             ignore_result=True,
         )
         handed.sent = True
+        if (waiting := self._waiting.get(handed.queue)) is not None:
+            waiting.add(handed.task_id)
 
     def _revoke(self, handed: Handed) -> None:
         revoke = self._app.control.revoke
@@ -321,7 +327,8 @@ class CelerySteps(StepHandler):
         """Nobody has begun. That is as it should be, while there are workers and they are busy."""
         served = self._is_served(handed.queue)
         handed.unserved = 0.0 if served else handed.unserved + passed
-        gone = served and not self._depths.get(handed.queue)
+        waiting = self._waiting.get(handed.queue)
+        gone = served and waiting is not None and handed.task_id not in waiting
         handed.missing = handed.missing + passed if gone else 0.0
         known = handed.queue in self._served and not handed.refused
         # They will be back (a restart, an upgrade), unless the last ones were none for this run.
@@ -379,7 +386,7 @@ class CelerySteps(StepHandler):
         return time.monotonic() - self._served.get(queue, -SERVED) < SERVED
 
     def _look_at(self, queue: str) -> None:
-        """How many steps wait in a queue, and who takes from it."""
+        """Which steps wait in a queue, and who takes from it."""
         if not self._is_served(queue):
             answers = self._app.control.inspect(timeout=ANSWER).active_queues() or {}
             now = time.monotonic()
@@ -387,5 +394,9 @@ class CelerySteps(StepHandler):
                 self._served |= {str(one["name"]): now for one in answer}
         with self._app.connection_for_read() as connection:
             channel: Any = connection.default_channel
-            self._depths[queue] = int(channel._size(queue))
+            if not channel._size(queue):
+                self._waiting[queue] = set()
+            elif time.monotonic() - self._listed.get(queue, -LIST) > LIST:
+                self._waiting[queue] = tasks_in(channel, queue)
+                self._listed[queue] = time.monotonic()
         self._asked[queue] = time.monotonic()

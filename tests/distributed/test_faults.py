@@ -302,6 +302,41 @@ def test_a_step_that_comes_twice_is_begun_once(servers: Cluster, toys: Served) -
     assert len(toy.begun(run, "one")) == 1 and toys.steps(run, AGAIN) == []
 
 
+def test_a_step_that_is_forgotten_while_others_wait_is_handed_out_again(
+    servers: Cluster, toys: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ringrift_pipeline.orchestration import celery_requests
+
+    worker(servers, "busy")
+    servers.ready()
+    redis = servers.redis.client()
+    redis.delete("selfplay")  # steps of runs that ended before they were taken
+    before = toys.launch("one", {})
+    until(lambda: toy.begun(before, "one"), "one is busy")
+    run = toys.launch("two", {})
+    until(lambda: redis.llen("selfplay") == 2, "both are handed out")
+    monkeypatch.setattr(celery_requests, "PAGE", 1)
+
+    def waiting() -> list[str]:
+        with broker(servers).connection_for_read() as connection:
+            found = celery_requests.tasks_in(connection.default_channel, "selfplay")
+        return sorted(found or [])
+
+    both = [f"{run}/another/0", f"{run}/one/0"]
+    assert waiting() == both
+    with monkeypatch.context() as patch:
+        patch.setattr(celery_requests, "LONGEST", 1)
+        assert waiting() == []  # not looked for
+    redis.rpop("selfplay")
+    assert len(waiting()) == 1
+    until(lambda: waiting() == both, "it is handed out again")
+    for one in (before, run):
+        go(one)
+        assert toys.finished(one) == DagsterRunStatus.SUCCESS, toys.errors(one)
+    assert [len(toy.begun(run, name)) for name in ("one", "another")] == [1, 1]
+    assert toys.steps(run, AGAIN) == []
+
+
 def test_without_a_worker_there_is_one_clear_error(servers: Cluster, toys: Served) -> None:
     worker(servers, "player")  # of another queue
     servers.ready()

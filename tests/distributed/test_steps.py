@@ -40,8 +40,13 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Iterator[Any]:
     monkeypatch.setenv("RINGRIFT_CELERY_BROKER", "memory://")
     monkeypatch.setenv("RINGRIFT_EXECUTOR", "celery")  # the import says so, for all that follows
     monkeypatch.setenv("RINGRIFT_DATA", str(tmp_path))
+    from ringrift_pipeline.orchestration import celery_steps
     from ringrift_pipeline.orchestration.celery_steps import CelerySteps
 
+    def tasks_in(channel: Any, queue: str) -> set[str]:
+        return {message["headers"]["id"] for message in channel._queue_for(queue).queue}
+
+    monkeypatch.setattr(celery_steps, "tasks_in", tasks_in)
     made = CelerySteps(CelerySettings("memory://", "cache+memory://"))
     yield made
     with made._app.connection_for_read() as connection:  # the memory is the process's
@@ -527,3 +532,75 @@ def test_every_queue_is_looked_at_whichever_step_comes_first(
         assert all(health.is_healthy for health in look(steps, [works, waits, trains]))
         clock.now += LOOK
     assert not failures
+
+
+# --- steps that are in no queue -----------------------------------------------------------------
+
+
+def queued(steps: Any) -> list[str]:
+    """Names of the steps in the queue, the next one first."""
+    with steps._app.connection_for_read() as connection:
+        messages = list(connection.default_channel._queue_for(QUEUE).queue)
+    return [message["headers"]["id"].split("/")[1] for message in messages]
+
+
+def lose(steps: Any, key: str) -> None:
+    """Redis forgets a step, or who took it is gone before it began."""
+    with steps._app.connection_for_read() as connection:
+        waits = connection.default_channel._queue_for(QUEUE).queue
+        (lost,) = [one for one in waits if one["headers"]["id"].split("/")[1] == key]
+        waits.remove(lost)
+
+
+def test_a_step_that_is_lost_is_handed_out_again_whoever_else_waits(
+    steps: Any, clock: Clock, workers: Workers, failures: list[str]
+) -> None:
+    """One step at a time is worked on there, for long, and those behind it are not sent twice."""
+    asked = a_run(steps, dict.fromkeys(["one", "another", "third"], QUEUE))
+    workers.queues = [QUEUE]
+    look(steps, asked)
+    lose(steps, "another")
+    lost, again = clock.now, None
+    while clock.now < lost + 1800.0:
+        clock.now += LOOK
+        assert all(health.is_healthy for health in look(steps, asked))
+        if again is None and "another" in queued(steps):
+            again = clock.now - lost
+    assert again is not None and 60.0 < again < 90.0
+    assert queued(steps) == ["one", "third", "another"] and not failures
+
+
+def test_a_lost_step_is_not_looked_for_in_an_endless_queue(
+    steps: Any, clock: Clock, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ringrift_pipeline.orchestration import celery_steps
+
+    asked = a_run(steps, {"one": QUEUE, "another": QUEUE})
+    workers.queues = [QUEUE]
+    monkeypatch.setattr(celery_steps, "tasks_in", lambda *_: None)
+    for _ in range(200):
+        look(steps, asked)
+        clock.now += LOOK
+    assert queued(steps) == ["one", "another"]
+
+
+@pytest.mark.parametrize(
+    ("status", "begun"), [("SENT", False), (PROGRESS, True), ("FAILURE", True)]
+)
+def test_a_step_that_comes_again_is_not_begun_where_it_was(
+    status: str, begun: bool, steps: Any
+) -> None:
+    """Also where its process died since: then it is begun under another id, by somebody else."""
+    from ringrift_pipeline.orchestration.celery_app import StepTask
+
+    class Task(StepTask):
+        name = "a test"
+        backend = steps._app.backend
+        request = SimpleNamespace(id="run/one/0")
+
+        def _client(self) -> Any:
+            return SimpleNamespace(set=lambda *_, **__: True)
+
+    error = RuntimeError("killed") if status == "FAILURE" else None
+    steps._app.backend.store_result("run/one/0", error, status)
+    assert Task()._is_begun() == begun
