@@ -42,6 +42,25 @@ OVERTAKEN = 10.0
 OVERTAKEN_AT_MOST = 1000  # events of the run that are looked at again; each costs
 
 
+class Due:
+    """In the place of the seconds between two looks: as many as `LOOK`, by a clock that nobody can turn.
+
+    Dagster asks at every turn whether so many have passed by the computer's. Where that is turned back it
+    would look after no step until it is there again.
+    """
+
+    def __init__(self) -> None:
+        self._looked = time.monotonic()
+
+    def __le__(self, passed: float) -> bool:
+        """Is it time? Then it is not again until as many have passed."""
+        now = time.monotonic()
+        if now - self._looked < LOOK:
+            return False
+        self._looked = now
+        return True
+
+
 class CeleryStepExecutor(StepDelegatingExecutor):
     """Dagster's executor of remote steps, which takes one end of each step and no second one.
 
@@ -53,9 +72,8 @@ class CeleryStepExecutor(StepDelegatingExecutor):
     """
 
     def __init__(self, steps: CelerySteps, retries: RetryMode) -> None:
-        super().__init__(
-            steps, retries, sleep_seconds=TICK, check_step_health_interval_seconds=LOOK
-        )
+        super().__init__(steps, retries, sleep_seconds=TICK)
+        self._check_step_health_interval_seconds: Any = Due()
         self._steps = steps
         self._resumes = False
         self._ended: set[str] = set()

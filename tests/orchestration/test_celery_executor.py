@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.step_delegating import step_delegating_executor
 from dagster._core.executor.step_delegating.step_handler.base import (
     CheckStepHealthResult,
     StepHandler,
@@ -31,6 +33,7 @@ from dagster._core.executor.step_delegating.step_handler.base import (
 )
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.test_utils import create_run_for_test
+from dagster._time import get_current_datetime
 from dagster._utils.error import SerializableErrorInfo
 from sqlalchemy.exc import OperationalError
 
@@ -250,3 +253,59 @@ def test_a_step_whose_start_is_not_written_ends_all_the_same(instance: DagsterIn
     made, run = CeleryStepExecutor(Noting(), RetryMode.ENABLED), create_run_for_test(instance)  # type: ignore[arg-type]
     report(instance, run, *SUCCESS, "one")
     assert len(made._pop_events(instance, run.run_id, set())) == 1
+
+
+# --- a clock that is turned back ----------------------------------------------------------------
+
+
+class Lost(Ending):
+    """Steps that end where they are asked after, and not before."""
+
+    def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        yield from ()
+
+
+@executor(name="losing")
+def losing(_: Any) -> CeleryStepExecutor:
+    return CeleryStepExecutor(Lost(), RetryMode.ENABLED)  # type: ignore[arg-type]
+
+
+@job(executor_def=losing)
+def single() -> None:
+    """One step."""
+    begins()
+
+
+def test_steps_are_asked_after_while_the_clock_is_turned_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an hour, in which nobody would hear of a lost worker."""
+    asked = 0
+
+    def turned_back() -> Any:
+        nonlocal asked
+        asked += 1
+        assert asked < 300, "no step is asked after"
+        return get_current_datetime() - timedelta(minutes=30 if asked > 1 else 0)
+
+    monkeypatch.setattr(step_delegating_executor, "get_current_datetime", turned_back)
+    monkeypatch.setattr(celery_executor, "LOOK", 0.05)
+    monkeypatch.setattr(celery_executor, "TICK", 0.01)
+    unsaid = {"telemetry": {"enabled": False}}
+    with DagsterInstance.local_temp(str(tmp_path), overrides=unsaid) as instance:
+        run = instance.create_run_for_job(single)
+        events = list(execute_run_iterator(reconstructable(single), run, instance))
+        assert instance.get_run_by_id(run.run_id).status == DagsterRunStatus.SUCCESS, events
+
+
+def test_steps_are_asked_after_every_other_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(celery_executor, "time", clock)
+    made = CeleryStepExecutor(Noting(), RetryMode.ENABLED)  # type: ignore[arg-type]
+    asked = []
+    for _ in range(20):  # each of Dagster's, by a clock that is an hour ahead or behind
+        clock.now += 0.5
+        passed = (-3600.0, 3600.0)[len(asked) % 2]
+        asked.append(passed >= made._check_step_health_interval_seconds)
+    assert asked == [False, False, False, True] * 5
