@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import json
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from dagster import DagsterInstance
 from dagster._config import process_config, resolve_to_config_type
 from dagster._core.instance.config import dagster_instance_config
 
@@ -394,3 +396,42 @@ def test_the_run_launcher_takes_what_the_chart_makes_of_the_values() -> None:
     }
     schema = resolve_to_config_type(launcher.K8sRunLauncher.config_type())
     assert process_config(schema, config).success  # type: ignore[arg-type]
+
+
+def test_workers_have_the_token_that_the_run_launcher_wants() -> None:
+    """Else every step would fail where the service account has none mounted."""
+    values = yaml.safe_load((DEPLOY / "k8s" / "values.yaml").read_text())["dagsterDaemon"]
+    assert values["runMonitoring"]["maxResumeRunAttempts"]  # with 0 nobody makes the launcher
+    for document in workers():
+        assert document["spec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    assert "automountServiceAccountToken" in (DEPLOY / "k8s" / "README.md").read_text()
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("attempts", [0, 3])
+def test_dagster_makes_the_run_launcher_wherever_runs_are_resumed(
+    attempts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dagster_k8s", reason="dagster-k8s is not installed")
+    config = importlib.import_module("kubernetes.config")
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    launcher = {
+        "service_account_name": "ringrift",
+        "instance_config_map": "ringrift-instance",
+        "dagster_home": str(tmp_path),
+    }
+    told = {
+        "run_launcher": {
+            "module": "dagster_k8s",
+            "class": "K8sRunLauncher",
+            "config": launcher,
+        },
+        "run_monitoring": {"enabled": True, "max_resume_run_attempts": attempts},
+        "telemetry": {"enabled": False},
+    }
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(told))
+    opened = contextlib.ExitStack()
+    if attempts:
+        opened.enter_context(pytest.raises(config.ConfigException))
+    with opened, DagsterInstance.from_config(str(tmp_path)):
+        pass
