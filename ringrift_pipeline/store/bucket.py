@@ -80,8 +80,11 @@ class Bucket:
     def __init__(
         self, url: str, patience: float | None = None, within: float | None = None
     ) -> None:
-        """Raises BucketSettingError for what is no ``s3://name/prefix``, or if a package is missing."""
+        """Raises BucketSettingError for what is no ``s3://name/prefix``, for a server's address with a
+        password in it, or if a package is missing.
+        """
         self.name, self.prefix = parts_of(url)
+        endpoint()
         self.url = url.rstrip("/")
         self.patience = said_patience() if patience is None else patience
         self._ends = math.inf if within is None else time.monotonic() + within

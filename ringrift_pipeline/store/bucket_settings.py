@@ -42,8 +42,20 @@ def parts_of(url: str) -> tuple[str, str]:
 
 
 def endpoint() -> str:
-    """The server that the environment names, empty for that of Amazon."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    """The server that the environment names, empty for that of Amazon.
+
+    It is kept and shown. Raises BucketSettingError, which does not repeat it, for one with a password in
+    it: the client signs its requests, and sends none that has another authorization beside that.
+    """
+    for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if address := os.environ.get(variable):
+            if "@" in address:
+                raise BucketSettingError(
+                    f"{variable} is an address with an @: write it without user and password, which belong "
+                    "in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                )
+            return address
+    return ""
 
 
 def said_patience() -> float:

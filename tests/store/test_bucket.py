@@ -33,6 +33,7 @@ from ringrift_pipeline.store import (
     UnreliableHostError,
 )
 from ringrift_pipeline.store.bucket import Bucket, Seen
+from ringrift_pipeline.store.manifest import sealed_bytes
 from ringrift_pipeline.store.transfer import transferred
 from tests.bad_disk import unreadable
 from tests.drafts import Writer
@@ -718,6 +719,26 @@ def test_a_server_that_ignores_conditions_is_refused_by_name(
     s3.blind = False
     assert store.generations(CONFIG) == []
     assert not store.remote.bucket.listing("")  # nothing is left of the trial
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+@pytest.mark.parametrize("address", ["https://user:password@server", "user:password@server:9000"])
+def test_a_servers_address_with_a_password_is_refused_and_not_repeated(
+    variable: str, address: str, tmp_path: Path, bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client would ask in vain until the patience is over, or repeat it."""
+    with monkeypatch.context() as patch:
+        patch.setenv(variable, address)
+        with pytest.raises(
+            BucketSettingError, match=f"^{variable} is an address with an @"
+        ) as told:
+            Store(tmp_path, bucket_url)
+        assert "password@" not in str(told.value) and list(tmp_path.iterdir()) == []
+    mark = tmp_path / ".bucket" / "bucket.json"  # kept so by an earlier version: another server
+    mark.parent.mkdir()
+    mark.write_bytes(sealed_bytes({"bucket": bucket_url, "endpoint": address}, mark.name))
+    assert Store(tmp_path, bucket_url).generations(CONFIG) == []
+    assert b"password" not in mark.read_bytes()
 
 
 def test_a_folder_is_the_cache_of_one_bucket(tmp_path: Path, here: Store, bucket_url: str) -> None:
