@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
 from ringrift_pipeline.enhancements import TrainingEnhancementsFacade
 from ringrift_pipeline.enhancements.replicas import ReplicaError, Replicas
@@ -109,7 +110,6 @@ def silent(member: Member, how: str) -> None:
     """The second process ends with code 1 and says nothing, or with an error that cannot be sent; the
     first one misses it.
     """
-    processes.TIMEOUT = timedelta(seconds=20)
     with member.joined(settings()) as (replicas, _):
         if replicas.rank == 1:
             if how == "says nothing":
@@ -131,11 +131,11 @@ def test_an_error_that_cannot_be_sent_is_told_all_the_same() -> None:
 
 
 def hanging(member: Member) -> None:
-    """The second process says nothing, and the first does not wait for long."""
-    processes.TIMEOUT = timedelta(seconds=5)
+    """The second process says nothing, and the first, once they are joined, does not wait for long."""
     with member.joined(settings()) as (replicas, _):
         if replicas.rank == 1:
             time.sleep(600.0)
+        distributed_c10d._set_pg_timeout(timedelta(seconds=1))
         replicas.any(False)
 
 
