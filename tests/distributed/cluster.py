@@ -94,7 +94,20 @@ def _paused(process: subprocess.Popen[bytes]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-class Redis:
+class Server:
+    """One that can be started again."""
+
+    _process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def is_down(self) -> bool:
+        return self._process.poll() is not None
+
+
+class Redis(Server):
     """``redis-server`` that keeps what it was told across restarts."""
 
     def __init__(self, folder: Path, hosts: list[str]) -> None:
@@ -138,7 +151,7 @@ class Redis:
         return _paused(self._process)
 
 
-class Postgres:
+class Postgres(Server):
     """``postgres`` on a fresh cluster of databases, with one database ``dagster``."""
 
     def __init__(self, folder: Path, hosts: list[str], network: str) -> None:
@@ -506,6 +519,15 @@ class Cluster:
         for worker in self.workers:
             if worker.process.poll() is None:
                 until(worker.is_ready, f"worker {worker.name} is ready")
+
+    def tidy_up(self) -> None:
+        """No workers, and no server that is down, as a test leaves it that failed before it started it."""
+        try:
+            for server in (self.redis, self.postgres):
+                if server.is_down:
+                    server.start()
+        finally:
+            self.stop_workers()
 
     def stop_workers(self) -> None:
         for worker in self.workers:

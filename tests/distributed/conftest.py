@@ -50,7 +50,7 @@ def no_workers_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every test has its own workers, and leaves no servers down."""
     yield
     if "servers" in request.fixturenames:
-        request.getfixturevalue("servers").stop_workers()
+        request.getfixturevalue("servers").tidy_up()
 
 
 def go(run_id: str) -> None:

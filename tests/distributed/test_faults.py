@@ -216,6 +216,16 @@ def test_a_step_that_nothing_answers_leaves_and_is_done_again(
     assert toys.steps(run, AGAIN) == ["one"]
 
 
+def test_no_test_leaves_a_server_down(servers: Cluster) -> None:
+    """It would fail all that follow, each after minutes."""
+    only = worker(servers, "only")
+    servers.redis.kill()
+    servers.postgres.stop()
+    servers.tidy_up()
+    assert servers.redis.answers() and servers.postgres.answers()
+    assert only.process.poll() is not None and not servers.workers
+
+
 def test_a_worker_of_an_older_version_is_refused_by_name(servers: Cluster, toys: Served) -> None:
     worker(servers, "old", app="tests.distributed.older")
     servers.ready()
