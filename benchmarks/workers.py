@@ -14,7 +14,7 @@ is the cost of handing them out, of their processes and of what they tell.
   a second.
 - **Look after**: processor time of the run's process for a look after one step, as every two seconds after
   each: Dagster says what is known of all of the run's outputs, Redis is asked; with up to ten thousand steps.
-- **PostgreSQL**: rows and bytes of events, and transactions, a step.
+- **PostgreSQL**: rows and bytes of events, transactions, and connections that were begun, a step.
 - **Redis**: commands a step, and a second of the run.
 - **Memory** of a worker, idle, and of the run, as proportional set size (Linux only).
 
@@ -93,6 +93,7 @@ def asked(servers: Cluster) -> dict[str, float]:
         cursor = connection.cursor()
         for name, query in {
             "transactions": "SELECT xact_commit FROM pg_stat_database WHERE datname = 'dagster'",
+            "connections": "SELECT sessions FROM pg_stat_database WHERE datname = 'dagster'",
             "rows": "SELECT count(*) FROM event_logs",
             "bytes": "SELECT pg_total_relation_size('event_logs')",
         }.items():
@@ -204,6 +205,7 @@ def figures(count: int, steps: int, seconds: float) -> dict[str, float]:
         "rows": done["rows"] / total,
         "bytes": done["bytes"] / total,
         "transactions": done["transactions"] / total,
+        "connections": done["connections"] / total,
         "commands": done["commands"] / total,
         "commands_per_second": done["commands"] / wall,
         "memory": max(idle),
@@ -220,6 +222,7 @@ UNITS = {
     "rows": ("events of a step in PostgreSQL", "rows"),
     "bytes": ("the same in bytes, indices included", "bytes"),
     "transactions": ("transactions of PostgreSQL, a step", ""),
+    "connections": ("connections to PostgreSQL that were begun, a step", ""),
     "commands": ("commands of Redis, a step", ""),
     "commands_per_second": ("commands of Redis, a second", "1/s"),
     "memory": ("memory of an idle worker, most", "MB"),
