@@ -47,6 +47,7 @@ _FOR_GOOD = (
     "no pg_hba.conf entry",
     "no password supplied",
 )
+_FULL = ("too many clients", "too many connections", "remaining connection slots")
 # How an error of the database begins, as an event tells it.
 _OF_THE_DATABASE = (
     "sqlalchemy.exc.",
@@ -169,10 +170,15 @@ def _wait_or_give_up(error: BaseException, began: float, where: str) -> None:
     if any(text in str(error) for text in _FOR_GOOD):
         raise error
     away = time.monotonic() - began
+    full = any(text in str(error) for text in _FULL)
     if away > patience():
-        raise DatabaseAwayError(
-            f"PostgreSQL at {where} has not answered for {away:.0f} s: start it, or correct the "
-            "address in the environment (deploy/celery/README.md)"
-        ) from None
-    logging.getLogger(__name__).warning("PostgreSQL at %s does not answer: waiting for it", where)
+        told = (
+            f"has had no connection to give for {away:.0f} s: raise its max_connections; each step and "
+            "run at work has one"
+            if full
+            else f"has not answered for {away:.0f} s: start it, or correct the address in the environment"
+        )
+        raise DatabaseAwayError(f"PostgreSQL at {where} {told} (deploy/celery/README.md)") from None
+    what = "has no connection to give" if full else "does not answer"
+    logging.getLogger(__name__).warning("PostgreSQL at %s %s: waiting for it", where, what)
     time.sleep(_PAUSE)

@@ -157,6 +157,20 @@ def test_one_that_comes_back_in_time_is_connected_to(clock: Clock) -> None:
     assert clock.waits == 2
 
 
+def test_one_that_is_full_is_said_to_be(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    import psycopg2
+
+    from ringrift_pipeline.orchestration.postgres import DatabaseAwayError, _connect
+
+    def connect(**_: Any) -> None:
+        raise psycopg2.OperationalError("FATAL:  sorry, too many clients already")
+
+    dialect = SimpleNamespace(connect=connect, dbapi=psycopg2)
+    with pytest.raises(DatabaseAwayError, match="keeper:5432 has had no connection .*max_conn"):
+        _connect(dialect, None, (), {"host": "keeper"})
+    assert "PostgreSQL at keeper:5432 has no connection to give: waiting" in caplog.text
+
+
 def test_a_step_that_cannot_reach_it_is_begun_again() -> None:
     """One of Dagster's own errors would fail it for good, whatever its policy says."""
     from ringrift_pipeline.orchestration.postgres import DatabaseAwayError
