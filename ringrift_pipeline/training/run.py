@@ -65,13 +65,14 @@ def planned_steps(plan: Plan, rows: int, new_rows: int) -> int:
 
 
 def _check_rows(plan: Plan, rows: int) -> None:
-    """WindowError where ``rows`` training rows do not make a single step."""
-    training, batch = plan.settings.training, plan.settings.effective_batch_size
-    if int(training.sample_reuse_limit) * rows < batch:
+    """WindowError where ``rows`` training rows do not make a single batch."""
+    training = plan.settings.training
+    if int(training.sample_reuse_limit) * rows < training.batch_size:
         raise WindowError(
             f"the window of {plan.config} generation {plan.generation:04d} has {rows} training rows, "
             f"visited {int(training.sample_reuse_limit)} times at most (training.sample_reuse_limit): "
-            f"not enough for one step of {batch}; play more games, or lower training.batch_size"
+            f"not enough for one batch of {training.batch_size}; play more games, or lower "
+            "training.batch_size"
         )
 
 

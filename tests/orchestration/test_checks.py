@@ -679,6 +679,13 @@ def test_the_check_fails(check: str, broken: Break, words: str, copied: Store) -
     assert result.severity.value == ("ERROR" if recipe.blocking else "WARN")
 
 
+def test_a_generation_whose_games_are_all_held_out_goes_on(copied: Store) -> None:
+    nothing = edit_table(lambda table: table.head(0))
+    replace(copied, "hard_examples", nothing, metadata={"scored_rows": 0})
+    result = run_check("hard_examples", "examples_sound")
+    assert result.passed and "all games of the generation are held out" in result.description
+
+
 def test_a_verdict_is_its_numbers_and_not_its_words(copied: Store) -> None:
     """A version that words its reasons otherwise finds the evaluations of the one before sound."""
 

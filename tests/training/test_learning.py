@@ -57,7 +57,7 @@ def window(store: Store, second: Plan) -> Window:
 
 def test_a_window_that_makes_no_batch_is_refused(window: Window, second: Plan) -> None:
     plan = changed(second, training__batch_size=8192, training__sample_reuse_limit=1)
-    text = r"0001 has \d+ training rows, visited 1 times at most.* one step of 8192"
+    text = r"0001 has \d+ training rows, visited 1 times at most.* one batch of 8192"
     with pytest.raises(WindowError, match=text):
         TrainingRun(plan, window)
 
