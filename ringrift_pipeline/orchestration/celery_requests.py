@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -79,15 +80,20 @@ class Requests:
 
 
 def tasks_in(channel: Any, queue: str) -> set[str] | None:
-    """Ids of the tasks that wait in a queue; None if they are too many to be read.
+    """Ids of the tasks that wait in a queue; None, and nothing is read, if they are too many.
 
-    Read from the end that new ones are put in at: none that waits all the time is passed over.
+    Read from the end that new ones are put in at: none that waits all the time is passed over. What
+    somebody else has put there is.
     """
     found: set[str] = set()
     with channel.conn_or_acquire() as client:
-        for begin in range(0, LONGEST, PAGE):
+        if client.llen(queue) > LONGEST:
+            return None
+        for begin in range(0, 2 * LONGEST, PAGE):  # it may grow meanwhile
             page = client.lrange(queue, begin, begin + PAGE - 1)
-            found |= {json.loads(message)["headers"].get("id") for message in page}
+            for message in page:
+                with contextlib.suppress(LookupError, TypeError, ValueError, RecursionError):
+                    found.add(str(json.loads(message)["headers"]["id"]))
             if len(page) < PAGE:
                 return found
     return None

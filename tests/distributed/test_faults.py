@@ -337,6 +337,9 @@ def test_a_step_that_is_forgotten_while_others_wait_is_handed_out_again(
     with monkeypatch.context() as patch:
         patch.setattr(celery_requests, "LONGEST", 1)
         assert waiting() == []  # not looked for
+    redis.lpush("selfplay", "no task", "{}", "[1]")  # somebody else's
+    assert waiting() == both
+    redis.ltrim("selfplay", 3, -1)
     redis.rpop("selfplay")
     assert len(waiting()) == 1
     until(lambda: waiting() == both, "it is handed out again")
