@@ -51,6 +51,7 @@ _FULL = ("too many clients", "too many connections", "remaining connection slots
 # How an error of the database begins, as an event tells it.
 _OF_THE_DATABASE = (
     "sqlalchemy.exc.",
+    "psycopg2.",  # where SQLAlchemy sets a connection back to how it was
     f"{__name__}.DatabaseAwayError",
     f"{DagsterPostgresException.__module__}.{DagsterPostgresException.__name__}",
 )
@@ -91,14 +92,15 @@ class PatientPostgresStorage(DagsterPostgresStorage):
         token_provider: PgTokenProvider | None = None,
     ) -> None:
         began = time.monotonic()
-        # of tables that this process has seen nobody need ask again
-        tables = should_autocreate_tables and postgres_url not in _engines
+        tables = should_autocreate_tables and postgres_url not in _seen
         while True:
             try:
                 super().__init__(postgres_url, tables, inst_data, token_provider)
                 break
             except DagsterPostgresException as error:  # it has tried for some seconds
                 _wait_or_give_up(error.__cause__ or error, began, place_of(postgres_url))
+        if tables:
+            _seen.add(postgres_url)
         self.should_autocreate_tables = should_autocreate_tables
         self._event_log_storage = _Events(postgres_url, False, token_provider=token_provider)
         for storage in (self._run_storage, self._event_log_storage, self._schedule_storage):
@@ -118,6 +120,7 @@ class PatientPostgresStorage(DagsterPostgresStorage):
 
 
 _engines: dict[str, sqlalchemy.Engine] = {}  # of this process, by address
+_seen: set[str] = set()  # addresses where this process has seen the tables, and need not ask again
 
 
 def _engine_of(url: str, token_provider: PgTokenProvider | None) -> sqlalchemy.Engine:
@@ -125,6 +128,7 @@ def _engine_of(url: str, token_provider: PgTokenProvider | None) -> sqlalchemy.E
     whether it is still one.
     """
     if url not in _engines:
+        said = sqlalchemy.make_url(url).query
         engine = create_pg_engine(
             url,
             token_provider,
@@ -132,7 +136,7 @@ def _engine_of(url: str, token_provider: PgTokenProvider | None) -> sqlalchemy.E
             pool_size=1,
             max_overflow=-1,  # several threads at a time have one each, and close it
             pool_pre_ping=True,
-            connect_args=_NOTICES,
+            connect_args={name: value for name, value in _NOTICES.items() if name not in said},
         )
         sqlalchemy.event.listen(engine, "do_connect", _connect)
         _engines.setdefault(url, engine)  # of two threads that come at once one is as good

@@ -399,6 +399,9 @@ class JustFreed:
     def execution_options(self, **_: Any) -> Any:
         return self
 
+    def detach(self) -> None:
+        pass
+
     def execute(self, query: Any, _: Any) -> Any:
         asks = "pg_try_advisory_lock" in str(query)
         self.tries += asks
