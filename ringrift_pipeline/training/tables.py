@@ -228,6 +228,8 @@ def read_frame(path: Path, columns: int) -> pl.DataFrame:
         names = list(table.schema.names)
         if len(set(names)) < len(names):
             raise ValueError("two of its columns have one name")
+        if any("\0" in name for name in names):  # where polars' ends
+            raise ValueError("the name of a column has a NUL in it")
         for name in texts:
             table = _plain(table, name)
         # names and values alone: what else a file says of itself is not looked at

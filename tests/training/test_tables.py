@@ -223,3 +223,6 @@ def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None
         parquet.write_table(pa.table([texts, values], ["reason", "reason"]), path)
         with pytest.raises(TableError, match="two of its columns have one name"):
             read_table(path, HARD_EXAMPLES)
+        parquet.write_table(pa.table([texts, values], ["reason", "reason\0s"]), path)
+        with pytest.raises(TableError, match="a column has a NUL in it"):  # polars reads no further
+            read_table(path, HARD_EXAMPLES)
