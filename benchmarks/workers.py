@@ -10,8 +10,8 @@ is the cost of handing them out, of their processes and of what they tell.
 - **Beside**: seconds of a worker that a step takes beside its own; against one worker, 1 means that it
   does not grow with their number. The processes of all steps begin on this machine's cores.
 - **Run**: processor time of the run's process, a step, and a second of the run; its memory; what it takes to
-  look again at its events of the last ten seconds, a thousand at most, where none is new, as it does twice
-  a second.
+  look once more at all of its events, a thousand at most. Twice a second it does so with those of the last ten
+  seconds.
 - **Look after**: processor time of the run's process for a look after one step, as every two seconds after
   each: Dagster says what is known of all of the run's outputs, Redis is asked; with up to ten thousand steps.
 - **PostgreSQL**: rows and bytes of events, transactions, and connections that were begun, a step.
