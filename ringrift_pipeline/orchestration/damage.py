@@ -33,20 +33,25 @@ def tell_damage(store: Store, outbox: Outbox, config: str) -> None:
 
 
 def _key(config: str, one: Quarantined) -> str:
-    return f"{config}/{one.name}"
+    return f"{config}/{_text(one.name)}"
+
+
+def _text(name: str) -> str:
+    """A name as text, also one that is none: folders are not only ours to name."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _alert(store: Store, config: str, one: Quarantined) -> Alert:
-    note = reason_of(store, config, one.name)
+    note = {key: _text(said) for key, said in reason_of(store, config, one.name).items()}
     key = None if one.generation is None else generation_key(one.generation)
-    what = one.kind or note["found_at"].rpartition("/")[2]
+    what = _text(one.kind or note["found_at"].rpartition("/")[2])
     where = config if key is None else f"{config} generation {key}"
     return Alert(
         kind=DAMAGED,
         key=_key(config, one),
         title=f"{where}: {what} was damaged",
         text=f"{note['found_at']}: {note['reason']}. It lies in the quarantine of {config} as "
-        f"{one.name}. {_follows(what)}",
+        f"{_text(one.name)}. {_follows(what)}",
         config=config,
         generation=key,
         details=note,

@@ -4,7 +4,8 @@ One JSON file an alert under ``<data>/dagster/alerts/``, in ``waiting``, ``told`
 sensor that finds something puts it here and moves its cursor; what could not be passed on waits
 for the next tick. An alert that was put once is not put again, whoever asks: after a restart, with
 a lost cursor, from two processes at once. The one thing that can tell twice is a crash between the
-notifier's yes and the file's move; the second has the same ``id``.
+notifier's yes and the file's move; the second has the same ``id``. A file that cannot be moved is
+left where it is, and holds up no other: an alert is then told once by each process.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ DEEPEST = 100  # lists and mappings in it, one within the other; of ours some fo
 PATIENCE = 20.0
 
 _logged: set[str] = set()  # ids of what this process logged while the web hook could not be used
+_stuck: set[Path] = set()  # what this process has told of and could not move
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,10 @@ class Outbox:
             with self._store.lock(None, LOCK):
                 alerts = self._waiting(say)
                 for alert in alerts:
+                    path = self._path(WAITING, alert.id)
+                    if path in _stuck:
+                        self._told(path, say)
+                        continue
                     if time.monotonic() > until:
                         say("more alerts wait for the next tick")
                         break
@@ -123,11 +129,11 @@ class Outbox:
                         say(f"not told, {'refused' if error.refused else 'kept'}: {error}")
                         if not error.refused:
                             break
-                        self._move(alert.id, REFUSED)
+                        self._move(path, REFUSED, say)
                         continue
-                    self._move(alert.id, TOLD)
                     say(f"told: {alert.title}")
                     told.append(alert)
+                    self._told(path, say)
         except LockedError:
             say("another process is passing alerts on")
         return told
@@ -169,8 +175,8 @@ class Outbox:
             try:
                 alert = read_alert(path)
             except ValueError as error:  # not ours, or of a version to come
-                say(f"{path} is no alert ({error}) and was laid aside")
-                self._move(path.stem, REFUSED)
+                if self._move(path, REFUSED, say):
+                    say(f"{path} is no alert ({error}) and was laid aside")
             except FileNotFoundError:  # told by another process
                 continue
             except OSError as error:  # a folder, a socket: the others are told
@@ -179,13 +185,26 @@ class Outbox:
                 found.append(alert)
         return sorted(found, key=lambda alert: (alert.time, alert.id))
 
-    def _move(self, identity: str, state: str) -> None:
-        with folder_lock(self.folder):
-            target = self._path(state, identity)
-            ensure_folder(target.parent)  # a copy of a data root may lack those that were empty
-            os.replace(self._path(WAITING, identity), target)
-            fsync_path(target.parent)
-            os.utime(target, follow_symlinks=False)  # when it was told
+    def _told(self, path: Path, say: Callable[[str], object]) -> None:
+        """Move an alert that was told of, and remember it if it cannot be."""
+        if self._move(path, TOLD, say):
+            _stuck.discard(path)
+        else:
+            _stuck.add(path)
+
+    def _move(self, path: Path, state: str, say: Callable[[str], object]) -> bool:
+        """Whether a file that waits could be moved to ``state``; ``say`` is told if not."""
+        target = self.folder / state / path.name
+        try:
+            with folder_lock(self.folder):
+                ensure_folder(target.parent)  # a copy of a data root may lack those that were empty
+                os.replace(path, target)
+                fsync_path(target.parent)
+                os.utime(target, follow_symlinks=False)  # when it was told
+        except OSError as error:
+            say(f"{path} cannot be moved to {target.parent}: {error}")
+            return False
+        return True
 
 
 def _log(alerts: list[Alert]) -> None:

@@ -44,7 +44,7 @@ from pydantic import Field
 from ringrift_pipeline.orchestration.at_work import beginnings, failed_since, working
 from ringrift_pipeline.orchestration.io_managers import VALUES_KEY
 from ringrift_pipeline.orchestration.names import OWNERS
-from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.places import home_folder, one_part
 from ringrift_pipeline.orchestration.settings import refusing
 from ringrift_pipeline.store import Store
 from ringrift_pipeline.store.kinds import CODE_VERSIONS
@@ -177,12 +177,12 @@ def old_values(instance: DagsterInstance, store: Store, cutoff: float) -> list[P
     """Folders of the values that steps of runs handed on which ended before ``cutoff``.
 
     A run that is executed again reads those of the run before it: they stay while it is not
-    finished.
+    finished. So does a folder that no run is called like: somebody else has put it there.
     """
     used = _in_use(instance)
     old = []
     for folder in sorted((home_folder(store.root) / "values").glob("*")):
-        if folder.name in used or not folder.is_dir():
+        if folder.name in used or folder.name != one_part(folder.name) or not folder.is_dir():
             continue
         try:
             written = folder.stat().st_mtime

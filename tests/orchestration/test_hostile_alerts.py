@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from ringrift_pipeline.orchestration.damage import tell_damage
 from ringrift_pipeline.orchestration.notify import LogNotifier, NotifyError
 from ringrift_pipeline.orchestration.outbox import Outbox
+from ringrift_pipeline.store import Store
 
 from .hooks import Hook, an_alert, quick
 
@@ -235,3 +237,54 @@ def test_no_link_and_no_pipe_is_read(outbox: Outbox, tmp_path: Path) -> None:
     os.mkfifo(waiting / "pipe.json")  # reading it would wait for a writer for ever
     told = outbox.deliver(LogNotifier())
     assert [alert.key for alert in told] == ["run-1"] and secret.exists()
+
+
+def test_a_file_without_a_name_does_not_hold_up_the_others(outbox: Outbox) -> None:
+    outbox.put(an_alert("run-0"))
+    (outbox.folder / "waiting" / ".json").write_text("{}")
+    assert [alert.key for alert in outbox.deliver(LogNotifier())] == ["run-0"]
+    assert (outbox.folder / "refused" / ".json").read_text() == "{}"
+    assert outbox.waiting() == 0 and len(outbox.recent(3600.0, 10)) == 1
+
+
+@pytest.mark.parametrize("which", ["what is no alert", "an alert that is refused"])
+def test_what_cannot_be_laid_aside_does_not_hold_up_the_others(
+    outbox: Outbox, hook: Hook, which: str
+) -> None:
+    for number in range(2):
+        outbox.put(an_alert(f"run-{number}", time=f"2026-01-01T00:00:0{number}+00:00"))
+    path = outbox.folder / "waiting" / f"{an_alert('run-0').id}.json"
+    if which == "what is no alert":
+        path.write_text("{}")
+    else:
+        hook.answers = [400, 200]
+    (outbox.folder / "refused" / path.name).mkdir()
+    said: list[str] = []
+    assert [one.key for one in outbox.deliver(quick(hook.url), said.append)] == ["run-1"]
+    assert [line for line in said if line.startswith(f"{path} cannot be moved to ")]
+    assert path.exists() and outbox.waiting() == 1
+
+
+def test_an_alert_that_cannot_be_moved_is_told_once(outbox: Outbox, hook: Hook) -> None:
+    for number in range(2):
+        outbox.put(an_alert(f"run-{number}", time=f"2026-01-01T00:00:0{number}+00:00"))
+    path = outbox.folder / "told" / f"{an_alert('run-0').id}.json"
+    path.mkdir()
+    said: list[str] = []
+    told = [one.key for _ in range(3) for one in outbox.deliver(quick(hook.url), said.append)]
+    assert told == ["run-0", "run-1"] and len(hook.got) == 2
+    assert sum(f" cannot be moved to {path.parent}: " in line for line in said) == 3
+    path.rmdir()
+    assert outbox.deliver(quick(hook.url)) == [] and len(hook.got) == 2
+    assert path.is_file() and outbox.waiting() == 0
+
+
+def test_a_name_that_is_no_text_hides_no_damage(outbox: Outbox, hook: Hook, tmp_path: Path) -> None:
+    aside = tmp_path / "data" / "square8_2p" / "quarantine"
+    aside.mkdir(parents=True)
+    names = (b"\xff", b"", b"7-selfplay-shard-0000-20260102T030405.000006Z-01234567-89abcdef")
+    for name in names:
+        (aside / os.fsdecode(name + b".reason.json")).write_text("{}")
+    tell_damage(Store(tmp_path / "data"), outbox, "square8_2p")
+    assert len(outbox.deliver(quick(hook.url))) == len(names) == len(hook.got)
+    assert any("\\udcff" in body["text"] for _, _, body in hook.got)

@@ -342,6 +342,16 @@ def test_a_run_under_a_key_of_no_generation_keeps_all(
     assert working(own, history) == {(CONFIG, generation) for generation in range(3)}
 
 
+def test_a_folder_that_no_run_is_called_like_is_left_alone(
+    history: Store, own: DagsterInstance
+) -> None:
+    """Among the values of runs; no database takes the first one's name."""
+    for name in (os.fsdecode(b"\xff"), "a b"):
+        values_of(history, name)
+    ours = values_of(history, "ours")
+    assert retention.old_values(own, history, time.time() + DAY) == [ours]
+
+
 def test_what_another_retention_removes_meanwhile_is_no_error(
     history: Store, own: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
