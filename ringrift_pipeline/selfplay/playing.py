@@ -135,6 +135,7 @@ def play_with(
                 "positions": len(decisions),
                 "player": metadata["player"],
                 "model": metadata["model"],
+                "model_generation": metadata["model_generation"],
                 "opponent": metadata.get("opponent"),
                 "started": began,
                 "seconds": time.monotonic() - start,

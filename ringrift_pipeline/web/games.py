@@ -86,15 +86,18 @@ class RecordedGames:
 
     def generations(self, config: str) -> list[dict[str, Any]]:
         """A config's generations with shards, newest first: who played, and how many shards. Where
-        the plan cannot be read, ``player`` is None and ``error`` says why.
+        that cannot be read, ``player`` is None and ``error`` says why.
         """
         self._check_config(config)
         found = []
-        for generation in reversed(self._generations(config)):
+        for generation in reversed(self.store.generations(config)):
+            shards = self._shards(config, generation)
+            if not shards:
+                continue
             item: dict[str, Any] = {"generation": f"{generation:04d}", "player": None}
-            item["shards"] = len(self._shards(config, generation))
+            item["shards"] = len(shards)
             try:
-                item["player"] = self._player(config, generation)
+                item["player"] = self._player(config, generation, shards[0])
             except StoreError as error:
                 item["error"] = str(error)
             found.append(item)
@@ -226,10 +229,18 @@ class RecordedGames:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def _player(self, config: str, generation: int) -> str:
-        """Who played a generation, by its plan."""
-        champion = self.store.read_plan(config, generation).get("champion")
-        return f"generation {champion['generation']:04d}" if champion else "the heuristic"
+    def _player(self, config: str, generation: int, shard: int) -> str:
+        """Who played a generation, by a shard's manifest; where that does not say it, as those of
+        earlier versions do not, by the plan, which is as long as its window.
+        """
+        for artefact in self.store.artefacts(config, generation, shard_kind(shard)):
+            if "model_generation" in artefact.metadata:
+                number = artefact.metadata["model_generation"]
+                break
+        else:
+            champion = self.store.read_plan(config, generation).get("champion")
+            number = champion["generation"] if champion else None
+        return "the heuristic" if number is None else f"generation {number:04d}"
 
     def _counts(self, config: str, generation: int, shard: int) -> dict[str, int]:
         """Games and positions of a shard: of its file, or as its artefact says where that is in a

@@ -135,16 +135,26 @@ def guarded(data: Path) -> Iterator[Client]:
     yield from running(data, token="secret")
 
 
+def silent_about_the_player(store: Store, kind: str) -> None:
+    """Land a shard of generation 1 as earlier versions did."""
+    [before] = store.artefacts(CONFIG, 1, kind)
+    about = {name: value for name, value in before.metadata.items() if "model" not in name}
+    with store.create(CONFIG, 1, kind, about) as draft:
+        shutil.copyfile(before.file("shard.arrow"), draft / "shard.arrow")
+    shutil.rmtree(before.path)
+
+
 @pytest.fixture()
 def damaged(data: Path, tmp_path: Path) -> Iterator[Client]:
     """A copy of the data root in which generation 1 is not what it was: its plan is cut short, so is
-    shard 0, and there is a shard 2 whose manifest is.
+    shard 0, which does not say who played it, and there is a shard 2 whose manifest is.
     """
     root = tmp_path / "data"
     shutil.copytree(data, root)
     shard = Store(root).require(CONFIG, 1, shard_kind(1))
     kind = shard.path.parent
     shutil.copytree(kind, kind.with_name(shard_kind(2)))
+    silent_about_the_player(Store(root), shard_kind(0))
     for path in (
         kind.parent / "plan.json",
         Store(root).require(CONFIG, 1, shard_kind(0)).file("shard.arrow"),

@@ -14,6 +14,7 @@ from ringrift_pipeline.enhancements import TrainingConfig
 from ringrift_pipeline.game import new_game
 from ringrift_pipeline.selfplay import plan_generation, play_shards, read_shard, shard_kind
 from ringrift_pipeline.store import Store
+from ringrift_pipeline.web.games import RecordedGames
 
 from .conftest import CONFIG, NOW, TINY, Client, running
 
@@ -202,6 +203,31 @@ def test_a_damaged_shard_says_so_and_the_others_are_shown(damaged: Client) -> No
         answer = damaged.get(f"/api/games/{path}")
         assert answer.status == 409 and "shard.arrow" in answer.json["error"]
     assert damaged.get(f"/api/games/{CONFIG}/0001/0001/0000?ply=2").status == 200
+
+
+def test_the_list_of_generations_reads_no_plan(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is as long as its window: all of them would cost as the square of a history."""
+    read: list[int] = []
+    real = Store.read_plan
+
+    def read_plan(store: Store, config: str, generation: int) -> dict[str, Any]:
+        read.append(generation)
+        return real(store, config, generation)
+
+    monkeypatch.setattr(Store, "read_plan", read_plan)
+    items = client.get(f"/api/games/{CONFIG}").json["items"]
+    assert [item["player"] for item in items] == ["generation 0000", "the heuristic"]
+    assert read == []
+
+
+def test_shards_that_do_not_say_who_played_have_it_in_the_plan(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "artefacts", lambda *_: [])
+    items = RecordedGames(data).generations(CONFIG)
+    assert [item["player"] for item in items] == ["generation 0000", "the heuristic"]
 
 
 def test_a_damaged_plan_says_so_and_its_games_are_shown(damaged: Client) -> None:
