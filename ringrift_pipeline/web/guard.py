@@ -1,8 +1,8 @@
 """Who may ask this server what: hosts, origins, the token, and what a browser may do with a page.
 
 The page is for one person at this machine. Any page on the web can send requests to a port of
-this machine, so a request must name a host that is ours (against DNS rebinding), and one that
-makes the machine work must come from our own page. Beyond the machine a token is asked for too.
+this machine, so a request must name a host that is ours (against DNS rebinding), and must come from
+our own page, unless it is a person's visit to one. Beyond the machine a token is asked for too.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 TOKEN = "token"
+DATA = "/api/"  # what pages ask for, and nobody visits
 # A name, or a number in the brackets that IPv6 needs, and perhaps a port: nothing else of a URL.
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _SHOWN = 100  # characters of what was sent that are repeated
@@ -104,8 +105,8 @@ class Guard:
     """ASGI middleware: refuses what :class:`Access` does not allow, and adds the headers.
 
     Refusals are JSON with ``error`` and ``field``: 421 for a foreign host (or none, or two), 401
-    without the token, 403 for a foreign origin, 415 for a POST that is not JSON. A WebSocket is
-    refused likewise before it is opened.
+    without the token, 403 for what another site's page asks for, a link to a page of ours excepted,
+    415 for a POST that is not JSON. A WebSocket is refused likewise before it is opened.
     """
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
@@ -150,18 +151,21 @@ class Guard:
             return self._exchange(scope, self.access.token)
         if scope["type"] == "websocket":
             self._check_origin(headers, hosts[0])
-        elif scope["method"] == "POST":
+        elif scope["method"] != "POST":
+            if not _is_visit(scope["path"], headers):
+                self._check_origin(headers, hosts[0], "none")
+        else:
             self._check_origin(headers, hosts[0])
             kinds = headers.getlist("content-type")
             if [kind.split(";")[0].strip().lower() for kind in kinds] != ["application/json"]:
                 raise RequestError("send application/json", "Content-Type", 415)
         return None
 
-    def _check_origin(self, headers: Headers, host: str) -> None:
-        # browsers always send one of the two; what sends neither is no page
+    def _check_origin(self, headers: Headers, host: str, *also: str) -> None:
+        # of a POST or a WebSocket browsers always send one of the two; what sends neither is no page
         origins, sites = headers.getlist("origin"), headers.getlist("sec-fetch-site")
         foreign = any(origin != f"http://{host}" for origin in origins)
-        if foreign or any(site != "same-origin" for site in sites):
+        if foreign or any(site not in ("same-origin", *also) for site in sites):
             raise RequestError("only this server's own page may ask for that", "Origin", 403)
 
     def _has_cookie(self, headers: Headers, token: str) -> bool:
@@ -188,6 +192,11 @@ class Guard:
         answer = RedirectResponse(f"{path}?{rest}" if rest else path, 303)
         answer.set_cookie(self.access.cookie, token, httponly=True, samesite="strict", path="/")
         return answer
+
+
+def _is_visit(path: str, headers: Headers) -> bool:
+    """Whether a browser opens a page, by a link from wherever: it does not ask for part of one."""
+    return headers.getlist("sec-fetch-mode") == ["navigate"] and not path.startswith(DATA)
 
 
 def _same(given: str, token: str) -> bool:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ringrift_pipeline.web.games import RecordedGames
 
 from .conftest import CONFIG, Client
 
@@ -360,6 +366,38 @@ def test_games_are_found_by_links(opened: Callable[..., Page]) -> None:
         page.locator("#listing a", has_text=name).first.click()
         page.locator("#crumbs [aria-current]", has_text=name).wait_for()
     page.locator("#game-title", has_text=f"{CONFIG}-0001-0000-0001").wait_for()
+
+
+@pytest.fixture()
+def elsewhere(client: Client, tmp_path: Path) -> Iterator[int]:
+    """Port of another server of this machine, with a page that links to a game and asks for a list."""
+    game = client.access.url(f"/games/{CONFIG}/0001/0000/0001?ply=2")
+    listed = client.access.url(f"/api/games/{CONFIG}")
+    (tmp_path / "index.html").write_text(f'<a href="{game}">a game</a><img src="{listed}">')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])  # another site to a browser; the same
+def test_another_page_may_link_to_a_game_and_ask_for_nothing(
+    browser: Any, client: Client, elsewhere: int, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(RecordedGames, "generations", lambda _, config: made.append(config) or [])
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(WAIT)
+    listed = client.access.url(f"/api/games/{CONFIG}")
+    with page.expect_event("requestfailed", lambda asked: asked.url == listed):
+        page.goto(f"http://{host}:{elsewhere}/")
+    assert made == []
+    page.locator("a").click()
+    page.locator("#ply-status", has_text="Ply 2 of").wait_for()
+    context.close()
 
 
 def test_what_is_damaged_is_listed_with_the_reason(browser: Any, damaged: Client) -> None:

@@ -191,6 +191,37 @@ def test_a_post_must_be_json_from_this_page(client: Client) -> None:
     assert client.post("/api/position", GAME, **kind).status == 200
 
 
+LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", "Sec-Fetch-User": "?1"}
+PICTURE = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+PAGE, LISTED = f"/games/{CONFIG}/0001/0000/0001?ply=3", f"/api/games/{CONFIG}?1"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "same-origin, none", ""])
+def test_another_page_makes_the_machine_do_nothing(client: Client, site: str, method: str) -> None:
+    """Not by a picture, and of data not by a link either."""
+    for path in ("/api/setup", "/api/games", LISTED, "/api%2fgames", "/", PAGE, "/nothing"):
+        for sent in ({}, PICTURE, {"Sec-Fetch-Mode": "cors"}, LINK):
+            if sent is LINK and "api" not in path:
+                continue
+            answer = client.ask(method, path, headers={**sent, "Sec-Fetch-Site": site})
+            assert answer.status == 403, (path, sent)
+            if method == "GET":
+                refused(answer, 403, "Origin")
+    foreign = {"Origin": "http://evil.example"}  # of a browser that sends nothing else
+    assert client.ask(method, LISTED, headers=foreign).status == 403
+
+
+def test_a_page_and_who_opens_it_get_what_they_ask_for(client: Client) -> None:
+    for path in ("/", "/games", PAGE, "/api/setup", LISTED, "/static/page.js"):
+        for sent in ({}, PICTURE, LINK):
+            for site in ({}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}):
+                assert client.get(path, **sent, **site).status == 200
+    for site in ("cross-site", "same-site"):  # a link in a mail, one in the Dagster UI
+        for path in ("/", "/games", PAGE):
+            assert client.get(path, **LINK, **{"Sec-Fetch-Site": site}).status == 200
+
+
 @pytest.mark.parametrize("path", ["/api/position", "/api/choose", "/api/analyze"])
 def test_what_makes_the_machine_work_is_not_a_get(client: Client, path: str) -> None:
     refused(client.get(path), 405, None)

@@ -181,6 +181,15 @@ def test_a_websocket_is_for_its_own_page(ui: Client) -> None:
     assert opened(ui, Origin="null") == "403"
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_another_page_may_link_to_it_and_no_more(ui: Client, site: str) -> None:
+    for path in ("/", "/file.js", "/nothing"):
+        sent = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+        refused(ui.get(path, **sent), 403, "Origin")
+    link = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert ui.get("/", **link, **{"Sec-Fetch-Site": site}).status == 200
+
+
 def test_without_the_token_nothing_is_answered(guarded_ui: Client) -> None:
     for path in ("/", "/file.js", "/graphql", "/?token=wrong"):
         refused(guarded_ui.get(path), 401, "token")
