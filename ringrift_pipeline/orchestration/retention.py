@@ -179,7 +179,7 @@ def old_values(instance: DagsterInstance, store: Store, cutoff: float) -> list[P
     A run that is executed again reads those of the run before it: they stay while it is not
     finished. So does a folder that no run is called like: somebody else has put it there.
     """
-    used = _in_use(instance)
+    used = {one_part(run_id) for run_id in _in_use(instance)}
     old = []
     for folder in sorted((home_folder(store.root) / "values").glob("*")):
         if folder.name in used or folder.name != one_part(folder.name) or not folder.is_dir():
@@ -199,7 +199,7 @@ def old_values_behind(
     """Keys and bytes of `old_values` in the bucket, where there is one."""
     if (remote := store.remote) is None:
         return
-    used = _in_use(instance)
+    used = {one_part(run_id) for run_id in _in_use(instance)}
     for run in remote.bucket.folders(VALUES_KEY):
         found = remote.bucket.listing(f"{VALUES_KEY}/{run}")
         if run in used or not found:

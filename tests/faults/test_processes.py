@@ -28,7 +28,9 @@ from .outcomes import contents, made
 from .supervising import Command, all_gone, loop, verb
 from .test_kills import Copy
 
-DEADLINE = 30.0  # seconds from SIGTERM to SIGKILL, far beyond what docs/reliability.md says these take
+DEADLINE = (
+    30.0  # seconds from SIGTERM to SIGKILL, far beyond what docs/reliability.md says these take
+)
 VERBS = {  # what a verb makes of a data root as the stage finds it
     "selfplay": ("selfplay", ("selfplay-shard-0000", "selfplay-shard-0001")),
     "train": (

@@ -28,7 +28,7 @@ from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.orchestration import names, retention
 from ringrift_pipeline.orchestration.at_work import working
 from ringrift_pipeline.orchestration.instance import open_instance
-from ringrift_pipeline.orchestration.places import home_folder
+from ringrift_pipeline.orchestration.places import home_folder, one_part
 from ringrift_pipeline.orchestration.retention import (
     DAY,
     GB,
@@ -348,6 +348,15 @@ def test_a_folder_that_no_run_is_called_like_is_left_alone(
     """Among the values of runs; no database takes the first one's name."""
     for name in (os.fsdecode(b"\xff"), "a b"):
         values_of(history, name)
+    ours = values_of(history, "ours")
+    assert retention.old_values(own, history, time.time() + DAY) == [ours]
+
+
+def test_the_values_of_a_run_at_work_stay_whatever_it_is_called(
+    history: Store, own: DagsterInstance
+) -> None:
+    create_run_for_test(own, run_id="an id / of one's own", status=DagsterRunStatus.STARTED)
+    values_of(history, one_part("an id / of one's own"))
     ours = values_of(history, "ours")
     assert retention.old_values(own, history, time.time() + DAY) == [ours]
 
