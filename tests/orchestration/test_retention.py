@@ -355,8 +355,9 @@ def test_a_folder_that_no_run_is_called_like_is_left_alone(
 def test_the_values_of_a_run_at_work_stay_whatever_it_is_called(
     history: Store, own: DagsterInstance
 ) -> None:
-    create_run_for_test(own, run_id="an id / of one's own", status=DagsterRunStatus.STARTED)
-    values_of(history, one_part("an id / of one's own"))
+    odd = "an id / of one's own"
+    own.add_run(DagsterRun("a_job", run_id=odd, status=DagsterRunStatus.STARTED))
+    values_of(history, one_part(odd))
     ours = values_of(history, "ours")
     assert retention.old_values(own, history, time.time() + DAY) == [ours]
 
