@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _MARKS = {"waiting": "·", "running": "▶", "done": "✓", "failed": "✗"}
 _STYLES = {"waiting": "dim", "running": "bold cyan", "done": "green", "failed": "bold red"}
+ROWS = 8  # generations in the picture: it has to fit on a terminal, with the steps at work below
 
 
 def _counts() -> str:
@@ -157,8 +158,13 @@ def _watch(work: Any, page: GamesPage | None) -> None:
         return
     due = Every()
     told: set[tuple[str, str, str]] = set()
+    settled: set[int] = set()
     for snapshot in _looked_at(work, page):
         for state in snapshot.generations:
+            if state.generation in settled:
+                continue
+            if state.settled:
+                settled.add(state.generation)
             for name, mark in state.assets.items():
                 if mark in ("done", "failed") and (state.key, name, mark) not in told:
                     told.add((state.key, name, mark))
@@ -208,15 +214,23 @@ def _short(step: str) -> str:
 
 
 def _picture(snapshot: Snapshot) -> Group:
-    """The same for a terminal: a row of marks a generation, a bar a running step."""
+    """The same for a terminal: a row of marks a generation, of the newest ones, a bar a running step."""
     rows: list[Any] = []
-    for state in snapshot.generations:
+    count = len(snapshot.generations)
+    newest = _running(snapshot).generation - snapshot.generations[0].generation
+    end = max(newest + 1, min(ROWS, count))
+    first = max(0, end - ROWS)
+    if first:
+        rows.append(Text(f"{first} before", style="dim"))
+    for state in snapshot.generations[first:end]:
         row = Text(f"{snapshot.config} {state.key} ")
         for name, mark in state.assets.items():
             row.append(f" {_MARKS[mark]} {name}", style=_STYLES[mark])
             if mark == "done":
                 row.append(f" {clock(state.seconds[name])}", style="dim")
         rows.append(row)
+    if end < count:
+        rows.append(Text(f"{count - end} to come", style="dim"))
     bars = Table.grid(padding=(0, 1))
     state = _running(snapshot)
     now = time.time()

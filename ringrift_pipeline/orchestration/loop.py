@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,15 @@ class LoopRequest:
 
 @dataclass
 class GenerationState:
-    """How far one generation is. ``assets`` maps an asset to waiting, running, done or failed."""
+    """How far one generation is. ``assets`` maps an asset to waiting, running, done or failed;
+    ``decision`` is what was last read of the one on it, None before.
+    """
 
     generation: int
     run_id: str | None = None
     status: str = "waiting"
     decided: bool = False
+    decision: dict[str, Any] | None = None
     assets: dict[str, str] = field(default_factory=lambda: dict.fromkeys(ASSETS, "waiting"))
     seconds: dict[str, float] = field(default_factory=dict)
     steps: list[StepProgress] = field(default_factory=list)
@@ -89,6 +93,11 @@ class GenerationState:
     def key(self) -> str:
         """Zero-padded."""
         return generation_key(self.generation)
+
+    @property
+    def settled(self) -> bool:
+        """Is there nothing about it that a look could change?"""
+        return self.decided and self.status == "success"
 
 
 @dataclass(frozen=True)
@@ -276,7 +285,7 @@ class Loop:
     def _look(self) -> None:
         """Bring the states up to date."""
         for state in self.states.values():
-            if state.decided and state.status == "success":
+            if state.settled:
                 continue
             run = self._newest_run(state.generation)
             if run is None:
@@ -284,12 +293,19 @@ class Loop:
             state.run_id, state.status = run.run_id, run.status.value.lower()
             self._look_at_steps(state)
             state.steps = read_progress(self.request.data, run.run_id)
-            known = read_decision(self.store, self.request.config, state.generation)
-            # A decision on an older run of the same generation does not count.
-            fresh = known is not None and known["run"] != self._before[state.generation]
-            if fresh and run.is_finished and not self._is_of_a_lost_run(state, run, known):
+            if not state.decided and self._is_decided(state, run):
                 state.decided = True
+            if state.decided and run.is_finished:
                 state.steps = []
+
+    def _is_decided(self, state: GenerationState, run: DagsterRun) -> bool:
+        """Is there a decision on a run of the generation that is over?"""
+        if not run.is_finished:
+            return False
+        known = state.decision = read_decision(self.store, self.request.config, state.generation)
+        # A decision on an older run of the same generation does not count.
+        fresh = known is not None and known["run"] != self._before[state.generation]
+        return fresh and not self._is_of_a_lost_run(state, run, known)
 
     def _runs(self, generation: int) -> Sequence[RunRecord]:
         """The newest run of a generation, whoever started it and when, in a list."""
@@ -335,11 +351,16 @@ class Loop:
             state.seconds[asset] = max(0.0, until - min(starts))
 
     def _stop_at_faults(self) -> None:
-        """Raise LoopError for a generation at which somebody has to put something right."""
-        for state in self.states.values():
-            if not state.decided:
-                continue
-            known = read_decision(self.store, self.request.config, state.generation)
+        """Raise LoopError for a generation at which somebody has to put something right.
+
+        The decision on the newest one is read again: there may be another one since. Those before it
+        have been followed.
+        """
+        decided = [state for state in self.states.values() if state.decided]
+        for state in decided[-1:]:
+            state.decision = read_decision(self.store, self.request.config, state.generation)
+        for state in decided:
+            known = state.decision
             if known is not None and known.get("end") in FAULTS:
                 raise LoopError(
                     f"{self.request.config} generation {state.key}: {'; '.join(known['reasons'])}. "
@@ -373,10 +394,8 @@ class Loop:
                     f"{name}: the run succeeded but the sensor decided nothing for "
                     f"{DECISION_PATIENCE:.0f} s; see {home_folder(self.request.data) / 'services'}"
                 )
-        for before, after in zip(
-            self.states.values(), list(self.states.values())[1:], strict=False
-        ):
-            known = read_decision(self.store, self.request.config, before.generation)
+        for before, after in pairwise(self.states.values()):
+            known = before.decision
             if before.decided and after.run_id is None and known and known["next"] is None:
                 name = f"{self.request.config} generation {after.key}"
                 if self._runs(after.generation):
