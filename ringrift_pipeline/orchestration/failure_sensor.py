@@ -34,6 +34,7 @@ from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.reexecution import is_retried, retry_noted
+from ringrift_pipeline.orchestration.tick_log import TickLog, mark_of
 from ringrift_pipeline.store import BucketError, Store, StoreError
 
 INTERVAL = 15  # seconds between two looks at the event log
@@ -61,31 +62,32 @@ def failure_sensor() -> SensorDefinition:
         after = read_cursor(context.cursor)
         found = 0
         kept = []  # storage ids of failures in the outbox, each with its config if nothing retries it
-        try:
-            newest = context.instance.event_log_storage.get_maximum_record_id()
-            failures = _failures(context.instance, after)
-            for record in failures:
-                run = context.instance.get_run_by_id(record.run_id)
-                config = None
-                if run is not None:  # deleted from the history: there is nothing to look at
-                    if not retry_noted(context.instance, run, record.timestamp):
+        with TickLog(context, store.root, FAILURE_SENSOR) as log:
+            try:
+                newest = context.instance.event_log_storage.get_maximum_record_id()
+                failures = _failures(context.instance, after)
+                for record in failures:
+                    run = context.instance.get_run_by_id(record.run_id)
+                    config = None
+                    if run is not None:  # deleted from the history: there is nothing to look at
+                        if not retry_noted(context.instance, run, record.timestamp):
+                            break
+                        found += outbox.put(failure_alert(context.instance, run, record))
+                        if not is_retried(context.instance, run):
+                            config = config_in(run.tags)
+                    kept.append((record.storage_id, config))
+            finally:  # only then: a web hook may hold up what follows, and so may a bucket
+                told = outbox.deliver(notifier, log.info)
+            for storage_id, config in kept:
+                if config is not None:
+                    try:
+                        add_partitions(context.instance, store, config)
+                    except (BucketError, OSError) as error:  # may pass: the next tick begins here
+                        log.error(f"{config}: {error}", f"{config}: {mark_of(error)}")
                         break
-                    found += outbox.put(failure_alert(context.instance, run, record))
-                    if not is_retried(context.instance, run):
-                        config = config_in(run.tags)
-                kept.append((record.storage_id, config))
-        finally:  # only then: a web hook may hold up what follows, and so may a bucket
-            told = outbox.deliver(notifier, context.log.info)
-        for storage_id, config in kept:
-            if config is not None:
-                try:
-                    add_partitions(context.instance, store, config)
-                except (BucketError, OSError) as error:  # may pass: the next tick begins here
-                    context.log.error(f"{config}: {error}")
-                    break
-                except (StoreError, ValueError) as error:
-                    context.log.error(f"{config}: {error}")
-            after = storage_id
+                    except (StoreError, ValueError) as error:
+                        log.error(f"{config}: {error}")
+                after = storage_id
         if after is None and not failures:  # a clock that is turned on hides no later failure then
             after = newest
         if after is not None:

@@ -69,6 +69,7 @@ from ringrift_pipeline.orchestration.outbox import Outbox
 from ringrift_pipeline.orchestration.places import TICK, data_folder, home_folder
 from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.orchestration.switches import is_on
+from ringrift_pipeline.orchestration.tick_log import TickLog, mark_of
 from ringrift_pipeline.orchestration.verdicts import (
     State,
     generation_verdict,
@@ -90,6 +91,13 @@ class Outcome:
     requests: list[RunRequest] = field(default_factory=list)
     events: list[AssetMaterialization] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    marks: dict[str, str] = field(default_factory=dict)  # of notes of errors, for `TickLog`
+
+    def note_error(self, before: str, error: Exception, after: str = "") -> None:
+        """Note an error between two texts."""
+        note = f"{before}{type(error).__name__}: {error}{after}"
+        self.notes.append(note)
+        self.marks[note] = f"{before}{mark_of(error)}{after}"
 
 
 def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
@@ -111,16 +119,19 @@ def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
         outcome = Outcome(read_cursor(context.cursor))
         home = home_folder(opened.root)
         ensure_folder(home)
-        with folder_lock(home):
-            for config in CONFIGS:
-                try:
-                    _look(context.instance, opened, config, outcome)
-                except Exception as error:  # whatever it is, the other configs go on
-                    context.log.error(f"{config}: {traceback.format_exc()}")
-                    _report(opened, config, outcome, error)
-            _offer(context.instance, opened, outcome)
-        for note in outcome.notes:
-            context.log.info(note)
+        with TickLog(context, opened.root, SENSOR) as log:
+            with folder_lock(home):
+                for config in CONFIGS:
+                    try:
+                        _look(context.instance, opened, config, outcome)
+                    except Exception as error:  # whatever it is, the other configs go on
+                        log.error(
+                            f"{config}: {traceback.format_exc()}", f"{config}, {mark_of(error)}"
+                        )
+                        _report(opened, config, outcome, error)
+                _offer(context.instance, opened, outcome)
+            for note in outcome.notes:
+                log.info(note, outcome.marks.get(note, ""))
         if not (outcome.requests or outcome.events):
             context.update_cursor(outcome.cursor.text)
             return SkipReason("; ".join(outcome.notes) or "no new evaluation")
@@ -144,8 +155,7 @@ def _offer(instance: DagsterInstance, store: Store, outcome: Outcome) -> None:
         try:
             add_partitions(instance, store, config)
         except Exception as error:  # it must not undo what was decided
-            what = f"{type(error).__name__}: {error}"
-            outcome.notes.append(f"{config}: no generation of it can be offered, {what}")
+            outcome.note_error(f"{config}: no generation of it can be offered, ", error)
             if isinstance(error, BucketError):
                 return  # nor of the others, and each would be waited for
         else:
@@ -155,12 +165,10 @@ def _offer(instance: DagsterInstance, store: Store, outcome: Outcome) -> None:
 def _report(store: Store, config: str, outcome: Outcome, error: Exception) -> None:
     """Tell of an error once, however often the tick meets it."""
     what = f"{type(error).__name__}: {error}"
-    outcome.notes.append(f"{config}: {what}; its loop waits until that is put right")
+    outcome.note_error(f"{config}: ", error, "; its loop waits until that is put right")
     handled = outcome.cursor.handled.get(config, 0)
     try:
-        # how long a bucket was waited for is another time in every tick
-        which = f"BucketError {error.bucket}" if isinstance(error, BucketError) else what
-        Outbox(store).put(not_handled(config, handled, what, INTERVAL, which))
+        Outbox(store).put(not_handled(config, handled, what, INTERVAL, mark_of(error)))
     except (OSError, StoreError) as unwritten:  # a full disk must not stop the others either
         outcome.notes.append(f"{config}: not reported, {unwritten}")
 
@@ -247,7 +255,7 @@ def _handle(
         return True
     paused = not is_on(instance, store, config, "loop")
     if paused and outcome.cursor.held.get(config) == record.storage_id:
-        outcome.notes.append(f"{where}: decided once the loop of {config} is resumed")
+        outcome.notes.append(_waiting(where, config))
         return False
     values = run_values(run.run_config) if run is not None else {}
     last = values.get("last_generation")
@@ -279,7 +287,7 @@ def _handle(
     waits = request is not None and paused
     if waits:
         outcome.cursor.held[config] = record.storage_id
-        outcome.notes.append(f"{where}: the loop of {config} is paused, the next waits")
+        outcome.notes.append(_waiting(where, config))
     elif known is not None:
         outcome.notes.append(f"{where}: decided before, which stands")
     else:
@@ -313,6 +321,10 @@ def _handle(
     if request is not None and request.run_key not in {one.run_key for one in outcome.requests}:
         outcome.requests.append(request)
     return True
+
+
+def _waiting(where: str, config: str) -> str:
+    return f"{where}: decided once the loop of {config}, which is paused, is resumed"
 
 
 def decide(instance: DagsterInstance, store: Store, config: str, generation: int) -> bool:

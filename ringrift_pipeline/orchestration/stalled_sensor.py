@@ -49,6 +49,7 @@ from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox, deadline
 from ringrift_pipeline.orchestration.places import TICK, data_folder
 from ringrift_pipeline.orchestration.reexecution import cancelled_run
+from ringrift_pipeline.orchestration.tick_log import TickLog, mark_of
 from ringrift_pipeline.store import BucketError, Store, StoreError
 
 INTERVAL = 120  # seconds between two looks at the store
@@ -160,28 +161,31 @@ def stalled_sensor() -> SensorDefinition:
         until = deadline()
         store = Store(data_folder(), within=TICK)
         outbox = Outbox(store)
-        outbox.deliver(notifier, context.log.info, until)  # a bucket may hold up what follows
-        watched: set[str] = set()
-        try:
-            watched.update(store.configs())
-            watched |= _asked_for(context.instance)
-        except Exception as error:  # as below
-            what = f"{type(error).__name__}: {error}"
-            context.log.error(f"some config cannot be watched, {what}")
-        stalled = []
-        signs = Signs(context.cursor)
-        for config in CONFIGS:
-            if config not in watched:
-                continue
+        with TickLog(context, store.root, STALLED_SENSOR) as log:
+            outbox.deliver(notifier, log.info, until)  # a bucket may hold up what follows
+            watched: set[str] = set()
             try:
-                stall = _look(context.instance, store, outbox, config, signs)
-                if stall is not None:
-                    outbox.put(stall.alert())
-                    stalled.append(f"{config} for {stall.hours:.1f} hours")
-            except Exception as error:  # whatever it is, it must not hide another's standstill
+                watched.update(store.configs())
+                watched |= _asked_for(context.instance)
+            except Exception as error:  # as below
                 what = f"{type(error).__name__}: {error}"
-                context.log.error(f"{config}: cannot be watched, {what}")
-        outbox.deliver(notifier, context.log.info, until)
+                log.error(
+                    f"some config cannot be watched, {what}", f"some config, {mark_of(error)}"
+                )
+            stalled = []
+            signs = Signs(context.cursor)
+            for config in CONFIGS:
+                if config not in watched:
+                    continue
+                try:
+                    stall = _look(context.instance, store, outbox, config, signs)
+                    if stall is not None:
+                        outbox.put(stall.alert())
+                        stalled.append(f"{config} for {stall.hours:.1f} hours")
+                except Exception as error:  # whatever it is, it must not hide another's standstill
+                    what = f"{type(error).__name__}: {error}"
+                    log.error(f"{config}: cannot be watched, {what}", f"{config}, {mark_of(error)}")
+            outbox.deliver(notifier, log.info, until)
         context.update_cursor(signs.text)
         return SkipReason("; ".join(stalled) or "no config is at a standstill")
 
