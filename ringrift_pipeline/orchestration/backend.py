@@ -123,7 +123,7 @@ class Backend:
     def check(self) -> None:
         """Put right what the two cannot: kill steps that hang, start the daemon again if it has
         ended or hangs, or if the clock was turned back, and both if the code server has ended or
-        hangs. To be called every few seconds, after `begin`.
+        hangs; bound their logs. To be called every few seconds, after `begin`.
 
         Raises:
             ServiceError: one of them ends again and again, or does not answer.
@@ -142,6 +142,8 @@ class Backend:
         if self.services[1].has_ended:
             self.services[1].check()
             self._listen()
+        for service in self.services:
+            service.cut_log()
         for step in self._steps.look():
             self._note(f"killed step {step.step} of run {step.run_id}, pid {step.pid}: it hung")
         if self._turned_back():

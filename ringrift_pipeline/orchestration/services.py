@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ from ringrift_pipeline.orchestration.places import (
 PATIENCE = ((signal.SIGINT, 12.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
 LOOK_BACK = 1 << 16  # bytes of a log that are looked at
+LARGEST_LOG = 10_000_000  # bytes of a log; as many of what came before are kept beside it
+CUT_AGAIN = 600.0  # seconds after which a log is looked at again that could not be cut
 START_PATIENCE = 120.0  # seconds a server may take to answer
 # A service that has ended is started again, but for one that does so four times in a row before it has
 # been there for a quarter of a minute: it cannot work here, where one that is killed now and then can.
@@ -64,6 +67,30 @@ def _appended(log: Path) -> BinaryIO:
         raise ServiceError(f"{log} is a link, a pipe or a folder, and no log: remove it") from None
 
 
+def _cut(log: Path) -> None:
+    """Where a log has more than `LARGEST_LOG` bytes, keep the newest of them as ``<kind>.log.1``, in the
+    place of the one before, and begin it anew. Raises OSError: the log then stays as it is.
+
+    It is copied and emptied, not renamed, as its writers have it open, to append: they go on at its new
+    beginning. No link is followed.
+    """
+    if not log.is_file() or log.lstat().st_size <= LARGEST_LOG:
+        return
+    flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(os.open(log, flags), "r+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two may look after one log
+        size = file.seek(0, os.SEEK_END)
+        if size > LARGEST_LOG:
+            file.seek(size - LARGEST_LOG)
+            before = log.with_name(f"{log.name}.1")
+            before.unlink(missing_ok=True)
+            with open(os.open(before, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as kept:
+                kept.write(file.read(LARGEST_LOG))
+            rest = file.read()  # what was written meanwhile
+            file.truncate(0)
+            file.write(rest)
+
+
 class Service:
     """One process (and all it starts) in a session of its own, its output in a log file.
 
@@ -93,10 +120,12 @@ class Service:
         self._environment = {**environment(data), **(more or {}), OWNER: str(os.getpid())}
         self._inherits = inherits
         self._ends = 0
+        self._cut_from = 0.0
         self._process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._started = time.monotonic()
+        self.cut_log()
         with _appended(self.log) as output:
             return subprocess.Popen(
                 self._command,
@@ -121,9 +150,11 @@ class Service:
     def check(self) -> None:
         """Raises ServiceError if the process has ended, unless it was killed or is one to start ``again``,
         and has not ended `MOST_ENDS` times in a row within `LIVED`; its log says that it was started again.
+        To be called every few seconds, which also bounds its log.
         """
         code = self._process.poll()
         if code is None:
+            self.cut_log()
             return
         self._ends = self._ends + 1 if time.monotonic() - self._started < LIVED else 1
         if (not self.again and code >= 0) or self._ends >= MOST_ENDS:
@@ -152,6 +183,14 @@ class Service:
                 return
             time.sleep(0.1)
         raise ServiceError(f"the service {self.kind} did not answer for {START_PATIENCE:.0f} s")
+
+    def cut_log(self) -> None:
+        """Bound its log, by `LARGEST_LOG` bytes here and in the one before."""
+        if time.monotonic() >= self._cut_from:
+            try:
+                _cut(self.log)
+            except OSError:  # on a full disk each attempt would write what room there is
+                self._cut_from = time.monotonic() + CUT_AGAIN
 
     def note(self, text: str) -> None:
         """Add a line to its log. Raises OSError, ServiceError: as `Service` itself."""
