@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ringrift_pipeline.orchestration.instance import (
 from ringrift_pipeline.orchestration.names import MODULE
 from ringrift_pipeline.orchestration.places import CODE, progress_folder
 from ringrift_pipeline.orchestration.services import Service, ServiceError, Stopping, never
-from ringrift_pipeline.orchestration.silent_services import Answers, Heartbeats, Silence
+from ringrift_pipeline.orchestration.silent_services import QUIET, Answers, Heartbeats, Silence
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 from ringrift_pipeline.store import write_bytes_atomic
 
@@ -42,6 +43,10 @@ class Backend:
         stopping: asked while the servers start; KeyboardInterrupt is raised if it says so.
         more: variables added to the environment of the servers and the runs.
         module: what the code server serves.
+
+    Attributes:
+        well_since: since when (`time.monotonic`) both give signs of life, from `begin` on. Whoever waits
+            for what they do waits from then: one that hangs is started again only after minutes.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class Backend:
     def _listen(self) -> None:
         """From now on, to the two that run now."""
         self._silences = (Silence(Answers(self._ping)), Silence(Heartbeats(self._instance)))
+        self.well_since = time.monotonic()
 
     def _start_daemon(self) -> Service:
         more = {**_DAEMON, **self._more}
@@ -130,6 +136,8 @@ class Backend:
             KeyboardInterrupt: ``stopping`` says so while the code server starts.
         """
         for service, silence in zip(self.services, self._silences, strict=True):
+            if silence.seconds > QUIET:
+                self.well_since = time.monotonic()
             if silence.too_long:
                 self._note(f"killed the {service.kind}, pid {service.pid}: it hung")
                 service.kill()

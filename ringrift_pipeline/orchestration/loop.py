@@ -51,8 +51,8 @@ from ringrift_pipeline.store import Store
 
 LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth of a core at one
 DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
-PAUSE_PATIENCE = 10.0  # seconds after which an undecided run of a paused config waits in vain
-RETRY_PATIENCE = 90.0  # seconds the daemon may take to retry a run it said it would
+PAUSE_PATIENCE = 10.0  # seconds after which an undecided run of what is paused waits in vain
+RETRY_PATIENCE = 120.0  # seconds the daemon may take to retry a run it said it would
 # Reasons of a failure that would come again, Dagster's words.
 ERRORS = ("RUN_EXCEPTION", "JOB_INITIALIZATION_FAILURE", "STEP_FAILURE")
 MOST_LOST = 3  # times that a generation is begun again whose run was lost and will not be retried
@@ -155,6 +155,7 @@ class Loop:
             number: GenerationState(number) for number in range(self.first, self.last + 1)
         }
         self._stopping = stopping
+        self._backend: Backend | None = None
         self._services: list[Backend | Service] = []
         self._stack = contextlib.ExitStack()
         self._instance: DagsterInstance | None = None
@@ -199,6 +200,7 @@ class Loop:
                 stopping=self._stopping,
                 more=pools_for(self.request.settings.device),
             )
+            self._backend = backend
             self._services.append(backend)  # it loads meanwhile
             if not waits:
                 self._submit(following)  # before there is a sensor that would start it as well
@@ -369,15 +371,19 @@ class Loop:
                 )
 
     def _judge(self) -> None:
-        """Raise LoopError for what will not get better by waiting."""
+        """Raise LoopError for what will not get better by waiting. Services that hang are healed, and
+        waited for.
+        """
         now = time.monotonic()
+        well_since = self._backend.well_since if self._backend is not None else 0.0
         for state in self.states.values():
             if state.decided or state.run_id is None:
                 continue
             if state.status not in ("success", "failure", "canceled"):
                 self._finished_at.pop(state.generation, None)
                 continue
-            since = now - self._finished_at.setdefault(state.generation, now)
+            finished_at = self._finished_at.setdefault(state.generation, now)
+            since = now - max(finished_at, well_since)
             name = f"{self.request.config} generation {state.key}"
             if state.status == "canceled":
                 raise LoopError(f"{name}: its run was cancelled; ringrift loop goes on from there")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dagster import DagsterInstance
 
 SILENCE = 600.0  # seconds without a sign of life; a daemon gives one every half minute
+QUIET = 60.0  # seconds after which it may hang: whoever waits for its work begins to wait anew
 LOOK = 10.0  # seconds between two looks
 # Seconds at most that count between two looks: a computer at rest is no reason to kill.
 STRIDE = 20.0
@@ -33,8 +34,8 @@ class Silence:
         self._looked = time.monotonic()
 
     @property
-    def too_long(self) -> bool:
-        """Has it been silent for more than `SILENCE` seconds? Ask often."""
+    def seconds(self) -> float:
+        """For how long it has been silent. Ask often."""
         now = time.monotonic()
         if now - self._looked >= LOOK:
             passed, self._looked = min(now - self._looked, STRIDE), now
@@ -43,7 +44,12 @@ class Silence:
                 self._seconds += passed
             else:
                 self._heard, self._seconds = heard, 0.0
-        return self._seconds > SILENCE
+        return self._seconds
+
+    @property
+    def too_long(self) -> bool:
+        """Has it been silent for more than `SILENCE` seconds? Ask often."""
+        return self.seconds > SILENCE
 
 
 class Answers:

@@ -48,7 +48,7 @@ def store(data: Path) -> Store:
 @pytest.fixture
 def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop starts no daemon and no code server: nothing is run."""
-    nothing = SimpleNamespace(begin=lambda: None, stop=lambda: None)
+    nothing = SimpleNamespace(begin=lambda: None, stop=lambda: None, well_since=0.0)
     monkeypatch.setattr(loop, "Backend", lambda *_, **__: nothing)
 
 

@@ -269,6 +269,7 @@ class Servers:
     """
 
     workspace = ("-w", "nowhere")
+    well_since = 0.0
     started: list[list[tuple[str, str]]]
     begun: list[list[tuple[str, str]]]
 
