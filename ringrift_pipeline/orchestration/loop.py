@@ -40,7 +40,12 @@ from ringrift_pipeline.orchestration.names import (
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.pools import pools_for
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
-from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, is_retried, retry_noted
+from ringrift_pipeline.orchestration.reexecution import (
+    RETRY_TAG,
+    is_retried,
+    retry_noted,
+    standing_run,
+)
 from ringrift_pipeline.orchestration.sensor import decide
 from ringrift_pipeline.orchestration.services import Service, Stopping, never, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
@@ -237,17 +242,18 @@ class Loop:
         ended? That is done now, or is still to be waited for; it is not run again. Nor is one that the
         daemon of a loop that was killed has decided on meanwhile.
         """
-        config, records = self.request.config, self._runs(self.first)
-        if not records:
+        config = self.request.config
+        record = standing_run(self.instance, config, self._runs(self.first))
+        if record is None:
             return False, False
         waits = False
-        if records[0].dagster_run.status == DagsterRunStatus.SUCCESS:
+        if record.dagster_run.status == DagsterRunStatus.SUCCESS:
             waits = not decide(self.instance, self.store, config, self.first)
         made = is_decided(self.store, config, self.first)
         # One without a plan has lost its files, or never had any, and is begun anew.
         made = made and self.first in self.store.generations(config)
         if made or waits:
-            self._newest_before = records[0].storage_id - 1
+            self._newest_before = record.storage_id - 1
             self._before[self.first] = None if made else self._before[self.first]
         return made, waits
 
@@ -289,7 +295,7 @@ class Loop:
         for state in self.states.values():
             if state.settled:
                 continue
-            run = self._newest_run(state.generation)
+            run = self._own_run(state.generation)
             if run is None:
                 break  # nor has a later one: each is started by the one before
             state.run_id, state.status = run.run_id, run.status.value.lower()
@@ -310,9 +316,9 @@ class Loop:
         return fresh and not self._is_of_a_lost_run(state, run, known)
 
     def _runs(self, generation: int) -> Sequence[RunRecord]:
-        """The newest run of a generation, whoever started it and when, in a list."""
+        """Runs of a generation, whoever started them and when, newest first."""
         tags = {CONFIG_TAG: self.request.config, PARTITION_TAG: generation_key(generation)}
-        return self._records(tags=tags)[:1]
+        return self._records(tags=tags)
 
     def _records(self, limit: int | None = None, **wanted: Any) -> list[RunRecord]:
         """Runs of the config's generations, newest first; not a backfill's, which decide nothing."""
@@ -320,12 +326,12 @@ class Loop:
         records = self.instance.get_run_records(filters, limit=limit)
         return [one for one in records if backfill_in(one.dagster_run.tags) is None]
 
-    def _newest_run(self, generation: int) -> DagsterRun | None:
-        records = self._runs(generation)
-        if not records:
-            return None
+    def _own_run(self, generation: int) -> DagsterRun | None:
+        """The run at which a generation stands, of those that came after this loop had begun."""
         # By number, for a clock may be turned on or back.
-        return records[0].dagster_run if records[0].storage_id > self._newest_before else None
+        runs = [one for one in self._runs(generation) if one.storage_id > self._newest_before]
+        record = standing_run(self.instance, self.request.config, runs)
+        return record.dagster_run if record is not None else None
 
     def _look_at_steps(self, state: GenerationState) -> None:
         assert state.run_id is not None

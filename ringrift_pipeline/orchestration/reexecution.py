@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunRecord, RunsFilter
 from dagster._core.execution.backfill import BULK_ACTION_TERMINAL_STATUSES
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARENT_RUN_ID_TAG
 
 from ringrift_pipeline.orchestration.decisions import read_decision
+from ringrift_pipeline.orchestration.generation_runs import makes_a_generation
 from ringrift_pipeline.orchestration.launchable import next_generation
 from ringrift_pipeline.orchestration.names import (
     BACKFILL_TAG,
@@ -58,14 +60,34 @@ def run_end(instance: DagsterInstance, run_id: str | None) -> str | None:
     return None if _goes_on(instance, record) else f"ended ({record.dagster_run.status.value})"
 
 
+def standing_run(
+    instance: DagsterInstance, config: str, records: Sequence[RunRecord]
+) -> RunRecord | None:
+    """The run at which a generation stands, None where it has none: the newest, but for a cancelled one
+    beside which another still makes the generation, or has made it.
+
+    Args:
+        records: the generation's runs, newest first.
+    """
+    if not records or records[0].dagster_run.status != DagsterRunStatus.CANCELED:
+        return records[0] if records else None
+    for record in records[1:]:
+        run = record.dagster_run
+        if not makes_a_generation(run, config):
+            continue
+        if run.status == DagsterRunStatus.SUCCESS or _goes_on(instance, record):
+            return record
+    return records[0]
+
+
 def cancelled_run(instance: DagsterInstance, store: Store, config: str) -> RunRecord | None:
-    """The run at which a config's loop stands: the newest of the newest generation that was asked
-    for, if it was cancelled and the generation has not been decided. None: there is no such run.
+    """The run at which a config's loop stands: that at which the newest generation stands that was
+    asked for, if it was cancelled and the generation has not been decided. None: there is no such run.
 
     Nobody starts it again by itself, for somebody meant it.
     """
     following = next_generation(store, config)
-    found: list[tuple[int, int, RunRecord]] = []
+    found: list[tuple[int, RunRecord]] = []
     asked = RunsFilter(job_name=job_name(config))
     before, limit = None, LOOKED_THROUGH
     while len(found) < LOOKED_THROUGH:
@@ -74,16 +96,18 @@ def cancelled_run(instance: DagsterInstance, store: Store, config: str) -> RunRe
             tags = record.dagster_run.tags
             generation = generation_in(tags)
             if generation is not None and generation <= following and backfill_in(tags) is None:
-                found.append((generation, record.storage_id, record))
+                found.append((generation, record))
         if len(page) < limit:
             break
         before, limit = page[-1].dagster_run.run_id, 10 * LOOKED_THROUGH
     if not found:
         return None
-    generation, _, newest = max(found, key=lambda one: one[:2])
-    if newest.dagster_run.status != DagsterRunStatus.CANCELED:
+    newest = max(generation for generation, _ in found)
+    runs = [record for generation, record in found if generation == newest]
+    stands = standing_run(instance, config, runs)
+    if stands is None or stands.dagster_run.status != DagsterRunStatus.CANCELED:
         return None
-    return newest if read_decision(store, config, generation) is None else None
+    return stands if read_decision(store, config, newest) is None else None
 
 
 def _goes_on(instance: DagsterInstance, record: RunRecord) -> bool:

@@ -48,7 +48,7 @@ from ringrift_pipeline.orchestration.names import (
 from ringrift_pipeline.orchestration.notify import Alert, Notifier
 from ringrift_pipeline.orchestration.outbox import Outbox, deadline
 from ringrift_pipeline.orchestration.places import TICK, data_folder
-from ringrift_pipeline.orchestration.reexecution import cancelled_run
+from ringrift_pipeline.orchestration.reexecution import cancelled_run, standing_run
 from ringrift_pipeline.orchestration.tick_log import TickLog, mark_of
 from ringrift_pipeline.store import BucketError, Store, StoreError
 
@@ -255,7 +255,7 @@ def find_stall(
         runs = [record for record in runs if not record.dagster_run.is_finished]
     if decided is None and (known or not planned) and not runs:
         return None  # made by hand or by a backfill, or not begun: nobody has asked for more
-    newest = runs[0] if runs else None
+    newest = standing_run(instance, config, _of_one_generation(runs))
     more = decided is not None and any(_is_later(record, decided[0]) for record in runs)
     if decided is not None and decided[1].get("end") == LIMIT and not more:
         return None
@@ -316,6 +316,12 @@ def _asks_for_more(record: RunRecord, config: str) -> bool:
     """
     run = record.dagster_run
     return not run.is_finished or makes_a_generation(run, config)
+
+
+def _of_one_generation(records: list[RunRecord]) -> list[RunRecord]:
+    """Those of the generation that the first one is of."""
+    which = [generation_in(record.dagster_run.tags) for record in records]
+    return [record for record, one in zip(records, which, strict=True) if one == which[0]]
 
 
 def _is_later(record: RunRecord, generation: int) -> bool:

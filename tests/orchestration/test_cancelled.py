@@ -31,7 +31,7 @@ from ringrift_pipeline.orchestration.status import status_of
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.store import Store
 
-from .landing import Land
+from .landing import PLAN, Land
 from .served import TERMINATE, ask
 from .test_once import last_begun
 from .test_sensor_daemon import forget_cursor
@@ -135,6 +135,21 @@ def test_the_watch_says_since_when_it_stands_and_how_to_go_on(
     text = stall.alert().text
     assert f"the run {cancelled.run_id} of generation 0001 was cancelled" in text
     assert "re-execute it in the UI" in text and f"`ringrift loop --config {CONFIG}`" in text
+
+
+def test_a_run_that_is_at_work_beside_the_cancelled_one_is_what_the_config_waits_for(
+    instance: DagsterInstance, data: Path, store: Store
+) -> None:
+    store.write_plan(CONFIG, 0, PLAN)
+    tags = {names.CONFIG_TAG: CONFIG, names.PARTITION_TAG: "0000"}
+    at_work, _ = (
+        create_run_for_test(instance, job_name=names.job_name(CONFIG), tags=tags, status=status)
+        for status in (DagsterRunStatus.STARTED, DagsterRunStatus.CANCELED)
+    )
+    assert status_of(data).cancelled == []
+    stall = find_stall(instance, store, CONFIG, datetime.now(UTC) + timedelta(days=9))
+    assert stall is not None and stall.run_id == at_work.run_id
+    assert f"its run {at_work.run_id} is under way" in stall.why
 
 
 def reexecute(workspace: Any, store: Store, cancelled: DagsterRun) -> None:

@@ -46,7 +46,7 @@ from ringrift_pipeline.orchestration.loop import (
     is_decided,
 )
 from ringrift_pipeline.orchestration.places import progress_folder
-from ringrift_pipeline.orchestration.reexecution import RETRY_TAG
+from ringrift_pipeline.orchestration.reexecution import RETRY_TAG, cancelled_run
 from ringrift_pipeline.orchestration.settings import run_config, settings_resource
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import summarize
@@ -342,6 +342,64 @@ def test_a_generation_that_was_made_but_not_decided_is_not_run_again(
     champion = Store(data).champion("square8_2p")
     assert champion is not None and champion.generation == 0
     assert is_decided(Store(data), "square8_2p", 0)
+
+
+def cancelled_beside(instance: DagsterInstance) -> str:
+    """Another run of generation 0 was cancelled, the newest now; its id."""
+    tags = {names.CONFIG_TAG: "square8_2p", names.PARTITION_TAG: "0000"}
+    job = names.job_name("square8_2p")
+    return create_run_for_test(
+        instance, job_name=job, status=DagsterRunStatus.CANCELED, tags=tags
+    ).run_id
+
+
+def test_a_generation_that_was_made_is_not_run_again_for_another_run_that_was_cancelled(
+    data: Path, undecided: Callable[..., None]
+) -> None:
+    undecided()
+    with open_instance(data) as instance:
+        cancelled_beside(instance)
+    with looped(data, 1) as work:
+        (snapshot,) = work.watch()
+        assert [(one.status, one.decided) for one in snapshot.generations] == [("success", True)]
+        assert runs_of(work.instance) == [("0000", "CANCELED"), ("0000", "SUCCESS")]
+
+
+def test_another_run_that_is_cancelled_does_not_end_the_loop_while_one_is_at_work(
+    data: Path,
+) -> None:
+    work = looped(data, 1)
+    tags = {names.CONFIG_TAG: "square8_2p", names.PARTITION_TAG: "0000"}
+    job = names.job_name("square8_2p")
+    with open_instance(data) as instance:
+        work._instance, work._before = instance, {0: None}
+        at_work = create_run_for_test(
+            instance, job_name=job, status=DagsterRunStatus.STARTED, tags=tags
+        )
+        cancelled = cancelled_beside(instance)
+
+        def stands() -> tuple[str | None, str]:
+            work._look()
+            work._judge()
+            return work.states[0].run_id, work.states[0].status
+
+        assert stands() == (at_work.run_id, "started")
+        assert cancelled_run(instance, work.store, "square8_2p") is None
+        instance.report_run_failed(at_work)
+        instance.add_run_tags(at_work.run_id, {RETRY_TAG: "true"})
+        assert stands() == (at_work.run_id, "failure")  # it is retried
+        no_retry(instance, at_work.run_id)
+        instance.add_run_tags(at_work.run_id, {RUN_FAILURE_REASON_TAG: "RUN_EXCEPTION"})
+        with pytest.raises(LoopError, match="its run was cancelled"):
+            stands()
+        found = cancelled_run(instance, work.store, "square8_2p")
+        assert found is not None and found.dagster_run.run_id == cancelled
+        made = create_run_for_test(
+            instance, job_name=job, status=DagsterRunStatus.SUCCESS, tags=tags
+        )
+        cancelled_beside(instance)
+        assert stands() == (made.run_id, "success")
+        assert cancelled_run(instance, work.store, "square8_2p") is None
 
 
 def test_the_next_one_is_started_once_and_before_a_sensor_could(
