@@ -70,6 +70,11 @@ def lines(found: Status) -> Iterator[str]:
             )
     if found.running and daemon is None:
         yield "      with the daemon gone nobody may be working on it: ringrift loop or ui sees to that"
+    if found.sensor_off:
+        from ringrift_pipeline.orchestration.names import SENSOR
+
+        yield f"turned off: the sensor {SENSOR}; no generation follows another until it is turned on"
+        yield "      in the UI (ringrift ui), under Automation"
     for one in found.configs:
         if one.paused:
             what = ", ".join(one.paused)
@@ -97,7 +102,9 @@ def lines(found: Status) -> Iterator[str]:
     for following in found.following:
         yield f"next: {following.what}, {following.when}"
     busy = found.running or found.waiting or found.following or found.by_hand or loop
-    if not (busy or found.cancelled or any(one.stopped for one in found.configs)):
+    if not (
+        busy or found.cancelled or found.sensor_off or any(one.stopped for one in found.configs)
+    ):
         yield "nothing runs and nothing waits: ringrift loop plays a generation"
 
 

@@ -51,7 +51,12 @@ from ringrift_pipeline.orchestration.services import Service, Stopping, never, s
 from ringrift_pipeline.orchestration.settings import run_config
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import GenerationSummary, listed, summarize
-from ringrift_pipeline.orchestration.switches import paused_note, refuse_paused
+from ringrift_pipeline.orchestration.switches import (
+    paused_note,
+    refuse_paused,
+    refuse_turned_off,
+    turned_off_note,
+)
 from ringrift_pipeline.store import Store
 
 LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth of a core at one
@@ -146,6 +151,7 @@ class Loop:
 
     Raises:
         PausedError: the config's loop is paused.
+        SensorOffError: on entering, if the sensor that decides is turned off.
         LockedError: on entering, if another process runs this data root's daemon.
         KeyboardInterrupt: on entering, if ``stopping`` says so meanwhile.
     """
@@ -187,6 +193,7 @@ class Loop:
     def __enter__(self) -> Loop:
         with contextlib.ExitStack() as stack:
             self._instance = stack.enter_context(own_instance(self.request.data))
+            refuse_turned_off(self.instance)
             self._replace_old_runs()
             for record in self.instance.get_run_records(limit=1):
                 self._newest_before = record.storage_id
@@ -399,7 +406,7 @@ class Loop:
                     continue
                 if since > RETRY_PATIENCE or not retried:
                     raise LoopError(f"{name}: {self.failure(state.run_id)}")
-            elif since > PAUSE_PATIENCE and (note := paused_note(self.store, self.request.config)):
+            elif since > PAUSE_PATIENCE and (note := self._waits_in_vain()):
                 raise LoopError(f"{name}: {note}")
             elif since > DECISION_PATIENCE:
                 raise LoopError(
@@ -418,6 +425,10 @@ class Loop:
                         "ringrift loop again, which begins it anew"
                     )
                 raise LoopError(f"{name} was not started: {'; '.join(known['reasons'])}")
+
+    def _waits_in_vain(self) -> str | None:
+        """Why no decision comes, and what to do, where somebody has seen to that."""
+        return paused_note(self.store, self.request.config) or turned_off_note(self.instance)
 
     def _may_be_retried(self, run_id: str) -> bool:
         """Will Dagster retry a failed run, or has it not noted yet whether it will?"""

@@ -30,7 +30,6 @@ from ringrift_pipeline.orchestration.instance import IN_PROGRESS, open_instance
 from ringrift_pipeline.orchestration.jobs import configs_meant, configs_of
 from ringrift_pipeline.orchestration.names import (
     CONFIGS,
-    SENSOR,
     backfill_in,
     config_in,
     generation_in,
@@ -45,6 +44,7 @@ from ringrift_pipeline.orchestration.reexecution import cancelled_run
 from ringrift_pipeline.orchestration.schedules import schedules
 from ringrift_pipeline.orchestration.settings import run_values
 from ringrift_pipeline.orchestration.summary import Listed, listed, summarize
+from ringrift_pipeline.orchestration.switches import is_turned_off
 from ringrift_pipeline.store import SWITCHES, CorruptArtefactError, Store
 
 LOOKED_THROUGH = 100  # newest runs among which a failed one is looked for
@@ -122,7 +122,8 @@ class Status:
 
     ``by_hand``: (config, generation) that verbs of the command line work at, on this machine.
     ``failed``: runs that nothing newer has made up for. ``cancelled``: of every config the run
-    at which its loop stands since (``since``) it was cancelled. ``alerts``: those not delivered yet.
+    at which its loop stands since (``since``) it was cancelled. ``sensor_off``: the sensor that decides
+    and starts generations is turned off. ``alerts``: those not delivered yet.
     ``recent_alerts``: the newest of a day.
     ``history_bytes`` are Dagster's own.
     """
@@ -136,6 +137,7 @@ class Status:
     services: list[Presence]
     failed: list[RunState]
     cancelled: list[RunState]
+    sensor_off: bool
     alerts: int
     recent_alerts: list[AlertState]
     bytes: int
@@ -155,6 +157,7 @@ def status_of(data: Path) -> Status:
     following: list[Next] = []
     failed: list[RunState] = []
     cancelled: list[RunState] = []
+    sensor_off = False
     unfollowed: dict[str, str | None] = {}
     outbox = Outbox(store)
     decided = {config: newest_decision(store, config) for config in store.configs()}
@@ -170,6 +173,7 @@ def status_of(data: Path) -> Status:
             following = list(_following(instance, store, [*working, *queued]))
             failed = list(_failed(instance))
             cancelled = list(_cancelled(instance, store))
+            sensor_off = is_turned_off(instance)
             unfollowed = {
                 config: not_followed(instance, config, newest) for config, newest in decided.items()
             }
@@ -190,6 +194,7 @@ def status_of(data: Path) -> Status:
         services=present(data),
         failed=failed,
         cancelled=cancelled,
+        sensor_off=sensor_off,
         alerts=outbox.waiting(),
         recent_alerts=outbox.recent(DAY, RECENT_ALERTS),
         bytes=sum(usage.values()),
@@ -278,7 +283,7 @@ def _following(instance: DagsterInstance, store: Store, records: list[RunRecord]
         (state.instigator_type, state.instigator_name): state.status
         for state in instance.all_instigator_state()
     }
-    if states.get((InstigatorType.SENSOR, SENSOR)) != InstigatorStatus.STOPPED:
+    if not is_turned_off(instance):
         for record in records:
             config, generation = _where(record)
             if config is None or generation is None or "loop" in _paused(store, config):

@@ -1,4 +1,6 @@
-"""Pausing and resuming configs: a job for the launchpad, and what others ask before they go on."""
+"""Pausing and resuming configs: a job for the launchpad, and what others ask before they go on, also
+whether the sensor that starts generations is on.
+"""
 
 from typing import Any
 
@@ -12,11 +14,13 @@ from dagster import (
     job,
     op,
 )
+from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.scheduler.instigation import InstigatorStatus
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from pydantic import Field
 
 from ringrift_pipeline.enhancements.training_config import ConfigError
-from ringrift_pipeline.orchestration.names import CONFIGS
+from ringrift_pipeline.orchestration.names import CONFIGS, MODULE, SENSOR
 from ringrift_pipeline.orchestration.settings import ALL, ConfigOrAll, refusing
 from ringrift_pipeline.store import SWITCHES, Store, StoreError
 
@@ -26,6 +30,43 @@ OP = "switches"
 
 class PausedError(StoreError):
     """A loop was asked to go on whose config is paused; the message says how to resume it."""
+
+
+class SensorOffError(StoreError):
+    """A loop was asked to go on while its sensor is turned off; the message says how to turn it on."""
+
+
+def is_turned_off(instance: DagsterInstance, location: str | None = None) -> bool:
+    """Has somebody turned off the sensor that starts generations? As long as nobody has touched it, no
+    state of it is kept, or one that says what the code says: it is on.
+
+    Args:
+        location: the code location that is asked about, None for any.
+    """
+    stopped = instance.all_instigator_state(
+        instigator_type=InstigatorType.SENSOR, instigator_statuses={InstigatorStatus.STOPPED}
+    )
+    return any(
+        one.instigator_name == SENSOR and location in (None, one.origin.location_name)
+        for one in stopped
+    )
+
+
+def turned_off_note(instance: DagsterInstance) -> str | None:
+    """What to tell whoever waits for the sensor of our own code location, None where it is on."""
+    if not is_turned_off(instance, MODULE):
+        return None
+    return (
+        f"the sensor {SENSOR} is turned off, so that no generation is decided and none follows "
+        "another: turn it on under Automation in the UI (ringrift ui)"
+    )
+
+
+def refuse_turned_off(instance: DagsterInstance) -> None:
+    """Raises SensorOffError if the sensor that starts generations is turned off."""
+    note = turned_off_note(instance)
+    if note is not None:
+        raise SensorOffError(note)
 
 
 def paused_note(store: Store, config: str) -> str | None:

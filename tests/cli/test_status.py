@@ -380,6 +380,32 @@ def test_schedules_that_are_on_say_when(store: Store, capsys: pytest.CaptureFixt
     assert following["what"] == "weekly_gauntlet" and "05:00" in following["when"]
 
 
+def test_a_sensor_that_is_turned_off_is_said(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dagster._core.definitions.run_request import InstigatorType
+    from dagster._core.scheduler.instigation import (
+        InstigatorState,
+        InstigatorStatus,
+        SensorInstigatorData,
+    )
+
+    with open_instance(store.root) as instance:
+        started(instance, CONFIG, "0002", DagsterRunStatus.STARTED, 5)
+        for status in (InstigatorStatus.DECLARED_IN_CODE, InstigatorStatus.STOPPED):
+            found = as_json(capsys)
+            assert len(found["following"]) == 1 and not found["sensor_off"]
+            origin = RemoteInstigatorOrigin(REPOSITORY, names.SENSOR)
+            state = InstigatorState(origin, InstigatorType.SENSOR, status, SensorInstigatorData())
+            put = instance.all_instigator_state() and instance.update_instigator_state
+            (put or instance.add_instigator_state)(state)
+    found = as_json(capsys)
+    assert found["following"] == [] and found["sensor_off"]
+    assert run(["status"]) == 0
+    said = capsys.readouterr().out
+    assert f"turned off: the sensor {names.SENSOR}" in said and "under Automation" in said
+
+
 def test_what_is_begun_on_the_command_line_is_told(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

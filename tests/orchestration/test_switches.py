@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from dagster import DagsterInstance
+from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run
 
 from ringrift_pipeline.definitions import defs
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import loop as looping
+from ringrift_pipeline.orchestration.instance import open_instance
 from ringrift_pipeline.orchestration.loop import Loop, LoopError, LoopRequest
-from ringrift_pipeline.orchestration.names import CONFIGS
-from ringrift_pipeline.orchestration.settings import LaunchRefusedError
-from ringrift_pipeline.orchestration.switches import JOB, OP, PausedError, is_on
+from ringrift_pipeline.orchestration.names import CONFIGS, SENSOR
+from ringrift_pipeline.orchestration.settings import LaunchRefusedError, run_config
+from ringrift_pipeline.orchestration.submit import submit_generation
+from ringrift_pipeline.orchestration.switches import JOB, OP, PausedError, SensorOffError, is_on
 from ringrift_pipeline.store import Store
+
+from .ticking import daemon, turn_off
 
 
 def turn(instance: DagsterInstance, **config: Any) -> None:
@@ -98,3 +102,26 @@ def test_a_loop_that_is_paused_meanwhile_does_not_wait_for_a_decision_that_does_
     monkeypatch.setattr(looping, "PAUSE_PATIENCE", -1.0)
     with pytest.raises(LoopError, match="generation 0000: the loop of hex8_3p is paused"):
         work._judge()
+
+
+def test_a_loop_whose_sensor_is_turned_off_says_so_before_it_starts_anything(
+    store: Store, no_servers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_instance(store.root) as instance:
+        settings = run_config(TrainingConfig.preset("smoke"))
+        waiting = submit_generation(instance, "hex8_3p", 0, settings)
+    with Loop(request(store)) as work:  # nobody has touched the sensor
+        monkeypatch.setattr(looping, "PAUSE_PATIENCE", -1.0)
+        work.states[0].run_id, work.states[0].status = waiting, "success"
+        work._judge()
+        with daemon(work.instance) as workspace:
+            turn_off(workspace, SENSOR)
+        with pytest.raises(LoopError, match=f"0000: the sensor {SENSOR} is turned off.*Automation"):
+            work._judge()
+    with open_instance(store.root) as instance:
+        waiting = submit_generation(instance, "hex8_3p", 0, settings)
+    with pytest.raises(SensorOffError, match=f"{SENSOR} is turned off"), Loop(request(store)):
+        pass
+    with open_instance(store.root) as instance:
+        run = instance.get_run_by_id(waiting)
+        assert run is not None and run.status == DagsterRunStatus.QUEUED  # it was not replaced

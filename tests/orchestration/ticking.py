@@ -61,6 +61,14 @@ def turn_on(workspace: Any, schedule: str) -> None:
     workspace.instance.start_schedule(repository.get_schedule(schedule))
 
 
+def turn_off(workspace: Any, sensor: str) -> None:
+    """Stop a sensor as the UI does."""
+    location = workspace.create_request_context().get_code_location(names.MODULE)
+    (repository,) = location.get_repositories().values()
+    found = repository.get_sensor(sensor)
+    workspace.instance.stop_sensor(found.get_remote_origin_id(), found.selector_id, found)
+
+
 def schedule_tick(workspace: Any, when: datetime.datetime) -> None:
     """Let the scheduler look once, at a time, as one does that has just been started."""
     errors = launch_scheduled_runs(workspace, logging.getLogger("test"), when, iteration_times={})
