@@ -255,7 +255,7 @@ class Loop:
             return False, False
         waits = False
         if record.dagster_run.status == DagsterRunStatus.SUCCESS:
-            waits = not decide(self.instance, self.store, config, self.first)
+            waits = not decide(self.instance, self.store, config, self.first, last=self.last)
         made = is_decided(self.store, config, self.first)
         # One without a plan has lost its files, or never had any, and is begun anew.
         made = made and self.first in self.store.generations(config)

@@ -236,9 +236,15 @@ def _newest_over(instance: DagsterInstance, config: str, generation: int) -> str
 
 
 def _handle(
-    instance: DagsterInstance, store: Store, config: str, record: EventLogRecord, outcome: Outcome
+    instance: DagsterInstance,
+    store: Store,
+    config: str,
+    record: EventLogRecord,
+    outcome: Outcome,
+    last: int | None = None,
 ) -> bool:
-    """Handle one evaluation. False: not decided yet, ask again in the next tick.
+    """Handle one evaluation. False: not decided yet, ask again in the next tick. ``last``: the last
+    generation asked for, if not that of the run which made it.
 
     What is to be requested is added to the outcome last, once nothing can fail any more.
     """
@@ -258,7 +264,8 @@ def _handle(
         outcome.notes.append(_waiting(where, config))
         return False
     values = run_values(run.run_config) if run is not None else {}
-    last = values.get("last_generation")
+    if last is None:
+        last = values.get("last_generation")
     if last is None:
         last = limit_before(store, config, generation)
     known = read_decision(store, config, generation)
@@ -327,9 +334,12 @@ def _waiting(where: str, config: str) -> str:
     return f"{where}: decided once the loop of {config}, which is paused, is resumed"
 
 
-def decide(instance: DagsterInstance, store: Store, config: str, generation: int) -> bool:
+def decide(
+    instance: DagsterInstance, store: Store, config: str, generation: int, last: int
+) -> bool:
     """Decide on a generation's newest evaluation as a tick does, for a caller without a daemon who
-    starts the next generation himself. False: that has to wait, as for the result of a check.
+    starts the next generation himself, up to ``last``. False: that has to wait, as for the result of a
+    check.
 
     A tick that meets this evaluation later finds it decided.
     """
@@ -339,7 +349,7 @@ def decide(instance: DagsterInstance, store: Store, config: str, generation: int
         return True
     outcome = Outcome(Cursor())
     with folder_lock(home_folder(store.root)):
-        decided = _handle(instance, store, config, record, outcome)
+        decided = _handle(instance, store, config, record, outcome, last)
     for event in outcome.events:
         instance.report_runless_asset_event(event)
     return decided

@@ -34,7 +34,7 @@ from faults.supervising import TINY
 from ringrift_pipeline.enhancements.training_config import TrainingConfig
 from ringrift_pipeline.orchestration import loop, names, sensor
 from ringrift_pipeline.orchestration.champion import last_reported
-from ringrift_pipeline.orchestration.decisions import CHECKS, LIMIT, PLAN, STARTED
+from ringrift_pipeline.orchestration.decisions import CHECKS, LIMIT, PLAN, STARTED, read_decision
 from ringrift_pipeline.orchestration.instance import no_retry, open_instance
 from ringrift_pipeline.orchestration.loop import (
     MOST_LOST,
@@ -342,6 +342,21 @@ def test_a_generation_that_was_made_but_not_decided_is_not_run_again(
     champion = Store(data).champion("square8_2p")
     assert champion is not None and champion.generation == 0
     assert is_decided(Store(data), "square8_2p", 0)
+
+
+def test_the_last_generation_of_the_new_loop_counts_not_that_of_the_killed_one(
+    data: Path, undecided: Callable[..., None]
+) -> None:
+    undecided(last=3)
+    with looped(data, 1) as work:
+        (snapshot,) = work.watch()
+        assert snapshot.generations[0].decided
+        decision = read_decision(work.store, "square8_2p", 0)
+        assert decision is not None
+        wanted = {"next": None, "end": LIMIT, "last_generation": 0}
+        assert {name: decision[name] for name in wanted} == wanted
+        assert keys(tick(work.instance)) == []  # as of the next ringrift ui
+        assert runs_of(work.instance) == [("0000", "SUCCESS")]
 
 
 def cancelled_beside(instance: DagsterInstance) -> str:
