@@ -18,9 +18,11 @@ from ringrift_pipeline.orchestration.clock import TurnedBack, forget_the_future
 from ringrift_pipeline.orchestration.instance import (
     cancel_active,
     report_cancelled,
+    report_left,
     sweep_lost_runs,
 )
 from ringrift_pipeline.orchestration.names import MODULE
+from ringrift_pipeline.orchestration.one_daemon import is_ours
 from ringrift_pipeline.orchestration.places import CODE, progress_folder
 from ringrift_pipeline.orchestration.services import Service, ServiceError, Stopping, never
 from ringrift_pipeline.orchestration.silent_services import QUIET, Answers, Heartbeats, Silence
@@ -176,7 +178,7 @@ class Backend:
         code_server.wait()
         code_server.check()
         self.services[1] = self._start_daemon()
-        sweep_lost_runs(self._instance)
+        sweep_lost_runs(self._instance, self.socket)
         shutil.rmtree(progress_folder(self._data), ignore_errors=True)
         self.begin()
         self._note("the code server had ended: both are started again, lost runs are retried")
@@ -196,13 +198,19 @@ class Backend:
         """End both and cancel what runs, whatever goes wrong on the way.
 
         The daemon first, so that nothing starts any more; then the runs, whose workers only the
-        code server can ask; then that.
+        code server can ask; then that. Of a history that is somebody else's by now nothing is
+        cancelled: both end at once, as if this machine had lost power.
         """
+        if not is_ours(self._instance):
+            self.kill()
+            for service in self.services:
+                service.wait()
+            return report_left(self._instance, self.socket)
         with contextlib.ExitStack() as last_first:
             last_first.callback(shutil.rmtree, self._folder, ignore_errors=True)
-            last_first.callback(report_cancelled, self._instance)
+            last_first.callback(report_cancelled, self._instance, self.socket)
             for service in self.services[:1]:
                 last_first.callback(service.stop)
-            last_first.callback(cancel_active, self._instance)
+            last_first.callback(cancel_active, self._instance, self.socket)
             for service in self.services[1:]:
                 last_first.callback(service.stop)

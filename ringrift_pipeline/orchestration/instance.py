@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster._core.storage.tags import GRPC_INFO_TAG
 
 from ringrift_pipeline.orchestration import pools
 from ringrift_pipeline.orchestration.champion import reconcile
@@ -175,15 +177,36 @@ def sweep_home(data: Path) -> None:
             remove_abandoned(path)
 
 
-def sweep_lost_runs(instance: DagsterInstance) -> list[str]:
+def code_server_of(run: DagsterRun) -> str | None:
+    """The socket of the code server that a run was launched by: empty for one at a port, None for a run
+    that has not been launched yet. Where the history is in PostgreSQL it may be another machine's.
+    """
+    with contextlib.suppress(ValueError, RecursionError):  # whoever asks for a run writes its tags
+        told = json.loads(run.tags.get(GRPC_INFO_TAG, ""))
+        if isinstance(told, dict):
+            return str(told.get("socket") or "")
+    return None
+
+
+def _runs_of(
+    instance: DagsterInstance, statuses: list[DagsterRunStatus], code_server: Path | None = None
+) -> Iterator[DagsterRun]:
+    """Runs of these statuses; of a code server only its own, and those that were not launched yet."""
+    wanted = (None, str(code_server))
+    for record in instance.get_run_records(RunsFilter(statuses=statuses)):
+        if code_server is None or code_server_of(record.dagster_run) in wanted:
+            yield record.dagster_run
+
+
+def sweep_lost_runs(instance: DagsterInstance, code_server: Path | None = None) -> list[str]:
     """Report runs failed that nobody works on any more; their ids.
 
     To be called by the holder of the lock, before its daemon starts: whatever is in progress then
-    is lost (the default launcher has no health check that would notice).
+    is lost (the default launcher has no health check that would notice); or for a ``code_server``
+    that has ended, by its socket.
     """
     lost = []
-    for record in instance.get_run_records(RunsFilter(statuses=IN_PROGRESS)):
-        run = record.dagster_run
+    for run in _runs_of(instance, IN_PROGRESS, code_server):
         if run.status == DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, message="Cancelled before the last shutdown.")
         else:
@@ -214,16 +237,18 @@ def _limit_pools(instance: DagsterInstance) -> None:
             storage.set_concurrency_slots(pool, limit)
 
 
-def cancel_active(instance: DagsterInstance, patience: float = STOP_RUNS) -> None:
-    """Cancel every run that is worked on and wait until they have ended, or patience has.
+def cancel_active(
+    instance: DagsterInstance, code_server: Path, patience: float = STOP_RUNS
+) -> None:
+    """Cancel every run that a code server works on and wait until they have ended, or patience has.
 
     The code server must be up, the daemon down: it would start what is queued in their place.
     """
     asked = []
-    for record in instance.get_run_records(RunsFilter(statuses=ACTIVE)):
+    for run in _runs_of(instance, ACTIVE, code_server):
         with contextlib.suppress(Exception):  # a server that is gone cannot be asked
-            if instance.run_coordinator.cancel_run(record.dagster_run.run_id):  # type: ignore[union-attr]
-                asked.append(record.dagster_run.run_id)
+            if instance.run_coordinator.cancel_run(run.run_id):  # type: ignore[union-attr]
+                asked.append(run.run_id)
     if not asked:
         return
     filters = RunsFilter(run_ids=asked, statuses=ACTIVE)
@@ -232,13 +257,25 @@ def cancel_active(instance: DagsterInstance, patience: float = STOP_RUNS) -> Non
         time.sleep(0.2)
 
 
-def report_cancelled(instance: DagsterInstance) -> None:
-    """Report runs cancelled whose processes have been ended; nobody works on them any more."""
-    for record in instance.get_run_records(RunsFilter(statuses=ACTIVE)):
-        instance.report_run_canceled(
-            record.dagster_run, message="Stopped with the daemon that ran it."
-        )
-        _free_slots(instance, record.dagster_run.run_id)
+def report_cancelled(instance: DagsterInstance, code_server: Path) -> None:
+    """Report a code server's runs cancelled, whose processes have been ended; nobody works on them any
+    more.
+    """
+    for run in _runs_of(instance, ACTIVE, code_server):
+        instance.report_run_canceled(run, message="Stopped with the daemon that ran it.")
+        _free_slots(instance, run.run_id)
+
+
+def report_left(instance: DagsterInstance, code_server: Path) -> None:
+    """Report a code server's runs failed, which were ended because the history is somebody else's by
+    now: his daemon retries them as lost ones. What was not launched yet may be his.
+    """
+    for run in _runs_of(instance, ACTIVE, code_server):
+        if code_server_of(run) is not None:
+            instance.report_run_failed(
+                run, message="The machine that ran this had lost the history to another one."
+            )
+            _free_slots(instance, run.run_id)
 
 
 def no_retry(instance: DagsterInstance, run_id: str) -> None:

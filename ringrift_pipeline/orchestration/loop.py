@@ -37,6 +37,7 @@ from ringrift_pipeline.orchestration.names import (
     generation_key,
     job_name,
 )
+from ringrift_pipeline.orchestration.one_daemon import is_ours
 from ringrift_pipeline.orchestration.places import home_folder
 from ringrift_pipeline.orchestration.pools import pools_for
 from ringrift_pipeline.orchestration.progress import StepProgress, read_progress
@@ -502,7 +503,8 @@ class Loop:
         """Stop the services, and with them what runs; what waits is this loop's to take back."""
         for service in reversed(self._services):
             service.stop()
-        self._cancel_waiting("Stopped with the loop that asked for it.")
+        if is_ours(self.instance):
+            self._cancel_waiting("Stopped with the loop that asked for it.")
 
     def _cancel_waiting(self, why: str) -> None:
         for record in self._records(statuses=[DagsterRunStatus.QUEUED]):

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ _HOLDER = sqlalchemy.text(
     " (SELECT oid FROM pg_database WHERE datname = current_database())"
 )
 _log = logging.getLogger(__name__)
+_locks: weakref.WeakKeyDictionary[DagsterInstance, _Lock] = weakref.WeakKeyDictionary()
 
 
 class DaemonElsewhereError(LockedError):
@@ -58,7 +60,7 @@ def only_daemon(instance: DagsterInstance) -> Iterator[None]:
     """Hold the lock of a history in PostgreSQL; nothing where it is in files.
 
     A restart of PostgreSQL frees the lock. It is taken again within seconds; if somebody else was
-    faster, this process is told to end (SIGTERM).
+    faster, this process is told to end (SIGTERM); `is_ours` says so at once.
 
     Raises:
         DaemonElsewhereError: somebody holds it.
@@ -72,6 +74,7 @@ def only_daemon(instance: DagsterInstance) -> Iterator[None]:
     if holder is not None:
         raise DaemonElsewhereError(holder)
     over = threading.Event()
+    _locks[instance] = lock
 
     def watch() -> None:
         while not over.wait(LOOK):
@@ -90,7 +93,20 @@ def only_daemon(instance: DagsterInstance) -> Iterator[None]:
     finally:
         over.set()
         thread.join(LOOK)
+        del _locks[instance]
         lock.free()
+
+
+def is_ours(instance: DagsterInstance) -> bool:
+    """Does this process hold the lock of a history still, which `only_daemon` took? It may not, if its
+    machine was at rest; nor is it known while PostgreSQL does not answer. True for a history in files.
+    """
+    lock = _locks.get(instance)
+    try:
+        return lock is None or lock.keep() is None
+    except Exception as error:
+        _log.warning("the lock in PostgreSQL cannot be asked for: %s", error)
+        return False
 
 
 class _Lock:
@@ -100,6 +116,7 @@ class _Lock:
         self._engine = engine
         self._name = f"ringrift {os.getpid()}-{secrets.token_hex(3)} on {socket.gethostname()}"[:63]
         self._connection: Any = None
+        self._asking = threading.Lock()  # of two threads one at a time
 
     def take(self) -> str | None:
         """Take it. Returns who holds it instead, None if this process does.
@@ -147,13 +164,14 @@ class _Lock:
 
     def keep(self) -> str | None:
         """See that it is held, and take it again if the connection was lost. Returns as `take`."""
-        if self._connection is not None:
-            try:
-                self._connection.execute(sqlalchemy.text("SELECT 1"))
-                return None
-            except sqlalchemy.exc.SQLAlchemyError:
-                self.free()
-        return self.take()
+        with self._asking:
+            if self._connection is not None:
+                try:
+                    self._connection.execute(sqlalchemy.text("SELECT 1"))
+                    return None
+                except sqlalchemy.exc.SQLAlchemyError:
+                    self.free()
+            return self.take()
 
     def free(self) -> None:
         """Let it go."""

@@ -270,3 +270,35 @@ def test_who_has_not_looked_at_its_lock_for_long_loses_it(
     finally:
         first.free()
         second.free()
+
+
+class History:
+    """As much of an instance as says where its history is."""
+
+    def __init__(self, engine: Any) -> None:
+        self.run_storage = SimpleNamespace(_engine=engine)
+
+
+def test_who_has_slept_knows_at_once_that_the_history_is_anothers(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it stops, and not only when its next look is due."""
+    from ringrift_pipeline.orchestration import one_daemon
+
+    monkeypatch.setattr(one_daemon, "PAUSE", 0.1)
+    monkeypatch.setattr(one_daemon, "LOOK", 600.0)
+    engine = sqlalchemy.create_engine(address(server.port, server.password), pool_size=1)
+    history: Any = History(engine)
+    other = one_daemon._Lock(engine)
+    try:
+        with one_daemon.only_daemon(history):
+            assert one_daemon.is_ours(history)
+            with monkeypatch.context() as patch:
+                patch.setattr(one_daemon, "GONE", -1.0)
+                assert other.take() is None
+            assert not one_daemon.is_ours(history)
+            assert other.keep() is None  # it was asked, not taken away
+            other.free()
+            until(lambda: one_daemon.is_ours(history), "the lock is free again")
+    finally:
+        other.free()

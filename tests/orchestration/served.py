@@ -188,7 +188,7 @@ class Served:
 
     def close(self) -> None:
         """Stop everything."""
-        cancel_active(self.instance, patience=5.0)
+        cancel_active(self.instance, self.socket, patience=5.0)
         self.stack.close()
         self.server.stop()
 

@@ -129,7 +129,7 @@ def test_a_run_that_is_terminated_while_it_starts_is_cancelled_for_good(
             answer = toys.ask(MARK_AS_CANCELED, run=run_id)
             assert answer["__typename"] == "TerminateRunSuccess"
         else:
-            cancel_active(toys.instance, patience=1.0)
+            cancel_active(toys.instance, toys.socket, patience=1.0)
     finally:
         hold.unlink()
     for pid in workers:
