@@ -21,9 +21,11 @@ from ringrift_pipeline.orchestration.instance import (
     report_left,
     sweep_lost_runs,
 )
+from ringrift_pipeline.orchestration.killed_steps import report_hung
 from ringrift_pipeline.orchestration.names import MODULE
 from ringrift_pipeline.orchestration.one_daemon import is_ours
 from ringrift_pipeline.orchestration.places import CODE, progress_folder
+from ringrift_pipeline.orchestration.progress import StepProgress
 from ringrift_pipeline.orchestration.services import Service, ServiceError, Stopping, never
 from ringrift_pipeline.orchestration.silent_services import QUIET, Answers, Heartbeats, Silence
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
@@ -154,7 +156,7 @@ class Backend:
             self._listen()
         for service in self.services:
             service.cut_log()
-        for step in self._steps.look():
+        for step in self._steps.look(self._tell_hung):
             self._note(f"killed step {step.step} of run {step.run_id}, pid {step.pid}: it hung")
         if self._turned_back():
             self._note("the clock was turned back: the daemon is started again")
@@ -182,6 +184,11 @@ class Backend:
         shutil.rmtree(progress_folder(self._data), ignore_errors=True)
         self.begin()
         self._note("the code server had ended: both are started again, lost runs are retried")
+
+    def _tell_hung(self, step: StepProgress) -> None:
+        """In the run's log, or not if that takes nothing: the step is killed all the same."""
+        with contextlib.suppress(Exception):
+            report_hung(self._instance, step)
 
     def _note(self, text: str) -> None:
         """A line in the daemon's log, where people look for what became of their runs."""

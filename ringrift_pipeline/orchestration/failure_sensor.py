@@ -23,6 +23,7 @@ from dagster import (
     sensor,
 )
 
+from ringrift_pipeline.orchestration.killed_steps import was_killed, why_killed
 from ringrift_pipeline.orchestration.launchable import add_partitions
 from ringrift_pipeline.orchestration.names import (
     CONFIG_TAG,
@@ -179,8 +180,12 @@ def first_failure(instance: DagsterInstance, run_id: str) -> tuple[str | None, s
         error: Any = event.dagster_event.step_failure_data.error
         while error is not None and error.cause is not None:
             error = error.cause
-        why = error.message.strip() if error is not None else "no error was recorded"
-        return event.dagster_event.step_key, why
+        step = event.dagster_event.step_key
+        if error is None:
+            return step, "no error was recorded"
+        if was_killed(error):
+            return step, why_killed(instance, run_id, step)
+        return step, error.message.strip()
     for event in instance.all_logs(run_id, of_type=DagsterEventType.RUN_FAILURE):
         return None, event.user_message or event.message
     return None, "no error was recorded"

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ringrift_pipeline.orchestration.places import progress_folder
@@ -33,8 +34,14 @@ class SilentSteps:
         self._looked = time.monotonic()
         self._silent: dict[tuple[str, str, int], tuple[float, float]] = {}
 
-    def look(self) -> list[StepProgress]:
-        """Kill those that have been silent for too long, and return them. Call it often."""
+    def look(
+        self, tell: Callable[[StepProgress], object] = lambda step: None
+    ) -> list[StepProgress]:
+        """Kill those that have been silent for too long, and return them. Call it often.
+
+        Args:
+            tell: called with each before it is killed.
+        """
         now = time.monotonic()
         passed, self._looked = min(now - self._looked, STRIDE), now
         before, self._silent = self._silent, {}
@@ -47,14 +54,21 @@ class SilentSteps:
                 updated, silent = before.get(which, (step.updated, 0.0))
                 silent = silent + passed if updated == step.updated else 0.0
                 self._silent[which] = (step.updated, silent)
-                if silent > step.silence and self._kill(step.pid):
-                    del self._silent[which]
-                    killed.append(step)
+                if silent > step.silence and self._is_step(step.pid):
+                    tell(step)
+                    if self._kill(step.pid):
+                        del self._silent[which]
+                        killed.append(step)
         return killed
+
+    def _is_step(self, pid: int) -> bool:
+        with contextlib.suppress(ProcessLookupError):
+            return os.getpgid(pid) == self._group
+        return False
 
     def _kill(self, pid: int) -> bool:
         with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(pid) == self._group:
+            if self._is_step(pid):
                 os.kill(pid, signal.SIGKILL)
                 return True
         return False

@@ -23,12 +23,14 @@ from dagster._daemon.auto_run_reexecution.auto_run_reexecution import (
 from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_iteration
 
 from ringrift_pipeline.orchestration import watchdog
+from ringrift_pipeline.orchestration.failure_sensor import first_failure
 from ringrift_pipeline.orchestration.instance import (
     cancel_active,
     prepare_home,
     sweep_lost_runs,
 )
 from ringrift_pipeline.orchestration.instance_file import instance_file
+from ringrift_pipeline.orchestration.killed_steps import report_hung
 from ringrift_pipeline.orchestration.progress import read_progress
 from ringrift_pipeline.orchestration.silent_steps import SilentSteps
 from ringrift_pipeline.store.atomic import TEMPORARY
@@ -199,7 +201,7 @@ def test_a_step_that_hangs_is_killed_and_done_again_and_not_for_ever(
     steps = SilentSteps(toys.data, toys.server.pid)
     killed = []
     while not toys.is_finished(run_id):
-        killed += steps.look()
+        killed += steps.look(lambda step: report_hung(toys.instance, step))
         time.sleep(0.1)
     assert len(killed) == (1 if mode == "pass" else 3)
     assert toy.note(toys.data, f"hung-{run_id}").read_text() == "x" * tries
@@ -207,7 +209,8 @@ def test_a_step_that_hangs_is_killed_and_done_again_and_not_for_ever(
         assert toys.run(run_id).status == DagsterRunStatus.SUCCESS
     else:
         assert toys.run(run_id).status == DagsterRunStatus.FAILURE
-        assert "hangs" in toys.steps(run_id, DagsterEventType.STEP_FAILURE)
+        step, why = first_failure(toys.instance, run_id)
+        assert step == "hangs" and why.startswith("it hung: it had told nothing for 2 s")
 
 
 @pytest.mark.whole
