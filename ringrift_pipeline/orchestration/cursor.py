@@ -53,6 +53,18 @@ class Cursor:
         if known is None or known.generation <= stopped.generation:
             self.failed[config] = stopped
 
+    def go_back(self, newest: int) -> None:
+        """Begin no later than behind the log's newest event. Where later ones were deleted, SQLite gives
+        their ids out again.
+        """
+        self.handled = {config: min(known, newest) for config, known in self.handled.items()}
+        self.held = {config: known for config, known in self.held.items() if known <= newest}
+        self.failed = {
+            config: stopped
+            for config, stopped in self.failed.items()
+            if stopped.storage_id <= newest
+        }
+
     def go_on(self, config: str, generation: int) -> None:
         """A generation passed its checks: it and those before it need not be looked at again."""
         known = self.failed.get(config)

@@ -117,6 +117,7 @@ def evaluation_sensor(jobs: Sequence[Any]) -> SensorDefinition:
     def evaluation_landed(context: SensorEvaluationContext) -> SensorResult | SkipReason:
         opened = Store(data_folder(), within=TICK)
         outcome = Outcome(read_cursor(context.cursor))
+        outcome.cursor.go_back(context.instance.event_log_storage.get_maximum_record_id() or 0)
         home = home_folder(opened.root)
         ensure_folder(home)
         with TickLog(context, opened.root, SENSOR) as log:

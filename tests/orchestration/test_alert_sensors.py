@@ -118,6 +118,22 @@ def test_failures_that_come_at_once_are_each_told_once(
     assert told.keys[-1] == runs[-1] and len(told.alerts) == 4
 
 
+@pytest.mark.parametrize("failures", [0, 1])
+def test_a_failure_is_told_that_has_the_number_of_a_deleted_one(
+    failures: int, instance: DagsterInstance, told: Told
+) -> None:
+    """SQLite gives the highest numbers out again, once what had them is deleted; also at once."""
+    runs = [failed_run(instance) for _ in range(3)]
+    cursor = tick(names.FAILURE_SENSOR, instance, told).cursor
+    for run in runs[1:]:
+        instance.delete_run(run)
+    after = [failed_run(instance) for _ in range(failures)]
+    cursor = tick(names.FAILURE_SENSOR, instance, told, cursor).cursor
+    after.append(failed_run(instance))
+    tick(names.FAILURE_SENSOR, instance, told, cursor)
+    assert sorted(told.keys) == sorted([*runs, *after])
+
+
 def test_what_could_not_be_told_is_told_later_though_the_cursor_moved(
     instance: DagsterInstance, data: Path, told: Told
 ) -> None:

@@ -133,6 +133,30 @@ def test_the_cursor_reads_back_and_those_of_earlier_versions_too() -> None:
         assert read_cursor(cursor.text) == replace(cursor, earlier=False)
 
 
+def test_an_evaluation_is_decided_that_has_the_number_of_a_deleted_one(
+    instance: DagsterInstance, land: Land
+) -> None:
+    """SQLite gives the highest numbers out again, once what had them is deleted."""
+    land("square8_2p", 0, promote=False)  # no event of a champion comes after it
+    cursor = tick(instance).cursor
+    (run,) = instance.get_runs()
+    instance.delete_run(run.run_id)
+    cursor = tick(instance, cursor).cursor
+    land("square8_2p", 1, promote=False)
+    assert keys(tick(instance, cursor)) == ["square8_2p/0002"]
+
+
+def test_a_cursor_goes_back_with_the_log() -> None:
+    cursor = read_cursor('{"hex8_3p": 7, "hex8_2p": 3, "held": {"hex8_3p": 9, "hex8_2p": 4}}')
+    cursor.stop("hex8_3p", Stopped(6, 3, None))
+    cursor.stop("hex8_2p", Stopped(5, 3, None))
+    cursor.go_back(5)
+    assert cursor.handled == {"hex8_3p": 5, "hex8_2p": 3} and cursor.held == {"hex8_2p": 4}
+    assert [*cursor.failed] == ["hex8_2p"]
+    cursor.go_back(0)  # everything was deleted
+    assert set(cursor.handled.values()) == {0} and not cursor.held and not cursor.failed
+
+
 def test_a_generation_that_has_a_run_is_not_started_again(
     instance: DagsterInstance, land: Land
 ) -> None:
