@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import logging
 import multiprocessing
@@ -240,6 +241,7 @@ def run_together(
         for connection in theirs:
             connection.close()
         heard = _Heard(ours, progress)
+        deaf = _deaf_ones(started)
         asked = False
         try:
             while not started.join(_LOOK, _GRACE):
@@ -250,7 +252,7 @@ def run_together(
                         ours[0].send("stop")
         except ProcessException as ended:
             heard.listen()
-            raise heard.error(ended, started) from None
+            raise heard.error(ended, started, deaf) from None
         finally:
             _end(started)
         heard.listen()
@@ -280,8 +282,12 @@ class _Heard:
         elif kind == "error":
             self._errors[rank] = said[0], said[1]
 
-    def error(self, ended: ProcessException, processes: ProcessContext) -> BaseException:
-        """The error to raise, now that all have ended: the one that the others come from."""
+    def error(
+        self, ended: ProcessException, processes: ProcessContext, deaf: set[int]
+    ) -> BaseException:
+        """The error to raise, now that all have ended: the one that the others come from. ``deaf`` are
+        those that had to be killed.
+        """
         for rank, (error, text) in sorted(self._errors.items()):
             if not isinstance(error, ReplicaError):
                 error.add_note(f"In training process {rank}:\n{text}")
@@ -292,12 +298,12 @@ class _Heard:
             return ProcessDiedError(str(ended).strip())  # it could not say why: that is its trace
         for rank, process in enumerate(processes.processes):
             code = process.exitcode
-            if code not in (0, -signal.SIGTERM) and rank not in self._errors:
+            if code not in (0, -signal.SIGTERM) and rank not in self._errors.keys() | deaf:
                 return _killed(rank, code)
         silent = [
             rank
             for rank, process in enumerate(processes.processes)
-            if process.exitcode == -signal.SIGTERM and rank not in self._errors
+            if (process.exitcode == -signal.SIGTERM or rank in deaf) and rank not in self._errors
         ]
         error, _ = self._errors[min(self._errors)]
         if silent:
@@ -321,6 +327,21 @@ def _killed(rank: int, code: int) -> ProcessDiedError:
     return ProcessDiedError(
         f"training process {rank} {how}; run again to go on with the last state"
     )
+
+
+def _deaf_ones(processes: ProcessContext) -> set[int]:
+    """Of processes that have just been started, the ranks of those that are killed once they have not
+    ended when they were told to: torch does so, and does not say which.
+    """
+    deaf: set[int] = set()
+
+    def kill(rank: int, really: Callable[[], None]) -> None:
+        deaf.add(rank)
+        really()
+
+    for rank, process in enumerate(processes.processes):
+        process.kill = functools.partial(kill, rank, process.kill)
+    return deaf
 
 
 def _end(processes: ProcessContext) -> None:

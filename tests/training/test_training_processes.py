@@ -14,11 +14,13 @@ import time
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 from torch.distributed import distributed_c10d
+from torch.multiprocessing.spawn import ProcessException
 
 from ringrift_pipeline.enhancements import TrainingEnhancementsFacade
 from ringrift_pipeline.enhancements.replicas import ReplicaError, Replicas
@@ -130,19 +132,50 @@ def test_an_error_that_cannot_be_sent_is_told_all_the_same() -> None:
         run_together(2, silent, "cannot be sent")
 
 
-def hanging(member: Member) -> None:
+def hanging(member: Member, deaf: bool) -> None:
     """The second process says nothing, and the first, once they are joined, does not wait for long."""
     with member.joined(settings()) as (replicas, _):
         if replicas.rank == 1:
+            if deaf:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(600.0)
         distributed_c10d._set_pg_timeout(timedelta(seconds=1))
         replicas.any(False)
 
 
 @pytest.mark.whole
-def test_a_process_that_hangs_counts_as_lost() -> None:
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_process_that_hangs_counts_as_lost(deaf: bool) -> None:
     with pytest.raises(ProcessDiedError, match="process 1 hung, and was ended: another"):
-        run_together(2, hanging)
+        run_together(2, hanging, deaf)
+
+
+class Ended:
+    """A process that has ended, by a signal or by itself."""
+
+    def __init__(self, exitcode: int) -> None:
+        self.exitcode, self.killed = exitcode, False
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@pytest.mark.parametrize(
+    ("ours", "told"), [(True, "1 hung, and was ended: it waits"), (False, "1 was killed .*memory")]
+)
+def test_only_one_that_we_have_killed_ourselves_has_hung(ours: bool, told: str) -> None:
+    """As torch kills one that does not end when it is told to."""
+    both = [Ended(1), Ended(-signal.SIGKILL)]
+    context = cast(Any, SimpleNamespace(processes=both))
+    deaf = processes._deaf_ones(context)
+    if ours:
+        both[1].kill()
+        assert both[1].killed
+    heard = processes._Heard([], None)
+    heard._take(0, "error", ReplicaError("it waits"), "its trace")
+    ended = ProcessException("process 0 ended", 0, 7)
+    with pytest.raises(ProcessDiedError, match=told):
+        raise heard.error(ended, context, deaf)
 
 
 def endless(member: Member) -> None:
