@@ -21,7 +21,12 @@ from ringrift_pipeline.store import (
     read_bounded,
     write_bytes_atomic,
 )
-from ringrift_pipeline.store.manifest import ManifestMismatch, open_seal, sealed_bytes
+from ringrift_pipeline.store.manifest import (
+    ManifestMismatch,
+    open_seal,
+    reading,
+    sealed_bytes,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -78,7 +83,9 @@ class JsonIOManager(ConfigurableIOManager):
                 if seen is None:
                     raise FileNotFoundError
                 return open_seal(seen.data)["value"]
-            return open_seal(read_bounded(path, 2 * LARGEST))["value"]
+            with reading(path.name):
+                data = read_bounded(path, 2 * LARGEST)
+            return open_seal(data)["value"]
         except FileNotFoundError:
             raise MissingArtefactError(
                 f"the value {path} that {upstream.step_key} should have left",

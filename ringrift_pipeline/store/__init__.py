@@ -36,8 +36,10 @@ from ringrift_pipeline.store.errors import (
     OutsideError,
     SerializationError,
     StoreError,
+    UnreadableArtefactError,
     UnreliableHostError,
     VanishedFileError,
+    naming,
 )
 from ringrift_pipeline.store.falling_back import copy_of, serving_champion
 from ringrift_pipeline.store.layout import generation_key
@@ -65,6 +67,7 @@ __all__ = [
     "StoreError",
     "Switches",
     "TooLargeError",
+    "UnreadableArtefactError",
     "UnreliableHostError",
     "VanishedFileError",
     "append_jsonl",
@@ -72,6 +75,7 @@ __all__ = [
     "check_folder",
     "copy_of",
     "generation_key",
+    "naming",
     "quarantined",
     "read_bounded",
     "read_jsonl",

@@ -20,7 +20,7 @@ from ringrift_pipeline.store.atomic import (
     write_json_atomic,
 )
 from ringrift_pipeline.store.bounded import TooLargeError, read_bounded
-from ringrift_pipeline.store.errors import CorruptArtefactError
+from ringrift_pipeline.store.errors import CorruptArtefactError, UnreadableArtefactError
 from ringrift_pipeline.store.layout import (
     NOTE,
     PLAN,
@@ -37,6 +37,7 @@ from ringrift_pipeline.store.manifest import (
     UnreadableError,
     load_folder,
     open_seal,
+    reading,
     relative_path,
     require_fields,
     sealed_bytes,
@@ -63,9 +64,12 @@ def pointer_bytes(name: str, digest: str) -> bytes:
 
 
 def read_pointer(path: Path) -> tuple[bytes, dict[str, Any]] | None:
-    """Text and content of a pointer; None if there is none. Raises ManifestMismatch."""
+    """Text and content of a pointer; None if there is none. Raises ManifestMismatch; UnreadableError,
+    which is one, where the disk refuses.
+    """
     try:
-        data = read_bounded(path)
+        with reading(path.name):
+            data = read_bounded(path)
     except FileNotFoundError:
         return None
     except TooLargeError as error:
@@ -203,6 +207,8 @@ def read_current(
     )
     try:
         pointer = read_pointer(pointer_path)
+    except UnreadableError as error:
+        raise UnreadableArtefactError(pointer_path, str(error), action) from error
     except ManifestMismatch as error:
         moved = _drop_pointer(layout, config, pointer_path, None, str(error))
         raise CorruptArtefactError(pointer_path, str(error), action, moved) from None
@@ -226,7 +232,7 @@ def read_current(
             return read_current(layout, config, generation, kind, verify=verify)
         reason = str(error) if path.exists() else "the folder that the pointer names is gone"
         if isinstance(error, UnreadableError):
-            raise CorruptArtefactError(path, reason, action) from error
+            raise UnreadableArtefactError(path, reason, action) from error
         moved = quarantine(layout, config, generation, kind, path, reason)
         _drop_pointer(layout, config, pointer_path, data, reason)
         raise CorruptArtefactError(path, reason, action, moved) from None
@@ -236,23 +242,26 @@ def read_current(
 def _moved_on(pointer: Path, data: bytes) -> bool:
     """Does a pointer no longer say what it said?"""
     try:
-        return read_bounded(pointer) != data
-    except (FileNotFoundError, TooLargeError):
+        with reading(pointer.name):
+            return read_bounded(pointer) != data
+    except (FileNotFoundError, TooLargeError, UnreadableError):
         return True
 
 
 def _drop_pointer(
     layout: Layout, config: str, pointer: Path, data: bytes | None, reason: str
 ) -> Path | None:
-    """Remove a pointer to something corrupt, unless a writer has moved it on since it was read.
+    """Remove a pointer to something corrupt, unless a writer has moved it on since it was read, or the
+    disk refuses to read it now.
 
     `data` is its text as read, None for a pointer that is itself corrupt, which is kept in
     quarantine.
     """
     with folder_lock(pointer.parent):
         try:
-            now = read_bounded(pointer)
-        except FileNotFoundError:
+            with reading(pointer.name):
+                now = read_bounded(pointer)
+        except (FileNotFoundError, UnreadableError):
             return None
         except TooLargeError:
             now = b""
@@ -262,7 +271,7 @@ def _drop_pointer(
                 fsync_path(pointer.parent)
             return None
         try:
-            read_pointer(pointer)
+            parse_pointer(now)
         except ManifestMismatch:
             return put_aside(
                 layout, config, pointer, pointer.relative_to(layout.root).parts[2:], reason
@@ -315,22 +324,23 @@ def note(origin: str, reason: str) -> dict[str, str]:
 
 def open_folder(layout: Layout, path: Path, *, verify: bool) -> Artefact:
     """See `Store.open`."""
+    refused = CorruptArtefactError
     try:
         return load_folder(path, verify=verify)
     except (ManifestMismatch, FileNotFoundError) as error:
-        reason, unreadable = str(error), isinstance(error, UnreadableError)
+        reason = str(error)
+        if isinstance(error, UnreadableError):
+            refused = UnreadableArtefactError
     place = place_of(layout, path)
     if place is None:  # not ours to move
-        raise CorruptArtefactError(
-            path, reason, "copy it again from where it came, or name another"
-        )
+        raise refused(path, reason, "copy it again from where it came, or name another")
     config, generation, kind = place
     action = (
         f"use another of store.artefacts({config!r}, {generation}, {kind!r}), or make it anew: "
         + advice(kind, config, generation)
     )
-    if unreadable:
-        raise CorruptArtefactError(path, reason, action)
+    if refused is UnreadableArtefactError:
+        raise refused(path, reason, action)
     pointer_path = path.parent / POINTER
     try:
         pointer = read_pointer(pointer_path)

@@ -27,7 +27,12 @@ from ringrift_pipeline.store.bounded import (
     parse_json,
     read_bounded,
 )
-from ringrift_pipeline.store.errors import CorruptArtefactError, SerializationError
+from ringrift_pipeline.store.errors import (
+    WELL_AGAIN,
+    CorruptArtefactError,
+    SerializationError,
+    UnreadableArtefactError,
+)
 
 TEMPORARY = ".ringrift-tmp-"
 _CLAIM_ATTEMPTS = 100
@@ -371,7 +376,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
     """The values in `path`, one a line; an empty list if it does not exist.
 
     A last line without its newline was never acknowledged as written and is left out. Any other
-    line that does not parse raises CorruptArtefactError with its number.
+    line that does not parse raises CorruptArtefactError with its number, and a disk that refuses to
+    read it UnreadableArtefactError.
     """
     path = Path(path)
     try:
@@ -382,6 +388,11 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[Any]:
         return []
     except TooLargeError as error:
         raise CorruptArtefactError(path, str(error), "restore it from a copy") from None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        reason = f"it cannot be read: {error.strerror}"
+        raise UnreadableArtefactError(path, reason, WELL_AGAIN) from error
     values = []
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:

@@ -8,8 +8,17 @@ from pathlib import Path
 from ringrift_pipeline.store.atomic import write_bytes_atomic
 from ringrift_pipeline.store.bucket import Bucket
 from ringrift_pipeline.store.bucket_settings import BUCKET_VARIABLE, endpoint
-from ringrift_pipeline.store.errors import BucketSettingError
-from ringrift_pipeline.store.manifest import ManifestMismatch, read_sealed, sealed_bytes
+from ringrift_pipeline.store.errors import (
+    WELL_AGAIN,
+    BucketSettingError,
+    UnreadableArtefactError,
+)
+from ringrift_pipeline.store.manifest import (
+    ManifestMismatch,
+    UnreadableError,
+    read_sealed,
+    sealed_bytes,
+)
 
 HIDDEN = ".bucket"  # folder below the data root with what belongs to the cache alone
 _MARK = "bucket.json"
@@ -49,6 +58,8 @@ def attach(root: Path, bucket: Bucket) -> None:
         known = read_sealed(mark)[1]
     except FileNotFoundError:
         known = {}
+    except UnreadableError as error:
+        raise UnreadableArtefactError(mark, str(error), WELL_AGAIN) from error
     except ManifestMismatch as error:
         raise BucketSettingError(
             f"{mark}, which says what bucket {root} is the cache of, is damaged ({error}): delete it "

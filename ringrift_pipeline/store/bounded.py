@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from ringrift_pipeline.store.errors import StoreError
+from ringrift_pipeline.store.errors import StoreError, naming
 
 MOST = 16 << 20
 """Bytes of a JSON file of ours that are read: a plan of 10,000 generations' window has 600 kB, and a
@@ -28,9 +28,12 @@ class TooLargeError(StoreError, ValueError):
 def read_bounded(path: str | os.PathLike[str], most: int = MOST) -> bytes:
     """The content of a plain file of at most ``most`` bytes.
 
-    Raises TooLargeError, before anything is read, and OSError. A pipe is not waited for.
+    Raises TooLargeError, before anything is read, and OSError with its name. A pipe is not waited for.
     """
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+    with (
+        naming(path),
+        open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file,
+    ):
         size = _size(os.fstat(file.fileno()), path, most)
         data = file.read(size)  # room for as much as is asked for is made at once
         while len(data) <= most and (more := file.read(1 << 16)):  # it grows while it is read

@@ -43,6 +43,7 @@ from ringrift_pipeline.store.manifest import (
     hash_file,
     load_folder,
     parse_manifest,
+    reading,
 )
 from ringrift_pipeline.store.pending import Pending, Place
 
@@ -123,7 +124,10 @@ class Cache:
         """An artefact by its manifest, which is kept beside the place of its folder. Raises as `have`."""
         path = self._path(place)
         kept = _kept_manifest(path)
-        with contextlib.suppress(FileNotFoundError, ManifestMismatch, TooLargeError):
+        with (
+            contextlib.suppress(FileNotFoundError, ManifestMismatch, TooLargeError),
+            reading(MANIFEST),
+        ):
             return _identified(parse_manifest(read_bounded(kept), path), place, digest)
         data, artefact = self._manifest(place, digest)
         self._layout.inside(path.parent, place.config)

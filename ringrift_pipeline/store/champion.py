@@ -11,7 +11,11 @@ from typing import Any
 
 from ringrift_pipeline.store.artefacts import put_aside
 from ringrift_pipeline.store.atomic import append_jsonl, read_jsonl, write_bytes_atomic
-from ringrift_pipeline.store.errors import CorruptArtefactError, StoreError
+from ringrift_pipeline.store.errors import (
+    CorruptArtefactError,
+    StoreError,
+    UnreadableArtefactError,
+)
 from ringrift_pipeline.store.layout import Layout
 from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
@@ -19,6 +23,7 @@ from ringrift_pipeline.store.manifest import (
     ManifestMismatch,
     normalize,
     read_sealed,
+    refusal,
     relative_path,
     require_fields,
     sealed,
@@ -92,12 +97,12 @@ def _read(layout: Layout, config: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ManifestMismatch as error:
-        raise CorruptArtefactError(
+        raise refusal(
             path,
-            str(error),
+            error,
             "champions.jsonl beside it, which lists the promotions, is damaged as well or gone: "
             "restore both from a copy, or delete both and promote a generation again",
-        ) from None
+        ) from error.__cause__
 
 
 def history_of(path: Path, config: str, lines: list[Any]) -> list[dict[str, Any]]:
@@ -186,7 +191,8 @@ def _migrated(
 
 def _pointed(layout: Layout, config: str) -> dict[str, Any] | None:
     """What the pointer says; one that is damaged, or gone though there were promotions, is written
-    again as the last line of the history says.
+    again as the last line of the history says. Where the disk refuses to read it that line counts, and
+    the pointer stays until the next promotion: the disk may be well again before.
 
     Hold the config's folder lock. Raises CorruptArtefactError where the history is damaged as well.
     """
@@ -204,12 +210,23 @@ def _pointed(layout: Layout, config: str) -> dict[str, Any] | None:
             history = []  # of a version that sealed no lines, or never written
         else:
             history = history_of(path, config, lines)
+    except UnreadableArtefactError:
+        raise  # it may yet say what the pointer said
     except CorruptArtefactError as error:
         raise damage or error from None
     if not history:
         if damage is not None:
             raise damage
         return None
+    if isinstance(damage, UnreadableArtefactError):
+        _log.warning(
+            "%s: %s; the last line of %s says: generation %04d is champion",
+            damage.path,
+            damage.reason,
+            path.name,
+            history[-1]["generation"],
+        )
+        return history[-1]
     pointer = layout.champion(config)
     what = damage.reason if damage is not None else "it is gone"
     try:
@@ -270,7 +287,7 @@ def promote(
     reason = check_promotion(layout, config, generation, artefact, reason)
     with folder_lock(layout.config(config)):
         history = _reconcile(layout, config)
-        champion = _read(layout, config)
+        champion = _pointed(layout, config)
         if champion is not None and after not in (None, len(history)):
             return as_champion(layout, champion)
         repeat = is_repeat(history, generation, artefact.digest, again)

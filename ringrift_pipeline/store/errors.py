@@ -61,6 +61,18 @@ class CorruptArtefactError(StoreError):
         return f"{self.path} is corrupt: {self.reason}.{moved} What to do: {self.action}"
 
 
+WELL_AGAIN = "look after the disk; nothing was moved, and it is read again the next time"
+
+
+class UnreadableArtefactError(CorruptArtefactError):
+    """A file that the disk refuses to read (I/O error). It may be well again later: what is corrupt is
+    fallen back from in the same way, but nothing was moved, and no pointer was dropped.
+    """
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}. What to do: {self.action}"
+
+
 class VanishedFileError(StoreError):
     """A file that was written for an artefact, and was gone before it landed; nothing has landed.
 
@@ -89,6 +101,17 @@ def no_file_gone() -> Iterator[None]:
         if error.filename is None:
             raise
         raise VanishedFileError(Path(os.fsdecode(error.filename))) from error
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError that names no file, as of one that is open, is told of with this one's name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 class LockedError(StoreError):

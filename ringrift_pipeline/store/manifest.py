@@ -24,7 +24,14 @@ from ringrift_pipeline.store.bounded import (
     parse_json,
     read_bounded,
 )
-from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
+from ringrift_pipeline.store.errors import (
+    WELL_AGAIN,
+    CorruptArtefactError,
+    MissingArtefactError,
+    StoreError,
+    UnreadableArtefactError,
+    naming,
+)
 from ringrift_pipeline.store.layout import MANIFEST, landed_when
 
 FORMAT = 1
@@ -38,6 +45,26 @@ class ManifestMismatch(Exception):
 
 class UnreadableError(ManifestMismatch):
     """Internal: the disk refuses to read a file. It may be well again later: nothing is moved."""
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Reading a file: raises UnreadableError, with its name, where the disk cannot."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise UnreadableError(f"{name!r} cannot be read: {error.strerror}") from error
+
+
+def refusal(path: Path, error: ManifestMismatch, action: str) -> CorruptArtefactError:
+    """What is told of a file or folder that is not what it was, or that the disk refuses to read:
+    then the action is another, for nothing may be moved.
+    """
+    if isinstance(error, UnreadableError):
+        return UnreadableArtefactError(path, str(error), WELL_AGAIN)
+    return CorruptArtefactError(path, str(error), action)
 
 
 class NewerFormatError(StoreError):
@@ -94,7 +121,11 @@ class Artefact:
         """The parsed content of one of its JSON files. Raises CorruptArtefactError."""
         path = self.file(name)
         try:
-            return parse_json(read_bounded(path, MOST_LISTED))
+            with reading(name):
+                data = read_bounded(path, MOST_LISTED)
+            return parse_json(data)
+        except ManifestMismatch as error:
+            raise refusal(path, error, _AGAIN) from error.__cause__
         except (ValueError, RecursionError) as error:
             raise CorruptArtefactError(
                 path, f"it cannot be read as JSON ({error})", _AGAIN
@@ -164,7 +195,8 @@ def open_seal(data: bytes) -> dict[str, Any]:
 def read_sealed(path: Path) -> tuple[bytes, dict[str, Any]]:
     """Text and content of a sealed file. Raises ManifestMismatch, FileNotFoundError, OSError."""
     try:
-        data = read_bounded(path)
+        with reading(path.name):
+            data = read_bounded(path)
     except TooLargeError as error:
         raise ManifestMismatch(str(error)) from None
     return data, open_seal(data)
@@ -292,7 +324,7 @@ def hash_file(path: Path, remembered: bool = False) -> dict[str, Any]:
 
     ``remembered`` takes what this process has hashed before, if the file was not touched since.
     """
-    with open(path, "rb") as file:
+    with naming(path), open(path, "rb") as file:
         about = os.fstat(file.fileno())
         digest = _recall(about) if remembered else None
         if digest is None:
@@ -308,7 +340,7 @@ def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
     in a folder with the name of a landed artefact there must be.
 
     For readers that are given a path: formats do not notice a flipped bit. What this process has
-    verified and nobody touched since is not read again. Raises CorruptArtefactError.
+    verified and nobody touched since is not read again. Raises CorruptArtefactError; nothing is moved.
     """
     try:
         if expected is None:
@@ -319,15 +351,17 @@ def check_file(path: Path, expected: dict[str, Any] | None = None) -> None:
             expected = files.get(path.relative_to(folder).as_posix())
             if expected is None:
                 raise ManifestMismatch("it is not in its manifest")
-        size = path.stat().st_size
-        if size != expected.get("size"):
-            raise ManifestMismatch(f"it has {size} bytes instead of {expected.get('size')}")
-        if hash_file(path, remembered=True) != expected:
+        with reading(path.name):
+            size = path.stat().st_size
+            if size != expected.get("size"):
+                raise ManifestMismatch(f"it has {size} bytes instead of {expected.get('size')}")
+            same = hash_file(path, remembered=True) == expected
+        if not same:
             raise ManifestMismatch("it has another SHA-256 than when it was written")
     except FileNotFoundError:
         raise CorruptArtefactError(path, "it is not there", _AGAIN) from None
     except ManifestMismatch as error:
-        raise CorruptArtefactError(path, str(error), _AGAIN) from None
+        raise refusal(path, error, _AGAIN) from error.__cause__
 
 
 def check_folder(folder: Path) -> None:
@@ -337,7 +371,7 @@ def check_folder(folder: Path) -> None:
     try:
         files = load_folder(folder, verify=False).files
     except ManifestMismatch as error:
-        raise CorruptArtefactError(folder / MANIFEST, str(error), _AGAIN) from None
+        raise refusal(folder / MANIFEST, error, _AGAIN) from error.__cause__
     for name, about in files.items():
         check_file(folder / name, about)
 
@@ -407,24 +441,13 @@ def as_artefact(path: Path, content: dict[str, Any]) -> Artefact:
     )
 
 
-@contextlib.contextmanager
-def _read(name: str) -> Iterator[None]:
-    """Reading a file: raises UnreadableError, with its name, where the disk cannot."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise UnreadableError(f"{name!r} cannot be read: {error.strerror}") from error
-
-
 def load_folder(path: Path, *, verify: bool) -> Artefact:
     """Read the manifest of `path` and, if `verify`, hash every file of the folder against it.
 
     Raises ManifestMismatch with the first difference, NewerFormatError, OSError.
     """
     try:
-        with _read(MANIFEST):
+        with reading(MANIFEST):
             data = read_bounded(path / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         raise ManifestMismatch(f"it has no {MANIFEST}") from None
@@ -454,7 +477,8 @@ def parse_manifest(data: bytes, path: Path) -> Artefact:
 
 
 def _compare(path: Path, expected: dict[str, dict[str, Any]]) -> None:
-    found = dict(walk_files(path))
+    with reading(path.name):
+        found = dict(walk_files(path))
     found.pop(MANIFEST, None)
     if missing := expected.keys() - found.keys():
         raise ManifestMismatch(f"missing file {min(missing)!r}")
@@ -462,12 +486,12 @@ def _compare(path: Path, expected: dict[str, dict[str, Any]]) -> None:
         raise ManifestMismatch(f"file {min(extra)!r} is not in its manifest")
     for name, file in found.items():
         try:
-            size = file.stat().st_size
-            if size != expected[name]["size"]:
-                raise ManifestMismatch(
-                    f"{name!r} has {size} bytes instead of {expected[name]['size']}"
-                )
-            with _read(name):
+            with reading(name):
+                size = file.stat().st_size
+                if size != expected[name]["size"]:
+                    raise ManifestMismatch(
+                        f"{name!r} has {size} bytes instead of {expected[name]['size']}"
+                    )
                 same = hash_file(file) == expected[name]
             if not same:
                 raise ManifestMismatch(f"{name!r} has another SHA-256 than when it was written")

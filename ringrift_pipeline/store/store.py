@@ -24,7 +24,7 @@ from ringrift_pipeline.store.bucket import Bucket
 from ringrift_pipeline.store.bucket_settings import bucket_url
 from ringrift_pipeline.store.champion import Champion
 from ringrift_pipeline.store.draft import Draft
-from ringrift_pipeline.store.errors import CorruptArtefactError, MissingArtefactError, StoreError
+from ringrift_pipeline.store.errors import MissingArtefactError, StoreError
 from ringrift_pipeline.store.kinds import LOCAL_KINDS
 from ringrift_pipeline.store.layout import (
     MANIFEST,
@@ -38,9 +38,11 @@ from ringrift_pipeline.store.locks import WORK, held, named_lock
 from ringrift_pipeline.store.manifest import (
     Artefact,
     ManifestMismatch,
+    UnreadableError,
     load_folder,
     normalize,
     read_sealed,
+    refusal,
     sealed_bytes,
 )
 from ringrift_pipeline.store.switches import Switches
@@ -159,7 +161,8 @@ class Store:
     def last_good(self, config: str, generation: int, kind: str) -> Artefact | None:
         """The current artefact if it verifies, else the newest that does; None if none does.
 
-        Every corrupt one met on the way is quarantined, and what is returned is current again.
+        Every corrupt one met on the way is quarantined, and what is returned is current again. What the
+        disk refuses to read stays, a pointer as well.
         """
         if remote := self._remote_of(kind):
             self._layout.inside(self._layout.kind(config, generation, kind), config)
@@ -211,7 +214,8 @@ class Store:
             return
         for path in _artefacts.folders(folder):
             if path.name < keep.name:
-                _artefacts.remove_landed(path)
+                with contextlib.suppress(UnreadableError):  # nobody can tell now which is current
+                    _artefacts.remove_landed(path)
 
     def kinds(self, config: str, generation: int) -> list[str]:
         """Kinds that have a current artefact in a generation, sorted."""
@@ -295,12 +299,12 @@ class Store:
                 _artefacts.advice("plan", config, generation),
             ) from None
         except ManifestMismatch as error:
-            raise CorruptArtefactError(
+            raise refusal(
                 path,
-                str(error),
+                error,
                 f"a plan is never edited; move the folder {path.parent} away and make the "
                 f"generation anew: {_artefacts.advice('plan', config, generation)}",
-            ) from None
+            ) from error.__cause__
 
     # --- champion -------------------------------------------------------------------------------
 
@@ -337,7 +341,8 @@ class Store:
         """The champion, or None before the first promotion. Raises CorruptArtefactError.
 
         Its files are not hashed here: `serving_champion` does. A pointer that is damaged or gone is
-        written again as the history's last line says; the damaged one is kept in quarantine.
+        written again as the history's last line says; the damaged one is kept in quarantine. One that
+        the disk refuses to read stays, and that line counts.
         """
         if remote := self.remote:
             return remote.records.champion(config)
@@ -364,7 +369,8 @@ class Store:
 
         What is not named stays, and so does what somebody asked for after `asked_at` (default:
         now); a damaged file counts as everything on. Concurrent callers are served one after the
-        other. Raises InvalidNameError for an unknown switch or a value that is no bool.
+        other. Raises InvalidNameError for an unknown switch or a value that is no bool, and
+        UnreadableArtefactError where the disk refuses to read what they are.
         """
         if remote := self.remote:
             return remote.records.set_switches(config, changes, asked_at)

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ringrift_pipeline.store.atomic import ensure_folder, write_bytes_atomic
-from ringrift_pipeline.store.errors import CorruptArtefactError, InvalidNameError
+from ringrift_pipeline.store.errors import (
+    WELL_AGAIN,
+    CorruptArtefactError,
+    InvalidNameError,
+    UnreadableArtefactError,
+)
 from ringrift_pipeline.store.layout import Layout
 from ringrift_pipeline.store.locks import folder_lock
 from ringrift_pipeline.store.manifest import (
     ManifestMismatch,
+    UnreadableError,
     read_sealed,
     require_fields,
     sealed_bytes,
@@ -63,6 +69,9 @@ def read_switches(layout: Layout, config: str) -> Switches:
         return parse_switches(read_sealed(path)[1])
     except FileNotFoundError:
         return Switches()
+    except UnreadableError as error:
+        action = f"{WELL_AGAIN}; until then nothing starts by itself"
+        raise UnreadableArtefactError(path, str(error), action) from error
     except ManifestMismatch as error:
         raise damaged_switches(path, config, error) from None
 
@@ -135,6 +144,8 @@ def set_switches(
     with folder_lock(path.parent):
         try:
             before: Switches | None = read_switches(layout, config)
+        except UnreadableArtefactError:
+            raise  # it may say what somebody has asked for
         except CorruptArtefactError:
             before = None
         after = changed(before, changes, asked_at)

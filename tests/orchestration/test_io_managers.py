@@ -20,8 +20,9 @@ from polars.testing import assert_frame_equal
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.io_managers import JsonIOManager, ParquetIOManager, table_of
 from ringrift_pipeline.orchestration.places import home_folder
-from ringrift_pipeline.store import Store
+from ringrift_pipeline.store import CorruptArtefactError, Store
 from ringrift_pipeline.training import TableError
+from tests.bad_disk import unreadable
 
 
 def run_graph(values: list[Any], data: Any) -> Any:
@@ -63,6 +64,14 @@ def test_what_json_cannot_hold_is_refused(value: Any, data: Any) -> None:
 def test_large_values_are_refused(data: Any) -> None:
     with pytest.raises(ValueError, match="write an artefact"):
         run_graph(["x" * 2_000_000], data)
+
+
+def test_a_value_that_the_disk_refuses_to_read_is_named(data: Any) -> None:
+    with (
+        unreadable(home_folder(data) / "values"),
+        pytest.raises(CorruptArtefactError, match=r"cannot be read: Input.*run that step again"),
+    ):
+        run_graph(["text"], data)
 
 
 def test_frames_become_artefacts_and_come_back(store: Store) -> None:

@@ -16,6 +16,7 @@ from test_bucket import CONFIG, GENERATION, make
 from ringrift_pipeline.store import Artefact, Store, artefacts
 from ringrift_pipeline.store.cache import Cache
 from ringrift_pipeline.store.locks import hold, unheld
+from tests.bad_disk import unreadable
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("no_waiting_for_the_disk")]
 
@@ -143,3 +144,13 @@ def test_files_that_were_dropped_since_are_fetched_when_they_are_asked_for(
     long_ago(made.path)
     assert cache_of(here).trim(0) == [made.path]
     assert found.file("n").read_bytes() == b"scores"
+
+
+def test_a_kept_manifest_that_the_disk_refuses_to_read_is_fetched_again(
+    here: Store, there: Store
+) -> None:
+    made = make(here)
+    looked = there.artefacts(CONFIG, GENERATION, made.kind)
+    (kept,) = there.root.rglob(".manifest-*")
+    with unreadable(kept):
+        assert there.artefacts(CONFIG, GENERATION, made.kind) == looked and len(looked) == 1

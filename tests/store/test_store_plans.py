@@ -377,7 +377,7 @@ def test_a_copy_of_a_damaged_champion_serves_before_any_other(store: Store) -> N
 
 def test_a_champion_that_the_disk_cannot_read_is_followed_and_not_moved(store: Store) -> None:
     models = promoted(store, 2)
-    with unreadable(models[1].path):
+    with unreadable(models[1].path / "model.json"):
         with pytest.raises(CorruptArtefactError, match="'model.json' cannot be read: Input/output"):
             store.require(CONFIG, 1, models[1].kind)
         assert store.last_good(CONFIG, 1, models[1].kind) is None
