@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from ringrift_pipeline.selfplay.ragged import offsets_of
 from ringrift_pipeline.selfplay.stopping import Progress, Reporter, ShouldStop
-from ringrift_pipeline.store import CorruptArtefactError, check_folder, read_bounded
+from ringrift_pipeline.store import CorruptArtefactError, check_folder, naming, read_bounded
 from ringrift_pipeline.store.bounded import parse_json
 from ringrift_pipeline.store.locks import hold
 from ringrift_pipeline.training.inputs import reuse, sealed_inputs
+from ringrift_pipeline.training.mapped_columns import make_column
 from ringrift_pipeline.training.split import split_of
 
 if TYPE_CHECKING:
@@ -311,12 +312,8 @@ class _Writer:
 
     def _column(self, name: str, length: int, like: NDArray) -> NDArray:
         if name not in self._columns:
-            self._columns[name] = np.lib.format.open_memmap(
-                self._folder / f"{name}.npy",
-                mode="w+",
-                dtype=like.dtype,
-                shape=(length, *like.shape[1:]),
-            )
+            path, shape = self._folder / f"{name}.npy", (length, *like.shape[1:])
+            self._columns[name] = make_column(path, like.dtype, shape)
         return self._columns[name]
 
     def append(self, batch: pa.RecordBatch, generation: int, heuristic: bool) -> None:
@@ -395,8 +392,9 @@ class _Writer:
             flags[rows] = held_out[game[rows]]
         for name, ends in (("owners", self._owners), ("eliminated", self._eliminated)):
             np.concatenate(ends, out=self._column(name, len(games), ends[0]))
-        for values in self._columns.values():
-            values.flush()
+        for name, values in self._columns.items():
+            with naming(self._folder / f"{name}.npy"):
+                values.flush()
         (self._folder / "games.txt").write_text("\n".join(games) + "\n")
         header = {
             "format": WINDOW_FORMAT,

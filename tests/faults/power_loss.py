@@ -28,7 +28,9 @@ Left = dict[str, bytes | None]  # path below the root -> content; None: a folder
 
 @dataclass
 class File:
-    """Bytes that are safe, and the changes since: (offset, bytes), or (length, None) if cut."""
+    """Bytes that are safe, and the changes since: (offset, bytes), or (length, None) if cut; of no
+    bytes: it is at least so long.
+    """
 
     safe: bytes = b""
     changes: list[tuple[int, bytes | None]] = field(default_factory=list)
@@ -41,6 +43,8 @@ class File:
                 if keep():
                     content = content[:offset] + bytes(max(0, offset - len(content)))
                 continue
+            if not written and keep():
+                content.extend(bytes(max(0, offset - len(content))))
             for start in range(0, len(written), PIECE):
                 if keep():
                     piece, begin = written[start : start + PIECE], offset + start
@@ -90,6 +94,9 @@ class Disk:
                 self.files[inode].changes.append((event.offset, written))
         elif name == "truncate":
             self.files[inode].changes.append((event.length, None))
+        elif name == "fallocate":
+            if event.offset > 0:
+                self.files[inode].changes.append((event.offset, b""))
         elif name == "mkdir":
             inode = self._new(event.inode)
             self.seen[inode] = {}

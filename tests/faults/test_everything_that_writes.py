@@ -22,7 +22,7 @@ from .writers import WRITERS
 
 PACKAGE = Path(ringrift_pipeline.__file__).parent
 CHANGES = {
-    "OSFile", "open_memmap", "memmap", "tofile",
+    "OSFile", "open_memmap", "memmap", "posix_fallocate", "tofile",
     "append_jsonl", "ftruncate", "link", "mkdir", "rename", "rmdir", "rmtree", "save_file",
     "savefig", "savez", "symlink", "temporary_folder", "touch", "truncate", "unlink",
     "write_bytes", "write_bytes_atomic", "write_bytes_once", "write_json_atomic", "write_parquet",
@@ -131,13 +131,14 @@ COVERED = {
     "training/hard_examples.py:mine_hard_examples": "mine_hard_examples",
     "training/inputs.py:Parts.create": "evaluate",
     "training/loop.py:_land": "train",
+    "training/mapped_columns.py:_allocate": "mine_hard_examples",
+    "training/mapped_columns.py:make_column": "mine_hard_examples",
     "training/quality.py:score_games": "score_games",
     "training/saving.py:StateSaver._land": "train",
     "training/state.py:write_state": "train",
     "training/tables.py:write_table": "evaluate",
-    "training/window.py:_Writer._column": "train",
-    "training/window.py:_Writer.close": "train",
-    "training/window.py:build_window": "train",
+    "training/window.py:_Writer.close": "mine_hard_examples",
+    "training/window.py:build_window": "mine_hard_examples",
 }
 
 

@@ -73,6 +73,18 @@ def test_the_disk_is_full_at_an_event(stage: str, way: str, zygote: Zygote, copy
     check(zygote, copy_of, wanted, stage, way, writes[len(writes) // 2])
 
 
+@pytest.mark.bounded
+def test_the_disk_is_full_while_the_window_is_built(zygote: Zygote, copy_of: Copy) -> None:
+    """Its columns are stored through maps: what has no block there ends the process by a signal."""
+    events, wanted = undisturbed(zygote, copy_of, "mine_hard_examples")
+    mapped = {event.inode for event in events if event.name == "mmap"}
+    allocated = [event for event in events if event.name == "fallocate"]
+    assert len(allocated) > 20 and mapped == {event.inode for event in allocated}
+    for event in (allocated[0], allocated[-1]):
+        assert event.offset > 1 and event.path.endswith(".npy")
+        check(zygote, copy_of, wanted, "mine_hard_examples", "full", event.number)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stage", ONE_PROCESS)
 def test_every_event_fails(stage: str, way: str, zygote: Zygote, copy_of: Copy) -> None:

@@ -72,6 +72,37 @@ os.unlink("new")
 
 
 @pytest.mark.bounded
+def test_what_is_allocated_is_a_size_that_may_be_lost(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "old").write_text("0123456789")
+    script = """
+import mmap, os, sys
+os.chdir(sys.argv[1])
+with open("old", "r+b") as file:
+    os.posix_fallocate(file.fileno(), 0, 4)
+    os.posix_fallocate(file.fileno(), 4, 8)
+    place = mmap.mmap(file.fileno(), 12)
+    place[11:] = b"x"
+    os.fsync(file.fileno())
+"""
+    disk = Disk(root)
+    run = traced([sys.executable, "-c", script, root], root, data=True)
+    assert run.status == 0, run.errors
+    assert [(event.name, event.offset) for event in run.events] == [
+        ("fallocate", 4),
+        ("fallocate", 12),
+        ("mmap", -1),
+        ("fsync", 0),
+    ]
+    found = {(n, loss): left["old"] for n, loss, left in disks(disk, run.events, run.data, 0, 0)}
+    assert found[1, "nothing"] == b"0123456789"
+    assert found[3, "nothing"] == b"0123456789" + bytes(2)
+    assert found[3, "all"] == b"0123456789"
+    assert found[4, "all"] == b"0123456789\0x"
+
+
+@pytest.mark.bounded
 @pytest.mark.parametrize("stage", ("score_games", "promote"))
 def test_the_power_goes_at_some_moments_of_a_stage(
     stage: str, zygote: Zygote, copy_of: Copy, tmp_path: Path

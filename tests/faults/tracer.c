@@ -25,7 +25,8 @@
  *
  * A line of TRACE: number, thread, name, result, device:inode, offset, length, place in DATA, path,
  * second path; separated by tabs, "-" where there is none. An `open` that empties its file has the
- * length 0. Linux, x86_64.
+ * length 0. The offset of a `fallocate` is the size that its file has at least then, -1 where it
+ * changes none. Linux, x86_64.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -345,6 +346,8 @@ static void write_down(struct pending *p, const uint64_t *arguments, long result
         length = (long)arguments[1];
     else if ((call->traits & OPENS) && (open_flags(call, arguments) & O_TRUNC))
         length = 0;
+    else if (call->number == SYS_fallocate && !arguments[1])
+        p->offset = (long)(arguments[2] + arguments[3]);
     if (call->first == BY_FD)
         snprintf(file, sizeof file, "/proc/%d/fd/%d", p->thread, (int)arguments[call->argument]);
     else
@@ -444,6 +447,10 @@ static int enter(pid_t thread, long number, const uint64_t *arguments)
     }
     if (!here)
         return PTRACE_CONT;
+    if (call->number == SYS_fallocate && arguments[1] & ~(uint64_t)FALLOC_FL_KEEP_SIZE) {
+        fputs("tracer: the command takes bytes out of a file, which cannot be told\n", stderr);
+        exit(125);
+    }
     p->call = call;
     p->number = ++counted;
     p->offset = call->traits & WRITES ? offset_of(thread, call, arguments) : -1;

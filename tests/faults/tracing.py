@@ -41,7 +41,8 @@ class Event:
         result: what it returned; negative ``errno``; None if the command was killed before.
         inode: device and number of the file, "" where unknown.
         offset, length: of a write; length also of ``truncate`` and, 0, of an ``open`` that empties
-            its file; -1 where there is none.
+            its file; offset of a ``fallocate`` the size that its file has at least then; -1 where
+            there is none.
         place: where its bytes are in the recorded data, -1 where there are none; of a file that was
             mapped, all of them when it is synced.
         path, second: absolute, second for ``rename`` and ``link``.
