@@ -66,7 +66,9 @@ def failure_sensor() -> SensorDefinition:
         with TickLog(context, store.root, FAILURE_SENSOR) as log:
             try:
                 newest = context.instance.event_log_storage.get_maximum_record_id()
-                if after is not None and after > (newest or 0):  # deleted, and soon another's number
+                if after is not None and after > (
+                    newest or 0
+                ):  # deleted, and soon another's number
                     after = None  # what was told in the last day is not told again
                 failures = _failures(context.instance, after)
                 for record in failures:
