@@ -109,7 +109,7 @@ def test_those_of_the_daemon_and_the_code_server_are_cut(
     backend = Backend.__new__(Backend)
     backend.services = [service, service]
     backend.socket = backend._file = tmp_path
-    backend._steps = SimpleNamespace(look=lambda: [])  # type: ignore[assignment]
+    backend._steps = SimpleNamespace(look=lambda *_: [])  # type: ignore[assignment]
     backend._turned_back = lambda: False  # type: ignore[assignment]
     backend._silences = (SimpleNamespace(too_long=False),) * 2  # type: ignore[assignment]
     log.write_text("a" * 2 * SMALL)

@@ -98,7 +98,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(backend, "Service", Process)
     monkeypatch.setattr(backend, "Answers", lambda _: made.signs("code-server", 1))
     monkeypatch.setattr(backend, "Heartbeats", lambda _: made.signs("daemon", BEAT))
-    monkeypatch.setattr(backend, "SilentSteps", lambda *_: SimpleNamespace(look=lambda: []))
+    monkeypatch.setattr(backend, "SilentSteps", lambda *_: SimpleNamespace(look=lambda *_: []))
     monkeypatch.setattr(backend, "TurnedBack", lambda: lambda: False)
     clock = SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep, time=lambda: made.now)
     monkeypatch.setattr(loop, "LOOK", silent_services.LOOK)  # fewer looks, for the test's sake
