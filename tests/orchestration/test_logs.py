@@ -111,7 +111,7 @@ def test_those_of_the_daemon_and_the_code_server_are_cut(
     backend.socket = backend._file = tmp_path
     backend._steps = SimpleNamespace(look=lambda *_: [])  # type: ignore[assignment]
     backend._turned_back = lambda: False  # type: ignore[assignment]
-    backend._silences = (SimpleNamespace(too_long=False),) * 2  # type: ignore[assignment]
+    backend._silences = (SimpleNamespace(too_long=False, seconds=0.0),) * 2  # type: ignore[assignment]
     log.write_text("a" * 2 * SMALL)
     backend.check()
     assert log.read_text() == "" and old(log).read_text() == "a" * SMALL
