@@ -66,9 +66,7 @@ def failure_sensor() -> SensorDefinition:
         with TickLog(context, store.root, FAILURE_SENSOR) as log:
             try:
                 newest = context.instance.event_log_storage.get_maximum_record_id()
-                if after is not None and after > (
-                    newest or 0
-                ):  # deleted, and soon another's number
+                if after is not None and after > (newest or 0):  # deleted: soon another's number
                     after = None  # what was told in the last day is not told again
                 failures = _failures(context.instance, after)
                 for record in failures:
@@ -95,8 +93,8 @@ def failure_sensor() -> SensorDefinition:
                 after = storage_id
         if after is None and not failures:  # a clock that is turned on hides no later failure then
             after = newest
-        if after is not None:
-            context.update_cursor(str(after))
+        if after is not None or context.cursor:
+            context.update_cursor("" if after is None else str(after))
         return SkipReason(f"{found} runs failed, {len(told)} alerts told")
 
     return run_failed

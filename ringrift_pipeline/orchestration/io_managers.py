@@ -18,11 +18,13 @@ from ringrift_pipeline.store import (
     CorruptArtefactError,
     MissingArtefactError,
     Store,
+    UnreadableArtefactError,
     read_bounded,
     write_bytes_atomic,
 )
 from ringrift_pipeline.store.manifest import (
     ManifestMismatch,
+    UnreadableError,
     open_seal,
     reading,
     sealed_bytes,
@@ -91,6 +93,8 @@ class JsonIOManager(ConfigurableIOManager):
                 f"the value {path} that {upstream.step_key} should have left",
                 "run that step again",
             ) from None
+        except UnreadableError as error:
+            raise UnreadableArtefactError(path, str(error), "run that step again") from error
         except (ManifestMismatch, KeyError) as error:
             raise CorruptArtefactError(path, str(error), "run that step again") from None
 

@@ -50,6 +50,7 @@ from ringrift_pipeline.orchestration.reexecution import (
 from ringrift_pipeline.orchestration.sensor import decide
 from ringrift_pipeline.orchestration.services import Service, Stopping, never, start_webserver
 from ringrift_pipeline.orchestration.settings import run_config
+from ringrift_pipeline.orchestration.silent_services import SILENCE
 from ringrift_pipeline.orchestration.submit import submit_generation
 from ringrift_pipeline.orchestration.summary import GenerationSummary, listed, summarize
 from ringrift_pipeline.orchestration.switches import (
@@ -64,6 +65,7 @@ LOOK = 2.0  # seconds between two looks at the instance, which cost it a tenth o
 DECISION_PATIENCE = 180.0  # seconds the sensor may take after a run has succeeded
 PAUSE_PATIENCE = 10.0  # seconds after which an undecided run of what is paused waits in vain
 RETRY_PATIENCE = 120.0  # seconds the daemon may take to retry a run it said it would
+MOST_HEALING = 3 * SILENCE  # seconds after the end of a run in which services may be started again
 # Reasons of a failure that would come again, Dagster's words.
 ERRORS = ("RUN_EXCEPTION", "JOB_INITIALIZATION_FAILURE", "STEP_FAILURE")
 MOST_LOST = 3  # times that a generation is begun again whose run was lost and will not be retried
@@ -397,7 +399,9 @@ class Loop:
                 self._finished_at.pop(state.generation, None)
                 continue
             finished_at = self._finished_at.setdefault(state.generation, now)
-            since = now - max(finished_at, well_since)
+            waited = now - finished_at
+            # What makes them hang once more, or end, is not waited for without end.
+            since = waited if waited > MOST_HEALING else now - max(finished_at, well_since)
             name = f"{self.request.config} generation {state.key}"
             if state.status == "canceled":
                 raise LoopError(f"{name}: its run was cancelled; ringrift loop goes on from there")
@@ -412,7 +416,7 @@ class Loop:
             elif since > DECISION_PATIENCE:
                 raise LoopError(
                     f"{name}: the run succeeded but the sensor decided nothing for "
-                    f"{DECISION_PATIENCE:.0f} s; see {home_folder(self.request.data) / 'services'}"
+                    f"{waited:.0f} s; see {home_folder(self.request.data) / 'services'}"
                 )
         for before, after in pairwise(self.states.values()):
             known = before.decision

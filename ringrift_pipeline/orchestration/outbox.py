@@ -40,7 +40,7 @@ DEEPEST = 100  # lists and mappings in it, one within the other; of ours some fo
 PATIENCE = 20.0
 
 _logged: set[str] = set()  # ids of what this process logged while the web hook could not be used
-_stuck: set[Path] = set()  # what this process has told of and could not move
+_stuck: dict[Path, str] = {}  # what this process has done with and could not move, and where to
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Outbox:
                 for alert in alerts:
                     path = self._path(WAITING, alert.id)
                     if path in _stuck:
-                        self._told(path, say)
+                        self._settle(path, _stuck[path], say)
                         continue
                     if time.monotonic() > until:
                         say("more alerts wait for the next tick")
@@ -129,11 +129,11 @@ class Outbox:
                         say(f"not told, {'refused' if error.refused else 'kept'}: {error}")
                         if not error.refused:
                             break
-                        self._move(path, REFUSED, say)
+                        self._settle(path, REFUSED, say)
                         continue
                     say(f"told: {alert.title}")
                     told.append(alert)
-                    self._told(path, say)
+                    self._settle(path, TOLD, say)
         except LockedError:
             say("another process is passing alerts on")
         return told
@@ -185,12 +185,12 @@ class Outbox:
                 found.append(alert)
         return sorted(found, key=lambda alert: (alert.time, alert.id))
 
-    def _told(self, path: Path, say: Callable[[str], object]) -> None:
-        """Move an alert that was told of, and remember it if it cannot be."""
-        if self._move(path, TOLD, say):
-            _stuck.discard(path)
+    def _settle(self, path: Path, state: str, say: Callable[[str], object]) -> None:
+        """Move an alert that was told of or refused, and remember it if it cannot be."""
+        if self._move(path, state, say):
+            _stuck.pop(path, None)
         else:
-            _stuck.add(path)
+            _stuck[path] = state
 
     def _move(self, path: Path, state: str, say: Callable[[str], object]) -> bool:
         """Whether a file that waits could be moved to ``state``; ``say`` is told if not."""

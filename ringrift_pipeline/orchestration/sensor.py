@@ -171,7 +171,7 @@ def _report(store: Store, config: str, outcome: Outcome, error: Exception) -> No
     try:
         Outbox(store).put(not_handled(config, handled, what, INTERVAL, mark_of(error)))
     except (OSError, StoreError) as unwritten:  # a full disk must not stop the others either
-        outcome.notes.append(f"{config}: not reported, {unwritten}")
+        outcome.note_error(f"{config}: not reported, ", unwritten)
 
 
 def _look(instance: DagsterInstance, store: Store, config: str, outcome: Outcome) -> None:

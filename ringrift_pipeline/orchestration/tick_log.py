@@ -8,20 +8,27 @@ started anew logs it once more.
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from types import TracebackType
 
 from dagster import SensorEvaluationContext
 
 from ringrift_pipeline.store import BucketError
+from ringrift_pipeline.store.atomic import TEMPORARY
 
+_TEMPORARY = re.compile(re.escape(TEMPORARY) + r"[\w.-]*")
 _last: dict[tuple[Path, str], frozenset[str]] = {}  # by data root and sensor, of its last tick
 
 
 def mark_of(error: Exception) -> str:
-    """What stays the same of an error: how long a bucket was waited for is another time in every tick."""
+    """What stays the same of an error: how long a bucket was waited for is another time in every tick,
+    and a temporary file has another name.
+    """
     name = type(error).__name__
-    return f"BucketError {error.bucket}" if isinstance(error, BucketError) else f"{name}: {error}"
+    if isinstance(error, BucketError):
+        return f"{name} {error.bucket}"
+    return f"{name}: {_TEMPORARY.sub(TEMPORARY, str(error))}"
 
 
 class TickLog:

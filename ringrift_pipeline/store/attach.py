@@ -25,11 +25,15 @@ _MARK = "bucket.json"
 
 
 def attached(root: Path) -> str | None:
-    """The bucket that a data root is the cache of, None for an ordinary one."""
+    """The bucket that a data root is the cache of, None for an ordinary one. Raises
+    UnreadableArtefactError where the disk refuses to say.
+    """
     try:
         return str(read_sealed(root / HIDDEN / _MARK)[1]["bucket"])
     except FileNotFoundError:
         return None
+    except UnreadableError as error:
+        raise UnreadableArtefactError(root / HIDDEN / _MARK, str(error), WELL_AGAIN) from error
     except ManifestMismatch:
         return "a bucket"
 

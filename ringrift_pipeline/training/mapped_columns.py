@@ -39,13 +39,14 @@ def make_column(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memma
 
 def _allocate(file: BufferedWriter, size: int) -> None:
     """Make a file ``size`` bytes long, with a block for each of them. What is added is zeros."""
-    if hasattr(os, "posix_fallocate"):  # macOS has none
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-            return
-        except OSError as error:  # some C libraries do not write zeros themselves
-            if error.errno not in _NO_ALLOCATION:
-                raise
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    except AttributeError:  # macOS has none
+        pass
+    except OSError as error:  # some C libraries do not write zeros themselves
+        if error.errno not in _NO_ALLOCATION:
+            raise
     zeros = bytes(PIECE)
     while (left := size - file.tell()) > 0:
         file.write(zeros[:left])

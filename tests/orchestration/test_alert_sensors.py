@@ -134,6 +134,23 @@ def test_a_failure_is_told_that_has_the_number_of_a_deleted_one(
     assert sorted(told.keys) == sorted([*runs, *after])
 
 
+def test_a_number_that_the_log_does_not_have_is_forgotten_though_nothing_can_be_told_yet(
+    instance: DagsterInstance, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [failed_run(instance) for _ in range(3)]
+    cursor = tick(names.FAILURE_SENSOR, instance, told).cursor
+    for run in runs:
+        instance.delete_run(run)
+    after = [failed_run(instance)]
+    with monkeypatch.context() as patch:
+        patch.setattr(failure_sensor, "retry_noted", lambda *_: False)
+        cursor = tick(names.FAILURE_SENSOR, instance, told, cursor).cursor
+    assert sorted(told.keys) == sorted(runs)
+    after += [failed_run(instance) for _ in range(3)]
+    tick(names.FAILURE_SENSOR, instance, told, cursor)
+    assert sorted(told.keys) == sorted([*runs, *after])
+
+
 def test_what_could_not_be_told_is_told_later_though_the_cursor_moved(
     instance: DagsterInstance, data: Path, told: Told
 ) -> None:

@@ -263,6 +263,8 @@ def test_what_cannot_be_laid_aside_does_not_hold_up_the_others(
     assert [one.key for one in outbox.deliver(quick(hook.url), said.append)] == ["run-1"]
     assert [line for line in said if line.startswith(f"{path} cannot be moved to ")]
     assert path.exists() and outbox.waiting() == 1
+    asked = len(hook.got)
+    assert outbox.deliver(quick(hook.url)) == [] and len(hook.got) == asked
 
 
 def test_an_alert_that_cannot_be_moved_is_told_once(outbox: Outbox, hook: Hook) -> None:

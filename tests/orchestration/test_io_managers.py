@@ -20,7 +20,7 @@ from polars.testing import assert_frame_equal
 from ringrift_pipeline.orchestration import names
 from ringrift_pipeline.orchestration.io_managers import JsonIOManager, ParquetIOManager, table_of
 from ringrift_pipeline.orchestration.places import home_folder
-from ringrift_pipeline.store import CorruptArtefactError, Store
+from ringrift_pipeline.store import Store, UnreadableArtefactError
 from ringrift_pipeline.training import TableError
 from tests.bad_disk import unreadable
 
@@ -69,7 +69,7 @@ def test_large_values_are_refused(data: Any) -> None:
 def test_a_value_that_the_disk_refuses_to_read_is_named(data: Any) -> None:
     with (
         unreadable(home_folder(data) / "values"),
-        pytest.raises(CorruptArtefactError, match=r"cannot be read: Input.*run that step again"),
+        pytest.raises(UnreadableArtefactError, match=r"cannot be read: Input.*run that step again"),
     ):
         run_graph(["text"], data)
 

@@ -34,6 +34,7 @@ class World:
     def __init__(self) -> None:
         self.now = 1000.0
         self.hung: str | None = None
+        self.for_ever = False  # does it hang again, each time that it is started?
         self.started: dict[str, float] = {}
         self.does: Callable[[], None] = lambda: None
 
@@ -71,7 +72,7 @@ class Process:
     def start(self) -> None:
         self.has_ended = False
         self.world.started[self.kind] = self.world.now
-        if self.world.hung == self.kind:
+        if self.world.hung == self.kind and not self.world.for_ever:
             self.world.hung = None
 
     def check(self) -> None:
@@ -146,6 +147,26 @@ def test_a_decision_is_waited_for_until_what_hangs_is_started_again(
     began = world.now
     assert [*work.watch()][-1].generations[0].decided
     assert world.hung is None and world.now - began > silent_services.SILENCE
+
+
+@pytest.mark.parametrize("hung", KINDS)
+@pytest.mark.parametrize(
+    ("status", "tags", "said"),
+    [
+        (DagsterRunStatus.SUCCESS, {}, "the sensor decided nothing"),
+        (DagsterRunStatus.FAILURE, {RETRY_TAG: "true"}, "the run failed"),
+    ],
+)
+def test_what_hangs_whenever_it_is_started_is_not_waited_for_without_end(
+    hung: str, status: DagsterRunStatus, tags: dict[str, Any], said: str, work: Loop, world: World
+) -> None:
+    run_of(work.instance, status, **tags)
+    world.hung, world.for_ever = hung, True
+    began = world.now
+    with pytest.raises(LoopError, match=said):
+        for _ in work.watch():
+            assert world.now - began < 4 * silent_services.SILENCE
+    assert world.now - began > loop.MOST_HEALING
 
 
 @pytest.mark.parametrize("hung", KINDS)
