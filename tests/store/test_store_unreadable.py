@@ -25,7 +25,7 @@ from ringrift_pipeline.store import (
     read_jsonl,
 )
 from ringrift_pipeline.store import artefacts as artefacts_module
-from ringrift_pipeline.store.attach import attach
+from ringrift_pipeline.store.attach import attach, refuse_attached
 from ringrift_pipeline.store.layout import Layout
 from ringrift_pipeline.store.manifest import hash_file, sealed_bytes
 from tests.bad_disk import unreadable
@@ -206,6 +206,7 @@ def test_the_cache_of_a_bucket_is_not_said_to_be_damaged(tmp_path: Path) -> None
     mark.write_bytes(sealed_bytes({"bucket": "s3://a"}, "the mark"))
     with unreadable(mark):
         refused(mark, attach, tmp_path, cast(Any, None))
+        refused(mark, refuse_attached, tmp_path)
 
 
 def test_whatever_is_read_has_a_name(tmp_path: Path) -> None:
