@@ -94,6 +94,9 @@ class History:
     def _land(self, number: int, kind: str, about: dict[str, Any], **files: Any) -> Any:
         with self.store.create(self.config, number, kind, about) as draft:
             for name, content in files.items():
+                if not name:  # several files, which it names itself
+                    content(draft)
+                    continue
                 path = draft / name.replace("__", ".")
                 if callable(content):
                     content(path)
