@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 from ringrift_pipeline.store.atomic import write_bytes_atomic
 from ringrift_pipeline.store.bucket import Bucket
@@ -29,13 +30,23 @@ def attached(root: Path) -> str | None:
     UnreadableArtefactError where the disk refuses to say.
     """
     try:
-        return str(read_sealed(root / HIDDEN / _MARK)[1]["bucket"])
+        known = _read_mark(root)
+    except ManifestMismatch:
+        return "a bucket"
+    return None if known is None else str(known["bucket"])
+
+
+def _read_mark(root: Path) -> dict[str, Any] | None:
+    """What a data root says that it is the cache of, None for an ordinary one. Raises ManifestMismatch;
+    UnreadableArtefactError where the disk refuses to say.
+    """
+    mark = root / HIDDEN / _MARK
+    try:
+        return read_sealed(mark)[1]
     except FileNotFoundError:
         return None
     except UnreadableError as error:
-        raise UnreadableArtefactError(root / HIDDEN / _MARK, str(error), WELL_AGAIN) from error
-    except ManifestMismatch:
-        return "a bucket"
+        raise UnreadableArtefactError(mark, str(error), WELL_AGAIN) from error
 
 
 def refuse_attached(root: Path) -> None:
@@ -59,11 +70,7 @@ def attach(root: Path, bucket: Bucket) -> None:
     """
     mark = root / HIDDEN / _MARK
     try:
-        known = read_sealed(mark)[1]
-    except FileNotFoundError:
-        known = {}
-    except UnreadableError as error:
-        raise UnreadableArtefactError(mark, str(error), WELL_AGAIN) from error
+        known = _read_mark(root) or {}
     except ManifestMismatch as error:
         raise BucketSettingError(
             f"{mark}, which says what bucket {root} is the cache of, is damaged ({error}): delete it "
