@@ -170,10 +170,10 @@ def status_of(data: Path) -> Status:
             )
             running = [_run(record, read_progress(data, _id(record))) for record in working]
             waiting = [_run(record) for record in queued]
-            following = list(_following(instance, store, [*working, *queued]))
+            sensor_off = is_turned_off(instance)
+            following = list(_following(instance, store, [*working, *queued], sensor_off))
             failed = list(_failed(instance))
             cancelled = list(_cancelled(instance, store))
-            sensor_off = is_turned_off(instance)
             unfollowed = {
                 config: not_followed(instance, config, newest) for config, newest in decided.items()
             }
@@ -277,13 +277,15 @@ def _by_hand(store: Store, records: list[RunRecord]) -> list[tuple[str, int]]:
 # --- what is next -------------------------------------------------------------------------------
 
 
-def _following(instance: DagsterInstance, store: Store, records: list[RunRecord]) -> Iterator[Next]:
+def _following(
+    instance: DagsterInstance, store: Store, records: list[RunRecord], sensor_off: bool
+) -> Iterator[Next]:
     """What nobody has queued yet: the sensor's next generations, backfills, schedules."""
     states = {
         (state.instigator_type, state.instigator_name): state.status
         for state in instance.all_instigator_state()
     }
-    if not is_turned_off(instance):
+    if not sensor_off:
         for record in records:
             config, generation = _where(record)
             if config is None or generation is None or "loop" in _paused(store, config):
