@@ -22,7 +22,7 @@ from .conftest import NOW
 from .outcomes import exported, made
 from .power_loss import Disk, Left, disks, lay_out
 from .tally import Cases
-from .tracing import Zygote, traced
+from .tracing import Traced, Zygote, traced
 
 MIXTURES = 6
 AGAIN = 21  # of so many disks the stage is done again on one, and on those after the last event
@@ -32,6 +32,15 @@ PASSING = (
 )  # replaced while a stage works; parts go when it is done
 ONE_PROCESS = [stage for stage in (*stages.NAMES, *stages.LATER) if stage not in stages.MULTI]
 Copy = Callable[[str], Path]
+
+
+def replayed(root: Path, script: str) -> tuple[Traced, dict[tuple[int, str], Left]]:
+    """A script's events, and the disks that may be left after each: by its number and what was lost."""
+    disk = Disk(root)
+    run = traced([sys.executable, "-c", script, root], root, data=True)
+    assert run.status == 0, run.errors
+    left = disks(disk, run.events, run.data, 0, 0)
+    return run, {(number, loss): each for number, loss, each in left}
 
 
 @pytest.mark.bounded
@@ -52,14 +61,9 @@ folder = os.open(".", os.O_RDONLY)
 os.fsync(folder)
 os.unlink("new")
 """
-    disk = Disk(root)
-    run = traced([sys.executable, "-c", script, root], root, data=True)
-    assert run.status == 0
+    run, found = replayed(root, script)
     names = [event.name for event in run.events]
     assert names == ["open", "write", "fsync", "write", "rename", "fsync", "unlink"]
-    found: dict[tuple[int, str], Left] = {
-        (number, loss): left for number, loss, left in disks(disk, run.events, run.data, 0, 0)
-    }
     assert found[0, "all"] == {"old": b"safe"}
     assert found[1, "all"] == {"old": b"safe"}
     assert found[2, "bytes"] == {"old": b"safe", "new": b""}
@@ -86,16 +90,14 @@ with open("old", "r+b") as file:
     place[11:] = b"x"
     os.fsync(file.fileno())
 """
-    disk = Disk(root)
-    run = traced([sys.executable, "-c", script, root], root, data=True)
-    assert run.status == 0, run.errors
+    run, disks_left = replayed(root, script)
+    found = {which: left["old"] for which, left in disks_left.items()}
     assert [(event.name, event.offset) for event in run.events] == [
         ("fallocate", 4),
         ("fallocate", 12),
         ("mmap", -1),
         ("fsync", 0),
     ]
-    found = {(n, loss): left["old"] for n, loss, left in disks(disk, run.events, run.data, 0, 0)}
     assert found[1, "nothing"] == b"0123456789"
     assert found[3, "nothing"] == b"0123456789" + bytes(2)
     assert found[3, "all"] == b"0123456789"
