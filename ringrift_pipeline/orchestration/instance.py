@@ -179,7 +179,8 @@ def sweep_home(data: Path) -> None:
 
 def code_server_of(run: DagsterRun) -> str | None:
     """The socket of the code server that a run was launched by: empty for one at a port, None for a run
-    that has not been launched yet. A retry has its parent's until then, which is some milliseconds. Where the history is in PostgreSQL it may be another machine's.
+    that has not been launched yet. A retry has its parent's until then, which is some milliseconds.
+    Where the history is in PostgreSQL it may be another machine's.
     """
     with contextlib.suppress(ValueError, RecursionError):  # whoever asks for a run writes its tags
         told = json.loads(run.tags.get(GRPC_INFO_TAG, ""))

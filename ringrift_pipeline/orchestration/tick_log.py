@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from types import TracebackType
 
 from dagster import SensorEvaluationContext
 
@@ -60,10 +59,5 @@ class TickLog:
     def __enter__(self) -> TickLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _last[self._place] = frozenset(self._now)
